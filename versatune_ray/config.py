@@ -22,7 +22,7 @@ Shares = dict[str, float]
 
 def setting(default: Any, description: str, unit: str = "", **constraints: Any) -> Any:
     """Declare one key: default (or a zero-argument factory of one), meaning, unit, pydantic constraints."""
-    extra = {"unit": unit} if unit else None
+    extra: Any = {"unit": unit} if unit else None
     if callable(default):
         return Field(default_factory=default, description=description, json_schema_extra=extra, **constraints)
     return Field(default=default, description=description, json_schema_extra=extra, **constraints)
@@ -40,9 +40,7 @@ class Section(BaseModel):
 
 
 class Model(Section):
-    path: str | None = setting(
-        None, "base model: a folder or a Hugging Face id; none: pre-train the tiny one described under `base`"
-    )
+    path: str | None = setting(None, "base model: a folder or a Hugging Face id; none: pre-train the tiny one described under `base`")
     trust_remote_code: bool = setting(False, "run Python code that comes with the model (only for sources you trust)")
 
 
@@ -63,7 +61,8 @@ class Base(Section):
     learning_rate: float = setting(3e-3, "peak rate; cosine to zero", gt=0)
     judge_rows: int = setting(9_000, "labelled rows that the tiny judge is trained on; 0: no judge", "rows", ge=0)
     judge_noise: float = setting(0.1, "share of tokens of a judge row replaced at random, so that it can read bad text", ge=0, lt=1)
-    cpus: int = setting(2, "CPUs (threads) used to pre-train", ge=1)
+    seed: int = setting(0, "seed of tokenizer rows, weights and order")
+    cpus: int = setting(1, "CPUs (threads) each for base model and judge, which train side by side", ge=1)
 
 
 class Microworld(Section):
@@ -115,9 +114,7 @@ class Generation(Section):
 
 class Judge(Section):
     path: str | None = setting(None, "judge model: folder or Hugging Face id; none: the tiny one of `base`")
-    prompt: str | None = setting(
-        None, "prompt with {text}, optionally {options} and {domains}; none: a lettered multiple-choice question"
-    )
+    prompt: str | None = setting(None, "prompt with {text}, optionally {options} and {domains}; none: a lettered multiple-choice question")
     labels: Literal["letters", "names"] = setting("letters", "what the one answer token spells: an option letter, or the domain's name")
     max_text_tokens: int = setting(1024, "tokens of a generation shown to the judge", "tokens", ge=1)
     engine: Engine = setting(Engine, "vLLM stage of the judge")
@@ -126,9 +123,7 @@ class Judge(Section):
 class Detection(Section):
     """Algorithm 1: what the base model knows."""
 
-    distribution: str | None = setting(
-        None, "skip detection: a distribution.json, or the name of a published one (such as llama-2-7b)"
-    )
+    distribution: str | None = setting(None, "skip detection: a distribution.json, or the name of a published one (such as llama-2-7b)")
     samples: int = setting(400, "sequences per repeat, N_S (paper: 40,000)", "sequences", ge=2)
     repeats: int = setting(5, "repeats, T (paper: 5)", ge=1)
     generation: Generation = setting(Generation, "sampling settings")
@@ -235,9 +230,7 @@ class Config(Section):
                 for name in given:
                     if name not in names:
                         raise ValueError(f"{key}: unknown domain {name!r}; {_nearest(name, names)}")
-        if self.mixture.targets == [] and (
-            self.mixture.policy == "expansion" or self.mixture.start in ("specific", "uniform_remainder")
-        ):
+        if self.mixture.targets == [] and (self.mixture.policy == "expansion" or self.mixture.start in ("specific", "uniform_remainder")):
             raise ValueError("mixture.targets: missing; name at least one domain to expand")
         return self
 

@@ -1,0 +1,17 @@
+"""Fine-tune with shares that follow each domain's loss; detects and measures references first where they are missing.
+
+usage: python jobs/finetune.py [--config FILE] [key=value …]      leaves {storage}/{run}/finetune/model/
+"""
+
+from pathlib import Path
+
+from versatune_ray.cli import main
+from versatune_ray.pipeline import Run
+
+
+def job(run: Run) -> Path:
+    return run.tuned
+
+
+if __name__ == "__main__":
+    main(job, __doc__)

@@ -1,0 +1,18 @@
+"""Reference losses: per domain, the lowest held-out loss of a small model tuned on that domain alone.
+
+usage: python jobs/reference.py [--config FILE] [key=value …]      leaves {storage}/{run}/reference/losses.json
+"""
+
+from pathlib import Path
+
+from versatune_ray.cli import main
+from versatune_ray.pipeline import Run
+
+
+def job(run: Run) -> Path:
+    assert run.reference
+    return run.folder / "reference" / "losses.json"
+
+
+if __name__ == "__main__":
+    main(job, __doc__)

@@ -1,0 +1,46 @@
+"""Policies over recorded losses."""
+
+import numpy as np
+import pytest
+
+from versatune_ray.mixture import Constant, Expansion, Feedback, VersaTune, replay, uniform
+
+
+def test_versatune_over_two_adjustments_by_hand():
+    # γ(1) = (0.5, 0): P' = (0.75, 0.5), Σ 1.25 → (0.6, 0.4). γ(2) = (0, 0.5): P' = (0.6, 0.6) → (0.5, 0.5)
+    shares = replay(VersaTune(), [0.5, 0.5], losses=[[2, 1], [1, 2]], reference_loss=[1, 1])
+    np.testing.assert_allclose(shares, [[0.5, 0.5], [0.6, 0.4], [0.5, 0.5]], atol=1e-15)
+
+
+def test_each_row_is_one_update_with_the_loss_before_as_previous():
+    rng = np.random.default_rng(0)
+    losses, reference, initial = rng.gamma(3, 1, (20, 6)), rng.gamma(1, 1, 6), rng.gamma(3, 1, 6)
+    policy = Expansion(targets=[2])
+    rows = replay(policy, uniform(6), losses, reference, initial)
+    assert rows.shape == (21, 6)
+    previous = initial
+    for i in range(20):
+        expected = policy.update(rows[i], Feedback(i + 1, losses[i], previous, reference))
+        assert rows[i + 1].tolist() == expected.tolist()
+        previous = losses[i]
+
+
+def test_no_adjustments_leave_the_start():
+    for none in ([], np.empty((0, 2))):
+        assert replay(Constant(), [0.3, 0.7], none, None).tolist() == [[0.3, 0.7]]
+
+
+def test_a_policy_that_needs_the_loss_before_step_1_refuses_without():
+    with pytest.raises(ValueError, match="step 1: previous_loss is missing"):
+        replay(Expansion(targets=[0]), [0.5, 0.5], [[1, 1]], [0.5, 0.5])
+    with pytest.raises(ValueError, match="step 1: reference_loss is missing"):
+        replay(VersaTune(), [0.5, 0.5], [[1, 1]], None)
+
+
+def test_bad_losses_name_adjustment_and_domain():
+    with pytest.raises(ValueError, match="step 2: loss of 'code' is nan"):
+        replay(Constant(), [0.5, 0.5], [[1, 1], [1, np.nan]], None, names=["law", "code"])
+    with pytest.raises(ValueError, match="3 values per adjustment for 2 domains"):
+        replay(Constant(), [0.5, 0.5], [[1, 1, 1]], None)
+    with pytest.raises(ValueError, match="one row per adjustment"):
+        replay(Constant(), [0.5, 0.5], [1, 1], None)

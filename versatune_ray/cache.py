@@ -1,0 +1,95 @@
+"""Results kept under ``{storage}/.cache``, keyed by everything they depend on, built once even when two runs want them at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from versatune_ray.errors import UserError
+
+
+def key_of(parts: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits that change when any part changes."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def cached(root: Path, kind: str, parts: Mapping[str, Any], build: Callable[[Path], None]) -> tuple[Path, bool]:
+    """The folder ``root/kind/<key of parts>``, made by ``build(work_folder)`` if it is not there.
+
+    A second process that wants the same entry waits for the first. The work folder survives a kill, so that ``build`` may go on
+    from what it finds there; it becomes the entry only when ``build`` returns.
+
+    Returns:
+        The folder, and whether it was there already.
+    """
+    entry = root / kind / key_of(parts)
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    if entry.is_dir():
+        return entry, True
+    with FileLock(f"{entry}.lock"):
+        if entry.is_dir():
+            return entry, True
+        work = entry.with_name(f"{entry.name}.partial")
+        work.mkdir(exist_ok=True)
+        build(work)
+        write_json(work / "key.json", parts)
+        work.replace(entry)
+    return entry, False
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write atomically: a reader sees the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def place(source: Path, target: Path) -> None:
+    """Make ``target`` show the cached folder ``source``: hard links where the file system has them, else copies."""
+
+    def link(src: str, dst: str) -> None:
+        try:
+            os.link(src, dst)
+        except OSError:
+            shutil.copy2(src, dst)
+
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target, copy_function=link)
+
+
+def model_fingerprint(path: str) -> str:
+    """Identity of a model by content: the files' bytes of a folder, or the commit of a Hugging Face id.
+
+    Raises:
+        UserError: neither a folder with a config.json nor a reachable id.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{path}: no config.json in this folder; is it a Hugging Face model?")
+        digest = hashlib.sha256()
+        for file in sorted(folder.rglob("*")):
+            if file.is_file() and file.suffix in (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"):
+                digest.update(file.name.encode())
+                with file.open("rb") as stream:
+                    while block := stream.read(1 << 22):
+                        digest.update(block)
+        return digest.hexdigest()
+    if path.startswith(("/", ".", "~")) or path.count("/") != 1:
+        raise UserError(f"{path}: no such model folder, and no Hugging Face id of the form owner/name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        # The snapshot's folder is named by its commit; the weights come later, on the node that serves them.
+        return f"{path}@{Path(snapshot_download(path, allow_patterns=['*.json'])).name}"
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(f"{path}: no such folder, and the Hugging Face hub gave no such model: {' '.join(str(error).split())}") from None

@@ -1,0 +1,51 @@
+"""Joining the Ray cluster at hand, or starting a small one that ends with this process."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from typing import Any
+
+
+def connect(verbose: bool = False) -> None:
+    """Join the cluster named by ``RAY_ADDRESS`` or running on this machine; else start one for this process alone.
+
+    Token authentication stays on. A cluster that was not started here is never stopped.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        return
+    options: dict[str, Any] = {"log_to_driver": True, "runtime_env": {"env_vars": worker_environment(verbose)}}
+    if not verbose:
+        options["logging_level"] = "WARNING"
+    try:
+        ray.init(address="auto", **options)
+    except ConnectionError:
+        folder = tempfile.mkdtemp(prefix="versatune-ray-")  # short: Ray puts sockets in it, whose paths must stay under 107 bytes
+        # Ray's CPUs are logical: with fewer than four, a data stage and a worker group can wait for each other for ever.
+        ray.init(num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, _temp_dir=folder, **options)
+
+        def stop() -> None:
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+        atexit.register(stop)
+
+
+def worker_environment(verbose: bool) -> dict[str, str]:
+    """Environment of every Ray worker of a job."""
+    environment = {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error"}
+    if not verbose:
+        environment |= {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_CONFIGURE_LOGGING": "1"}
+    return environment
+
+
+def has_gpus() -> bool:
+    import ray
+
+    return float(ray.cluster_resources().get("GPU", 0)) > 0

@@ -1,0 +1,81 @@
+"""Stage two of detection: one vLLM request per sequence, one output token, one probability per domain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from versatune_ray.config import Engine
+from versatune_ray.detection.prompt import answer_ids, render
+from versatune_ray.engine import vllm_stage
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class JudgeSpec:
+    """A judge ready to run: model folder or id, prompt template, kind of answer, longest text it is shown."""
+
+    path: str
+    prompt: str
+    labels: str
+    max_text_tokens: int
+    engine: Engine
+    trust_remote_code: bool
+
+
+def judge(spec: JudgeSpec, domains: Sequence[str], descriptions: Mapping[str, str], generated: Path, folder: Path) -> None:
+    """Read the generated rows, add one probability column per domain, write Parquet to ``folder``.
+
+    Rows discarded before keep their reason and get NaN; so do rows whose request fails here.
+    """
+    import ray
+
+    tokenizer = _tokenizer(spec.path, spec.trust_remote_code)
+    before, after = render(tokenizer, spec.prompt, domains, descriptions, spec.labels)
+    answers = answer_ids(tokenizer, domains, spec.labels)
+    names = list(domains)
+
+    def prepare(row: Row) -> Row:
+        text = _tokenizer(spec.path, spec.trust_remote_code).encode(row["text"], add_special_tokens=False)[: spec.max_text_tokens]
+        # logprob_token_ids gives the raw log-probabilities of exactly the answers, however unlikely they are.
+        sampling = {"max_tokens": 1, "temperature": 0.0, "logprob_token_ids": answers, "detokenize": False}
+        return row | {"tokenized_prompt": [*before, *text, *after], "sampling_params": sampling}
+
+    def read(row: Row) -> Row:
+        values = np.array([row["logprobs"][0][answer]["logprob"] for answer in answers])
+        weights = np.exp(values - values.max())
+        return _output(row, names, weights / weights.sum(), row["discarded"])
+
+    def finish(row: Row) -> Row:
+        error = row.get("__inference_error__") or ""
+        if not error:
+            return _output(row, names, np.array([row[name] for name in names]), row["discarded"])
+        return _output(row, names, np.full(len(names), np.nan), f"judging failed: {error}")
+
+    longest = len(before) + spec.max_text_tokens + len(after) + 1
+    engine = spec.engine.model_copy(update={"options": {"max_model_len": longest, "max_logprobs": -1} | spec.engine.options})
+    stage = vllm_stage(spec.path, engine, prepare, read, trust_remote_code=spec.trust_remote_code)
+    rows = ray.data.read_parquet(str(generated))
+    stage(rows.filter(lambda row: row["discarded"] is None)).map(finish).write_parquet(str(folder))
+    aside = rows.filter(lambda row: row["discarded"] is not None)
+    aside.map(lambda row: _output(row, names, np.full(len(names), np.nan), row["discarded"])).write_parquet(
+        str(folder), mode=ray.data.SaveMode.APPEND
+    )
+
+
+def _output(row: Row, names: Sequence[str], probabilities: Any, discarded: str | None) -> Row:
+    kept = {"id": int(row["id"]), "repeat": int(row["repeat"]), "text": row["text"], "tokens": int(row["tokens"]), "discarded": discarded}
+    return kept | {name: float(p) for name, p in zip(names, probabilities, strict=True)}
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(path: str, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)

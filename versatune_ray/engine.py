@@ -1,0 +1,47 @@
+"""One vLLM stage of ``ray.data.llm``: the only place that knows how an engine is placed on CPUs or GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from versatune_ray.cluster import has_gpus
+from versatune_ray.config import Engine
+
+Row = dict[str, Any]
+
+
+def vllm_stage(
+    model: str, settings: Engine, preprocess: Callable[[Row], Row], postprocess: Callable[[Row], Row], *, trust_remote_code: bool
+) -> Any:
+    """A processor ``Dataset → Dataset``; ``preprocess`` gives ``tokenized_prompt`` and ``sampling_params``.
+
+    A request that fails does not stop the others: its row skips ``postprocess`` and carries ``__inference_error__``.
+    """
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    options: dict[str, Any] = {"tensor_parallel_size": settings.tensor_parallel, "trust_remote_code": trust_remote_code}
+    bundle: dict[str, float] = {"CPU": settings.cpus}
+    environment = {}
+    if has_gpus():
+        bundle["GPU"] = 1
+    else:
+        # Eager and float32: compiling pays off only after more tokens than a CPU makes, and float32 runs on every CPU.
+        options |= {"enforce_eager": True, "dtype": "float32"}
+        environment["VLLM_CPU_KVCACHE_SPACE"] = str(settings.kv_cache_gib)
+    config = vLLMEngineProcessorConfig(
+        model_source=model,
+        engine_kwargs=options | settings.options,
+        accelerator_type=None,
+        placement_group_config={"bundle_per_worker": bundle},
+        runtime_env={"env_vars": environment} if environment else None,
+        concurrency=settings.replicas,
+        batch_size=settings.batch_size,
+        max_concurrent_batches=settings.concurrent_batches,
+        should_continue_on_error=True,
+        chat_template_stage=False,
+        tokenize_stage=False,
+        detokenize_stage=False,
+        log_engine_metrics=False,
+    )
+    return build_processor(config, preprocess=preprocess, postprocess=postprocess)

@@ -1,0 +1,105 @@
+"""Ask a model questions, greedily, through a vLLM stage of Ray Data, and count exact matches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset
+
+from versatune_ray.cache import cached
+from versatune_ray.config import Config, Evaluation
+from versatune_ray.domains.chat import encode_prompt, load_tokenizer
+from versatune_ray.domains.records import Question, read_questions
+from versatune_ray.engine import vllm_stage
+
+Row = dict[str, Any]
+
+
+def load_questions(config: Config) -> dict[str, list[Question]]:
+    """Questions of every domain that has some."""
+    return {
+        name: read_questions(domain.questions, config.evaluation.limit, f"domains.{name}.questions")
+        for name, domain in config.domains.items()
+        if domain.questions
+    }
+
+
+def ask(
+    model: str,
+    fingerprint: str,
+    questions: Mapping[str, Sequence[Question]],
+    settings: Evaluation,
+    chat_template: str | None,
+    cache: Path,
+    trust_remote_code: bool,
+) -> tuple[dict[str, list[str]], bool]:
+    """Greedy answers per domain, in question order, and whether they came from the cache. A failed request answers nothing."""
+    template = None if chat_template is None else Path(chat_template).read_text(encoding="utf-8")
+    flat = [(name, question.question) for name, asked in questions.items() for question in asked]
+    parts = {
+        "model": fingerprint,
+        "questions": flat,
+        "max_tokens": settings.max_tokens,
+        "template": template,
+        "options": settings.engine.options,
+    }
+    parts["questions"] = [list(pair) for pair in flat]
+
+    def build(work: Path) -> None:
+        import ray
+
+        tokenizer = load_tokenizer(model, chat_template, trust_remote_code)
+        rows = [{"id": i, "prompt_ids": encode_prompt(tokenizer, [{"role": "user", "content": text}])} for i, (_, text) in enumerate(flat)]
+        sampling = {"max_tokens": settings.max_tokens, "temperature": 0.0}
+
+        def prepare(row: Row) -> Row:
+            return {"id": row["id"], "tokenized_prompt": row["prompt_ids"], "sampling_params": sampling}
+
+        def keep(row: Row) -> Row:
+            return {"id": row["id"], "answer": row["generated_text"]}
+
+        def finish(row: Row) -> Row:
+            error = row.get("__inference_error__") or ""
+            return {"id": int(row["id"]), "answer": "" if error else row["answer"], "error": error}
+
+        stage = vllm_stage(model, settings.engine, prepare, keep, trust_remote_code=trust_remote_code)
+        blocks = max(1, math.ceil(len(rows) / settings.engine.batch_size))
+        stage(ray.data.from_items(rows, override_num_blocks=blocks)).map(finish).write_parquet(
+            str(work / "answers"), mode=ray.data.SaveMode.OVERWRITE
+        )
+
+    folder, reused = cached(cache, "answers", parts, build)
+    table = pyarrow.dataset.dataset(str(folder / "answers"), format="parquet").to_table()
+    by_id = dict(zip(table["id"].to_pylist(), table["answer"].to_pylist(), strict=True))
+    answers: dict[str, list[str]] = {name: [] for name in questions}
+    for place, (name, _) in enumerate(flat):
+        answers[name].append(by_id[place])
+    return answers, reused
+
+
+def is_match(answer: str, expected: str) -> bool:
+    """Equal up to case, spacing and a final full stop; a one-line expectation is compared with the answer's first line."""
+    if "\n" not in expected.strip():
+        answer = answer.strip().partition("\n")[0]
+    return _plain(answer) == _plain(expected)
+
+
+def exact_match(answers: Sequence[str], questions: Sequence[Question]) -> dict[str, Any]:
+    """Share of matches with its binomial standard error."""
+    n = len(questions)
+    p = sum(is_match(answer, question.answer) for answer, question in zip(answers, questions, strict=True)) / n
+    return {
+        "benchmark": "questions",
+        "metric": "exact_match",
+        "unit": "share",
+        "value": p,
+        "standard_error": math.sqrt(p * (1 - p) / n),
+        "n": n,
+    }
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold().removesuffix(".")

@@ -1,0 +1,132 @@
+"""Fill in what the configuration leaves to the embedded default: microworld records, tiny base model, tiny judge."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from versatune_ray.cache import cached, key_of
+from versatune_ray.config import Base, Config, Domain
+from versatune_ray.detection.prompt import TINY_JUDGE_PROMPT
+from versatune_ray.domains.sources import read_texts
+from versatune_ray.errors import UserError
+from versatune_ray.microworld.world import DOMAINS, MIXTURE, SPECS, World
+from versatune_ray.progress import Bar
+
+BASE_FOLDER, JUDGE_FOLDER = "tiny-base", "tiny-judge"
+
+
+def prepare(config: Config, need_judge: bool) -> tuple[Config, bool]:
+    """Returns the configuration with every model path and domain filled in, and whether nothing had to be made.
+
+    Raises:
+        UserError: a judge is needed and there is neither one named nor labelled text to train a tiny one on.
+    """
+    need_judge = need_judge and config.detection.judge.path is None
+    if need_judge and config.domains and not config.base.corpora:
+        raise UserError(
+            "detection.judge.path: missing; name a judge model, or give detection.distribution, "
+            "or start without detection (mixture.start=uniform)"
+        )
+    config = _with_domains(config)
+    if need_judge and not config.base.judge_rows:
+        raise UserError("base.judge_rows: 0 makes no tiny judge; name one in detection.judge.path")
+    wanted = {BASE_FOLDER: config.model.path is None, JUDGE_FOLDER: need_judge}
+    made = _make([name for name, want in wanted.items() if want], config) if any(wanted.values()) else {}
+    if BASE_FOLDER in made:
+        config = config.model_copy(update={"model": config.model.model_copy(update={"path": str(made[BASE_FOLDER][0])})})
+    if JUDGE_FOLDER in made:
+        judge = config.detection.judge.model_copy(
+            update={
+                "path": str(made[JUDGE_FOLDER][0]),
+                "prompt": TINY_JUDGE_PROMPT,
+                "labels": "letters",
+                "max_text_tokens": config.base.row_tokens - 2,
+            }
+        )
+        config = config.model_copy(update={"detection": config.detection.model_copy(update={"judge": judge})})
+    return config, all(reused for _, reused in made.values())
+
+
+def _with_domains(config: Config) -> Config:
+    """The microworld's records as domains like any other, where none are configured."""
+    if config.domains:
+        return config
+    settings = config.microworld
+    world = World(settings.facts, settings.seed)
+    folder, _ = cached(config.cache_folder, "microworld", settings.model_dump(), world.write)
+    domains = {
+        name: Domain(
+            train=[str(folder / f"{name}.train.jsonl")],
+            validation=[str(folder / f"{name}.validation.jsonl")],
+            questions=[str(folder / f"{name}.questions.jsonl")],
+            description=SPECS[name].description,
+        )
+        for name in DOMAINS
+    }
+    return config.model_copy(update={"domains": domains})
+
+
+def _make(wanted: list[str], config: Config) -> dict[str, tuple[Path, bool]]:
+    """Train the tiny models that are not cached, side by side as Ray tasks."""
+    import ray
+
+    texts = _texts(config)
+    mixture = _mixture(config.base, list(texts))
+    digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+    shared = config.base.model_dump(
+        include={"row_tokens", "vocab_size", "hidden_size", "layers", "context", "batch_size", "learning_rate", "seed"}
+    )
+    parts: dict[str, dict[str, Any]] = {
+        BASE_FOLDER: shared | {"texts": digest, "rows": config.base.rows, "mixture": mixture},
+        JUDGE_FOLDER: shared | {"texts": digest, "rows": config.base.judge_rows, "noise": config.base.judge_noise},
+    }
+
+    def make(name: str, texts: Mapping[str, list[str]]) -> tuple[Path, bool]:
+        from versatune_ray.microworld import tiny
+
+        def build(work: Path) -> None:
+            with Bar(name, 1, "step") as bar:
+
+                def progress(step: int, steps: int, loss: float) -> None:
+                    bar.to(step, f"loss {loss:.3f}", steps)
+
+                if name == BASE_FOLDER:
+                    tiny.build_base(config.base, texts, np.array([mixture[d] for d in texts]), config.base.seed, work / name, progress)
+                else:
+                    tiny.build_judge(config.base, texts, config.base.seed, work / name, progress)
+
+        return cached(config.cache_folder, name, parts[name], build)
+
+    remote = ray.remote(num_cpus=config.base.cpus, max_retries=0)(make)
+    # A cached model needs no task: the second run of a job should not wait for workers to start.
+    entries = {name: config.cache_folder / name / key_of(parts[name]) for name in wanted}
+    shared_texts = ray.put(texts) if not all(entry.is_dir() for entry in entries.values()) else None
+    tasks = {name: remote.remote(name, shared_texts) for name, entry in entries.items() if not entry.is_dir()}
+    done = {name: ray.get(task) for name, task in tasks.items()}
+    found = {name: done.get(name, (entries[name], True)) for name in wanted}
+    return {name: (entry / name, reused) for name, (entry, reused) in found.items()}
+
+
+def _texts(config: Config) -> dict[str, list[str]]:
+    base = config.base
+    if base.corpora:
+        order = list(config.domains)
+        return {name: [text for _, text in read_texts(base.corpora[name], f"base.corpora.{name}")] for name in order}
+    world = World(config.microworld.facts, config.microworld.seed)
+    mixture = _mixture(base, list(DOMAINS))
+    return {name: list(world.texts(name, math.ceil(max(base.rows * mixture[name], base.judge_rows / len(DOMAINS))))) for name in DOMAINS}
+
+
+def _mixture(base: Base, names: list[str]) -> dict[str, float]:
+    shares = base.mixture or (dict.fromkeys(names, 1 / len(names)) if base.corpora else MIXTURE)
+    if set(shares) != set(names) or min(shares.values()) < 0 or sum(shares.values()) <= 0:
+        raise UserError(f"base.mixture: needs one share ≥ 0 for each of {', '.join(names)}; found {dict(shares)}")
+    total = sum(shares.values())
+    return {name: shares[name] / total for name in names}

@@ -1,0 +1,72 @@
+"""What a policy is told at one adjustment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import index
+
+import numpy.typing as npt
+
+from versatune_ray.mixture import metrics
+from versatune_ray.mixture.arrays import FloatArray, vector
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Feedback:
+    """The losses of one adjustment, validated and read-only, in domain order.
+
+    Attributes:
+        step: optimizer steps done so far, ≥ 0.
+        loss: ℓ(t)[k] now, in nats per response token.
+        previous_loss: ℓ(t−1)[k] at the adjustment before (the first time: before step 1), or None if unknown.
+        reference_loss: ℓ_ref[k], the mastery ceiling, or None if unknown.
+        names: domain names, for errors; or None.
+
+    Raises:
+        ValueError: a negative step; or a loss is NaN, infinite, negative or missing (step and domain are named).
+    """
+
+    step: int
+    loss: FloatArray
+    previous_loss: FloatArray | None = None
+    reference_loss: FloatArray | None = None
+    names: tuple[str, ...] | None = None
+
+    def __init__(
+        self,
+        step: int,
+        loss: npt.ArrayLike,
+        previous_loss: npt.ArrayLike | None = None,
+        reference_loss: npt.ArrayLike | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        if index(step) < 0:
+            raise ValueError(f"step: {step} is negative")
+        known = None if names is None else tuple(names)
+        k = len(known) if known is not None else vector(loss, f"step {step}: loss").size
+
+        def read(values: npt.ArrayLike, what: str) -> FloatArray:
+            array = vector(values, f"step {step}: {what}", k, known)
+            array.flags.writeable = False
+            return array
+
+        object.__setattr__(self, "step", index(step))
+        object.__setattr__(self, "loss", read(loss, "loss"))
+        object.__setattr__(self, "previous_loss", None if previous_loss is None else read(previous_loss, "previous loss"))
+        object.__setattr__(self, "reference_loss", None if reference_loss is None else read(reference_loss, "reference loss"))
+        object.__setattr__(self, "names", known)
+
+    def learnable_potential(self) -> FloatArray:
+        """γ[k] (Eq. 2). Raises ``ValueError`` without a reference loss."""
+        if self.reference_loss is None:
+            raise ValueError(f"step {self.step}: reference_loss is missing; the learnable potential (Eq. 2) needs it")
+        return metrics.learnable_potential(self.loss, self.reference_loss, self.names)
+
+    def forgetting_degree(self) -> FloatArray:
+        """φ[k] (Eq. 3). Raises ``ValueError`` without a previous loss."""
+        if self.previous_loss is None:
+            raise ValueError(
+                f"step {self.step}: previous_loss is missing; the forgetting degree (Eq. 3) needs it: measure before step 1 as well"
+            )
+        return metrics.forgetting_degree(self.loss, self.previous_loss, self.names)

@@ -1,0 +1,183 @@
+"""Policies: shares and feedback in, the next shares out. All are pure, frozen and without state of their own.
+
+Updates multiply, so a share of 0 stays 0 for ever: only δ on a target, or a ``min_share``, can bring a domain back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from versatune_ray.mixture.arrays import FloatArray, check_targets
+from versatune_ray.mixture.feedback import Feedback
+from versatune_ray.mixture.shares import check_shares, floored
+
+
+@dataclass(frozen=True)
+class GuardState:
+    """Both sides of Algorithm 3's guard: open where ``forgetting`` (mean φ of the others) < ``bound`` (ε·γ of the targets)."""
+
+    open: bool
+    forgetting: float
+    bound: float
+
+
+class Policy(Protocol):
+    """How shares follow the losses."""
+
+    def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
+        """Return the next shares [k]: ≥ 0, summing to 1 within 1e-12.
+
+        Raises:
+            ValueError: ``shares`` are no distribution over the feedback's domains, or a loss that the policy needs is None.
+        """
+        ...
+
+    def guard_state(self, shares: npt.ArrayLike, feedback: Feedback) -> GuardState | None:
+        """What ``update`` decides by at these inputs, for the log; None for a policy without a guard."""
+        ...
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Shares never move: VersaTune Constant with detected shares, or any other fixed mixture. Needs no losses."""
+
+    def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
+        return check_shares(shares, feedback.loss.size, feedback.names)
+
+    def guard_state(self, shares: npt.ArrayLike, feedback: Feedback) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class VersaTune:
+    """Algorithm 2 of VersaTune (arXiv 2411.11266): P'_j = P_j(t−1)·(1 + σ·γ_j(t)), then P_j(t) = P'_j / Σ P'_i.
+
+    Attributes:
+        sigma: σ ≥ 0, strength of the learnable potential. The paper prints no value; 1 is ours.
+        min_share: floor under every share (ours), applied last; 0 is the paper's letter.
+
+    Raises:
+        ValueError: a setting out of range; ``update`` without a reference loss, or with k · min_share > 1.
+    """
+
+    sigma: float = 1.0
+    min_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check("sigma", self.sigma, self.sigma >= 0, "≥ 0")
+        _check("min_share", self.min_share, 0 <= self.min_share <= 1, "within 0 and 1")
+
+    def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
+        before = check_shares(shares, feedback.loss.size, feedback.names)
+        return floored(_weights(before, feedback, self.sigma), self.min_share)
+
+    def guard_state(self, shares: npt.ArrayLike, feedback: Feedback) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """Algorithm 3 of VersaTune (arXiv 2411.11266): raise the targets by δ while the other domains forget little.
+
+    With P' as in Algorithm 2 and E the targets' total share before the update:
+
+    - guard open, (1/k)·Σ_{j not a target} φ_j < ε·γ_e: each target keeps its share and gets its part of δ; the others divide the
+      rest in proportion to P'. (The printed remainder is indexed by j; only P_e(t−1) makes the shares sum to 1.)
+    - guard closed: the shares of Algorithm 2.
+
+    Where the paper is silent, these are ours:
+
+    - Several targets share δ in proportion to their P' (equally if all are 0). γ_e is then the mean of their γ weighted by P',
+      which is the potential of the samples that δ would add. With one target both are the printed formula.
+    - The targets' total stops at ``max_share``: δ is cut to what fits. A total already above it is not raised, by δ or by Algorithm 2:
+      with the guard open each target keeps its share, with it closed the total may fall but not rise.
+    - Where every domain is a target nobody can forget: the mean is 0.
+
+    Attributes:
+        targets: indices of the domains to expand, in domain order.
+        sigma: σ ≥ 0, strength of the learnable potential. The paper prints no σ, δ or ε; the defaults are ours.
+        delta: δ, raise of the targets' total per adjustment, 0 < δ < 1.
+        epsilon: ε ≥ 0, forgetting tolerated per unit of target potential; 0 never raises.
+        max_share: ceiling of the targets' total share, 0 < max_share ≤ 1; at 1 the others can vanish for good.
+        min_share: floor under every share, applied last; it may take from the targets.
+        guard: False raises at every adjustment, the paper's ablation; previous losses are then not needed.
+        mean_over: "k" divides the others' forgetting by k as printed, "k-1" by the number of others.
+
+    Raises:
+        ValueError: a setting out of range; ``update`` with a target ≥ k, without a reference loss, without a previous loss
+            (unless ``guard`` is False), or with k · min_share > 1.
+    """
+
+    targets: Sequence[int]
+    sigma: float = 1.0
+    delta: float = 0.05
+    epsilon: float = 1.0
+    max_share: float = 0.95
+    min_share: float = 0.0
+    guard: bool = True
+    mean_over: Literal["k", "k-1"] = "k"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", check_targets(self.targets))
+        _check("sigma", self.sigma, self.sigma >= 0, "≥ 0")
+        _check("delta", self.delta, 0 < self.delta < 1, "above 0 and below 1")
+        _check("epsilon", self.epsilon, self.epsilon >= 0, "≥ 0")
+        _check("max_share", self.max_share, 0 < self.max_share <= 1, "above 0 and at most 1")
+        _check("min_share", self.min_share, 0 <= self.min_share <= 1, "within 0 and 1")
+        if self.mean_over not in ("k", "k-1"):
+            raise ValueError(f"mean_over: {self.mean_over!r} is unknown; valid: 'k', 'k-1'")
+
+    def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
+        before = check_shares(shares, feedback.loss.size, feedback.names)
+        weights = _weights(before, feedback, self.sigma)
+        targets = self._mask(before.size)
+        guard = self.guard_state(before, feedback)
+        total = float(before[targets].sum())
+        result = weights / weights.sum()
+        if guard is None or guard.open:
+            raised = max(min(self.delta, self.max_share - total), 0.0)
+            result[targets] = before[targets] + raised * _parts(weights[targets])
+        elif (after := float(result[targets].sum())) > (ceiling := max(self.max_share, total)):
+            result[targets] *= ceiling / after
+        rest = max(1 - float(result[targets].sum()), 0.0)
+        if (others := float(weights[~targets].sum())) > 0:
+            result[~targets] = weights[~targets] / others * rest
+        return floored(result, self.min_share)
+
+    def guard_state(self, shares: npt.ArrayLike, feedback: Feedback) -> GuardState | None:
+        """Both sides of the guard, by which ``update`` decides; None if ``guard`` is False. Raises as ``update`` does."""
+        if not self.guard:
+            return None
+        before = check_shares(shares, feedback.loss.size, feedback.names)
+        targets = self._mask(before.size)
+        others = int(np.count_nonzero(~targets))
+        terms = before.size if self.mean_over == "k" else max(others, 1)
+        forgetting = float(feedback.forgetting_degree()[~targets].sum()) / terms
+        parts = _parts(_weights(before, feedback, self.sigma)[targets])
+        bound = self.epsilon * float(parts @ feedback.learnable_potential()[targets])
+        return GuardState(open=forgetting < bound, forgetting=forgetting, bound=bound)
+
+    def _mask(self, k: int) -> npt.NDArray[np.bool_]:
+        mask = np.zeros(k, dtype=np.bool_)
+        mask[list(check_targets(self.targets, k))] = True
+        return mask
+
+
+def _weights(shares: FloatArray, feedback: Feedback, sigma: float) -> FloatArray:
+    """P'_j = P_j(t−1)·(1 + σ·γ_j(t)), not normalised."""
+    return np.asarray(shares * (1 + sigma * feedback.learnable_potential()), dtype=np.float64)
+
+
+def _parts(weights: FloatArray) -> FloatArray:
+    total = weights.sum()
+    return weights / total if total > 0 else np.full(weights.size, 1 / weights.size)
+
+
+def _check(name: str, value: float, valid: bool, rule: str) -> None:
+    if not (valid and np.isfinite(value)):
+        raise ValueError(f"{name}: {value} is not a finite number {rule}")

@@ -1,0 +1,53 @@
+"""Run a policy over recorded losses, without a model: to compare settings, or to check a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from versatune_ray.mixture.arrays import FloatArray
+from versatune_ray.mixture.feedback import Feedback
+from versatune_ray.mixture.policies import Policy
+from versatune_ray.mixture.shares import check_shares
+
+
+def replay(
+    policy: Policy,
+    shares: npt.ArrayLike,
+    losses: npt.ArrayLike,
+    reference_loss: npt.ArrayLike | None,
+    initial_loss: npt.ArrayLike | None = None,
+    names: Sequence[str] | None = None,
+) -> FloatArray:
+    """Return shares [t+1, k]: row 0 is ``shares``, row i what the policy makes of row i−1 and of the losses of adjustment i.
+
+    The losses were measured under other shares than these, so this shows what a policy would answer, not what training would give.
+
+    Args:
+        policy: any policy.
+        shares: starting shares [k].
+        losses: [t, k], the losses at adjustments 1 … t, in nats per response token; t may be 0.
+        reference_loss: ℓ_ref [k], or None for a policy that does without.
+        initial_loss: ℓ(0) [k], measured before step 1; None if unknown (a policy that needs it refuses).
+        names: domain names, for errors.
+
+    Raises:
+        ValueError: no valid shares; a loss is NaN, infinite, negative or missing (adjustment, as ``step``, and domain are named);
+            or the policy refuses.
+    """
+    start = check_shares(shares, names=names)
+    table = np.asarray(losses, dtype=np.float64)
+    if table.size == 0:
+        table = table.reshape(0, start.size)
+    if table.ndim != 2:
+        raise ValueError(f"losses: expected one row per adjustment, found an array of shape {table.shape}")
+    if table.shape[1] != start.size:
+        raise ValueError(f"losses: {table.shape[1]} values per adjustment for {start.size} domains")
+    rows = [start]
+    previous: npt.ArrayLike | None = initial_loss
+    for adjustment, loss in enumerate(table, start=1):
+        rows.append(policy.update(rows[-1], Feedback(adjustment, loss, previous, reference_loss, names)))
+        previous = loss
+    return np.stack(rows)

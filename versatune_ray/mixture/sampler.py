@@ -1,0 +1,206 @@
+"""Which sample of which domain comes next: a pure function of (seed, step, shares so far)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from operator import index as integer
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from versatune_ray.mixture.apportion import EPSILON, apportion
+from versatune_ray.mixture.arrays import FloatArray, IntArray, label
+from versatune_ray.mixture.shares import check_shares
+
+_ORDER = 2**64 - 1  # the stream that orders batches, where those of domains are 0 … k−1
+
+
+class DomainSampler:
+    """Draws global batches whose domain counts follow the shares without variance (see ``apportion``).
+
+    Each domain walks a seeded permutation of its samples, a new one each pass, so small domains repeat and large ones do not reach
+    their end. Within a batch, every domain's samples are spread evenly over the places with seeded jitter, so that contiguous slices
+    of a batch, one per rank, have the mix of the whole within about three samples per domain.
+
+    The state is three numbers per domain; permutations are made again when a state is loaded. Orders come from sorting raw Philox
+    words, a stream that NumPy keeps stable from version to version.
+    """
+
+    def __init__(
+        self,
+        sizes: npt.ArrayLike,
+        batch_size: int,
+        seed: int,
+        names: Sequence[str] | None = None,
+        max_passes: float | None = None,
+    ) -> None:
+        """Start before the first batch.
+
+        Args:
+            sizes: samples per domain, [k], integers ≥ 0. A domain of size 0 is allowed as long as its share is 0.
+            batch_size: samples per global batch, ≥ 1.
+            seed: 0 … 2⁶⁴−1.
+            names: domain names, for errors.
+            max_passes: most passes over any domain, > 0; None: no cap. A domain's request ends at floor(max_passes · size) samples; what
+                it would have had beyond goes to the other domains in proportion to their shares.
+
+        Raises:
+            ValueError: an argument out of range.
+        """
+        counted = np.array(sizes)
+        if counted.ndim != 1 or not np.issubdtype(counted.dtype, np.integer) or not (counted >= 0).all() or not counted.any():
+            raise ValueError(f"sizes: {sizes!r} are not integers ≥ 0, one per domain, with at least one above 0")
+        if names is not None and len(names) != counted.size:
+            raise ValueError(f"{len(names)} domain names for {counted.size} domains")
+        if batch_size < 1:
+            raise ValueError(f"batch_size: {batch_size} is below 1")
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed: {seed} is not within 0 and 2**64 − 1")
+        if max_passes is not None and not 0 < max_passes < np.inf:
+            raise ValueError(f"max_passes: {max_passes} is not a finite number > 0")
+        self._sizes: IntArray = counted.astype(np.int64)
+        self._sizes.flags.writeable = False
+        self._batch_size, self._seed, self._names = integer(batch_size), integer(seed), names
+        self._max_passes = None if max_passes is None else float(max_passes)
+        self._step = 0
+        self._counts: IntArray = np.zeros(counted.size, dtype=np.int64)
+        self._deficits: FloatArray = np.zeros(counted.size)
+        # All current permutations lie end to end, so that a batch is one gather; the pages of a domain never drawn are never touched.
+        self._start = np.cumsum(self._sizes) - self._sizes
+        self._order = np.empty(int(self._sizes.sum()), dtype=np.int32 if self._sizes.max() < 2**31 else np.int64)
+        self._pass_held: IntArray = np.full(counted.size, -1, dtype=np.int64)
+
+    @property
+    def sizes(self) -> IntArray:
+        """Samples per domain, [k], read-only."""
+        return self._sizes
+
+    @property
+    def step(self) -> int:
+        """Batches drawn so far."""
+        return self._step
+
+    @property
+    def counts(self) -> IntArray:
+        """Samples drawn so far per domain, [k]."""
+        return self._counts.copy()
+
+    @property
+    def deficits(self) -> FloatArray:
+        """Samples requested so far minus those drawn, per domain, [k]."""
+        return self._deficits.copy()
+
+    @property
+    def passes(self) -> FloatArray:
+        """Passes over each domain so far, [k]: above 1, samples have repeated. An empty domain has 0."""
+        done: FloatArray = self._counts / np.maximum(self._sizes, 1)
+        return done
+
+    def next_batch(self, shares: npt.ArrayLike) -> tuple[IntArray, IntArray]:
+        """Draw one global batch: (domain[b], index within that domain[b]), in training order.
+
+        Raises:
+            ValueError: no valid shares; an empty domain has a share (it is named); or every domain with a share has reached
+                ``max_passes``. The sampler is then as it was before the call.
+        """
+        request = self._request(check_shares(shares, self._sizes.size, self._names))
+        given = apportion(self._deficits + request, request, self._batch_size)
+        domain = np.repeat(np.arange(given.size, dtype=np.int64), given)
+        nth = np.arange(self._batch_size) - np.repeat(np.cumsum(given) - given, given)
+        index = self._walk(domain, self._counts[domain] + nth)
+        jitter = (self._stream(_ORDER, self._step).random_raw(self._batch_size) >> np.uint64(11)) * 2.0**-53
+        places = np.argsort((nth + jitter) / given[domain], kind="stable")
+        self._deficits += request - given
+        self._counts += given
+        self._step += 1
+        return domain[places], index[places]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain Python numbers and lists, which JSON keeps exactly."""
+        return {
+            **self._identity(),
+            "step": self._step,
+            "counts": self._counts.tolist(),
+            "deficits": self._deficits.tolist(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where ``state`` was taken: all later batches are those that the saved sampler would have drawn.
+
+        Raises:
+            ValueError: the state lacks a key, is inconsistent, or is of a sampler with other sizes, batch size, seed or max_passes.
+        """
+        mine = self._identity()
+        if missing := [key for key in (*mine, "step", "counts", "deficits") if key not in state]:
+            raise ValueError(f"sampler state: {', '.join(missing)} missing")
+        for key, value in mine.items():
+            if not np.array_equal(state[key], value):
+                raise ValueError(
+                    f"sampler state: {key} is {_brief(state[key])} there and {_brief(value)} here; the stream would not continue"
+                )
+        counts, deficits = np.array(state["counts"]), np.array(state["deficits"], dtype=np.float64)
+        whole = counts.shape == self._sizes.shape and np.issubdtype(counts.dtype, np.integer) and (counts >= 0).all()
+        if not whole or int(counts.sum()) != state["step"] * self._batch_size:
+            raise ValueError("sampler state: counts do not add up to step · batch_size samples; the state is damaged")
+        if deficits.shape != self._sizes.shape or not abs(float(deficits.sum())) < 1e-3 or not (deficits > -1).all():
+            raise ValueError("sampler state: deficits are not one number above −1 per domain, summing to 0; the state is damaged")
+        self._step, self._counts, self._deficits = int(state["step"]), counts.astype(np.int64), deficits
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "seed": self._seed,
+            "batch_size": self._batch_size,
+            "sizes": self._sizes.tolist(),
+            "max_passes": self._max_passes,
+        }
+
+    def _request(self, shares: FloatArray) -> FloatArray:
+        """Samples requested of each domain in this batch, [k], summing to the batch size."""
+        empty = (shares > 0) & (self._sizes == 0)
+        if empty.any():
+            domain = int(empty.argmax())
+            raise ValueError(f"{label(domain, self._names)} has no samples but a share of {shares[domain]:.6g}")
+        request: FloatArray = self._batch_size * (shares / shares.sum())
+        if self._max_passes is None:
+            return request
+        room = np.floor(self._max_passes * self._sizes) - (self._counts + self._deficits)
+        open_ = shares > 0
+        # What a full domain cannot take may fill the next one; each round closes at least one.
+        while (over := open_ & (request > room + EPSILON)).any():
+            request[over] = np.maximum(room[over], 0)
+            open_ &= ~over
+            if not open_.any():
+                raise ValueError(f"max_passes: every domain with a share has reached {self._max_passes} passes; raise it or stop earlier")
+            left = self._batch_size - request[~open_].sum()
+            request[open_] = left * shares[open_] / shares[open_].sum()
+        return request
+
+    def _walk(self, domain: IntArray, position: IntArray) -> IntArray:
+        """The samples at these positions of the domains' endless walks; both sorted by domain, then position."""
+        pass_, offset = np.divmod(position, self._sizes[domain])
+        place = self._start[domain] + offset
+        index: IntArray = self._order[place].astype(np.int64)
+        new = np.flatnonzero(pass_ != self._pass_held[domain])
+        if new.size:
+            changes = np.flatnonzero(np.diff(domain[new]) | np.diff(pass_[new])) + 1
+            for piece in np.split(new, changes):
+                self._hold(int(domain[piece[0]]), int(pass_[piece[0]]))
+                index[piece] = self._order[place[piece]]
+        return index
+
+    def _hold(self, domain: int, pass_: int) -> None:
+        """Put the permutation of one pass over one domain in place."""
+        start, size = int(self._start[domain]), int(self._sizes[domain])
+        # Sorting raw words, not Generator.permutation: NumPy may change what a Generator makes of its bits.
+        self._order[start : start + size] = np.argsort(self._stream(domain, pass_).random_raw(size), kind="stable")
+        self._pass_held[domain] = pass_
+
+    def _stream(self, which: int, number: int) -> np.random.Philox:
+        """Random words that depend on nothing but (seed, which, number); distinct ones lie 2¹²⁸ counts apart."""
+        return np.random.Philox(key=self._seed, counter=np.array([0, 0, which, number], dtype=np.uint64))
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

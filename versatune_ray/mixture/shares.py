@@ -1,0 +1,135 @@
+"""Shares of samples per domain: starting points, validation, and the floor under every share.
+
+All functions return float64[k], ≥ 0, summing to 1 within 1e-12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from versatune_ray.mixture.arrays import FloatArray, check_targets, label, vector
+
+SUM_TOLERANCE = 1e-12
+INPUT_TOLERANCE = 1e-9  # what rounding to float64 text or summing thousands of shares may cost; a real mistake is larger
+
+
+def check_shares(shares: npt.ArrayLike, k: int | None = None, names: Sequence[str] | None = None) -> FloatArray:
+    """Return a validated copy: finite, ≥ 0, summing to 1.
+
+    A sum off by less than 1e-9 is rescaled to 1; within 1e-12 the values come back bit for bit.
+
+    Raises:
+        ValueError: another length than k, a NaN, infinite or negative share (its domain is named), or another sum.
+    """
+    array = vector(shares, "share", k, names)
+    total = float(array.sum())
+    if abs(total - 1) > INPUT_TOLERANCE:
+        raise ValueError(f"shares sum to {total:.12g}, not to 1")
+    return array if abs(total - 1) <= SUM_TOLERANCE else normalised(array)
+
+
+def normalised(weights: FloatArray) -> FloatArray:
+    """weights / Σ weights, for weights ≥ 0 with a positive sum."""
+    scaled = weights / weights.max()  # a sum of huge or of subnormal weights would overflow or lose digits
+    return np.asarray(scaled / scaled.sum(), dtype=np.float64)
+
+
+def floored(shares: FloatArray, min_share: float) -> FloatArray:
+    """Lift every share to ``min_share`` and scale those above it down, so that ratios among them last (water-filling; ours).
+
+    Raises:
+        ValueError: k · min_share exceeds 1.
+    """
+    k = shares.size
+    if min_share * k > 1 + SUM_TOLERANCE:
+        raise ValueError(f"min_share: {min_share} for each of {k} domains exceeds 1; at most {1 / k:.6g} fits")
+    result = normalised(shares)
+    if min_share == 0:
+        return result
+    low = np.zeros(k, dtype=bool)
+    # Scaling the others down may push one of them under the floor in turn; each round settles at least one domain.
+    while (below := (result < min_share) & ~low).any():
+        low |= below
+        left = 1 - min_share * np.count_nonzero(low)
+        result = np.where(low, min_share, shares)
+        if not low.all():
+            result[~low] *= left / shares[~low].sum()
+    result[result.argmax()] += 1 - result.sum()
+    return result
+
+
+def uniform(k: int) -> FloatArray:
+    """1/k for each of k domains. Raises ``ValueError`` for k < 1."""
+    return np.full(_count(k), 1 / k)
+
+
+def inverse(
+    shares: npt.ArrayLike, form: Literal["reciprocal", "complement"] = "reciprocal", names: Sequence[str] | None = None
+) -> FloatArray:
+    """The inverse of a distribution, a baseline of VersaTune (arXiv 2411.11266).
+
+    ``reciprocal`` is the paper's (1/p_j) / Σ 1/p_i; ``complement`` is what its released code does, (1 − p_j) / Σ (1 − p_i).
+    A single domain keeps everything.
+
+    Raises:
+        ValueError: no valid shares, an unknown form, or a share of 0 with ``reciprocal`` (its domain is named).
+    """
+    p = check_shares(shares, names=names)
+    if form not in ("reciprocal", "complement"):
+        raise ValueError(f"form: {form!r} is unknown; valid: 'reciprocal', 'complement'")
+    if p.size == 1:
+        return np.ones(1)
+    if form == "complement":
+        return normalised(np.clip(1 - p, 0, 1))
+    if not p.all():
+        raise ValueError(f"share of {label(int(p.argmin()), names)} is 0 and has no reciprocal; use form='complement'")
+    return normalised(p.min() / p)
+
+
+def specific(k: int, targets: Sequence[int]) -> FloatArray:
+    """Everything on the targets, in equal parts: the paper's 100 % baseline. Raises ``ValueError`` for invalid targets."""
+    return uniform_remainder(k, targets, 1.0)
+
+
+def uniform_remainder(k: int, targets: Sequence[int], target_share: float) -> FloatArray:
+    """``target_share`` on the targets in equal parts, the rest in equal parts on the other domains: an expansion baseline.
+
+    Raises:
+        ValueError: invalid targets, ``target_share`` outside [0, 1], or no other domain to take the rest.
+    """
+    chosen = list(check_targets(targets, _count(k)))
+    if not 0 <= target_share <= 1:
+        raise ValueError(f"target_share: {target_share} is not within 0 and 1")
+    others = k - len(chosen)
+    if others == 0 and target_share < 1:
+        raise ValueError(f"target_share: {target_share} leaves a rest, but every domain is a target")
+    result = np.full(k, (1 - target_share) / max(others, 1))
+    result[chosen] = target_share / len(chosen)
+    return result
+
+
+def proportional(sizes: npt.ArrayLike, names: Sequence[str] | None = None) -> FloatArray:
+    """Shares as the domains' sizes [k] (records or tokens). Raises ``ValueError`` for an invalid size, or if all are 0."""
+    counts = vector(sizes, "size", names=names)
+    if not counts.any():
+        raise ValueError("sizes: every domain is empty")
+    return normalised(counts)
+
+
+def temperature(shares: npt.ArrayLike, tau: float, names: Sequence[str] | None = None) -> FloatArray:
+    """p_j^(1/τ) / Σ p_i^(1/τ): τ > 1 flattens, τ < 1 sharpens; a share of 0 stays 0. Raises ``ValueError`` unless 0 < τ < ∞."""
+    p = check_shares(shares, names=names)
+    if not (np.isfinite(tau) and tau > 0):
+        raise ValueError(f"tau: {tau} is not a finite number > 0")
+    # Relative to the largest share, so that a sharp τ cannot take every power to 0 at once.
+    return normalised((p / p.max()) ** (1 / tau))
+
+
+def _count(k: int) -> int:
+    if k < 1:
+        raise ValueError(f"k: {k} domains; at least one is needed")
+    return k

@@ -1,0 +1,5 @@
+"""One self-contained page per run: what was found, what was done with it, and what came of it."""
+
+from versatune_ray.report.build import build_report
+
+__all__ = ["build_report"]

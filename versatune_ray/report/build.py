@@ -1,0 +1,217 @@
+"""Write ``report.html``: one file that needs no network and trusts nothing it shows.
+
+Every text comes from a model, a data set or a path, so Jinja escapes all of it; JSON inside ``<script>`` leaves out the characters that
+could end the script; and a content security policy lets exactly the three scripts written here run and nothing be fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from importlib import resources
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from versatune_ray.report import colours, figures, tables
+from versatune_ray.report.data import Answer, Detection, RunData, read_run
+from versatune_ray.report.generations import CHARACTERS, PER_DOMAIN, Generation
+from versatune_ray.report.outcome import outcomes
+from versatune_ray.report.summary import summary, warnings
+from versatune_ray.report.writing import count, cut, duration, percent
+
+ANSWERS_PER_DOMAIN = 3
+_PARTS = {
+    "config": "settings",
+    "data": "data counts",
+    "detection": "detected shares",
+    "reference": "reference losses",
+    "adjustments": "fine-tuning",
+    "evaluation": "evaluation",
+    "timings": "timings",
+}
+_SHOWN_SETTINGS = {
+    "mixture.policy": "policy",
+    "mixture.start": "starting shares",
+    "mixture.sigma": "σ",
+    "mixture.delta": "δ",
+    "mixture.epsilon": "ε",
+    "mixture.targets": "targets",
+    "mixture.feedback": "feedback",
+    "training.epochs": "epochs",
+    "training.batch_size": "batch size",
+    "training.learning_rate": "peak learning rate",
+    "training.adjust_every": "adjust every",
+    "training.workers": "workers",
+    "seed": "seed",
+}
+
+
+def build_report(run_folder: Path) -> Path:
+    """Read ``run_folder`` and write ``report.html`` into it, replacing an older one in one step.
+
+    Files that are missing or cannot be read are named on the page; an unfinished run still gives one.
+
+    Raises:
+        UserError: ``run_folder`` does not exist.
+    """
+    target = run_folder / "report.html"
+    page = render(read_run(run_folder)).encode("utf-8", "replace")
+    temporary = run_folder / f".report-{os.getpid()}.html"
+    try:
+        temporary.write_bytes(page)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def render(run: RunData) -> str:
+    """The whole page as text."""
+    result = outcomes(run)
+    detections = [_detection(run, detection, number) for number, detection in enumerate(run.detections)]
+    made = (figures.shares, figures.losses, figures.learnable_potential, figures.forgetting_degree, figures.passes)
+    training = [figure for build in made if (figure := build(run)) is not None]
+    drawn = [*(item["figure"] for item in detections), *training]
+    plotly, script = _closed(get_plotlyjs()), _closed(_resource("charts.js.jinja"))
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    return environment.from_string(_resource("page.html.jinja")).render(
+        run=run,
+        policy=Markup(_policy(plotly, script)),
+        colours=Markup(colours.style_rules(len(run.domains))),
+        css=Markup(_resource("style.css")),
+        plotly=Markup(plotly),
+        script=Markup(script),
+        figures_json=script_json({figure.id: _drawn(figure) for figure in drawn}),
+        facts=_facts(run),
+        absent=", ".join(text for part, text in _PARTS.items() if part in run.problems),
+        summary=summary(run, result),
+        warnings=warnings(run, result),
+        before_after=tables.before_after(run, result),
+        losses_from=result.losses_from,
+        other=tables.other_measurements(run),
+        detections=detections,
+        training=training,
+        counts=tables.data_counts(run),
+        answers=_answers(run),
+        answers_per_domain=ANSWERS_PER_DOMAIN,
+        per_domain=PER_DOMAIN,
+        characters=CHARACTERS,
+        settings=_settings(run),
+        timings=tables.timings(run),
+    )
+
+
+def script_json(value: Any) -> Markup:
+    """JSON that can stand inside ``<script>``: pure ASCII, and without ``<``, ``>`` and ``&``."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _closed(script: str) -> str:
+    """Refuse a script that the HTML parser would end, or read as a comment, half way."""
+    for trap in ("</script", "<!--", "\r"):
+        if trap in script.lower():
+            raise ValueError(f"an inlined script contains {trap!r}")
+    return script
+
+
+def _policy(*scripts: str) -> str:
+    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts)
+    return f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+
+
+def _resource(name: str) -> str:
+    return resources.files("versatune_ray.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _drawn(figure: figures.Figure) -> dict[str, Any]:
+    return {"traces": figure.traces, "layout": figure.layout, "views": figure.views, "quiet": figure.quiet}
+
+
+def _facts(run: RunData) -> list[str]:
+    facts = []
+    if run.timings and run.timings.finished:
+        facts.append(f"finished {run.timings.finished[:16].replace('T', ' ')}")
+    if run.timings and run.timings.steps:
+        facts.append(f"{duration(sum(step.seconds or 0 for step in run.timings.steps))} in all")
+    if run.setting("mixture.policy"):
+        facts.append(f"policy {run.setting('mixture.policy')}, start {_value(run.setting('mixture.start'))}")
+    versions = run.setting("versions")
+    if isinstance(versions, dict):
+        facts += [f"{name} {versions[name]}" for name in ("versatune_ray", "versatune-ray") if name in versions]
+    return facts
+
+
+def _detection(run: RunData, detection: Detection, number: int) -> dict[str, Any]:
+    facts = []
+    if detection.total_variation is not None and detection.known is not None:
+        facts.append(
+            f"Total variation between detected and known mixture: {percent(detection.total_variation, 2)} "
+            "(half the sum of absolute differences: the share that would have to move to make them equal)."
+        )
+    if detection.samples is not None:
+        repeats = f" in {len(detection.repeats)} repeats" if detection.repeats else ""
+        facts.append(f"{count(detection.samples)} generations{repeats}" + (f", judged by {detection.judge}." if detection.judge else "."))
+    if detection.discarded is not None:
+        reasons = ", ".join(f"{reason}: {count(n)}" for reason, n in detection.discarded.reasons.items())
+        facts.append(f"{count(detection.discarded.total)} generations were discarded" + (f" ({reasons})." if reasons else "."))
+    examples = [
+        (tables.domain_cell(run, domain), [_example(run, item) for item in items])
+        for domain, items in groupby(detection.generations, key=lambda item: item.domain)
+    ]
+    return {"detection": detection, "figure": figures.detected_shares(run, detection, number), "facts": facts, "examples": examples}
+
+
+def _example(run: RunData, item: Generation) -> dict[str, Any]:
+    shown = [(name, value) for name, value in item.probabilities[:3] if value >= 0.005] or item.probabilities[:1]
+    return {
+        "id": item.id,
+        "text": item.text,
+        "tokens": item.tokens,
+        "judged": " · ".join(f"{name} {percent(value, 0)}" for name, value in shown),
+        "strip": [(run.domains.index(name), f"{100 * value:.2f}") for name, value in item.probabilities if value >= 0.005],
+    }
+
+
+def _answers(run: RunData) -> list[dict[str, Any]]:
+    if run.evaluation is None:
+        return []
+    order = {name: index for index, name in enumerate(run.domains)}
+    answers = sorted(run.evaluation.answers, key=lambda answer: (order.get(answer.domain, len(order)), answer.domain))
+    return [_answer(run, answer) for _, items in groupby(answers, key=lambda a: a.domain) for answer in islice(items, ANSWERS_PER_DOMAIN)]
+
+
+def _answer(run: RunData, answer: Answer) -> dict[str, Any]:
+    texts = {name: cut(getattr(answer, name) or "", CHARACTERS) for name in ("question", "expected", "base", "tuned")}
+    expected = _bare(answer.expected)
+    same = {f"{name}_same": bool(expected) and _bare(getattr(answer, name)) == expected for name in ("base", "tuned")}
+    return {"domain": tables.domain_cell(run, answer.domain), **texts, **same}
+
+
+def _bare(text: str | None) -> str:
+    return " ".join((text or "").split()).rstrip(".").casefold()
+
+
+def _settings(run: RunData) -> list[tuple[str, str]]:
+    found = [(name, run.setting(key)) for key, name in _SHOWN_SETTINGS.items()]
+    versions = run.setting("versions")
+    found += list(versions.items()) if isinstance(versions, dict) else []
+    return [(str(name), _value(value)) for name, value in found if value not in (None, [], {})]
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_value(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(_value(item) for item in value)
+    if isinstance(value, float) and abs(value) < 1e-3 and value:
+        return f"{value:g}"
+    return str(value)

@@ -1,0 +1,151 @@
+"""The run in a few plain sentences, each of them read off the data."""
+
+from __future__ import annotations
+
+from versatune_ray.report.data import Detection, RunData
+from versatune_ray.report.outcome import Outcomes
+from versatune_ray.report.writing import interval, listing, percent, signed_percent
+
+_POLICIES = {
+    "constant": "kept the starting shares all along",
+    "versatune": "moved the shares towards what could still be learned",
+    "expansion": "raised the targets while the other domains forgot little",
+}
+_STEADY = 0.0005  # shares that move less than 0.05 percentage points are called unchanged
+
+
+def summary(run: RunData, result: Outcomes) -> tuple[str, ...]:
+    """Sentences for the top of the page: what was tuned, found, given and gained. What is not there is not mentioned."""
+    sentences = [_opening(run), *(_detected(run.detections[0]) if run.detections else []), *_shares(run)]
+    sentences += [*_losses(result), *_accuracy(result), *_forgetting(run)]
+    return tuple(sentence for sentence in sentences if sentence)
+
+
+def warnings(run: RunData, result: Outcomes) -> tuple[str, ...]:
+    """What a careful reader should look at twice: the failure signatures of loss-driven mixing."""
+    found = []
+    changes = [row.loss_change for row in result.domains if row.loss_change is not None]
+    if len(changes) > 1 and all(change > 0 for change in changes):
+        found.append(
+            "The held-out loss rose in every domain. Check the learning rate, the data, and whether the detected shares are right."
+        )
+    if run.adjustments:
+        starved = [name for name, share in run.adjustments[-1].share.items() if share is not None and share < 0.001]
+        if starved:
+            found.append(f"The final share of {listing(starved)} is below {percent(0.001)}: hardly any sample of it is drawn any more.")
+    repeated = [name for name, passes in _last_passes(run).items() if passes > 10]
+    if repeated:
+        found.append(f"Records of {listing(repeated)} were repeated more than ten times; watch for memorising.")
+    return tuple(found)
+
+
+def _opening(run: RunData) -> str:
+    model = run.setting("model.path") or (run.detections[0].model if run.detections else None)
+    named = "a tiny base model made for this run" if run.config and not run.setting("model.path") else str(model or "a base model")
+    k = len(run.domains)
+    domains = f"{k} domain{'s' if k != 1 else ''} ({listing(run.domains)})" if k else "domains that are not known yet"
+    training = [adjustment for adjustment in run.adjustments if adjustment.step > 0]
+    if not training:
+        return f"This run is about {named} and {domains}; it has not been fine-tuned yet."
+    last = training[-1]
+    epochs = f" ({last.epoch:.3g} epoch{'' if last.epoch == 1 else 's'})" if last.epoch is not None else ""
+    return f"This run fine-tuned {named} on {domains}, for {last.step:,} optimizer steps{epochs} up to the last measurement."
+
+
+def _detected(detection: Detection) -> list[str]:
+    order = sorted(range(len(detection.domains)), key=lambda index: -detection.share[index])
+    if not order:
+        return []
+    top, low = order[0], order[-1]
+    spread = ""
+    if detection.ci95 and detection.ci95[top][0] is not None:
+        spread = f" (95 % interval {interval(*detection.ci95[top])})"
+    read = f"From {detection.samples:,} of its own generations, detection" if detection.samples else "Detection"
+    sentence = (
+        f"{read} estimated what the base model knows: most of it is {detection.domains[top]} "
+        f"with {percent(detection.share[top])}{spread}, least is {detection.domains[low]} with {percent(detection.share[low])}."
+    )
+    if detection.total_variation is not None and detection.known is not None:
+        away = percent(detection.total_variation)
+        sentence += f" The pre-training mixture is known here, and the estimate is {away} away from it (total variation)."
+    return [sentence]
+
+
+def _shares(run: RunData) -> list[str]:
+    rows = [adjustment for adjustment in run.adjustments if adjustment.share]
+    if len(rows) < 2:
+        return []
+    policy = run.setting("mixture.policy")
+    opening = (
+        f"The controller {_POLICIES.get(str(policy), 'set the shares')}, with {len(rows) - 1} adjustment{'s' if len(rows) > 2 else ''}"
+    )
+    first, last = rows[0].share, rows[-1].share
+    moves = sorted(
+        (
+            (after - before, name)
+            for name in run.domains
+            if (before := first.get(name)) is not None and (after := last.get(name)) is not None
+        ),
+        key=lambda move: -abs(move[0]),
+    )
+    more, less = [name for move, name in moves if move > _STEADY], [name for move, name in moves if move < -_STEADY]
+    if not more and not less:
+        return [opening + "; no domain’s share changed noticeably."]
+
+    def told(names: list[str]) -> str:
+        return listing([f"{name} ({percent(first[name])} → {percent(last[name])})" for name in names], 3)
+
+    parts = ([f"gave more to {told(more)}"] if more else []) + ([f"less to {told(less)}"] if less else [])
+    return [f"{opening}: it {' and '.join(parts)}."]
+
+
+def _losses(result: Outcomes) -> list[str]:
+    changes = sorted((row.loss_change, row.domain) for row in result.domains if row.loss_change is not None)
+    if not changes:
+        return []
+    source = "Held-out loss" if result.losses_from == "evaluation" else "The measured loss (first against last adjustment)"
+    fell, rose = [c for c in changes if c[0] < 0], [c for c in changes if c[0] > 0]
+    if len(changes) <= 6:
+        every = listing([f"{name} {signed_percent(change)}" for change, name in changes])
+        verdict = "fell in every domain" if len(fell) == len(changes) else f"fell in {len(fell)} of {len(changes)} domains"
+        return [f"{source} {verdict}: {every}."]
+    sentence = (
+        f"{source} fell in {len(fell)} of {len(changes)} domains; the change runs from {signed_percent(changes[0][0])} ({changes[0][1]})"
+    )
+    return [f"{sentence} to {signed_percent(changes[-1][0])} ({changes[-1][1]})" + (f", and {len(rose)} rose." if rose else ".")]
+
+
+def _accuracy(result: Outcomes) -> list[str]:
+    rows = [row for row in result.domains if row.accuracy_change is not None]
+    if not rows:
+        return []
+    mean = result.mean or rows[0]
+    better = [row.domain for row in rows if row.accuracy_clear and (row.accuracy_change or 0) > 0]
+    worse = [row.domain for row in rows if row.accuracy_clear and (row.accuracy_change or 0) < 0]
+    scope = "on average over the domains" if result.mean else f"in {rows[0].domain}"
+    told = [(word, names) for word, names in (("better", better), ("worse", worse)) if names]
+    parts = [f"clearly {word} in {'every domain' if len(names) == len(rows) > 1 else listing(names)}" for word, names in told]
+    verdict = " and ".join(parts) if parts else "no domain changed by more than two standard errors"
+    return [f"Exact match on the questions went from {percent(mean.accuracy_before)} to {percent(mean.accuracy_after)} {scope}; {verdict}."]
+
+
+def _forgetting(run: RunData) -> list[str]:
+    degrees = [
+        (value, name, adjustment.step)
+        for adjustment in run.adjustments
+        for name, value in (adjustment.forgetting_degree or {}).items()
+        if value is not None
+    ]
+    if not degrees:
+        return []
+    largest, name, step = max(degrees)
+    if largest <= 0:
+        return ["Nothing was forgotten: no domain’s loss rose between two measurements."]
+    return [f"The largest forgetting between two measurements was a loss rise of {percent(largest)} in {name}, at step {step:,}."]
+
+
+def _last_passes(run: RunData) -> dict[str, float]:
+    for adjustment in reversed(run.adjustments):
+        if adjustment.passes:
+            return {name: value for name, value in adjustment.passes.items() if value is not None}
+    return {}

@@ -1,0 +1,107 @@
+"""How numbers and foreign text are written on the page. ``None``, like a number that is not finite, becomes a dash."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+ABSENT = "–"
+_THIN = "\u202f"  # narrow no-break space between number and unit
+_MINUS = "−"
+
+# A lone surrogate cannot be written as UTF-8, and HTML refuses control characters.
+_UNPRINTABLE = re.compile("[\ud800-\udfff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
+
+
+def count(value: float | None) -> str:
+    """A whole number with thousands separators: ``12,345``."""
+    return ABSENT if not _finite(value) else f"{value:,.0f}".replace("-", _MINUS)
+
+
+def decimal(value: float | None, digits: int = 3) -> str:
+    """A plain number: ``2.314``."""
+    return ABSENT if not _finite(value) else f"{value:,.{digits}f}".replace("-", _MINUS)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share between 0 and 1 as a percentage: ``41.3 %``."""
+    return ABSENT if value is None or not _finite(value) else f"{100 * value:.{digits}f}{_THIN}%".replace("-", _MINUS)
+
+
+def signed_percent(value: float | None, digits: int = 1) -> str:
+    """A relative change with its sign: ``−12.5 %``, ``+3.0 %``."""
+    return ABSENT if value is None or not _finite(value) else _signed(100 * value, digits) + f"{_THIN}%"
+
+
+def signed_points(value: float | None, digits: int = 1) -> str:
+    """A difference of two shares in percentage points: ``+3.0``."""
+    return ABSENT if value is None or not _finite(value) else _signed(100 * value, digits)
+
+
+def interval(low: float | None, high: float | None, digits: int = 1) -> str:
+    """An interval of shares: ``40.1–42.6 %``."""
+    if low is None or high is None or not (_finite(low) and _finite(high)):
+        return ABSENT
+    return f"{100 * low:.{digits}f}–{100 * high:.{digits}f}{_THIN}%"
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """A number of unknown size: ``0.0123``, ``1,230``."""
+    if value is None or not _finite(value):
+        return ABSENT
+    if value == 0:
+        return "0"
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{round(value, places):,.{max(places, 0)}f}".replace("-", _MINUS) if abs(value) >= 1e-6 else f"{value:.1e}"
+
+
+def duration(seconds: float | None) -> str:
+    """Time a person would say: ``0.4 s``, ``3 min 12 s``, ``2 h 05 min``."""
+    if seconds is None or not _finite(seconds):
+        return ABSENT
+    if seconds < 59.95:
+        return f"{seconds:.1f}{_THIN}s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60}{_THIN}min {whole % 60:02d}{_THIN}s"
+    whole = round(seconds / 60)
+    return f"{whole // 60:,}{_THIN}h {whole % 60:02d}{_THIN}min"
+
+
+def listing(names: Sequence[str], limit: int = 6) -> str:
+    """Names in a sentence: ``a, b and c``; a long list ends with how many more there are."""
+    shown = list(names)
+    if len(shown) > limit:
+        shown = [*shown[: limit - 1], f"{len(names) - limit + 1} more"]
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}" if shown else ""
+
+
+def cut(text: str, limit: int) -> str:
+    """``text``, or its first ``limit`` characters and an ellipsis."""
+    return text if len(text) <= limit else text[:limit].rstrip() + " …"
+
+
+def clean(value: Any) -> Any:
+    """Make parsed JSON or YAML printable: odd characters become U+FFFD, numbers that are not finite become ``None``."""
+    if isinstance(value, str):
+        return _UNPRINTABLE.sub("\ufffd", value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {clean(key): clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean(item) for item in value]
+    return value
+
+
+def _signed(value: float, digits: int) -> str:
+    shown = f"{value:+.{digits}f}"
+    if float(shown) == 0:
+        shown = shown[1:]
+    return shown.replace("-", _MINUS)
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

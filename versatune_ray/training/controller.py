@@ -1,0 +1,192 @@
+"""The weight controller: gathers every rank's losses, lets the policy decide, answers all ranks with the same numbered shares.
+
+A plain class; ``WeightControllerActor`` at the end makes it an actor. Its state rides in the checkpoint, so that shares roll back
+with the model: losing the actor, a worker or a node loses no decision and repeats none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from versatune_ray.mixture import Feedback, Policy, check_shares, forgetting_degree, learnable_potential
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one rank tells at one adjustment. Sums are this rank's own part; the rest is the same on every rank.
+
+    loss_sums, token_counts: held-out nats and their divisor (tokens or bytes) per domain [k]; None with training feedback.
+    train_loss_sums, train_token_counts: the same of the training batches since the last adjustment.
+    samples, tokens: samples and response tokens drawn per domain by all ranks since the last adjustment.
+    passes: passes over each domain's records so far. seconds: timings, for the log only.
+    """
+
+    step: int
+    epoch: float
+    loss_sums: Array | None
+    token_counts: Array | None
+    train_loss_sums: Array
+    train_token_counts: Array
+    samples: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+    passes: Array
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Numbered shares [k], the same for every rank, and the line for ``adjustments.jsonl``."""
+
+    number: int
+    share: Array
+    line: dict[str, Any]
+
+
+class WeightController:
+    """Aggregates, decides, remembers. One round of ``exchange`` is one adjustment; the round at step 0 only measures."""
+
+    def __init__(self, domains: Sequence[str], policy: Policy, start: Array, reference_loss: Array | None, timeout: float):
+        self.domains, self.policy, self.reference_loss, self.timeout = tuple(domains), policy, reference_loss, timeout
+        self.start = check_shares(start, k=len(self.domains), names=self.domains)
+        self.attempt, self.world = 0, 0
+        self.number = 0
+        self.share = self.start
+        self.previous_loss: Array | None = None
+        self.lines: list[dict[str, Any]] = []
+        self._round = _Round()
+
+    def begin(self, world: int, state: dict[str, Any] | None) -> tuple[int, list[float], list[dict[str, Any]]]:
+        """Start an attempt of ``world`` ranks from a checkpoint's ``state`` (None: from the start). Called by rank 0 alone.
+
+        Whatever ranks of an earlier attempt still say is refused. Returns the attempt's number, the shares in force, the log so far.
+        """
+        self.attempt += 1
+        self.world = world
+        self._restore(state)
+        return self.attempt, self.share.tolist(), self.lines
+
+    async def exchange(self, attempt: int, rank: int, report: Report) -> Decision:
+        """Report ``rank``'s part of an adjustment; returns once all ranks of the current attempt have reported.
+
+        Raises:
+            RuntimeError: a report of an earlier attempt, or of another step than the others'.
+            TimeoutError: some ranks did not report within the time-out; they are named.
+            ValueError: a loss is missing, negative, NaN or infinite; the domain is named.
+        """
+        if attempt != self.attempt:
+            raise RuntimeError(f"rank {rank} belongs to attempt {attempt}; attempt {self.attempt} is running")
+        round_ = self._round
+        for other in round_.reports.values():
+            if other.step != report.step:
+                raise RuntimeError(f"rank {rank} reports step {report.step} while the others are at step {other.step}")
+        round_.reports[rank] = report
+        if len(round_.reports) == self.world and not round_.decision.done():
+            self._round = _Round()
+            try:
+                round_.decision.set_result(self._decide([round_.reports[r] for r in sorted(round_.reports)]))
+            except ValueError as error:
+                round_.decision.set_exception(error)
+        try:
+            return await asyncio.wait_for(asyncio.shield(round_.decision), self.timeout)
+        except TimeoutError:
+            missing = sorted(set(range(self.world)) - set(round_.reports))
+            raise TimeoutError(f"adjustment at step {report.step}: no word from rank(s) {missing} within {self.timeout:g} s") from None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON; floats come back exactly."""
+        previous = None if self.previous_loss is None else self.previous_loss.tolist()
+        return {
+            "domains": list(self.domains),
+            "number": self.number,
+            "share": self.share.tolist(),
+            "previous_loss": previous,
+            "lines": self.lines,
+        }
+
+    def _restore(self, state: dict[str, Any] | None) -> None:
+        self._round = _Round()
+        self.number = state["number"] if state else 0
+        self.share = np.array(state["share"]) if state else self.start
+        self.previous_loss = np.array(state["previous_loss"]) if state and state["previous_loss"] is not None else None
+        self.lines = list(state["lines"]) if state else []
+        if state and tuple(state["domains"]) != self.domains:
+            raise ValueError(f"the checkpoint's domains {state['domains']} are not the configured ones {list(self.domains)}")
+
+    def _decide(self, reports: Sequence[Report]) -> Decision:
+        first = reports[0]
+        train_nats, train_count = sum(r.train_loss_sums for r in reports), sum(r.train_token_counts for r in reports)
+        train_loss = np.divide(train_nats, train_count, out=np.full(len(self.domains), np.nan), where=np.asarray(train_count) > 0)
+        if first.loss_sums is not None:
+            counts = np.asarray(sum(r.token_counts for r in reports if r.token_counts is not None))
+            loss = np.divide(sum(r.loss_sums for r in reports if r.loss_sums is not None), counts)
+        else:
+            # A domain that was not drawn since the last adjustment has no new training loss: its last one stands.
+            loss = train_loss if self.previous_loss is None else np.where(np.isnan(train_loss), self.previous_loss, train_loss)
+
+        feedback = Feedback(first.step, loss, self.previous_loss, self.reference_loss, self.domains)
+        guard = None
+        if first.step > 0:
+            state = self.policy.guard_state(self.share, feedback)
+            guard = (
+                None if state is None else {"open": bool(state.open), "forgetting": float(state.forgetting), "bound": float(state.bound)}
+            )
+            self.share = self.policy.update(self.share, feedback)
+        potential = None if self.reference_loss is None else learnable_potential(loss, self.reference_loss, self.domains)
+        forgetting = None if self.previous_loss is None else forgetting_degree(loss, self.previous_loss, self.domains)
+        self.previous_loss = loss
+        line = {
+            "step": first.step,
+            "epoch": round(first.epoch, 6),
+            "loss": self._named(loss),
+            "learnable_potential": self._named(potential),
+            "forgetting_degree": self._named(forgetting),
+            "share": self._named(self.share),
+            "share_achieved": self._named(_normalised(first.samples)),
+            "token_share_achieved": self._named(_normalised(first.tokens)),
+            "passes": self._named(first.passes),
+            "train_loss": self._named(train_loss),
+            "guard": guard,
+            "seconds": {name: round(seconds, 3) for name, seconds in first.seconds.items()},
+        }
+        self.lines.append(line)
+        decision = Decision(self.number, self.share, line)
+        self.number += 1
+        return decision
+
+    def _named(self, values: Any) -> dict[str, float | None] | None:
+        if values is None or np.isnan(values).all():
+            return None
+        return {name: None if np.isnan(v) else float(v) for name, v in zip(self.domains, values, strict=True)}
+
+
+class _Round:
+    """Reports of one adjustment, and the answer that all its ranks wait for."""
+
+    def __init__(self) -> None:
+        self.reports: dict[int, Report] = {}
+        self._decision: asyncio.Future[Decision] | None = None
+
+    @property
+    def decision(self) -> asyncio.Future[Decision]:
+        if self._decision is None:  # made late: a future needs the running loop
+            self._decision = asyncio.get_running_loop().create_future()
+        return self._decision
+
+
+def _normalised(counts: NDArray[np.int64]) -> Array | None:
+    return counts / counts.sum() if counts.sum() else None
+
+
+def start_actor(controller_arguments: dict[str, Any]) -> Any:
+    """The controller as an actor that comes back empty if it dies; the next attempt hands it the checkpoint's state."""
+    import ray
+
+    return ray.remote(WeightController).options(num_cpus=0, max_restarts=-1, max_concurrency=10_000).remote(**controller_arguments)

@@ -1,0 +1,75 @@
+"""Fine-tuning as a Ray Train run: the controller actor, the workers, and a name under which it resumes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from versatune_ray.config import Config
+from versatune_ray.domains import DomainPaths, load_domains
+from versatune_ray.training import plan
+from versatune_ray.training.controller import start_actor
+from versatune_ray.training.core import Unit
+
+
+def finetune(
+    config: Config,
+    model: str,
+    paths: Mapping[str, DomainPaths],
+    detected: Sequence[float] | None,
+    reference: Mapping[str, Any] | None,
+    unit: Unit,
+) -> Path:
+    """Train ``model`` with shares that follow its losses; returns the folder of the tuned model.
+
+    The same run name goes on from its last checkpoint, with the same numbers as if it had never stopped.
+
+    Args:
+        detected: detected shares [k] in domain order, if the start needs them.
+        reference: content of ``losses.json``, if the policy needs it.
+    """
+    import ray
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from versatune_ray.cluster import has_gpus
+    from versatune_ray.training.worker import Job, train_loop
+
+    names = list(paths)
+    data = load_domains(paths, config.data)
+    sizes = [len(data[name].train) for name in names]
+    recipe = plan.recipe(config, sum(sizes), unit)
+    controller = start_actor(
+        {
+            "domains": names,
+            "policy": plan.policy(config, names),
+            "start": plan.starting_shares(config, names, detected, sizes),
+            "reference_loss": None if reference is None else np.array([reference["domains"][name]["loss"] for name in names]),
+            "timeout": config.training.exchange_timeout,
+        }
+    )
+    folder = config.run_folder / "finetune"
+    folder.mkdir(parents=True, exist_ok=True)
+    job = Job(config, model, dict(paths), recipe, plan.adjust_every(config, recipe.steps), controller, folder)
+    gpu = has_gpus() if config.training.device == "auto" else config.training.device == "cuda"
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"job": job},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.training.workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": config.training.cpus_per_worker} | ({"GPU": 1} if gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name="checkpoints",
+            storage_path=str(folder),
+            failure_config=ray.train.FailureConfig(max_failures=config.training.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.training.keep_checkpoints),
+        ),
+    )
+    trainer.fit()
+    ray.kill(controller)
+    return folder / "model"

@@ -1,0 +1,100 @@
+"""From configuration to the parts of a run: policy, starting shares, number of steps, adjustments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from versatune_ray import mixture as mix
+from versatune_ray.config import Config
+from versatune_ray.errors import UserError
+from versatune_ray.training.core import Recipe, Unit
+
+
+def policy(config: Config, names: Sequence[str]) -> mix.Policy:
+    settings = config.mixture
+    if settings.policy == "constant":
+        return mix.Constant()
+    if settings.policy == "versatune":
+        return mix.VersaTune(sigma=settings.sigma, min_share=settings.min_share)
+    return mix.Expansion(
+        targets=targets(config, names),
+        sigma=settings.sigma,
+        delta=settings.delta,
+        epsilon=settings.epsilon,
+        max_share=settings.max_share,
+        min_share=settings.min_share,
+        guard=settings.guard,
+        mean_over=settings.mean_over,
+    )
+
+
+def targets(config: Config, names: Sequence[str]) -> tuple[int, ...]:
+    """Indices of ``mixture.targets`` in domain order."""
+    unknown = set(config.mixture.targets) - set(names)
+    if unknown:
+        raise UserError(f"mixture.targets: unknown domain {min(unknown)!r}; valid: {', '.join(names)}")
+    return tuple(names.index(name) for name in config.mixture.targets)
+
+
+def starting_shares(config: Config, names: Sequence[str], detected: Sequence[float] | None, sizes: Sequence[int]) -> NDArray[np.float64]:
+    """P(0), shape [k]: ``mixture.start`` applied.
+
+    Raises:
+        UserError: the shares given are not one per domain, or not a distribution.
+    """
+    start, k = config.mixture.start, len(names)
+    if isinstance(start, dict):
+        if set(start) != set(names):
+            raise UserError(f"mixture.start: needs one share for each of {', '.join(names)}; found {', '.join(start)}")
+        total = sum(start.values())
+        if min(start.values()) < 0 or not 0 < total < math.inf:
+            raise UserError(f"mixture.start: shares must be ≥ 0 and not all 0; found {start}")
+        return np.array([start[name] / total for name in names])
+    try:
+        if start == "uniform":
+            return mix.uniform(k)
+        if start == "proportional":
+            return mix.proportional(sizes)
+        if start == "specific":
+            return mix.specific(k, targets(config, names))
+        if start == "uniform_remainder":
+            return mix.uniform_remainder(k, targets(config, names), config.mixture.target_share)
+        assert detected is not None, "detected shares are needed"
+        shares = np.asarray(detected, dtype=np.float64)
+        return shares if start == "detected" else mix.inverse(shares)
+    except ValueError as error:
+        raise UserError(f"mixture.start={start}: {error}") from None
+
+
+def needs_detection(config: Config) -> bool:
+    return config.mixture.start in ("detected", "inverse")
+
+
+def needs_reference(config: Config) -> bool:
+    return config.mixture.policy in ("versatune", "expansion")
+
+
+def recipe(config: Config, train_records: int, unit: Unit) -> Recipe:
+    """Steps = epochs × samples per epoch / batch size, rounded up."""
+    training = config.training
+    samples = training.samples_per_epoch or train_records
+    return Recipe(
+        steps=math.ceil(training.epochs * samples / training.batch_size),
+        batch_size=training.batch_size,
+        micro_batch_tokens=training.micro_batch_tokens,
+        learning_rate=training.learning_rate,
+        warmup=training.warmup,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        seed=config.seed,
+        unit=unit,
+    )
+
+
+def adjust_every(config: Config, steps: int) -> int:
+    """Optimizer steps between adjustments; once per epoch where nothing is set."""
+    return config.training.adjust_every or max(1, round(steps / config.training.epochs))
