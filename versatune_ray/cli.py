@@ -34,10 +34,12 @@ def main(job: Callable[..., Path], description: str, default_config: Path | None
             sys.exit(0)
         from versatune_ray.cluster import connect
         from versatune_ray.pipeline import Run
+        from versatune_ray.progress import Display
 
         with Run(config) as run:
             connect(verbose=arguments.debug)
-            made = job(run)
+            with Display():
+                made = job(run)
         print(f"\n{made}", flush=True)
         sys.exit(0)
     except UserError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import shutil
 import tempfile
@@ -12,17 +13,22 @@ from typing import Any
 def connect(verbose: bool = False) -> None:
     """Join the cluster named by ``RAY_ADDRESS`` or running on this machine; else start one for this process alone.
 
-    Token authentication stays on. A cluster that was not started here is never stopped.
+    Token authentication stays on. A cluster that was not started here is never stopped. With ``verbose``, the workers' logs are shown.
     """
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not verbose:
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     import ray
 
     if ray.is_initialized():
         return
-    options: dict[str, Any] = {"log_to_driver": True, "runtime_env": {"env_vars": worker_environment(verbose)}}
+    environment = {"TOKENIZERS_PARALLELISM": "false"} | ({} if verbose else {"VLLM_LOGGING_LEVEL": "ERROR"})
+    options: dict[str, Any] = {"runtime_env": {"env_vars": environment}, "log_to_driver": verbose}
     if not verbose:
-        options["logging_level"] = "WARNING"
+        options["logging_level"] = logging.WARNING
+        for name in ("ray.data", "ray.llm", "ray.train", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.WARNING)
     try:
         ray.init(address="auto", **options)
     except ConnectionError:
@@ -35,14 +41,6 @@ def connect(verbose: bool = False) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
         atexit.register(stop)
-
-
-def worker_environment(verbose: bool) -> dict[str, str]:
-    """Environment of every Ray worker of a job."""
-    environment = {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error"}
-    if not verbose:
-        environment |= {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_CONFIGURE_LOGGING": "1"}
-    return environment
 
 
 def has_gpus() -> bool:

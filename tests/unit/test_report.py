@@ -19,7 +19,6 @@ from versatune_ray.errors import UserError
 from versatune_ray.report import build_report
 from versatune_ray.report.build import script_json
 from versatune_ray.report.data import read_run
-from versatune_ray.report.traces import peaks
 
 SIX = ("law", "medicine", "finance", "science", "code", "general")
 
@@ -290,7 +289,7 @@ def test_hostile_text_is_shown_and_never_obeyed(tmp_path: Path) -> None:
     assert body.count("<script") == 3 and body.count("</script>") == 3
     assert "<img" not in body and "<!--" not in body and "b<i>" not in body and "\u2028" not in script_of(body) and "\x00" not in body
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in body
-    assert "\ufffd" in body
+    assert "\ufffd" in body and "\u202e" not in body
     for figure in figures_of(body).values():
         assert "<" not in json.dumps(figure).replace("<extra>", "").replace("</extra>", "")
         assert all("%{x}" not in trace["hovertemplate"] for trace in figure["traces"] if "hovertemplate" in trace)
@@ -324,11 +323,7 @@ def test_the_first_kept_generations_of_each_domain_are_shown_and_cut(run: Path) 
     assert all(len(item.text) <= 402 and item.probabilities[0][0] == item.domain for item in detection.generations)
 
 
-def test_long_runs_are_thinned_but_keep_their_peaks(tmp_path: Path) -> None:
-    assert len(peaks([0.0] * 5000, 100)) <= 100
-    spiky = [0.0] * 5000
-    spiky[1234], spiky[4321] = 9.0, -9.0
-    assert {0, 1234, 4321, 4999} <= set(peaks(spiky, 100))
+def test_long_runs_with_many_domains_stay_small(tmp_path: Path) -> None:
     folder = fabricate_run(tmp_path / "long", tuple(f"domain {i}" for i in range(50)), adjustments=1000)
     page = build_report(folder)
     assert page.stat().st_size < 12_000_000
@@ -344,17 +339,3 @@ def test_numbers_that_are_not_finite_are_dashes(tmp_path: Path) -> None:
     text += '{"model": "tuned", "domain": "law", "benchmark": "held_out", "metric": "loss", "value": 2.5, "n": 3}]}'
     (tmp_path / "evaluation/results.json").write_text(text)
     assert cells_of(body_of(build_report(tmp_path)), "outcome", "law")[:3] == ["–", "2.500", "–"]
-
-
-def test_a_drawn_share_covers_the_time_before_its_adjustment_and_a_requested_one_the_time_after(tmp_path: Path) -> None:
-    even = {"a": 0.5, "b": 0.5}
-    lines = [
-        {"step": 0, "loss": even, "share": even},
-        {"step": 10, "loss": even, "share": {"a": 0.7, "b": 0.3}, "share_achieved": even},
-    ]
-    (tmp_path / "finetune").mkdir()
-    (tmp_path / "finetune/adjustments.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    traces = {(t["meta"]["set"], t["name"]): t for t in figures_of(body_of(build_report(tmp_path)))["shares"]["traces"]}
-    requested, drawn = traces["requested", "a"], traces["samples", "a"]
-    assert (requested["x"], requested["y"], requested["line"]["shape"]) == ([0, 10], [0.5, 0.7], "hv")
-    assert (drawn["x"], drawn["y"], drawn["line"]["shape"]) == ([0, 10], [0.5, 0.5], "vh")

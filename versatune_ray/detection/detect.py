@@ -48,8 +48,8 @@ def detect(
     def build(work: Path) -> None:
         start, how = start_token(model, trust_remote_code)
         generated, samples = work / "generated", work / "samples"
-        _once(generated, lambda folder: generate(model, start, settings, seed, trust_remote_code, folder))
-        _once(samples, lambda folder: judge(judge_spec, domains, descriptions, generated, folder))
+        generate(model, start, settings, seed, trust_remote_code, generated)
+        judge(judge_spec, domains, descriptions, generated, samples)
         shown = {"start_token": how, "prompt": judge_spec.prompt} | parts["settings"] | {"seed": seed}
         write_json(work / "distribution.json", summarize(model, judge_spec.path, domains, samples, settings.repeats, shown))
         shutil.rmtree(generated)  # every row is in samples/ too
@@ -86,15 +86,6 @@ def summarize(
         "known": None if known is None else known.tolist(),
         "total_variation": None if known is None else total_variation(found.share, known),
     }
-
-
-def _once(folder: Path, build: Any) -> None:
-    """Run ``build(folder)`` unless an earlier, interrupted run had finished it."""
-    done = folder.with_name(f"{folder.name}.done")
-    if not done.is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        build(folder)
-        done.touch()
 
 
 def _known(model: str, domains: Sequence[str]) -> Any:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from versatune_ray.config import Detection
 from versatune_ray.engine import vllm_stage
+from versatune_ray.parts import finished_ids, write_parts
 
 Row = dict[str, Any]
+
+GENERATED = {"id": pa.int64(), "repeat": pa.int64(), "text": pa.string(), "tokens": pa.int64(), "discarded": pa.string()}
 
 
 def start_token(model: str, trust_remote_code: bool) -> tuple[int, str]:
@@ -28,7 +35,7 @@ def start_token(model: str, trust_remote_code: bool) -> tuple[int, str]:
 def generate(model: str, start: int, settings: Detection, seed: int, trust_remote_code: bool, folder: Path) -> None:
     """Write ``samples × repeats`` rows to Parquet in ``folder``: id, repeat, text, tokens, discarded (a reason, or null).
 
-    A failed request stays as a row with its reason: nothing is dropped.
+    Rows already there are not generated again. A failed request stays as a row with its reason: nothing is dropped.
     """
     import ray
 
@@ -52,8 +59,11 @@ def generate(model: str, start: int, settings: Detection, seed: int, trust_remot
     engine = settings.engine.model_copy(update={"options": {"max_model_len": settings.generation.max_tokens + 1} | settings.engine.options})
     stage = vllm_stage(model, engine, prepare, keep, trust_remote_code=trust_remote_code)
     total = samples * settings.repeats
-    blocks = max(1, -(-total // settings.engine.batch_size))
-    stage(ray.data.range(total, override_num_blocks=blocks)).map(finish).write_parquet(str(folder))
+    ids = np.setdiff1d(np.arange(total), finished_ids(folder))
+    if len(ids):
+        blocks = math.ceil(len(ids) / settings.engine.batch_size)
+        rows = stage(ray.data.from_items([{"id": int(i)} for i in ids], override_num_blocks=blocks)).map(finish)
+        write_parts(rows, folder, GENERATED, "generation", len(ids))
 
 
 def _seed(seed: int, row: int) -> int:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+from numpy.typing import NDArray
 
 from versatune_ray.config import Engine
+from versatune_ray.detection.generate import GENERATED
 from versatune_ray.detection.prompt import answer_ids, render
 from versatune_ray.engine import vllm_stage
+from versatune_ray.parts import finished_ids, write_parts
 
 Row = dict[str, Any]
 
@@ -32,7 +37,7 @@ class JudgeSpec:
 def judge(spec: JudgeSpec, domains: Sequence[str], descriptions: Mapping[str, str], generated: Path, folder: Path) -> None:
     """Read the generated rows, add one probability column per domain, write Parquet to ``folder``.
 
-    Rows discarded before keep their reason and get NaN; so do rows whose request fails here.
+    Rows already there are not judged again. Rows discarded before keep their reason and get NaN; so do rows whose request fails here.
     """
     import ray
 
@@ -58,15 +63,25 @@ def judge(spec: JudgeSpec, domains: Sequence[str], descriptions: Mapping[str, st
             return _output(row, names, np.array([row[name] for name in names]), row["discarded"])
         return _output(row, names, np.full(len(names), np.nan), f"judging failed: {error}")
 
+    def set_aside(row: Row) -> Row:
+        return _output(row, names, np.full(len(names), np.nan), row["discarded"])
+
     longest = len(before) + spec.max_text_tokens + len(after) + 1
     engine = spec.engine.model_copy(update={"options": {"max_model_len": longest, "max_logprobs": -1} | spec.engine.options})
     stage = vllm_stage(spec.path, engine, prepare, read, trust_remote_code=spec.trust_remote_code)
+    schema = GENERATED | {name: pa.float64() for name in names}
+    table = pyarrow.dataset.dataset(str(generated), format="parquet").to_table(columns=["id", "discarded"])
+    ids, discarded = table["id"].to_numpy(), ~table["discarded"].is_null().to_numpy()
+    waiting = np.setdiff1d(ids, finished_ids(folder))
     rows = ray.data.read_parquet(str(generated))
-    stage(rows.filter(lambda row: row["discarded"] is None)).map(finish).write_parquet(str(folder))
-    aside = rows.filter(lambda row: row["discarded"] is not None)
-    aside.map(lambda row: _output(row, names, np.full(len(names), np.nan), row["discarded"])).write_parquet(
-        str(folder), mode=ray.data.SaveMode.APPEND
-    )
+
+    def run(batch: NDArray[np.int64], name: str, work: Callable[[Any], Any]) -> None:
+        chosen = frozenset(batch.tolist())
+        if chosen:
+            write_parts(work(rows.filter(lambda row: row["id"] in chosen)), folder, schema, name, len(chosen))
+
+    run(np.setdiff1d(waiting, ids[discarded]), "judging", lambda rows: stage(rows).map(finish))
+    run(np.intersect1d(waiting, ids[discarded]), "setting aside", lambda rows: rows.map(set_aside))
 
 
 def _output(row: Row, names: Sequence[str], probabilities: Any, discarded: str | None) -> Row:

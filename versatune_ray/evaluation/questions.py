@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.dataset
 
 from versatune_ray.cache import cached
@@ -14,6 +15,7 @@ from versatune_ray.config import Config, Evaluation
 from versatune_ray.domains.chat import encode_prompt, load_tokenizer
 from versatune_ray.domains.records import Question, read_questions
 from versatune_ray.engine import vllm_stage
+from versatune_ray.parts import finished_ids, write_parts
 
 Row = dict[str, Any]
 
@@ -65,11 +67,12 @@ def ask(
             error = row.get("__inference_error__") or ""
             return {"id": int(row["id"]), "answer": "" if error else row["answer"], "error": error}
 
-        stage = vllm_stage(model, settings.engine, prepare, keep, trust_remote_code=trust_remote_code)
-        blocks = max(1, math.ceil(len(rows) / settings.engine.batch_size))
-        stage(ray.data.from_items(rows, override_num_blocks=blocks)).map(finish).write_parquet(
-            str(work / "answers"), mode=ray.data.SaveMode.OVERWRITE
-        )
+        left = [row for row in rows if row["id"] not in set(finished_ids(work / "answers").tolist())]
+        if left:
+            stage = vllm_stage(model, settings.engine, prepare, keep, trust_remote_code=trust_remote_code)
+            blocks = math.ceil(len(left) / settings.engine.batch_size)
+            answered = stage(ray.data.from_items(left, override_num_blocks=blocks)).map(finish)
+            write_parts(answered, work / "answers", {"id": pa.int64(), "answer": pa.string(), "error": pa.string()}, "answers", len(left))
 
     folder, reused = cached(cache, "answers", parts, build)
     table = pyarrow.dataset.dataset(str(folder / "answers"), format="parquet").to_table()

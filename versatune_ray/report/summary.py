@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from versatune_ray.report.data import Detection, RunData
 from versatune_ray.report.outcome import Outcomes
-from versatune_ray.report.writing import interval, listing, percent, signed_percent
+from versatune_ray.report.writing import interval, listing, percent, short, signed_percent
 
 _POLICIES = {
     "constant": "kept the starting shares all along",
@@ -30,10 +30,10 @@ def warnings(run: RunData, result: Outcomes) -> tuple[str, ...]:
             "The held-out loss rose in every domain. Check the learning rate, the data, and whether the detected shares are right."
         )
     if run.adjustments:
-        starved = [name for name, share in run.adjustments[-1].share.items() if share is not None and share < 0.001]
+        starved = [short(name) for name, share in run.adjustments[-1].share.items() if share is not None and share < 0.001]
         if starved:
             found.append(f"The final share of {listing(starved)} is below {percent(0.001)}: hardly any sample of it is drawn any more.")
-    repeated = [name for name, passes in _last_passes(run).items() if passes > 10]
+    repeated = [short(name) for name, passes in _last_passes(run).items() if passes > 10]
     if repeated:
         found.append(f"Records of {listing(repeated)} were repeated more than ten times; watch for memorising.")
     return tuple(found)
@@ -43,7 +43,9 @@ def _opening(run: RunData) -> str:
     model = run.setting("model.path") or (run.detections[0].model if run.detections else None)
     named = "a tiny base model made for this run" if run.config and not run.setting("model.path") else str(model or "a base model")
     k = len(run.domains)
-    domains = f"{k} domain{'s' if k != 1 else ''} ({listing(run.domains)})" if k else "domains that are not known yet"
+    domains = (
+        f"{k} domain{'s' if k != 1 else ''} ({listing([short(name) for name in run.domains])})" if k else "domains that are not known yet"
+    )
     training = [adjustment for adjustment in run.adjustments if adjustment.step > 0]
     if not training:
         return f"This run is about {named} and {domains}; it has not been fine-tuned yet."
@@ -62,8 +64,8 @@ def _detected(detection: Detection) -> list[str]:
         spread = f" (95 % interval {interval(*detection.ci95[top])})"
     read = f"From {detection.samples:,} of its own generations, detection" if detection.samples else "Detection"
     sentence = (
-        f"{read} estimated what the base model knows: most of it is {detection.domains[top]} "
-        f"with {percent(detection.share[top])}{spread}, least is {detection.domains[low]} with {percent(detection.share[low])}."
+        f"{read} estimated what the base model knows: most of it is {short(detection.domains[top])} "
+        f"with {percent(detection.share[top])}{spread}, least is {short(detection.domains[low])} with {percent(detection.share[low])}."
     )
     if detection.total_variation is not None and detection.known is not None:
         away = percent(detection.total_variation)
@@ -93,14 +95,14 @@ def _shares(run: RunData) -> list[str]:
         return [opening + "; no domain’s share changed noticeably."]
 
     def told(names: list[str]) -> str:
-        return listing([f"{name} ({percent(first[name])} → {percent(last[name])})" for name in names], 3)
+        return listing([f"{short(name)} ({percent(first[name])} → {percent(last[name])})" for name in names], 3)
 
     parts = ([f"gave more to {told(more)}"] if more else []) + ([f"less to {told(less)}"] if less else [])
     return [f"{opening}: it {' and '.join(parts)}."]
 
 
 def _losses(result: Outcomes) -> list[str]:
-    changes = sorted((row.loss_change, row.domain) for row in result.domains if row.loss_change is not None)
+    changes = sorted((row.loss_change, short(row.domain)) for row in result.domains if row.loss_change is not None)
     if not changes:
         return []
     source = "Held-out loss" if result.losses_from == "evaluation" else "The measured loss (first against last adjustment)"
@@ -120,9 +122,9 @@ def _accuracy(result: Outcomes) -> list[str]:
     if not rows:
         return []
     mean = result.mean or rows[0]
-    better = [row.domain for row in rows if row.accuracy_clear and (row.accuracy_change or 0) > 0]
-    worse = [row.domain for row in rows if row.accuracy_clear and (row.accuracy_change or 0) < 0]
-    scope = "on average over the domains" if result.mean else f"in {rows[0].domain}"
+    better = [short(row.domain) for row in rows if row.accuracy_clear and (row.accuracy_change or 0) > 0]
+    worse = [short(row.domain) for row in rows if row.accuracy_clear and (row.accuracy_change or 0) < 0]
+    scope = "on average over the domains" if result.mean else f"in {short(rows[0].domain)}"
     told = [(word, names) for word, names in (("better", better), ("worse", worse)) if names]
     parts = [f"clearly {word} in {'every domain' if len(names) == len(rows) > 1 else listing(names)}" for word, names in told]
     verdict = " and ".join(parts) if parts else "no domain changed by more than two standard errors"
@@ -141,7 +143,7 @@ def _forgetting(run: RunData) -> list[str]:
     largest, name, step = max(degrees)
     if largest <= 0:
         return ["Nothing was forgotten: no domain’s loss rose between two measurements."]
-    return [f"The largest forgetting between two measurements was a loss rise of {percent(largest)} in {name}, at step {step:,}."]
+    return [f"The largest forgetting between two measurements was a loss rise of {percent(largest)} in {short(name)}, at step {step:,}."]
 
 
 def _last_passes(run: RunData) -> dict[str, float]:

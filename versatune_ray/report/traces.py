@@ -11,7 +11,7 @@ import numpy as np
 from versatune_ray.report.colours import dash
 from versatune_ray.report.data import Adjustment, PerDomain, RunData
 from versatune_ray.report.tables import evenly
-from versatune_ray.report.writing import cut
+from versatune_ray.report.writing import short
 
 Trace = dict[str, Any]
 Values = Callable[[Adjustment], PerDomain | None]
@@ -121,7 +121,7 @@ def thinned(run: RunData) -> str:
 
 
 def label(name: str) -> str:
-    return html.escape(cut(" ".join(name.split()), 28), quote=False)
+    return html.escape(short(name, 28), quote=False)
 
 
 def domain_index(run: RunData, name: str) -> int:

@@ -11,8 +11,8 @@ ABSENT = "–"
 _THIN = "\u202f"  # narrow no-break space between number and unit
 _MINUS = "−"
 
-# A lone surrogate cannot be written as UTF-8, and HTML refuses control characters.
-_UNPRINTABLE = re.compile("[\ud800-\udfff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
+# A lone surrogate cannot be written as UTF-8, HTML refuses control characters, and a direction override turns round all that follows.
+_UNPRINTABLE = re.compile("[\ud800-\udfff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 
 
 def count(value: float | None) -> str:
@@ -94,6 +94,11 @@ def clean(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [clean(item) for item in value]
     return value
+
+
+def short(name: str, limit: int = 40) -> str:
+    """A domain's name on one line, for a sentence or a label."""
+    return cut(" ".join(name.split()), limit)
 
 
 def _signed(value: float, digits: int) -> str:

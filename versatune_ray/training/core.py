@@ -105,7 +105,9 @@ class Tuner:
         tokens = np.array([self.data[d].train.response_tokens[i] for d, i in zip(domain, index, strict=True)])
         np.add.at(self.samples, domain, 1)
         np.add.at(self.tokens, domain, tokens)
-        domain, index = domain[self.rank :: self.world], index[self.rank :: self.world]
+        # Contiguous slices: the sampler spreads every domain evenly along the batch.
+        mine = slice(len(domain) * self.rank // self.world, len(domain) * (self.rank + 1) // self.world)
+        domain, index = domain[mine], index[mine]
         scale = self.world / tokens.sum()  # DDP averages over ranks; the loss is a sum over the global batch
 
         batches = list(self._micro_batches([(d, self.data[d].train, i) for d, i in zip(domain, index, strict=True)]))
@@ -123,7 +125,7 @@ class Tuner:
         self.optimizer.zero_grad(set_to_none=True)
         self.train_loss += sums
         self.steps_done += 1
-        return float(sums.nats.sum() / max(1, tokens[self.rank :: self.world].sum()))
+        return float(sums.nats.sum() / max(1, tokens[mine].sum()))
 
     @torch.no_grad()
     def held_out(self, progress: Callable[[int], None] = lambda records: None) -> LossSums:
