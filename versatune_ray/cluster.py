@@ -19,6 +19,7 @@ def connect(verbose: bool = False) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not verbose:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     if ray.is_initialized():
@@ -27,12 +28,11 @@ def connect(verbose: bool = False) -> None:
     options: dict[str, Any] = {"runtime_env": {"env_vars": environment}, "log_to_driver": verbose}
     if not verbose:
         options["logging_level"] = logging.WARNING
-        for name in ("ray.data", "ray.llm", "ray.train", "ray.tune"):
-            logging.getLogger(name).setLevel(logging.WARNING)
     try:
         ray.init(address="auto", **options)
     except ConnectionError:
         folder = tempfile.mkdtemp(prefix="versatune-ray-")  # short: Ray puts sockets in it, whose paths must stay under 107 bytes
+        os.environ.setdefault("VLLM_RPC_BASE_PATH", folder)  # vLLM leaves its sockets behind; here they go with the folder
         # Ray's CPUs are logical: with fewer than four, a data stage and a worker group can wait for each other for ever.
         ray.init(num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, _temp_dir=folder, **options)
 
@@ -41,6 +41,20 @@ def connect(verbose: bool = False) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
         atexit.register(stop)
+    if not verbose:
+        _quiet()
+
+
+def _quiet() -> None:
+    """Our own bars say in one line what Ray Data and Ray Train log in many."""
+    import ray.data
+    import ray.train
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray", "ray.data", "ray.llm", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def has_gpus() -> bool:

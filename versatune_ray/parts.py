@@ -29,8 +29,6 @@ def write_parts(rows: Any, folder: Path, schema: Mapping[str, pa.DataType], name
 
     A part is named by the ids in it and appears whole or not at all: a batch that Ray computes twice is there once.
     """
-    import ray
-
     folder.mkdir(parents=True, exist_ok=True)
     arrow = pa.schema(list(schema.items()))
 
@@ -42,9 +40,6 @@ def write_parts(rows: Any, folder: Path, schema: Mapping[str, pa.DataType], name
         temporary.replace(part)
         return {"rows": np.array([len(ids)])}
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # the bar below says it in one line
-    context.print_on_execution_start = False
     done = 0
     with Bar(name, total, "row") as bar:
         bar.to(0, "starting the engine")

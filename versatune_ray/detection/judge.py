@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.dataset
 from numpy.typing import NDArray
 
@@ -76,9 +77,9 @@ def judge(spec: JudgeSpec, domains: Sequence[str], descriptions: Mapping[str, st
     rows = ray.data.read_parquet(str(generated))
 
     def run(batch: NDArray[np.int64], name: str, work: Callable[[Any], Any]) -> None:
-        chosen = frozenset(batch.tolist())
-        if chosen:
-            write_parts(work(rows.filter(lambda row: row["id"] in chosen)), folder, schema, name, len(chosen))
+        if len(batch):
+            chosen = rows.map_batches(lambda part: part.filter(pa.compute.is_in(part["id"], pa.array(batch))), batch_format="pyarrow")
+            write_parts(work(chosen), folder, schema, name, len(batch))
 
     run(np.setdiff1d(waiting, ids[discarded]), "judging", lambda rows: stage(rows).map(finish))
     run(np.intersect1d(waiting, ids[discarded]), "setting aside", lambda rows: rows.map(set_aside))
