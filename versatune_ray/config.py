@@ -68,7 +68,7 @@ class Base(Section):
 class Microworld(Section):
     """The embedded six-domain world of made-up facts, used where `domains` is empty."""
 
-    facts: int = setting(40, "facts per domain", ge=4)
+    facts: int = setting(100, "facts per domain", ge=4)
     seed: int = setting(0, "seed of the world; another seed is another world")
 
 
@@ -216,6 +216,8 @@ class Config(Section):
         if len(self.domains) == 1:
             raise ValueError(f"domains: {next(iter(self.domains))!r} is the only one; name at least two, or none for the microworld")
         for name, domain in self.domains.items():
+            if not name or "/" in name or name in ("id", "repeat", "text", "tokens", "discarded"):
+                raise ValueError(f"domains: {name!r} cannot be a domain's name; it would clash with a column or a folder")
             if not domain.train:
                 raise ValueError(f"domains.{name}.train: missing; name a file, a folder, a URI or a dataset id")
         if self.domains and self.model.path is None and not self.base.corpora:
@@ -363,7 +365,8 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
 def _explain(error: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key; {_nearest(key, [name for name, _ in _keys(Config)])}"
+        names = [name for name, _ in _keys(Config)]
+        return f"{key}: unknown key; {_nearest(key, names if '.' in key else list(Config.model_fields))}"
     if not key:
         return str(error["msg"]).removeprefix("Value error, ")
     return f"{key}: {error['input']!r} is not valid: {error['msg'][0].lower()}{error['msg'][1:]}"

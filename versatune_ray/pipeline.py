@@ -21,6 +21,7 @@ from versatune_ray.cache import model_fingerprint, place, write_json
 from versatune_ray.config import Config, changed_keys, dump
 from versatune_ray.detection.distribution import given
 from versatune_ray.errors import UserError
+from versatune_ray.microworld.world import DOMAINS
 from versatune_ray.training import plan
 
 T = TypeVar("T")
@@ -64,6 +65,9 @@ class Run:
                 f"run {self.given_config.run!r} is in use by another process; wait for it, or choose another name with run=…"
             ) from None
         self._check_unchanged()
+        names = list(self.given_config.domains) or list(DOMAINS)
+        plan.policy(self.given_config, names)  # a wrong target or start is told before anything is spent
+        plan.starting_shares(self.given_config, names, [1 / len(names)] * len(names), [1] * len(names))
         (self.folder / "config.yaml").write_text(dump(self.given_config) + yaml.safe_dump({"versions": _versions()}), encoding="utf-8")
         return self
 

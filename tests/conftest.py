@@ -1,0 +1,73 @@
+"""What several tests need: a throw-away Ray, a random tiny model with its tokenizer, token stores from plain lists."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray of its own, gone afterwards with all its files."""
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="vt")  # short: Ray's sockets live in it
+    ray.init(num_cpus=4, include_dashboard=False, _temp_dir=folder, logging_level="ERROR", log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_store(folder: Path, samples: Sequence[tuple[Sequence[int], int]]) -> Path:
+    """A token store of ``(tokens, length of the prompt)`` pairs; every token after the prompt carries loss, one byte each."""
+    from versatune_ray.domains.store import Batch, TokenStoreWriter
+
+    with TokenStoreWriter(folder) as writer:
+        writer.append(
+            Batch(
+                tokens=np.concatenate([np.array(tokens, np.int32) for tokens, _ in samples]),
+                mask=np.concatenate([np.arange(len(tokens)) >= prompt for tokens, prompt in samples]),
+                lengths=np.array([len(tokens) for tokens, _ in samples], np.int64),
+                hashes=np.arange(len(samples), dtype=np.uint64) + np.uint64(abs(hash(str(folder))) % 2**40 << 20),
+                response_bytes=np.array([len(tokens) - prompt for tokens, prompt in samples], np.int64),
+                locations=np.zeros((len(samples), 2), np.int64),
+            )
+        )
+    return folder
+
+
+def random_samples(seed: int, count: int, vocabulary: int = 64) -> list[tuple[list[int], int]]:
+    """Token lists of 4 to 19 tokens, of which 1 to 3 are the prompt."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(4, 20, count)
+    return [(rng.integers(3, vocabulary, n).tolist(), int(rng.integers(1, 4))) for n in lengths]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama over 64 tokens with a tokenizer: an ordinary model folder."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("models") / "random-llama"
+    torch.manual_seed(0)
+    settings = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(**settings, max_position_embeddings=64, tie_word_embeddings=True)).save_pretrained(folder)
+    words = {"<s>": 0, "</s>": 1, "<pad>": 2, **{f"w{i}": i for i in range(3, 64)}}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>").save_pretrained(folder)
+    return folder

@@ -1,0 +1,89 @@
+"""The configuration: layering, types, and errors that a newcomer can act on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from versatune_ray.config import Config, changed_keys, describe, dump, load
+from versatune_ray.errors import UserError
+
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "jobs" / "configs").glob("*.yaml"))
+
+
+def test_later_files_win_over_earlier_ones_and_overrides_over_files(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("training: {epochs: 1, batch_size: 8, learning_rate: 1e-3}\n")
+    second.write_text("training: {epochs: 2}\n")
+    training = load([first, second], ["training.batch_size=4"]).training
+    assert (training.epochs, training.batch_size, training.learning_rate) == (2, 4, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.lerning_rate=1", ["training.lerning_rate", "did you mean 'training.learning_rate'"]),
+        ("trainning.epochs=2", ["trainning", "did you mean 'training'"]),
+        ("training.epochs=many", ["training.epochs", "'many'", "number"]),
+        ("training.workers=0", ["training.workers", "0", "greater than or equal to 1"]),
+        ("mixture.start=unifrom", ["mixture.start", "'unifrom'", "uniform"]),
+        ("mixture.policy=expansion", ["mixture.targets: missing"]),
+        ("run=../elsewhere", ["run", "'../elsewhere'"]),
+        ("domains.law=a.jsonl", ["'law'", "at least two"]),
+        ("epochs", ["epochs", "dotted.key=value"]),
+    ],
+)
+def test_a_mistake_names_the_key_the_value_and_the_way_out(override: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        load([], [override])
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_own_domains_need_a_model_or_corpora() -> None:
+    with pytest.raises(UserError, match=r"model\.path: missing"):
+        load([], ["domains.law=a.jsonl", "domains.code=b.jsonl"])
+
+
+def test_a_domain_may_be_given_by_its_file_alone() -> None:
+    config = load([], ["domains.law=a.jsonl", "domains.code=[b.jsonl, c.jsonl]", "model.path=m"])
+    assert config.domains["law"].train == ["a.jsonl"]
+    assert config.domains["code"].train == ["b.jsonl", "c.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["id", "discarded", "a/b", ""])
+def test_names_that_would_clash_with_columns_or_folders_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match="domains"):
+        parsed({"domains": {name: "a.jsonl", "code": "b.jsonl"}, "model": {"path": "m"}})
+
+
+def parsed(tree: dict[str, object]) -> Config:
+    from versatune_ray.config import parse
+
+    return parse(tree)
+
+
+def test_the_resolved_configuration_can_be_loaded_again(tmp_path: Path) -> None:
+    config = load([], ["training.epochs=3", f"storage={tmp_path}"])
+    saved = tmp_path / "config.yaml"
+    saved.write_text(dump(config) + yaml.safe_dump({"versions": {"ray": "2.60.0"}}))
+    assert load([saved]) == config
+
+
+def test_changed_keys_are_named_with_old_and_new_value() -> None:
+    old, new = (yaml.safe_load(dump(load([], [f"training.epochs={epochs}"]))) for epochs in (1, 2))
+    assert list(changed_keys(old, new)) == ["training.epochs: 1.0 → 2.0"]
+
+
+def test_help_lists_every_key_with_type_unit_and_default() -> None:
+    text = describe()
+    for part in ("training.batch_size", "[samples] = 128", "detection.judge.engine.replicas", "domains.NAME.train", "true|false = true"):
+        assert part in text
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_configuration_is_valid(path: Path) -> None:
+    assert load([path]).run

@@ -1,0 +1,127 @@
+"""The weight controller, undecorated: one decision for all ranks, errors that name who or what is missing, exact resume."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from versatune_ray.mixture import Constant, Expansion, VersaTune
+from versatune_ray.training.controller import Report, WeightController
+
+START = np.array([0.5, 0.5])
+
+
+def controller(policy: Any = None, reference: Any = (1.0, 1.0), timeout: float = 5.0) -> WeightController:
+    return WeightController(["law", "code"], policy or VersaTune(sigma=1.0), START, np.array(reference), timeout)
+
+
+def report(step: int, sums: list[float], counts: list[float], samples: tuple[int, int] = (3, 1)) -> Report:
+    zero, some = np.zeros(2), np.array(samples)
+    return Report(step, step / 10, np.array(sums), np.array(counts), zero, zero, some, some * 10, np.zeros(2), {"training": 1.0})
+
+
+def exchange(actor: WeightController, *reports: Report, attempt: int = 1) -> list[Any]:
+    async def run() -> list[Any]:
+        return await asyncio.gather(*(actor.exchange(attempt, rank, told) for rank, told in enumerate(reports)))
+
+    return asyncio.run(run())
+
+
+def test_all_ranks_get_the_same_numbered_shares_from_the_sums_of_all() -> None:
+    actor = controller()
+    actor.begin(2, None)
+    # Losses over both ranks: law (6 + 2) / (2 + 2) = 2, code (1 + 1) / (1 + 1) = 1: only law has potential, γ = (2 - 1) / 2 = 0.5.
+    first, second = exchange(actor, report(10, [6, 1], [2, 1]), report(10, [2, 1], [2, 1]))
+    assert first.number == second.number == 0
+    # P' = 0.5 · (1 + 0.5) and 0.5, which is 0.75 : 0.5 = 0.6 : 0.4.
+    np.testing.assert_allclose(first.share, [0.6, 0.4], atol=1e-12)
+    np.testing.assert_array_equal(first.share, second.share)
+    assert first.line["loss"] == {"law": 2.0, "code": 1.0}
+    assert first.line["learnable_potential"] == {"law": 0.5, "code": 0.0}
+    assert first.line["share_achieved"] == {"law": 0.75, "code": 0.25}
+
+
+def test_the_measurement_before_step_1_moves_no_share_but_is_remembered() -> None:
+    actor = controller(Expansion(targets=[0], delta=0.1, epsilon=1.0))
+    actor.begin(1, None)
+    (before,) = exchange(actor, report(0, [2, 2], [1, 1]))
+    np.testing.assert_array_equal(before.share, START)
+    assert before.line["forgetting_degree"] is None
+    (after,) = exchange(actor, report(10, [2, 3], [1, 1]))
+    # φ_code = (3 - 2) / 2 = 0.5, its mean over k = 2 is 0.25, and γ_law = (2 - 1) / 2 = 0.5 bounds it: open, law + 0.1.
+    assert after.line["forgetting_degree"] == {"law": 0.0, "code": 0.5}
+    assert after.line["guard"] == {"open": True, "forgetting": 0.25, "bound": 0.5}
+    np.testing.assert_allclose(after.share, [0.6, 0.4], atol=1e-12)
+
+
+def test_a_rank_that_stays_silent_is_named() -> None:
+    actor = controller(timeout=0.05)
+    actor.begin(3, None)
+
+    async def two_of_three() -> None:
+        await asyncio.gather(actor.exchange(1, 0, report(10, [1, 1], [1, 1])), actor.exchange(1, 2, report(10, [1, 1], [1, 1])))
+
+    with pytest.raises(TimeoutError, match=r"step 10: no word from rank\(s\) \[1\]"):
+        asyncio.run(two_of_three())
+
+
+def test_an_earlier_attempt_is_refused() -> None:
+    actor = controller()
+    actor.begin(1, None)
+    actor.begin(1, None)
+    with pytest.raises(RuntimeError, match="attempt 1; attempt 2 is running"):
+        exchange(actor, report(10, [1, 1], [1, 1]), attempt=1)
+
+
+def test_ranks_at_different_steps_are_told_so() -> None:
+    actor = controller()
+    actor.begin(2, None)
+    with pytest.raises(RuntimeError, match="reports step 20 while the others are at step 10"):
+        exchange(actor, report(10, [1, 1], [1, 1]), report(20, [1, 1], [1, 1]))
+
+
+@pytest.mark.parametrize(("sums", "counts"), [([np.nan, 1], [1, 1]), ([np.inf, 1], [1, 1]), ([1, 1], [0, 1])])
+def test_a_loss_that_is_no_number_names_its_domain(sums: list[float], counts: list[float]) -> None:
+    actor = controller()
+    actor.begin(1, None)
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match="law"):
+        exchange(actor, report(10, sums, counts))
+
+
+def test_a_restored_controller_decides_as_the_undisturbed_one() -> None:
+    told = [report(step, [3 - step / 20, 2 + step / 30], [1, 1]) for step in (0, 10, 20, 30)]
+    whole = controller(Expansion(targets=[1], delta=0.07))
+    whole.begin(1, None)
+    lines = [exchange(whole, one)[0].line for one in told]
+
+    first = controller(Expansion(targets=[1], delta=0.07))
+    first.begin(1, None)
+    for one in told[:2]:
+        exchange(first, one)
+    state = json.loads(json.dumps(first.state_dict()))  # as it lies in the checkpoint
+    exchange(first, told[2])  # decided after the checkpoint, then lost
+    second = controller(Expansion(targets=[1], delta=0.07))
+    attempt, share, log = second.begin(1, state)
+    assert (attempt, log) == (1, lines[:2])
+    assert share == list(lines[1]["share"].values())
+    assert lines[2:] == [exchange(second, one)[0].line for one in told[2:]]
+
+
+def test_a_checkpoint_of_other_domains_is_refused() -> None:
+    state = controller().state_dict() | {"domains": ["law", "medicine"]}
+    with pytest.raises(ValueError, match="medicine"):
+        controller().begin(1, state)
+
+
+def test_training_feedback_keeps_the_last_loss_of_a_domain_that_was_not_drawn() -> None:
+    actor = controller(Constant(), reference=(1.0, 1.0))
+    actor.begin(1, None)
+    exchange(actor, report(0, [4, 3], [1, 1]))
+    drawn = np.array([8, 0])
+    (decision,) = exchange(actor, Report(10, 1.0, None, None, np.array([16.0, 0.0]), np.array([8.0, 0.0]), drawn, drawn, np.zeros(2)))
+    assert decision.line["loss"] == {"law": 2.0, "code": 3.0}
+    assert decision.line["train_loss"] == {"law": 2.0, "code": None}

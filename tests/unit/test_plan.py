@@ -1,0 +1,55 @@
+"""From settings to shares, policy and steps."""
+
+from __future__ import annotations
+
+import pytest
+
+from versatune_ray.config import load
+from versatune_ray.errors import UserError
+from versatune_ray.mixture import Constant, Expansion, VersaTune
+from versatune_ray.training import plan
+
+NAMES = ["law", "code", "general"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["mixture.start=detected"], [0.5, 0.25, 0.25]),
+        (["mixture.start=uniform"], [1 / 3, 1 / 3, 1 / 3]),
+        (["mixture.start=inverse"], [0.2, 0.4, 0.4]),  # 2 : 4 : 4
+        (["mixture.start=proportional"], [0.1, 0.2, 0.7]),
+        (["mixture.start=specific", "mixture.targets=code"], [0, 1, 0]),
+        (["mixture.start=uniform_remainder", "mixture.targets=code", "mixture.target_share=0.6"], [0.2, 0.6, 0.2]),
+        (["mixture.start={law: 1, code: 1, general: 2}"], [0.25, 0.25, 0.5]),
+    ],
+)
+def test_starting_shares(overrides: list[str], expected: list[float]) -> None:
+    shares = plan.starting_shares(load([], overrides), NAMES, [0.5, 0.25, 0.25], [10, 20, 70])
+    assert shares == pytest.approx(expected)
+
+
+def test_shares_for_other_domains_are_refused() -> None:
+    with pytest.raises(UserError, match=r"mixture\.start: needs one share for each of law, code, general"):
+        plan.starting_shares(load([], ["mixture.start={law: 1}"]), NAMES, None, [1, 1, 1])
+
+
+def test_an_unknown_target_is_refused_with_the_valid_ones() -> None:
+    with pytest.raises(UserError, match="unknown domain 'cod'; valid: law, code, general"):
+        plan.policy(load([], ["mixture.policy=expansion", "mixture.targets=cod", "domains.cod=a", "domains.x=b", "model.path=m"]), NAMES)
+
+
+def test_policies_carry_their_settings() -> None:
+    assert plan.policy(load([], ["mixture.policy=constant"]), NAMES) == Constant()
+    assert plan.policy(load([], ["mixture.sigma=2", "mixture.min_share=0.1"]), NAMES) == VersaTune(sigma=2, min_share=0.1)
+    settings = ["mixture.policy=expansion", "mixture.targets=[code]", "mixture.delta=0.2", "mixture.mean_over=k-1", "mixture.guard=false"]
+    expected = Expansion(targets=(1,), delta=0.2, mean_over="k-1", guard=False)
+    assert plan.policy(load([], settings), NAMES) == expected
+
+
+def test_steps_and_adjustments_follow_the_paper() -> None:
+    # 4 epochs of 60,000 samples at batch 128: 240,000 / 128 = 1,875 steps, adjusted once per epoch: 468.75, rounded to 469.
+    config = load([], ["training.samples_per_epoch=60000"])
+    recipe = plan.recipe(config, train_records=100, unit="nats/token")
+    assert recipe.steps == 1875
+    assert plan.adjust_every(config, recipe.steps) == 469

@@ -1,0 +1,127 @@
+"""The core's numbers, against a plain per-sample computation; and exact resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_samples, write_store
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+from versatune_ray.config import Data
+from versatune_ray.domains import DomainData, DomainPaths, load_domains
+from versatune_ray.errors import UserError
+from versatune_ray.training.core import Recipe, Tuner, load_model
+
+RECIPE = Recipe(steps=8, batch_size=6, micro_batch_tokens=40, learning_rate=1e-2, warmup=0.1, weight_decay=0.01, max_grad_norm=1.0, seed=3)
+SHARES = np.array([0.7, 0.3])
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> list[DomainData]:
+    paths = {
+        name: DomainPaths(
+            write_store(tmp_path / name, random_samples(seed, 30)), write_store(tmp_path / f"{name}-v", random_samples(seed + 9, 7))
+        )
+        for seed, name in enumerate(("law", "code"))
+    }
+    return list(load_domains(paths, Data()).values())
+
+
+def tuner(model: Path, data: list[DomainData], recipe: Recipe = RECIPE) -> Tuner:
+    torch.manual_seed(0)
+    return Tuner(load_model(str(model)), data, recipe, torch.device("cpu"))
+
+
+def plain_nats(model: Path, tokens: np.ndarray, mask: np.ndarray) -> torch.Tensor:
+    """One sample, no padding, the library's own full logits: nats of every token that carries loss."""
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    logits = reference(torch.from_numpy(tokens.astype(np.int64))[None]).logits[0, :-1]
+    nats = functional.cross_entropy(logits, torch.from_numpy(tokens[1:].astype(np.int64)), reduction="none")
+    return nats[torch.from_numpy(mask[1:].copy())]
+
+
+def test_held_out_loss_is_the_plain_per_sample_loss(tiny_model: Path, data: list[DomainData]) -> None:
+    sums = tuner(tiny_model, data).held_out()
+    for place, domain in enumerate(data):
+        nats = torch.cat([plain_nats(tiny_model, *domain.validation[i]) for i in range(len(domain.validation))])
+        assert sums.nats[place] == pytest.approx(nats.sum().item(), rel=1e-5)
+        assert sums.count[place] == len(nats)
+
+
+def test_the_parts_of_two_ranks_sum_to_the_whole(tiny_model: Path, data: list[DomainData]) -> None:
+    whole = tuner(tiny_model, data).held_out()
+    model = load_model(str(tiny_model))
+    halves = []
+    for rank in range(2):
+        half = Tuner(model, data, RECIPE, torch.device("cpu"))
+        half.rank, half.world = rank, 2
+        halves.append(half.held_out())
+    np.testing.assert_allclose((halves[0] + halves[1]).nats, whole.nats, rtol=1e-6)
+    np.testing.assert_array_equal((halves[0] + halves[1]).count, whole.count)
+
+
+def test_a_step_follows_the_gradient_of_the_mean_over_all_response_tokens(tiny_model: Path, data: list[DomainData]) -> None:
+    plain = RECIPE.__class__(**{**RECIPE.__dict__, "max_grad_norm": 0.0, "warmup": 0.0, "weight_decay": 0.0})
+    ours = tuner(tiny_model, data, plain)
+    twin = tuner(tiny_model, data, plain)
+    domain, index = twin.sampler.next_batch(SHARES)
+    ours.step(SHARES)
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    nats = []
+    for d, i in zip(domain, index, strict=True):
+        tokens, mask = data[d].train[i]
+        logits = model(torch.from_numpy(tokens.astype(np.int64))[None]).logits[0, :-1]
+        each = functional.cross_entropy(logits, torch.from_numpy(tokens[1:].astype(np.int64)), reduction="none")
+        nats.append(each[torch.from_numpy(mask[1:].copy())])
+    torch.cat(nats).mean().backward()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=plain.learning_rate, weight_decay=0.0)
+    optimizer.step()
+    for expected, got in zip(model.parameters(), ours.model.parameters(), strict=True):
+        # Adam's first step is lr · sign(g): entries whose gradient is rounding noise may differ in sign.
+        clear = expected.grad.abs() > 1e-6
+        torch.testing.assert_close(got[clear], expected[clear], atol=1e-5, rtol=1e-4)
+    train, samples, tokens = ours.take_counts()
+    assert train.nats.sum() == pytest.approx(torch.cat(nats).sum().item(), rel=1e-5)
+    assert samples.sum() == 6
+    assert tokens.sum() == train.count.sum() == sum(len(each) for each in nats)
+
+
+def test_a_loaded_tuner_goes_on_bit_for_bit(tiny_model: Path, data: list[DomainData], tmp_path: Path) -> None:
+    whole, first = tuner(tiny_model, data), tuner(tiny_model, data)
+    for _ in range(8):
+        whole.step(SHARES)
+    for _ in range(3):
+        first.step(SHARES)
+    first.save(tmp_path / "checkpoint")
+    second = Tuner(load_model(str(tmp_path / "checkpoint" / "model")), data, RECIPE, torch.device("cpu"))
+    second.load(tmp_path / "checkpoint")
+    assert second.steps_done == 3
+    for _ in range(5):
+        second.step(SHARES)
+    for expected, got in zip(whole.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(expected, got)
+    np.testing.assert_array_equal(whole.take_counts()[0].nats, second.take_counts()[0].nats)
+
+
+def test_losses_per_byte_divide_by_bytes(tiny_model: Path, data: list[DomainData]) -> None:
+    per_byte = RECIPE.__class__(**{**RECIPE.__dict__, "unit": "nats/byte"})
+    sums = tuner(tiny_model, data, per_byte).held_out()
+    assert sums.count.tolist() == [domain.validation.response_bytes.sum() for domain in data]
+
+
+def test_a_batch_smaller_than_the_number_of_workers_is_refused(tiny_model: Path, data: list[DomainData]) -> None:
+    with pytest.raises(UserError, match=r"training\.batch_size: 6 samples cannot be spread over 7 workers"):
+        Tuner(load_model(str(tiny_model)), data, RECIPE, torch.device("cpu"), rank=0, world=7)
+
+
+def test_the_core_imports_no_ray() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, versatune_ray.training.core, versatune_ray.training.plan; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
