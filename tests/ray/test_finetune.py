@@ -1,0 +1,154 @@
+"""Controller, two workers and checkpoints on a real Ray Train run; a run that is killed goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+from conftest import ROOT, random_samples, write_store
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from versatune_ray.config import Config, parse
+from versatune_ray.domains import DomainPaths
+from versatune_ray.mixture import VersaTune, replay
+from versatune_ray.training.finetune import finetune
+
+NAMES = ("law", "medicine", "code")
+STEPS, EVERY = 60, 10
+
+
+def settings(storage: Path, model: Path) -> dict[str, Any]:
+    training = {"workers": 2, "epochs": 1, "samples_per_epoch": STEPS * 8, "batch_size": 8, "learning_rate": 1e-2, "adjust_every": EVERY}
+    return {
+        "run": "test",
+        "storage": str(storage),
+        "model": {"path": str(model)},
+        "domains": {name: f"{storage}/{name}.jsonl" for name in NAMES},
+        "mixture": {"start": "uniform", "policy": "versatune", "sigma": 2.0},
+        "training": training,
+    }
+
+
+def lines(storage: Path) -> list[dict[str, Any]]:
+    """The log without its timings."""
+    text = (storage / "test" / "finetune" / "adjustments.jsonl").read_text()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def tune(ray_cluster: None, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    folder = tmp_path_factory.mktemp("stores")
+    paths = {
+        name: DomainPaths(
+            write_store(folder / name, random_samples(seed, 40)), write_store(folder / f"{name}-v", random_samples(seed + 9, 9))
+        )
+        for seed, name in enumerate(NAMES)
+    }
+    reference = {"domains": {name: {"loss": loss} for name, loss in zip(NAMES, (1.0, 2.0, 4.0), strict=True)}}
+
+    def run(name: str) -> Path:
+        storage = folder / name
+        config: Config = parse(settings(storage, tiny_model))
+        assert finetune(config, str(tiny_model), paths, None, reference, "nats/token") == storage / "test" / "finetune" / "model"
+        return storage
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tune: Callable[[str], Path]) -> Path:
+    return tune("undisturbed")
+
+
+def test_every_adjustment_is_the_policys_answer_to_the_measured_losses(undisturbed: Path) -> None:
+    log = lines(undisturbed)
+    assert [line["step"] for line in log] == list(range(0, STEPS + 1, EVERY))
+    losses = np.array([list(line["loss"].values()) for line in log])
+    expected = replay(VersaTune(sigma=2.0), np.full(3, 1 / 3), losses[1:], np.array([1.0, 2.0, 4.0]))
+    np.testing.assert_allclose([list(line["share"].values()) for line in log], expected, rtol=1e-12)
+    assert log[1]["learnable_potential"]["law"] > log[1]["learnable_potential"]["medicine"] > 0
+
+
+def test_samples_drawn_follow_the_shares_requested(undisturbed: Path) -> None:
+    log = lines(undisturbed)
+    for before, after in pairwise(log):
+        drawn = np.array(list(after["share_achieved"].values())) * EVERY * 8
+        asked = np.array(list(before["share"].values())) * EVERY * 8
+        assert np.abs(drawn - asked).max() < 2
+
+
+def test_the_tuned_model_is_an_ordinary_folder_with_a_chat_template(undisturbed: Path) -> None:
+    folder = undisturbed / "test" / "finetune" / "model"
+    AutoModelForCausalLM.from_pretrained(folder)
+    assert AutoTokenizer.from_pretrained(folder).chat_template
+    assert any(folder.glob("*.safetensors"))
+
+
+def test_a_killed_worker_costs_no_decision_and_repeats_none(tune: Callable[[str], Path], undisturbed: Path, tmp_path: Path) -> None:
+    storage = undisturbed.parent / "killed-worker"
+    killed = threading.Event()
+
+    def kill() -> None:
+        log = storage / "test" / "finetune" / "adjustments.jsonl"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not (log.is_file() and len(log.read_text().splitlines()) > 3):
+            time.sleep(0.05)
+        # Only descendants of this process: another cluster on the machine is nobody's business here.
+        workers = [child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(child.cmdline())]
+        if workers:
+            workers[-1].kill()
+            killed.set()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    tune("killed-worker")
+    thread.join()
+    assert killed.is_set()
+    assert lines(storage) == lines(undisturbed)
+
+
+def test_a_killed_driver_goes_on_with_the_same_numbers(tiny_model: Path, tmp_path: Path) -> None:
+    """The job as a user runs it, ``kill -9`` in the middle, and the same command again."""
+    rng = np.random.default_rng(0)
+
+    def write(storage: Path) -> list[str]:
+        storage.mkdir()
+        for name in NAMES:
+            words = rng.integers(3, 64, (60, 8)) if not (tmp_path / name).exists() else None
+            if words is not None:
+                rows = [{"prompt": f"w{row[0]} w{row[1]}", "completion": " ".join(f"w{word}" for word in row[2:])} for row in words]
+                (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+            (storage / f"{name}.jsonl").write_text((tmp_path / name).read_text())
+        config = settings(storage, tiny_model) | {"reference": {"epochs": 1, "learning_rate": 1e-3}}
+        config["mixture"] = {"start": "uniform", "sigma": 2.0}
+        (storage / "config.yaml").write_text(yaml.safe_dump(config))
+        return [sys.executable, str(ROOT / "jobs" / "finetune.py"), "--config", str(storage / "config.yaml")]
+
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    whole, broken = write(tmp_path / "whole"), write(tmp_path / "broken")
+    subprocess.run(whole, check=True, env=environment, cwd=tmp_path)
+
+    process = subprocess.Popen(broken, env=environment, cwd=tmp_path)
+    log = tmp_path / "broken" / "test" / "finetune" / "adjustments.jsonl"
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline and not (log.is_file() and len(log.read_text().splitlines()) > 3):
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert len(lines(tmp_path / "broken")) < STEPS // EVERY + 1, "it was killed too late to show anything"
+    subprocess.run(broken, check=True, env=environment, cwd=tmp_path)
+    assert lines(tmp_path / "broken") == lines(tmp_path / "whole")
+    weights = [tmp_path / name / "test" / "finetune" / "model" / "model.safetensors" for name in ("whole", "broken")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
