@@ -18,7 +18,7 @@ from versatune_ray.progress import Bar
 
 def finished_ids(folder: Path) -> NDArray[np.int64]:
     """The ``id`` of every row already in ``folder``."""
-    if not folder.is_dir():
+    if not any(folder.glob("*.parquet")):  # also true of a folder that is not there
         return np.zeros(0, dtype=np.int64)
     ids = pyarrow.dataset.dataset(str(folder), format="parquet").to_table(columns=["id"])["id"]
     return np.asarray(ids.to_numpy(), dtype=np.int64)

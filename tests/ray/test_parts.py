@@ -1,0 +1,49 @@
+"""Parts: every finished batch is on disk at once, whole, and only once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from versatune_ray.parts import finished_ids, write_parts
+
+SCHEMA = {"id": pa.int64(), "text": pa.string(), "discarded": pa.string()}
+
+
+def rows(ids: list[int], fail_at: int | None = None) -> Any:
+    import ray
+
+    def answer(row: dict[str, Any]) -> dict[str, Any]:
+        if row["id"] == fail_at:
+            raise RuntimeError("the engine is gone")
+        return {"id": row["id"], "text": str(row["id"]), "discarded": None}
+
+    return ray.data.from_items([{"id": i} for i in ids], override_num_blocks=5).map(answer)
+
+
+def test_an_interrupted_run_keeps_its_finished_batches_and_the_next_does_the_rest(ray_cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="the engine is gone"):
+        write_parts(rows(list(range(50)), fail_at=49), tmp_path, SCHEMA, "rows", 50)
+    kept = set(finished_ids(tmp_path).tolist())
+    assert 49 not in kept
+    write_parts(rows([i for i in range(50) if i not in kept]), tmp_path, SCHEMA, "rows", 50 - len(kept))
+    assert sorted(finished_ids(tmp_path)) == list(range(50))
+
+
+def test_a_batch_computed_twice_is_there_once(ray_cluster: None, tmp_path: Path) -> None:
+    for _ in range(2):
+        write_parts(rows(list(range(20))), tmp_path, SCHEMA, "rows", 20)
+    assert sorted(finished_ids(tmp_path)) == list(range(20))
+
+
+def test_a_column_without_any_value_keeps_its_type(ray_cluster: None, tmp_path: Path) -> None:
+    write_parts(rows([1, 2]), tmp_path, SCHEMA, "rows", 2)
+    assert pa.parquet.read_schema(next(tmp_path.glob("*.parquet"))).field("discarded").type == pa.string()
+
+
+def test_an_empty_or_missing_folder_has_no_finished_rows(tmp_path: Path) -> None:
+    assert len(finished_ids(tmp_path / "nowhere")) == 0
+    assert len(finished_ids(tmp_path)) == 0

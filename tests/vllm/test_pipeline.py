@@ -1,0 +1,101 @@
+"""The whole path on a small microworld, as a user runs it: real vLLM, Ray Data and Ray Train, and a second run from the caches."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.dataset
+import pytest
+import yaml
+from conftest import ROOT
+
+SETTINGS = {
+    "run": "small",
+    "microworld": {"facts": 12},
+    "base": {"rows": 6400, "judge_rows": 3200},
+    "data": {"max_length": 96},
+    "detection": {"samples": 150, "repeats": 2, "generation": {"max_tokens": 40}},
+    "reference": {"epochs": 2, "learning_rate": 1e-3, "workers": 2},
+    "training": {"workers": 2, "epochs": 6, "batch_size": 16, "learning_rate": 1e-3},
+    "evaluation": {"max_tokens": 16},
+}
+
+
+def pipeline(folder: Path) -> str:
+    command = [sys.executable, str(ROOT / "jobs" / "pipeline.py"), "--config", str(folder / "small.yaml"), f"storage={folder}"]
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder).stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("storage")
+    (folder / "small.yaml").write_text(yaml.safe_dump(SETTINGS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Path:
+    print(pipeline(folder))
+    return folder / "small"
+
+
+def test_detection_finds_the_known_mixture_and_keeps_every_sequence(run: Path) -> None:
+    found = json.loads((run / "detection" / "tiny-base" / "distribution.json").read_text())
+    # 300 sequences: by sampling alone the distance is about ½·Σ 0.8·sqrt(p(1-p)/300) = 0.05.
+    assert found["total_variation"] <= 0.15
+    assert np.isclose(sum(found["share"]), 1) and len(found["repeats"]) == 2
+    table = pyarrow.dataset.dataset(run / "detection" / "tiny-base" / "samples").to_table()
+    assert sorted(table["id"].to_pylist()) == list(range(300))
+    judged = table.filter(table["discarded"].is_null())
+    probabilities = np.stack([judged[name].to_numpy() for name in found["domains"]], axis=1)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+    assert found["discarded"]["total"] == table.num_rows - judged.num_rows
+
+
+def test_tuning_lowers_held_out_loss_in_every_domain_and_vllm_serves_the_result(run: Path) -> None:
+    rows = json.loads((run / "evaluation" / "results.json").read_text())["results"]
+    value = {(row["model"], row["domain"], row["metric"]): row["value"] for row in rows}
+    domains = {row["domain"] for row in rows}
+    assert len(domains) == 6
+    assert all(value["tuned", name, "loss"] < value["base", name, "loss"] for name in domains)
+    matches = [np.mean([value[model, name, "exact_match"] for name in domains]) for model in ("base", "tuned")]
+    assert matches[1] > matches[0]
+
+
+def test_the_run_leaves_the_files_that_are_promised(run: Path) -> None:
+    for name in (
+        "config.yaml",
+        "data.json",
+        "reference/losses.json",
+        "finetune/adjustments.jsonl",
+        "finetune/model/config.json",
+        "report.html",
+    ):
+        assert (run / name).is_file(), name
+    assert "http" not in (run / "finetune" / "adjustments.jsonl").read_text()
+
+
+def test_the_same_command_does_nothing_again(run: Path, folder: Path) -> None:
+    before = (run / "report.html").stat().st_mtime_ns
+    said = pipeline(folder)
+    assert "this run was finished before" in said
+    assert "done in" not in said
+    assert (run / "report.html").stat().st_mtime_ns == before
+
+
+def test_other_settings_under_the_same_name_are_refused(run: Path, folder: Path) -> None:
+    command = [
+        sys.executable,
+        str(ROOT / "jobs" / "pipeline.py"),
+        "--config",
+        str(folder / "small.yaml"),
+        f"storage={folder}",
+        "mixture.sigma=3",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    assert done.returncode == 2
+    assert "mixture.sigma: 1.0 → 3.0" in done.stderr and "run=" in done.stderr
