@@ -11,8 +11,10 @@ from typing import NoReturn
 from versatune_ray.config import describe, dump, load
 from versatune_ray.errors import UserError
 
+QUICKSTART = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "quickstart.yaml"
 
-def main(job: Callable[..., Path], description: str, default_config: Path | None = None) -> NoReturn:
+
+def main(job: Callable[..., Path], description: str) -> NoReturn:
     """Read the configuration, join or start Ray, do ``job(run)``, print the path of what it made.
 
     Exit status: 0 done, 1 failed, 2 wrong input (one line says what and how to mend it), 130 interrupted.
@@ -23,12 +25,18 @@ def main(job: Callable[..., Path], description: str, default_config: Path | None
         epilog="keys (type [unit] = default):\n\n" + describe(),
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys of the configuration, such as training.epochs=2")
-    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML file; may be repeated, later ones win")
+    parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="YAML file; may be repeated, later ones win; none: jobs/configs/quickstart.yaml",
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--debug", action="store_true", help="full tracebacks and all logs of the workers")
     arguments = parser.parse_intermixed_args()
     try:
-        config = load(arguments.config or ([default_config] if default_config else []), arguments.overrides)
+        config = load(arguments.config or [QUICKSTART], arguments.overrides)
         if arguments.print_config:
             print(dump(config), end="")
             sys.exit(0)

@@ -5,16 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 from ray.data import DataContext
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -27,15 +24,7 @@ from versatune_ray.errors import UserError
 Rows = list[dict[str, Any]]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    folder = tempfile.mkdtemp(prefix="vt")  # short: Ray's sockets live in it
-    ray.init(num_cpus=2, include_dashboard=False, _temp_dir=folder, logging_level="ERROR")
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 @pytest.fixture(scope="module")
