@@ -33,6 +33,9 @@ _FREE = (
 )  # fmt: skip
 
 
+_FEW = 20  # held-out records, below which a loss is mostly noise
+
+
 @dataclass(frozen=True)
 class Step:
     """A finished step: what it gave, and whether all of it was there before."""
@@ -79,8 +82,11 @@ class Run:
         """The configuration with the microworld, the tiny base model and the tiny judge filled in where nothing else is named."""
         from versatune_ray.microworld.prepare import prepare
 
-        config: Config = self._step("tiny base model and judge", lambda: Step(*prepare(self.given_config, self.needs_judge)))
-        return config
+        given = self.given_config
+        if given.model.path is None or (self.needs_judge and given.detection.judge.path is None):
+            config: Config = self._step("tiny base model and judge", lambda: Step(*prepare(given, self.needs_judge)))
+            return config
+        return prepare(given, self.needs_judge)[0]
 
     @cached_property
     def model(self) -> str:
@@ -127,6 +133,9 @@ class Run:
             odd = {what: n for what, n in count.items() if what in ("bad", "cut", "over_long_kept", "duplicates_removed") and n}
             if odd:
                 say("data", f"{name}: " + ", ".join(f"{n} {what.replace('_', ' ')}" for what, n in odd.items()))
+            if count["validation"] < _FEW:
+                way_out = f"name more in domains.{name}.validation, or raise data.validation_fraction"
+                say("data", f"{name}: only {count['validation']} records held out, so its loss is noisy; {way_out}")
         return paths
 
     def make_base(self) -> Path:

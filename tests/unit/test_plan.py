@@ -39,6 +39,11 @@ def test_an_unknown_target_is_refused_with_the_valid_ones() -> None:
         plan.policy(load([], ["mixture.policy=expansion", "mixture.targets=cod", "domains.cod=a", "domains.x=b", "model.path=m"]), NAMES)
 
 
+def test_floors_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(UserError, match=r"mixture\.min_share: 0\.4 for each of 3 domains is more than 1; at most 0\.3333"):
+        plan.policy(load([], ["mixture.min_share=0.4"]), NAMES)
+
+
 def test_policies_carry_their_settings() -> None:
     assert plan.policy(load([], ["mixture.policy=constant"]), NAMES) == Constant()
     assert plan.policy(load([], ["mixture.sigma=2", "mixture.min_share=0.1"]), NAMES) == VersaTune(sigma=2, min_share=0.1)

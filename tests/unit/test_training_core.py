@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 from versatune_ray.config import Data
 from versatune_ray.domains import DomainData, DomainPaths, load_domains
 from versatune_ray.errors import UserError
-from versatune_ray.training.core import Recipe, Tuner, load_model
+from versatune_ray.training.core import Tuner, load_model
+from versatune_ray.training.recipe import Recipe
 
 RECIPE = Recipe(steps=8, batch_size=6, micro_batch_tokens=40, learning_rate=1e-2, warmup=0.1, weight_decay=0.01, max_grad_norm=1.0, seed=3)
 SHARES = np.array([0.7, 0.3])

@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -23,40 +21,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, get_cosine_sched
 from versatune_ray.domains import DomainData, Records
 from versatune_ray.errors import UserError
 from versatune_ray.mixture import DomainSampler
+from versatune_ray.training.recipe import LossSums, Recipe
 
 Array = NDArray[np.float64]
-Unit = Literal["nats/token", "nats/byte"]
 IGNORE = -100
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the numbers of a training run, apart from model and data."""
-
-    steps: int
-    batch_size: int
-    micro_batch_tokens: int
-    learning_rate: float
-    warmup: float
-    weight_decay: float
-    max_grad_norm: float
-    seed: int
-    unit: Unit = "nats/token"
-
-
-@dataclass(frozen=True)
-class LossSums:
-    """Per domain, shape [k]: summed negative log-likelihood in nats, and what it is divided by (tokens or bytes)."""
-
-    nats: Array
-    count: Array
-
-    @classmethod
-    def zeros(cls, k: int) -> LossSums:
-        return cls(np.zeros(k), np.zeros(k))
-
-    def __add__(self, other: LossSums) -> LossSums:
-        return LossSums(self.nats + other.nats, self.count + other.count)
 
 
 class ResponseLoss(nn.Module):

@@ -12,7 +12,7 @@ from versatune_ray.config import Config
 from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.training import plan
 from versatune_ray.training.controller import start_actor
-from versatune_ray.training.core import Unit
+from versatune_ray.training.recipe import Unit
 
 
 def finetune(

@@ -11,11 +11,20 @@ from numpy.typing import NDArray
 from versatune_ray import mixture as mix
 from versatune_ray.config import Config
 from versatune_ray.errors import UserError
-from versatune_ray.training.core import Recipe, Unit
+from versatune_ray.training.recipe import Recipe, Unit
 
 
 def policy(config: Config, names: Sequence[str]) -> mix.Policy:
+    """The configured policy.
+
+    Raises:
+        UserError: an unknown target, or floors that do not fit together.
+    """
     settings = config.mixture
+    if settings.min_share * len(names) > 1:
+        raise UserError(
+            f"mixture.min_share: {settings.min_share} for each of {len(names)} domains is more than 1; at most {1 / len(names):.4g}"
+        )
     if settings.policy == "constant":
         return mix.Constant()
     if settings.policy == "versatune":

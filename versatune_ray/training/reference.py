@@ -17,7 +17,8 @@ from versatune_ray.cache import cached, write_json
 from versatune_ray.config import Config, Reference
 from versatune_ray.domains import DomainData, DomainPaths, load_domains
 from versatune_ray.errors import UserError
-from versatune_ray.training.core import Recipe, Tuner, Unit, load_model
+from versatune_ray.training.core import Tuner, load_model
+from versatune_ray.training.recipe import Recipe, Unit
 
 
 def tune_alone(

@@ -21,7 +21,8 @@ from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.domains.chat import load_tokenizer
 from versatune_ray.progress import Bar
 from versatune_ray.training.controller import Decision, Report
-from versatune_ray.training.core import Recipe, Tuner, load_model
+from versatune_ray.training.core import Tuner, load_model
+from versatune_ray.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
