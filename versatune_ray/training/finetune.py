@@ -70,6 +70,9 @@ def finetune(
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.training.keep_checkpoints),
         ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except SystemExit:  # Ray Train's answer to Ctrl-C, once its workers are stopped
+        raise KeyboardInterrupt from None
     ray.kill(controller)
     return folder / "model"
