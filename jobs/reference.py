@@ -11,7 +11,7 @@ from versatune_ray.pipeline import Run
 
 def job(run: Run) -> Path:
     assert run.reference
-    return run.folder / "reference" / "losses.json"
+    return run.folder.path / "reference" / "losses.json"
 
 
 if __name__ == "__main__":

@@ -8,13 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from versatune_ray.cluster import connect
 from versatune_ray.config import describe, dump, load
 from versatune_ray.errors import UserError
+from versatune_ray.microworld.world import DOMAINS
+from versatune_ray.pipeline import Run
+from versatune_ray.progress import Display
+from versatune_ray.run_folder import RunFolder
+from versatune_ray.training import plan
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "quickstart.yaml"
 
 
-def main(job: Callable[..., Path], description: str) -> NoReturn:
+def main(job: Callable[[Run], Path], description: str) -> NoReturn:
     """Read the configuration, join or start Ray, do ``job(run)``, print the path of what it made.
 
     Exit status: 0 done, 1 failed, 2 wrong input (one line says what and how to mend it), 130 interrupted.
@@ -40,14 +46,12 @@ def main(job: Callable[..., Path], description: str) -> NoReturn:
         if arguments.print_config:
             print(dump(config), end="")
             sys.exit(0)
-        from versatune_ray.cluster import connect
-        from versatune_ray.pipeline import Run
-        from versatune_ray.progress import Display
-
-        with Run(config) as run:
+        names = list(config.domains or config.base.corpora or DOMAINS)
+        plan.check(config, names)  # a wrong target, start or floor is told before anything is spent
+        with RunFolder(config) as folder:
             connect(verbose=arguments.debug)
             with Display():
-                made = job(run)
+                made = job(Run(folder))
         print(f"\n{made}", flush=True)
         sys.exit(0)
     except UserError as error:
@@ -74,7 +78,7 @@ def _fail(error: BaseException, debug: bool, status: int) -> NoReturn:
     if isinstance(cause, UserError):
         status = 2
     text = str(cause).strip()
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.splitlines() if line.strip() and "For further information" not in line]
     line = lines[-1].strip() if lines else type(cause).__name__
     kind = "" if isinstance(cause, UserError) else f"{type(cause).__name__}: "
     hint = "" if debug or isinstance(cause, UserError) else "  (--debug shows the whole traceback)"

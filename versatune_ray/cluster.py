@@ -57,7 +57,22 @@ def _quiet() -> None:
     logging.disable(logging.INFO)
 
 
-def has_gpus() -> bool:
+def use_gpus(device: str) -> bool:
+    """What ``device`` means here: ``auto`` looks at the GPUs that are there now, which an autoscaling cluster may not have yet."""
     import ray
 
-    return float(ray.cluster_resources().get("GPU", 0)) > 0
+    return device == "cuda" or (device == "auto" and float(ray.cluster_resources().get("GPU", 0)) > 0)
+
+
+def fitting(wanted: int, cpus: int, gpu: bool, device: str) -> int:
+    """How many of ``wanted`` workers of ``cpus`` CPUs, and a GPU each if ``gpu``, fit at once, at least 1.
+
+    With ``device: cuda`` the cluster may grow, so all are asked for.
+    """
+    import ray
+
+    if device == "cuda":
+        return wanted
+    there = ray.cluster_resources()
+    room = there.get("CPU", 0) // cpus
+    return max(1, int(min(wanted, room, there.get("GPU", 0) if gpu else wanted)))

@@ -139,7 +139,7 @@ class Reference(Section):
     measure: Literal["held_out", "train"] = setting("held_out", "loss that counts; `train` is the paper's letter")
     epochs: int = setting(4, "most epochs per domain, T_ref", "epochs", ge=1)
     patience: int = setting(1, "stop a domain after this many epochs without a new lowest loss", "epochs", ge=1)
-    max_records: int | None = setting(None, "cap on training records per domain; none: all", "records", ge=1)
+    max_records: int | None = setting(None, "cap on training records per domain, chosen by hash; none: all", "records", ge=1)
     batch_size: int = setting(32, "samples per optimizer step", "samples", ge=1)
     learning_rate: float = setting(2e-5, "peak rate; cosine with warm-up", gt=0)
     workers: int = setting(1, "domains tuned at the same time", ge=1)
@@ -166,7 +166,6 @@ class Mixture(Section):
 class Training(Section):
     workers: int = setting(2, "Ray Train workers", ge=1)
     cpus_per_worker: int = setting(1, "CPUs (torch threads) per worker", ge=1)
-    device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: one GPU per worker where the cluster has GPUs")
     epochs: float = setting(4, "passes of samples_per_epoch", "epochs", gt=0)
     samples_per_epoch: int | None = setting(None, "samples per epoch over all domains; none: all training records", "samples", ge=1)
     batch_size: int = setting(128, "samples per optimizer step, over all workers", "samples", ge=1)
@@ -192,6 +191,9 @@ class Config(Section):
     run: str = setting("quickstart", "name of the run, and of its folder; the same name resumes", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     storage: str = setting("runs", "folder of runs and cache; every node must see it")
     seed: int = setting(0, "seed of sampling, training and detection")
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto", "auto: GPUs if the cluster has some now; cuda: also those that it would start for the job"
+    )
     model: Model = setting(Model, "the model to fine-tune")
     domains: dict[str, Domain] = setting(dict, "name → sources, at least two; none: the embedded microworld")
     data: Data = setting(Data, "how records become tokens")
@@ -224,7 +226,7 @@ class Config(Section):
             raise ValueError("model.path: missing; name a base model, or base.corpora to pre-train a tiny one")
         if self.base.corpora and len(self.base.corpora) < 2:
             raise ValueError("base.corpora: at least two domains are needed")
-        if self.domains and self.base.corpora and self.model.path is None and set(self.base.corpora) != set(self.domains):
+        if self.domains and self.base.corpora and set(self.base.corpora) != set(self.domains):
             raise ValueError(f"base.corpora: domains {sorted(self.base.corpora)} differ from those under `domains` {sorted(self.domains)}")
         names = list(self.domains or self.base.corpora)
         if names:
@@ -281,8 +283,23 @@ def parse(tree: Mapping[str, Any]) -> Config:
         config = Config.model_validate(tree)
     except ValidationError as error:
         raise UserError("; ".join(_explain(dict(item)) for item in error.errors())) from None
-    storage = Path(config.storage).expanduser().absolute()
-    return config.model_copy(update={"storage": str(storage)})
+
+    def local(path: str | None) -> str | None:
+        """Workers run in other folders: what lies on this machine is named by its whole path; anything else is an id."""
+        return str(Path(path).expanduser().absolute()) if path is not None and Path(path).expanduser().exists() else path
+
+    judge = config.detection.judge.model_copy(update={"path": local(config.detection.judge.path)})
+    return config.model_copy(
+        update={
+            "storage": str(Path(config.storage).expanduser().absolute()),
+            "model": config.model.model_copy(update={"path": local(config.model.path)}),
+            "data": config.data.model_copy(update={"chat_template": local(config.data.chat_template)}),
+            "detection": config.detection.model_copy(update={"distribution": local(config.detection.distribution), "judge": judge}),
+            "reference": config.reference.model_copy(
+                update={"model": local(config.reference.model), "losses": local(config.reference.losses)}
+            ),
+        }
+    )
 
 
 def dump(config: Config) -> str:

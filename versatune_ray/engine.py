@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from versatune_ray.cluster import has_gpus
 from versatune_ray.config import Engine
 
 Row = dict[str, Any]
 
 
 def vllm_stage(
-    model: str, settings: Engine, preprocess: Callable[[Row], Row], postprocess: Callable[[Row], Row], *, trust_remote_code: bool
+    model: str, settings: Engine, preprocess: Callable[[Row], Row], postprocess: Callable[[Row], Row], *, gpu: bool, trust_remote_code: bool
 ) -> Any:
     """A processor ``Dataset → Dataset``; ``preprocess`` gives ``tokenized_prompt`` and ``sampling_params``.
 
@@ -21,9 +20,12 @@ def vllm_stage(
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     options: dict[str, Any] = {"tensor_parallel_size": settings.tensor_parallel, "trust_remote_code": trust_remote_code}
+    if settings.tensor_parallel > 1:
+        # One actor that holds all its devices, on one node: Ray's executor would leave a placement group behind until the job ends.
+        options["distributed_executor_backend"] = "mp"
     bundle: dict[str, float] = {"CPU": settings.cpus}
     environment = {}
-    if has_gpus():
+    if gpu:
         bundle["GPU"] = 1
     else:
         # Eager and float32: compiling pays off only after more tokens than a CPU makes, and float32 runs on every CPU.

@@ -18,10 +18,8 @@ from versatune_ray.progress import Bar
 
 def finished_ids(folder: Path) -> NDArray[np.int64]:
     """The ``id`` of every row already in ``folder``."""
-    if not any(folder.glob("*.parquet")):  # also true of a folder that is not there
-        return np.zeros(0, dtype=np.int64)
-    ids = pyarrow.dataset.dataset(str(folder), format="parquet").to_table(columns=["id"])["id"]
-    return np.asarray(ids.to_numpy(), dtype=np.int64)
+    parts = [np.asarray(pyarrow.parquet.read_table(part, columns=["id"])["id"].to_numpy()) for part in folder.glob("*.parquet")]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
 
 
 def write_parts(rows: Any, folder: Path, schema: Mapping[str, pa.DataType], name: str, total: int) -> None:
@@ -30,12 +28,14 @@ def write_parts(rows: Any, folder: Path, schema: Mapping[str, pa.DataType], name
     A part is named by the ids in it and appears whole or not at all: a batch that Ray computes twice is there once.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("*.tmp"):  # half-written when an earlier run was killed
+        stale.unlink()
     arrow = pa.schema(list(schema.items()))
 
     def write(batch: pa.Table) -> dict[str, Any]:
         ids = batch["id"].to_numpy()
         part = folder / f"{hashlib.sha256(np.sort(ids).tobytes()).hexdigest()[:16]}.parquet"
-        temporary = part.with_name(f".{part.name}")  # hidden: readers of the folder skip it
+        temporary = part.with_suffix(".tmp")  # readers of the folder take *.parquet
         pyarrow.parquet.write_table(batch.select(arrow.names).cast(arrow), temporary)
         temporary.replace(part)
         return {"rows": np.array([len(ids)])}

@@ -35,6 +35,7 @@ def settings(storage: Path, model: Path) -> dict[str, Any]:
         "run": "test",
         "storage": str(storage),
         "model": {"path": str(model)},
+        "data": {"max_length": 64},
         "domains": {name: f"{storage}/{name}.jsonl" for name in NAMES},
         "mixture": {"start": "uniform", "policy": "versatune", "sigma": 2.0},
         "training": training,
@@ -61,7 +62,7 @@ def tune(ray_cluster: None, tiny_model: Path, tmp_path_factory: pytest.TempPathF
     def run(name: str) -> Path:
         storage = folder / name
         config: Config = parse(settings(storage, tiny_model))
-        assert finetune(config, str(tiny_model), paths, None, reference, "nats/token") == storage / "test" / "finetune" / "model"
+        assert finetune(config, str(tiny_model), paths, None, reference, "nats/token", gpu=False) == storage / "test" / "finetune" / "model"
         return storage
 
     return run

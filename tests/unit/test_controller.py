@@ -102,7 +102,7 @@ def test_a_restored_controller_decides_as_the_undisturbed_one() -> None:
     first.begin(1, None)
     for one in told[:2]:
         exchange(first, one)
-    state = json.loads(json.dumps(first.state_dict()))  # as it lies in the checkpoint
+    state = json.loads(json.dumps(first.state_dict(1)))  # as it lies in the checkpoint
     exchange(first, told[2])  # decided after the checkpoint, then lost
     second = controller(Expansion(targets=[1], delta=0.07))
     attempt, share, log = second.begin(1, state)
@@ -111,8 +111,13 @@ def test_a_restored_controller_decides_as_the_undisturbed_one() -> None:
     assert lines[2:] == [exchange(second, one)[0].line for one in told[2:]]
 
 
+def test_a_controller_that_came_back_empty_gives_no_state_to_a_checkpoint() -> None:
+    with pytest.raises(RuntimeError, match="the state of attempt 1 is gone"):
+        controller().state_dict(1)
+
+
 def test_a_checkpoint_of_other_domains_is_refused() -> None:
-    state = controller().state_dict() | {"domains": ["law", "medicine"]}
+    state = controller().state_dict(0) | {"domains": ["law", "medicine"]}
     with pytest.raises(ValueError, match="medicine"):
         controller().begin(1, state)
 

@@ -28,7 +28,9 @@ def detect(
     settings: Detection,
     seed: int,
     cache: Path,
-    trust_remote_code: bool = False,
+    *,
+    gpu: bool,
+    trust_remote_code: bool,
 ) -> tuple[Path, bool]:
     """Detect what ``model`` knows. Returns the folder with ``distribution.json`` and ``samples/``, and whether it came from the cache.
 
@@ -48,7 +50,7 @@ def detect(
     def build(work: Path) -> None:
         start, how = start_token(model, trust_remote_code)
         generated, samples = work / "generated", work / "samples"
-        generate(model, start, settings, seed, trust_remote_code, generated)
+        generate(model, start, settings, seed, generated, gpu=gpu, trust_remote_code=trust_remote_code)
         judge(judge_spec, domains, descriptions, generated, samples)
         shown = {"start_token": how, "prompt": judge_spec.prompt} | parts["settings"] | {"seed": seed}
         write_json(work / "distribution.json", summarize(model, judge_spec.path, domains, samples, settings.repeats, shown))

@@ -32,7 +32,7 @@ def start_token(model: str, trust_remote_code: bool) -> tuple[int, str]:
     return tokenizer.eos_token_id, f"{tokenizer.eos_token} (EOS, as between documents; there is no BOS)"
 
 
-def generate(model: str, start: int, settings: Detection, seed: int, trust_remote_code: bool, folder: Path) -> None:
+def generate(model: str, start: int, settings: Detection, seed: int, folder: Path, *, gpu: bool, trust_remote_code: bool) -> None:
     """Write ``samples × repeats`` rows to Parquet in ``folder``: id, repeat, text, tokens, discarded (a reason, or null).
 
     Rows already there are not generated again. A failed request stays as a row with its reason: nothing is dropped.
@@ -57,7 +57,7 @@ def generate(model: str, start: int, settings: Detection, seed: int, trust_remot
         return {"id": int(row["id"]), "repeat": int(row["id"]) // samples, "text": text, "tokens": tokens, "discarded": reason}
 
     engine = settings.engine.model_copy(update={"options": {"max_model_len": settings.generation.max_tokens + 1} | settings.engine.options})
-    stage = vllm_stage(model, engine, prepare, keep, trust_remote_code=trust_remote_code)
+    stage = vllm_stage(model, engine, prepare, keep, gpu=gpu, trust_remote_code=trust_remote_code)
     total = samples * settings.repeats
     ids = np.setdiff1d(np.arange(total), finished_ids(folder))
     if len(ids):

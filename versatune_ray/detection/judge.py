@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class JudgeSpec:
-    """A judge ready to run: model folder or id, prompt template, kind of answer, longest text it is shown."""
+    """A judge ready to run: model folder or id, prompt template, kind of answer, longest text it is shown, where it runs."""
 
     path: str
     prompt: str
@@ -33,6 +33,7 @@ class JudgeSpec:
     max_text_tokens: int
     engine: Engine
     trust_remote_code: bool
+    gpu: bool
 
 
 def judge(spec: JudgeSpec, domains: Sequence[str], descriptions: Mapping[str, str], generated: Path, folder: Path) -> None:
@@ -69,7 +70,7 @@ def judge(spec: JudgeSpec, domains: Sequence[str], descriptions: Mapping[str, st
 
     longest = len(before) + spec.max_text_tokens + len(after) + 1
     engine = spec.engine.model_copy(update={"options": {"max_model_len": longest, "max_logprobs": -1} | spec.engine.options})
-    stage = vllm_stage(spec.path, engine, prepare, read, trust_remote_code=spec.trust_remote_code)
+    stage = vllm_stage(spec.path, engine, prepare, read, gpu=spec.gpu, trust_remote_code=spec.trust_remote_code)
     schema = GENERATED | {name: pa.float64() for name in names}
     table = pyarrow.dataset.dataset(str(generated), format="parquet").to_table(columns=["id", "discarded"])
     ids, discarded = table["id"].to_numpy(), ~table["discarded"].is_null().to_numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,15 @@ def ask(
     settings: Evaluation,
     chat_template: str | None,
     cache: Path,
+    *,
+    gpu: bool,
     trust_remote_code: bool,
-) -> tuple[dict[str, list[str]], bool]:
-    """Greedy answers per domain, in question order, and whether they came from the cache. A failed request answers nothing."""
+) -> tuple[dict[str, list[str]], list[str], bool]:
+    """Greedy answers per domain, in question order; the errors of requests that failed and so answer ""; and whether all was cached.
+
+    Raises:
+        RuntimeError: every request failed.
+    """
     template = None if chat_template is None else Path(chat_template).read_text(encoding="utf-8")
     flat = [(name, question.question) for name, asked in questions.items() for question in asked]
     parts = {
@@ -54,7 +61,8 @@ def ask(
         import ray
 
         tokenizer = load_tokenizer(model, chat_template, trust_remote_code)
-        rows = [{"id": i, "prompt_ids": encode_prompt(tokenizer, [{"role": "user", "content": text}])} for i, (_, text) in enumerate(flat)]
+        prompts = [encode_prompt(tokenizer, [{"role": "user", "content": text}]) for _, text in flat]
+        rows: list[Row] = [{"id": i, "prompt_ids": prompt} for i, prompt in enumerate(prompts)]
         sampling = {"max_tokens": settings.max_tokens, "temperature": 0.0}
 
         def prepare(row: Row) -> Row:
@@ -67,20 +75,31 @@ def ask(
             error = row.get("__inference_error__") or ""
             return {"id": int(row["id"]), "answer": "" if error else row["answer"], "error": error}
 
-        left = [row for row in rows if row["id"] not in set(finished_ids(work / "answers").tolist())]
+        done = set(finished_ids(work / "answers").tolist())
+        left = [row for row in rows if row["id"] not in done]
         if left:
-            stage = vllm_stage(model, settings.engine, prepare, keep, trust_remote_code=trust_remote_code)
+            longest = max(len(prompt) for prompt in prompts) + settings.max_tokens
+            engine = settings.engine.model_copy(update={"options": {"max_model_len": longest} | settings.engine.options})
+            stage = vllm_stage(model, engine, prepare, keep, gpu=gpu, trust_remote_code=trust_remote_code)
             blocks = math.ceil(len(left) / settings.engine.batch_size)
             answered = stage(ray.data.from_items(left, override_num_blocks=blocks)).map(finish)
             write_parts(answered, work / "answers", {"id": pa.int64(), "answer": pa.string(), "error": pa.string()}, "answers", len(left))
+        errors = _read(work / "answers")["error"].to_pylist()
+        if all(errors):
+            shutil.rmtree(work / "answers")  # nothing in it is worth keeping
+            raise RuntimeError(f"{model}: none of {len(errors)} questions could be asked: {errors[0]}")
 
     folder, reused = cached(cache, "answers", parts, build)
-    table = pyarrow.dataset.dataset(str(folder / "answers"), format="parquet").to_table()
+    table = _read(folder / "answers")
     by_id = dict(zip(table["id"].to_pylist(), table["answer"].to_pylist(), strict=True))
     answers: dict[str, list[str]] = {name: [] for name in questions}
     for place, (name, _) in enumerate(flat):
         answers[name].append(by_id[place])
-    return answers, reused
+    return answers, [error for error in table["error"].to_pylist() if error], reused
+
+
+def _read(folder: Path) -> pa.Table:
+    return pyarrow.dataset.dataset(str(folder), format="parquet").to_table()
 
 
 def is_match(answer: str, expected: str) -> bool:

@@ -19,6 +19,7 @@ from versatune_ray.errors import UserError
 from versatune_ray.microworld.world import DOMAINS, MIXTURE, SPECS, World
 from versatune_ray.progress import Bar
 
+_FORMAT = 1  # raised when the code of world.py or tiny.py makes something else of the same settings
 BASE_FOLDER, JUDGE_FOLDER = "tiny-base", "tiny-judge"
 
 
@@ -55,12 +56,12 @@ def prepare(config: Config, need_judge: bool) -> tuple[Config, bool]:
 
 
 def _with_domains(config: Config) -> Config:
-    """The microworld's records as domains like any other, where none are configured."""
-    if config.domains:
+    """The microworld's records as domains like any other, where none are configured and no corpora either."""
+    if config.domains or config.base.corpora:
         return config
     settings = config.microworld
     world = World(settings.facts, settings.seed)
-    folder, _ = cached(config.cache_folder, "microworld", settings.model_dump(), world.write)
+    folder, _ = cached(config.cache_folder, "microworld", settings.model_dump() | {"format": _FORMAT}, world.write)
     domains = {
         name: Domain(
             train=[str(folder / f"{name}.train.jsonl")],
@@ -84,8 +85,8 @@ def _make(wanted: list[str], config: Config) -> dict[str, tuple[Path, bool]]:
         include={"row_tokens", "vocab_size", "hidden_size", "layers", "context", "batch_size", "learning_rate", "seed"}
     )
     parts: dict[str, dict[str, Any]] = {
-        BASE_FOLDER: shared | {"texts": digest, "rows": config.base.rows, "mixture": mixture},
-        JUDGE_FOLDER: shared | {"texts": digest, "rows": config.base.judge_rows, "noise": config.base.judge_noise},
+        BASE_FOLDER: shared | {"format": _FORMAT, "texts": digest, "rows": config.base.rows, "mixture": mixture},
+        JUDGE_FOLDER: shared | {"format": _FORMAT, "texts": digest, "rows": config.base.judge_rows, "noise": config.base.judge_noise},
     }
 
     def make(name: str, texts: Mapping[str, list[str]]) -> tuple[Path, bool]:
@@ -117,7 +118,7 @@ def _make(wanted: list[str], config: Config) -> dict[str, tuple[Path, bool]]:
 def _texts(config: Config) -> dict[str, list[str]]:
     base = config.base
     if base.corpora:
-        order = list(config.domains)
+        order = list(config.domains or base.corpora)
         return {name: [text for _, text in read_texts(base.corpora[name], f"base.corpora.{name}")] for name in order}
     world = World(config.microworld.facts, config.microworld.seed)
     mixture = _mixture(base, list(DOMAINS))

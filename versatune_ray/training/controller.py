@@ -100,8 +100,14 @@ class WeightController:
             missing = sorted(set(range(self.world)) - set(round_.reports))
             raise TimeoutError(f"adjustment at step {report.step}: no word from rank(s) {missing} within {self.timeout:g} s") from None
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain JSON; floats come back exactly."""
+    def state_dict(self, attempt: int) -> dict[str, Any]:
+        """Plain JSON; floats come back exactly.
+
+        Raises:
+            RuntimeError: this is not the running attempt, or the actor died and came back empty: no state to keep beside a model.
+        """
+        if attempt != self.attempt:
+            raise RuntimeError(f"the state of attempt {attempt} is gone; attempt {self.attempt} is running")
         previous = None if self.previous_loss is None else self.previous_loss.tolist()
         return {
             "domains": list(self.domains),

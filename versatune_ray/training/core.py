@@ -207,9 +207,15 @@ def load_model(path: str, trust_remote_code: bool = False) -> PreTrainedModel:
     """A causal language model in float32 (mixed precision is the forward pass's business).
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: it cannot be loaded, or it changes its logits after the output embedding, which ``ResponseLoss`` does not know.
     """
     try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be loaded as a causal language model: {' '.join(str(error).split())}") from None
+    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
+        if getattr(model.config, name, None) not in (None, 1, 1.0):
+            raise UserError(
+                f"{path}: models that change their logits ({name} in config.json) are not supported; Llama, Qwen and Mistral are"
+            )
+    return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from versatune_ray.config import Config
 from versatune_ray.domains import DomainPaths, load_domains
+from versatune_ray.run_folder import say
 from versatune_ray.training import plan
 from versatune_ray.training.controller import start_actor
 from versatune_ray.training.recipe import Unit
@@ -22,6 +24,8 @@ def finetune(
     detected: Sequence[float] | None,
     reference: Mapping[str, Any] | None,
     unit: Unit,
+    *,
+    gpu: bool,
 ) -> Path:
     """Train ``model`` with shares that follow its losses; returns the folder of the tuned model.
 
@@ -35,7 +39,7 @@ def finetune(
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from versatune_ray.cluster import has_gpus
+    from versatune_ray.cluster import fitting
     from versatune_ray.training.worker import Job, train_loop
 
     names = list(paths)
@@ -54,12 +58,15 @@ def finetune(
     folder = config.run_folder / "finetune"
     folder.mkdir(parents=True, exist_ok=True)
     job = Job(config, model, dict(paths), recipe, plan.adjust_every(config, recipe.steps), controller, folder)
-    gpu = has_gpus() if config.training.device == "auto" else config.training.device == "cuda"
+    training = config.training
+    workers = fitting(training.workers, training.cpus_per_worker, gpu, config.device)
+    if workers < training.workers:  # Ray Train would wait for the missing ones for ever; the samples per step stay the same
+        say("fine-tuning", f"training.workers: {training.workers} do not fit on this cluster; going on with {workers}")
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={"job": job},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=config.training.workers,
+            num_workers=workers,
             use_gpu=gpu,
             resources_per_worker={"CPU": config.training.cpus_per_worker} | ({"GPU": 1} if gpu else {}),
         ),
@@ -70,9 +77,12 @@ def finetune(
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.training.keep_checkpoints),
         ),
     )
+    before = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
     except SystemExit:  # Ray Train's answer to Ctrl-C, once its workers are stopped
         raise KeyboardInterrupt from None
-    ray.kill(controller)
+    finally:
+        signal.signal(signal.SIGINT, before)  # which Ray Train leaves in place
+        ray.kill(controller)
     return folder / "model"

@@ -41,6 +41,19 @@ def policy(config: Config, names: Sequence[str]) -> mix.Policy:
     )
 
 
+def check(config: Config, names: Sequence[str]) -> None:
+    """Everything about the mixture and the batch that can be wrong before anything is computed.
+
+    Raises:
+        UserError: as ``policy`` and ``starting_shares``; or fewer samples per step than workers.
+    """
+    policy(config, names)
+    starting_shares(config, names, [1 / len(names)] * len(names), [1] * len(names))
+    batch, workers = config.training.batch_size, config.training.workers
+    if batch < workers:
+        raise UserError(f"training.batch_size: {batch} is less than one sample for each of {workers} workers")
+
+
 def targets(config: Config, names: Sequence[str]) -> tuple[int, ...]:
     """Indices of ``mixture.targets`` in domain order."""
     unknown = set(config.mixture.targets) - set(names)

@@ -6,7 +6,7 @@ Workers are long-lived actors that take one domain after another, so start-up is
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,7 @@ import torch
 
 from versatune_ray.cache import cached, write_json
 from versatune_ray.config import Config, Reference
-from versatune_ray.domains import DomainData, DomainPaths, load_domains
-from versatune_ray.errors import UserError
+from versatune_ray.domains import DomainData, DomainPaths, Records, load_domains
 from versatune_ray.training.core import Tuner, load_model
 from versatune_ray.training.recipe import Recipe, Unit
 
@@ -33,7 +32,7 @@ def tune_alone(
     records = domain.train
     size = min(len(records), settings.max_records or len(records))
     if size < len(records):
-        records = type(records)(records.store, records.indices[:size])
+        records = Records(records.store, records.indices[np.sort(np.argsort(records.hashes, kind="stable")[:size])])
         domain = DomainData(domain.name, records, domain.validation, domain.counts)
     steps_per_epoch = max(1, round(size / settings.batch_size))
     recipe = Recipe(
@@ -73,12 +72,12 @@ def tune_alone(
 
 
 def reference_losses(
-    model_path: str, fingerprint: str, paths: Mapping[str, DomainPaths], config: Config, unit: Unit, cache: Path
+    model_path: str, fingerprint: str, paths: Mapping[str, DomainPaths], config: Config, unit: Unit, cache: Path, *, gpu: bool
 ) -> tuple[dict[str, Any], bool]:
     """All domains in one go; each domain is cached by itself. Returns the content of ``losses.json``, and whether all were cached."""
     import ray
 
-    from versatune_ray.cluster import has_gpus
+    from versatune_ray.cluster import fitting
     from versatune_ray.progress import Bar
 
     settings = config.reference
@@ -91,7 +90,7 @@ def reference_losses(
         "unit": unit,
     }
     # Every domain's validation may remove records from any domain's training set: all the stores are part of each key.
-    stores = {name: [str(folder) for folder in pair] for name, pair in paths.items()}
+    stores = {name: [folder and folder.name for folder in pair] for name, pair in paths.items()}
     keys = {name: common | {"domain": name, "stores": stores} for name in paths}
 
     class Worker:
@@ -100,7 +99,7 @@ def reference_losses(
         def __init__(self) -> None:
             torch.set_num_threads(settings.cpus)
             self.data = load_domains(paths, config.data)
-            self.device = torch.device("cuda" if has_gpus() else "cpu")
+            self.device = torch.device("cuda" if gpu else "cpu")
 
         def tune(self, name: str) -> str:
             with Bar(f"reference {name}", 1, "step") as bar:
@@ -123,8 +122,9 @@ def reference_losses(
 
     missing = [name for name in paths if stored(name) is None]
     if missing:
-        options = {"num_cpus": settings.cpus, "num_gpus": 1 if has_gpus() else 0}
-        workers = [ray.remote(Worker).options(**options).remote() for _ in range(min(settings.workers, len(missing)))]
+        # No more actors than fit at once: one that waits for another's place would wait until all domains are done.
+        count = fitting(min(settings.workers, len(missing)), settings.cpus, gpu, config.device)
+        workers = [ray.remote(Worker).options(num_cpus=settings.cpus, num_gpus=int(gpu)).remote() for _ in range(count)]
         pool = ray.util.ActorPool(workers)
         for _ in pool.map_unordered(lambda actor, name: actor.tune.remote(name), missing):
             pass
@@ -132,24 +132,3 @@ def reference_losses(
             ray.kill(worker)
     domains = {name: stored(name) for name in paths}
     return {"domains": domains, "model": model_path, "unit": unit, "measure": settings.measure}, not missing
-
-
-def given_losses(file: str, names: Sequence[str], unit: Unit) -> dict[str, Any]:
-    """Reference losses of an earlier run.
-
-    Raises:
-        UserError: the file is missing, lacks a domain, or counts in another unit.
-    """
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise UserError(f"reference.losses: {file}: no such file")
-    try:
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        domains = {name: {**stored["domains"][name], "loss": float(stored["domains"][name]["loss"])} for name in names}
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{file}: no losses.json: {error}") from None
-    except KeyError as error:
-        raise UserError(f"{file}: no loss for {error}; needed: {', '.join(names)}") from None
-    if stored.get("unit", unit) != unit:
-        raise UserError(f"{file}: its losses are in {stored['unit']}, this run counts in {unit}")
-    return stored | {"domains": domains, "unit": unit}

