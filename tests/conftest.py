@@ -18,16 +18,21 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:
-    """A local Ray of its own, gone afterwards with all its files."""
+    """A local Ray of its own, gone afterwards with all its files, those of killed workers included."""
     import ray
 
     folder = tempfile.mkdtemp(prefix="vt")  # short: Ray's sockets live in it
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = folder
     ray.init(num_cpus=4, include_dashboard=False, _temp_dir=folder, logging_level="ERROR", log_to_driver=False)
     try:
         yield
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+        os.environ.pop("TMPDIR")
+        if before is not None:
+            os.environ["TMPDIR"] = before
 
 
 def write_store(folder: Path, samples: Sequence[tuple[Sequence[int], int]]) -> Path:
