@@ -12,8 +12,6 @@ from typing import Any
 
 from filelock import FileLock
 
-from versatune_ray.errors import UserError
-
 
 def key_of(parts: Mapping[str, Any]) -> str:
     """Sixteen hexadecimal digits that change when any part changes."""
@@ -63,33 +61,3 @@ def place(source: Path, target: Path) -> None:
 
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target, copy_function=link)
-
-
-def model_fingerprint(path: str) -> str:
-    """Identity of a model by content: the files' bytes of a folder, or the commit of a Hugging Face id.
-
-    Raises:
-        UserError: neither a folder with a config.json nor a reachable id.
-    """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UserError(f"{path}: no config.json in this folder; is it a Hugging Face model?")
-        digest = hashlib.sha256()
-        for file in sorted(folder.rglob("*")):
-            if file.is_file() and file.suffix in (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"):
-                digest.update(file.name.encode())
-                with file.open("rb") as stream:
-                    while block := stream.read(1 << 22):
-                        digest.update(block)
-        return digest.hexdigest()
-    if path.startswith(("/", ".", "~")) or path.count("/") != 1:
-        raise UserError(f"{path}: no such model folder, and no Hugging Face id of the form owner/name")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        # The snapshot's folder is named by its commit; the weights come later, on the node that serves them.
-        return f"{path}@{Path(snapshot_download(path, allow_patterns=['*.json'])).name}"
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"{path}: no such folder, and the Hugging Face hub gave no such model: {' '.join(str(error).split())}") from None

@@ -7,11 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from versatune_ray.cache import model_fingerprint, place
+from versatune_ray.cache import place
 from versatune_ray.cluster import use_gpus
 from versatune_ray.config import Config
 from versatune_ray.detection.distribution import given
 from versatune_ray.errors import UserError
+from versatune_ray.models import check_length, model_fingerprint
 from versatune_ray.run_folder import RunFolder, Step, say
 from versatune_ray.training import plan
 from versatune_ray.training.recipe import Unit, given_losses
@@ -81,7 +82,7 @@ class Run:
         """Paths of the token stores per domain; ``data.json`` accounts for every record."""
         from versatune_ray.domains import load_domains
 
-        self._check_length("data.max_length", self.config.data.max_length)
+        check_length("data.max_length", self.config.data.max_length, self.model, self.config.model.trust_remote_code)
         paths = self.folder.step("token store", lambda: self._build_stores(self.model))
         counts = {name: domain.counts for name, domain in load_domains(paths, self.config.data).items()}
         self.folder.write("data.json", {"domains": counts, "tokenizer": self.model, "unit": self.unit})
@@ -123,7 +124,7 @@ class Run:
             known = given(settings.distribution, names)
             self.folder.write(f"detection/{Path(self.model).name}/distribution.json", known)
             return known
-        self._check_length("detection.generation.max_tokens", settings.generation.max_tokens + 1)
+        check_length("detection.generation.max_tokens", settings.generation.max_tokens + 1, self.model, remote)
         judge = settings.judge
         assert judge.path is not None, "prepare() names a judge"
         prompt = judge.prompt or DEFAULT_PROMPT
@@ -249,12 +250,3 @@ class Run:
         from versatune_ray.domains.chat import load_tokenizer, tokenizer_fingerprint
 
         return tokenizer_fingerprint(load_tokenizer(model, self.config.data.chat_template, self.config.model.trust_remote_code))
-
-    def _check_length(self, key: str, tokens: int) -> None:
-        """What is longer than the model's context fails deep inside, or trains what the model cannot use."""
-        from transformers import AutoConfig
-
-        found = AutoConfig.from_pretrained(self.model, trust_remote_code=self.config.model.trust_remote_code)
-        context = getattr(found, "max_position_embeddings", None)
-        if context is not None and tokens > context:
-            raise UserError(f"{key}: {tokens} tokens are more than the {context} that {self.model} can take; set it to {context} or less")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from versatune_ray.cache import cached, key_of, model_fingerprint, place
+from versatune_ray.cache import cached, key_of, place
 from versatune_ray.errors import UserError
+from versatune_ray.models import check_length, model_fingerprint
 
 
 def test_the_second_call_reuses_what_the_first_built(tmp_path: Path) -> None:
@@ -76,3 +77,9 @@ def test_a_model_that_is_nowhere_is_refused(path: str) -> None:
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no config\.json"):
         model_fingerprint(str(tmp_path))
+
+
+def test_more_tokens_than_a_model_takes_are_refused_by_key_and_number(tiny_model: Path) -> None:
+    check_length("data.max_length", 64, str(tiny_model), False)
+    with pytest.raises(UserError, match=r"data\.max_length: this makes 65 tokens, more than the 64"):
+        check_length("data.max_length", 65, str(tiny_model), False)

@@ -18,6 +18,7 @@ from versatune_ray.config import Engine
 from versatune_ray.detection.generate import GENERATED
 from versatune_ray.detection.prompt import answer_ids, render
 from versatune_ray.engine import vllm_stage
+from versatune_ray.models import check_length
 from versatune_ray.parts import finished_ids, write_parts
 
 Row = dict[str, Any]
@@ -69,6 +70,7 @@ def judge(spec: JudgeSpec, domains: Sequence[str], descriptions: Mapping[str, st
         return _output(row, names, np.full(len(names), np.nan), row["discarded"])
 
     longest = len(before) + spec.max_text_tokens + len(after) + 1
+    check_length("detection.judge.max_text_tokens", longest, spec.path, spec.trust_remote_code)
     engine = spec.engine.model_copy(update={"options": {"max_model_len": longest, "max_logprobs": -1} | spec.engine.options})
     stage = vllm_stage(spec.path, engine, prepare, read, gpu=spec.gpu, trust_remote_code=spec.trust_remote_code)
     schema = GENERATED | {name: pa.float64() for name in names}

@@ -1,0 +1,52 @@
+"""What has to be known of a model folder or Hugging Face id before it is loaded: which one it is, and how much text it takes."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from versatune_ray.errors import UserError
+
+
+def model_fingerprint(path: str) -> str:
+    """Identity of a model by content: the files' bytes of a folder, or the commit of a Hugging Face id.
+
+    Raises:
+        UserError: neither a folder with a config.json nor a reachable id.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{path}: no config.json in this folder; is it a Hugging Face model?")
+        digest = hashlib.sha256()
+        for file in sorted(folder.rglob("*")):
+            if file.is_file() and file.suffix in (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"):
+                digest.update(file.name.encode())
+                with file.open("rb") as stream:
+                    while block := stream.read(1 << 22):
+                        digest.update(block)
+        return digest.hexdigest()
+    if path.startswith(("/", ".", "~")) or path.count("/") != 1:
+        raise UserError(f"{path}: no such model folder, and no Hugging Face id of the form owner/name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        # The snapshot's folder is named by its commit; the weights come later, on the node that serves them.
+        return f"{path}@{Path(snapshot_download(path, allow_patterns=['*.json'])).name}"
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(f"{path}: no such folder, and the Hugging Face hub gave no such model: {' '.join(str(error).split())}") from None
+
+
+def check_length(key: str, tokens: int, model: str, trust_remote_code: bool) -> None:
+    """What is longer than a model's context fails deep inside vLLM, or trains positions that the model does not have.
+
+    Raises:
+        UserError: ``tokens``, set by ``key``, are more than ``model`` takes.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    context = getattr(config, "max_position_embeddings", None)
+    if context is not None and tokens > context:
+        raise UserError(f"{key}: this makes {tokens} tokens, more than the {context} that {model} takes")
