@@ -1,253 +1,21 @@
-"""One typed configuration tree, read from YAML files and ``dotted.key=value`` overrides.
+"""The configuration tree of ``settings.py``, read from YAML files and ``dotted.key=value`` overrides.
 
-Every key is declared once, below, with its type, unit, default and meaning; ``--help`` prints exactly these declarations.
-Later files win over earlier ones, overrides win over files. Relative paths count from the current folder.
+Later files win over earlier ones, overrides win over files. Relative paths count from the current folder. Errors name the key, the
+value, and the nearest valid key.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from versatune_ray.errors import UserError
-
-Shares = dict[str, float]
-
-
-def setting(default: Any, description: str, unit: str = "", **constraints: Any) -> Any:
-    """Declare one key: default (or a zero-argument factory of one), meaning, unit, pydantic constraints."""
-    extra: Any = {"unit": unit} if unit else None
-    if callable(default):
-        return Field(default_factory=default, description=description, json_schema_extra=extra, **constraints)
-    return Field(default=default, description=description, json_schema_extra=extra, **constraints)
-
-
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
-Paths = Annotated[list[str], BeforeValidator(_as_list)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-class Model(Section):
-    path: str | None = setting(None, "base model: a folder or a Hugging Face id; none: pre-train the tiny one described under `base`")
-    trust_remote_code: bool = setting(False, "run Python code that comes with the model (only for sources you trust)")
-
-
-class Base(Section):
-    """A tiny base model and judge, pre-trained here: the embedded microworld, or your own corpora (no hub needed)."""
-
-    corpora: dict[str, Paths] = setting(
-        dict, "text corpora per domain (files with a `text` field, or plain .txt); none: the microworld's own"
-    )
-    mixture: Shares = setting(dict, "share of pre-training rows per domain; none: the microworld's, or uniform")
-    rows: int = setting(36_000, "pre-training rows, each BOS + one text", "rows", ge=1)
-    row_tokens: int = setting(64, "longest pre-training row, and the context the tiny models are made for", "tokens", ge=8)
-    vocab_size: int = setting(2048, "byte-pair vocabulary, trained on the corpora", "tokens", ge=300)
-    hidden_size: int = setting(128, "width of the tiny Llama (a multiple of 32)", ge=32, multiple_of=32)
-    layers: int = setting(4, "depth of the tiny Llama", ge=1)
-    context: int = setting(512, "positions of the tiny Llama", "tokens", ge=16)
-    batch_size: int = setting(64, "rows per optimizer step", "rows", ge=1)
-    learning_rate: float = setting(3e-3, "peak rate; cosine to zero", gt=0)
-    judge_rows: int = setting(9_000, "labelled rows that the tiny judge is trained on; 0: no judge", "rows", ge=0)
-    judge_noise: float = setting(0.1, "share of tokens of a judge row replaced at random, so that it can read bad text", ge=0, lt=1)
-    seed: int = setting(0, "seed of tokenizer rows, weights and order")
-    cpus: int = setting(1, "CPUs (threads) each for base model and judge, which train side by side", ge=1)
-
-
-class Microworld(Section):
-    """The embedded six-domain world of made-up facts, used where `domains` is empty."""
-
-    facts: int = setting(100, "facts per domain", ge=4)
-    seed: int = setting(0, "seed of the world; another seed is another world")
-
-
-class Domain(Section):
-    train: Paths = setting(list, "training records: files, folders, URIs or Hugging Face dataset ids")
-    validation: Paths = setting(list, "held-out records; none: a stable hash split of `train`")
-    questions: Paths = setting(list, "question/answer records for exact match before and after; none: loss only")
-    description: str = setting("", "what belongs to the domain, in words, for the judge's prompt")
-
-
-class Data(Section):
-    max_length: int = setting(2048, "longest record, prompt and answers together", "tokens", ge=8)
-    too_long: Literal["cut", "keep", "refuse"] = setting(
-        "cut", "records longer than max_length: cut at it, keep whole, or refuse as bad; counted in each case"
-    )
-    max_bad_fraction: float = setting(0.0, "tolerated fraction of bad records per domain; above it the job stops", ge=0, le=1)
-    validation_fraction: float = setting(0.05, "records held out by hash where no validation is given", gt=0, lt=1)
-    max_validation: int = setting(512, "held-out records measured per domain", "records", ge=1)
-    chat_template: str | None = setting(None, "file with a Jinja chat template; none: the tokenizer's, else a plain one")
-
-
-class Engine(Section):
-    """A vLLM stage of `ray.data.llm`."""
-
-    replicas: int = setting(1, "most engine replicas; Ray scales between 1 and this", ge=1)
-    tensor_parallel: int = setting(1, "devices per replica", ge=1)
-    cpus: int = setting(1, "CPUs per device of a replica", ge=1)
-    kv_cache_gib: int = setting(1, "key-value cache of one replica on CPU", "GiB", ge=1)
-    batch_size: int = setting(128, "rows per Ray Data batch", "rows", ge=1)
-    concurrent_batches: int = setting(4, "batches in flight per replica", ge=1)
-    options: dict[str, Any] = setting(dict, "further vLLM engine arguments, passed as they are")
-
-
-class Generation(Section):
-    """Sampling of sequences from BOS (Algorithm 1)."""
-
-    max_tokens: int = setting(256, "longest generation", "tokens", ge=1)
-    temperature: float = setting(1.0, "1 samples the model's own distribution", ge=0)
-    top_p: float = setting(1.0, "nucleus; 1 keeps everything", gt=0, le=1)
-    repetition_penalty: float = setting(1.0, "1 leaves the distribution as it is", gt=0)
-    seeded: bool = setting(True, "give every request its own seed, so that a detection can be repeated exactly")
-
-
-class Judge(Section):
-    path: str | None = setting(None, "judge model: folder or Hugging Face id; none: the tiny one of `base`")
-    prompt: str | None = setting(None, "prompt with {text}, optionally {options} and {domains}; none: a lettered multiple-choice question")
-    labels: Literal["letters", "names"] = setting("letters", "what the one answer token spells: an option letter, or the domain's name")
-    max_text_tokens: int = setting(1024, "tokens of a generation shown to the judge", "tokens", ge=1)
-    engine: Engine = setting(Engine, "vLLM stage of the judge")
-
-
-class Detection(Section):
-    """Algorithm 1: what the base model knows."""
-
-    distribution: str | None = setting(None, "skip detection: a distribution.json, or the name of a published one (such as llama-2-7b)")
-    samples: int = setting(400, "sequences per repeat, N_S (paper: 40,000)", "sequences", ge=2)
-    repeats: int = setting(5, "repeats, T (paper: 5)", ge=1)
-    generation: Generation = setting(Generation, "sampling settings")
-    engine: Engine = setting(Engine, "vLLM stage of the base model")
-    judge: Judge = setting(Judge, "the judge model")
-
-
-class Reference(Section):
-    """Mastery ceiling per domain: the lowest loss of a small model tuned on that domain alone."""
-
-    losses: str | None = setting(None, "skip: a losses.json of an earlier run")
-    model: str | None = setting(None, "small reference model; none: the base model itself")
-    measure: Literal["held_out", "train"] = setting("held_out", "loss that counts; `train` is the paper's letter")
-    epochs: int = setting(4, "most epochs per domain, T_ref", "epochs", ge=1)
-    patience: int = setting(1, "stop a domain after this many epochs without a new lowest loss", "epochs", ge=1)
-    max_records: int | None = setting(None, "cap on training records per domain, chosen by hash; none: all", "records", ge=1)
-    batch_size: int = setting(32, "samples per optimizer step", "samples", ge=1)
-    learning_rate: float = setting(2e-5, "peak rate; cosine with warm-up", gt=0)
-    workers: int = setting(1, "domains tuned at the same time", ge=1)
-    cpus: int = setting(1, "CPUs (threads) per worker", ge=1)
-
-
-class Mixture(Section):
-    start: Literal["detected", "uniform", "inverse", "proportional", "specific", "uniform_remainder"] | Shares = setting(
-        "detected", "shares before step 1: a rule, or a share per domain"
-    )
-    policy: Literal["constant", "versatune", "expansion"] = setting("versatune", "how shares follow the losses")
-    sigma: float = setting(1.0, "σ, strength of the learnable potential (unpublished in the paper)", ge=0)
-    delta: float = setting(0.05, "δ, raise of the targets per adjustment (expansion; unpublished)", "share", gt=0, lt=1)
-    epsilon: float = setting(1.0, "ε, forgetting tolerated per unit of target potential (expansion; unpublished)", ge=0)
-    targets: Paths = setting(list, "domains to expand, or to start from with specific / uniform_remainder")
-    target_share: float = setting(0.5, "starting share of the targets with uniform_remainder", "share", gt=0, lt=1)
-    guard: bool = setting(True, "expansion: raise only while the others forget little (Algorithm 3)")
-    mean_over: Literal["k", "k-1"] = setting("k", "expansion: the guard's mean over k (as printed) or over the k-1 others")
-    max_share: float = setting(0.95, "expansion: ceiling of the targets' share", "share", gt=0, le=1)
-    min_share: float = setting(0.0, "floor under every share", "share", ge=0, lt=1)
-    feedback: Literal["held_out", "train"] = setting("held_out", "loss that drives the shares; `train` costs nothing")
-
-
-class Training(Section):
-    workers: int = setting(2, "Ray Train workers", ge=1)
-    cpus_per_worker: int = setting(1, "CPUs (torch threads) per worker", ge=1)
-    epochs: float = setting(4, "passes of samples_per_epoch", "epochs", gt=0)
-    samples_per_epoch: int | None = setting(None, "samples per epoch over all domains; none: all training records", "samples", ge=1)
-    batch_size: int = setting(128, "samples per optimizer step, over all workers", "samples", ge=1)
-    micro_batch_tokens: int = setting(8192, "padded tokens per forward pass", "tokens", ge=1)
-    learning_rate: float = setting(2e-5, "peak rate", gt=0)
-    warmup: float = setting(0.03, "share of steps with a rising rate", ge=0, lt=1)
-    weight_decay: float = setting(0.0, "AdamW", ge=0)
-    max_grad_norm: float = setting(1.0, "gradient clipping; 0: none", ge=0)
-    adjust_every: int | None = setting(None, "optimizer steps between adjustments; none: once per epoch", "steps", ge=1)
-    checkpoint_every: int | None = setting(None, "optimizer steps between checkpoints; none: at each adjustment", "steps", ge=1)
-    keep_checkpoints: int = setting(2, "newest checkpoints kept", ge=1)
-    max_failures: int = setting(3, "worker-group failures survived before giving up", ge=0)
-    exchange_timeout: float = setting(600.0, "longest wait for the slowest rank at an adjustment", "s", gt=0)
-
-
-class Evaluation(Section):
-    max_tokens: int = setting(32, "longest answer", "tokens", ge=1)
-    limit: int | None = setting(None, "questions per domain; none: all", "questions", ge=1)
-    engine: Engine = setting(Engine, "vLLM stage that answers")
-
-
-class Config(Section):
-    run: str = setting("quickstart", "name of the run, and of its folder; the same name resumes", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    storage: str = setting("runs", "folder of runs and cache; every node must see it")
-    seed: int = setting(0, "seed of sampling, training and detection")
-    device: Literal["auto", "cpu", "cuda"] = setting(
-        "auto", "auto: GPUs if the cluster has some now; cuda: also those that it would start for the job"
-    )
-    model: Model = setting(Model, "the model to fine-tune")
-    domains: dict[str, Domain] = setting(dict, "name → sources, at least two; none: the embedded microworld")
-    data: Data = setting(Data, "how records become tokens")
-    detection: Detection = setting(Detection, "knowledge detection")
-    reference: Reference = setting(Reference, "reference losses")
-    mixture: Mixture = setting(Mixture, "starting shares and policy")
-    training: Training = setting(Training, "fine-tuning")
-    evaluation: Evaluation = setting(Evaluation, "questions before and after")
-    base: Base = setting(Base, "tiny base model made here")
-    microworld: Microworld = setting(Microworld, "embedded default world")
-
-    @field_validator("domains", mode="before")
-    @classmethod
-    def _short_form(cls, value: Any) -> Any:
-        """``law: law.jsonl`` stands for ``law: {train: law.jsonl}``."""
-        if not isinstance(value, Mapping):
-            return value
-        return {name: {"train": spec} if isinstance(spec, str | list) else spec for name, spec in value.items()}
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Config:
-        if len(self.domains) == 1:
-            raise ValueError(f"domains: {next(iter(self.domains))!r} is the only one; name at least two, or none for the microworld")
-        for name, domain in self.domains.items():
-            if not name or "/" in name or name in ("id", "repeat", "text", "tokens", "discarded"):
-                raise ValueError(f"domains: {name!r} cannot be a domain's name; it would clash with a column or a folder")
-            if not domain.train:
-                raise ValueError(f"domains.{name}.train: missing; name a file, a folder, a URI or a dataset id")
-        if self.domains and self.model.path is None and not self.base.corpora:
-            raise ValueError("model.path: missing; name a base model, or base.corpora to pre-train a tiny one")
-        if self.base.corpora and len(self.base.corpora) < 2:
-            raise ValueError("base.corpora: at least two domains are needed")
-        if self.domains and self.base.corpora and set(self.base.corpora) != set(self.domains):
-            raise ValueError(f"base.corpora: domains {sorted(self.base.corpora)} differ from those under `domains` {sorted(self.domains)}")
-        names = list(self.domains or self.base.corpora)
-        if names:
-            for key, given in (("mixture.targets", self.mixture.targets), ("mixture.start", self._start_names())):
-                for name in given:
-                    if name not in names:
-                        raise ValueError(f"{key}: unknown domain {name!r}; {_nearest(name, names)}")
-        if self.mixture.targets == [] and (self.mixture.policy == "expansion" or self.mixture.start in ("specific", "uniform_remainder")):
-            raise ValueError("mixture.targets: missing; name at least one domain to expand")
-        return self
-
-    def _start_names(self) -> Sequence[str]:
-        return list(self.mixture.start) if isinstance(self.mixture.start, dict) else []
-
-    @property
-    def run_folder(self) -> Path:
-        return Path(self.storage) / self.run
-
-    @property
-    def cache_folder(self) -> Path:
-        return Path(self.storage) / ".cache"
+from versatune_ray.settings import Config, Section, nearest
 
 
 def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
@@ -383,16 +151,7 @@ def _explain(error: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         names = [name for name, _ in _keys(Config)]
-        return f"{key}: unknown key; {_nearest(key, names if '.' in key else list(Config.model_fields))}"
+        return f"{key}: unknown key; {nearest(key, names if '.' in key else list(Config.model_fields))}"
     if not key:
         return str(error["msg"]).removeprefix("Value error, ")
     return f"{key}: {error['input']!r} is not valid: {error['msg'][0].lower()}{error['msg'][1:]}"
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    """A hint; a wrong branch (``train.epochs``) is found by its last part as well as by the whole key."""
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if not close:
-        tails = {key.rpartition(".")[2]: key for key in reversed(names)}
-        close = [tails[tail] for tail in difflib.get_close_matches(name.rpartition(".")[2], list(tails), n=1, cutoff=0.6)]
-    return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(list(names)[:12])}{', …' if len(names) > 12 else ''}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from versatune_ray.config import Engine
+from versatune_ray.settings import Engine
 
 Row = dict[str, Any]
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from versatune_ray.cache import place
 from versatune_ray.cluster import use_gpus
-from versatune_ray.config import Config
 from versatune_ray.detection.distribution import given
 from versatune_ray.errors import UserError
 from versatune_ray.models import check_length, model_fingerprint
 from versatune_ray.run_folder import RunFolder, Step, say
+from versatune_ray.settings import Config
 from versatune_ray.training import plan
 from versatune_ray.training.recipe import Unit, given_losses
 
@@ -34,11 +34,11 @@ class Run:
         """The configuration with the microworld, the tiny base model and the tiny judge filled in where nothing else is named."""
         from versatune_ray.microworld.prepare import prepare
 
-        given = self.given_config
-        if given.model.path is None or (self.needs_judge and given.detection.judge.path is None):
-            config: Config = self.folder.step("tiny base model and judge", lambda: Step(*prepare(given, self.needs_judge)))
+        asked = self.given_config
+        if asked.model.path is None or (self.needs_judge and asked.detection.judge.path is None):
+            config: Config = self.folder.step("tiny base model and judge", lambda: Step(*prepare(asked, self.needs_judge)))
             return config
-        return prepare(given, self.needs_judge)[0]
+        return prepare(asked, self.needs_judge)[0]
 
     @cached_property
     def model(self) -> str:

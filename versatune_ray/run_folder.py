@@ -17,8 +17,9 @@ import yaml
 from filelock import FileLock, Timeout
 
 from versatune_ray.cache import write_json
-from versatune_ray.config import Config, changed_keys, dump
+from versatune_ray.config import changed_keys, dump
 from versatune_ray.errors import UserError
+from versatune_ray.settings import Config
 
 # Settings that a resumed run may change: they decide how fast or how robustly it runs, or what is measured afterwards.
 _FREE = (

@@ -20,9 +20,10 @@ import yaml
 from conftest import ROOT, random_samples, write_store
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from versatune_ray.config import Config, parse
+from versatune_ray.config import parse
 from versatune_ray.domains import DomainPaths
 from versatune_ray.mixture import VersaTune, replay
+from versatune_ray.settings import Config
 from versatune_ray.training.finetune import finetune
 
 NAMES = ("law", "medicine", "code")

@@ -16,10 +16,11 @@ from ray.data import DataContext
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from versatune_ray.config import Config, parse
+from versatune_ray.config import parse
 from versatune_ray.domains import DomainPaths, TokenStore, content_hash, load_domains, to_conversation, tokenize
 from versatune_ray.domains.tokenize import build_stores
 from versatune_ray.errors import UserError
+from versatune_ray.settings import Config
 
 Rows = list[dict[str, Any]]
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from versatune_ray.config import Config, changed_keys, describe, dump, load
+from versatune_ray.config import changed_keys, describe, dump, load
 from versatune_ray.errors import UserError
+from versatune_ray.settings import Config
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "jobs" / "configs").glob("*.yaml"))
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from versatune_ray.config import Data
 from versatune_ray.domains import Batch, DomainPaths, DomainStores, Input, Records, TokenStore, TokenStoreWriter, load_domains, split
 from versatune_ray.errors import UserError
+from versatune_ray.settings import Data
 
 INPUTS = [Input("/data/a.jsonl", "a.jsonl", "jsonl"), Input("/data/b.parquet", "b.parquet", "parquet")]
 QUARTER = 2**62  # a quarter of the range of hashes

@@ -11,9 +11,9 @@ from conftest import random_samples, write_store
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from versatune_ray.config import Data
 from versatune_ray.domains import DomainData, DomainPaths, load_domains
 from versatune_ray.errors import UserError
+from versatune_ray.settings import Data
 from versatune_ray.training.core import Tuner, load_model
 from versatune_ray.training.recipe import Recipe
 

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow.dataset
 
 from versatune_ray.cache import cached, write_json
-from versatune_ray.config import Detection
 from versatune_ray.detection.distribution import estimate, total_variation
 from versatune_ray.detection.generate import generate, start_token
 from versatune_ray.detection.judge import JudgeSpec, judge
 from versatune_ray.errors import UserError
 from versatune_ray.models import model_fingerprint
+from versatune_ray.settings import Detection
 
 
 def detect(

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from versatune_ray.config import Detection
 from versatune_ray.engine import vllm_stage
 from versatune_ray.parts import finished_ids, write_parts
+from versatune_ray.settings import Detection
 
 Row = dict[str, Any]
 

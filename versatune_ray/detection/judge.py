@@ -14,12 +14,12 @@ import pyarrow.compute
 import pyarrow.dataset
 from numpy.typing import NDArray
 
-from versatune_ray.config import Engine
 from versatune_ray.detection.generate import GENERATED
 from versatune_ray.detection.prompt import answer_ids, render
 from versatune_ray.engine import vllm_stage
 from versatune_ray.models import check_length
 from versatune_ray.parts import finished_ids, write_parts
+from versatune_ray.settings import Engine
 
 Row = dict[str, Any]
 

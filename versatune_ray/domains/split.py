@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from versatune_ray.config import Data
 from versatune_ray.domains.store import Records, TokenStore
 from versatune_ray.errors import UserError
+from versatune_ray.settings import Data
 
 Indices = NDArray[np.int64]
 

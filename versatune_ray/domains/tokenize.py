@@ -27,11 +27,11 @@ import pyarrow.compute as pc
 import ray.data
 
 from versatune_ray.cache import key_of
-from versatune_ray.config import Config, Domain
 from versatune_ray.domains import chat, records, sources
 from versatune_ray.domains.split import DomainPaths
 from versatune_ray.domains.store import STORE_FORMAT, Batch, TokenStore, TokenStoreWriter
 from versatune_ray.errors import UserError
+from versatune_ray.settings import Config, Domain
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.dataset
 
 from versatune_ray.cache import cached
-from versatune_ray.config import Config, Evaluation
 from versatune_ray.domains.chat import encode_prompt, load_tokenizer
 from versatune_ray.domains.records import Question, read_questions
 from versatune_ray.engine import vllm_stage
 from versatune_ray.parts import finished_ids, write_parts
+from versatune_ray.settings import Config, Evaluation
 
 Row = dict[str, Any]
 

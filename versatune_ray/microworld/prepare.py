@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from versatune_ray.cache import cached, key_of
-from versatune_ray.config import Base, Config, Domain
 from versatune_ray.detection.prompt import TINY_JUDGE_PROMPT
 from versatune_ray.domains.sources import read_texts
 from versatune_ray.errors import UserError
 from versatune_ray.microworld.world import DOMAINS, MIXTURE, SPECS, World
 from versatune_ray.progress import Bar
+from versatune_ray.settings import Base, Config, Domain
 
 _FORMAT = 1  # raised when the code of world.py or tiny.py makes something else of the same settings
 BASE_FOLDER, JUDGE_FOLDER = "tiny-base", "tiny-judge"

@@ -20,10 +20,10 @@ from tokenizers.processors import TemplateProcessing
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from versatune_ray.config import Base
 from versatune_ray.detection.prompt import LETTERS, TINY_JUDGE_PROMPT, answer_ids, render
 from versatune_ray.errors import UserError
 from versatune_ray.mixture import DomainSampler
+from versatune_ray.settings import Base
 
 Rows = list[NDArray[np.int32]]
 Batch = tuple[torch.Tensor, torch.Tensor]  # token ids and labels, int64 [rows, longest]

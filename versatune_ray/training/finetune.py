@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from versatune_ray.config import Config
 from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.run_folder import say
+from versatune_ray.settings import Config
 from versatune_ray.training import plan
 from versatune_ray.training.controller import start_actor
 from versatune_ray.training.recipe import Unit

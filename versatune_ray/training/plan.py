@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from versatune_ray import mixture as mix
-from versatune_ray.config import Config
 from versatune_ray.errors import UserError
+from versatune_ray.settings import Config
 from versatune_ray.training.recipe import Recipe, Unit
 
 

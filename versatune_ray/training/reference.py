@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from versatune_ray.cache import cached, write_json
-from versatune_ray.config import Config, Reference
 from versatune_ray.domains import DomainData, DomainPaths, Records, load_domains
+from versatune_ray.settings import Config, Reference
 from versatune_ray.training.core import Tuner, load_model
 from versatune_ray.training.recipe import Recipe, Unit
 

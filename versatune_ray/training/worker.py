@@ -16,10 +16,10 @@ import ray.train
 import torch
 from ray.train.collective import broadcast_from_rank_zero
 
-from versatune_ray.config import Config
 from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.domains.chat import load_tokenizer
 from versatune_ray.progress import Bar
+from versatune_ray.settings import Config
 from versatune_ray.training.controller import Decision, Report
 from versatune_ray.training.core import Tuner, load_model
 from versatune_ray.training.recipe import Recipe
