@@ -6,6 +6,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,21 +75,21 @@ class _Loop:
     def run(self) -> None:
         recipe, tuner = self.job.recipe, self.tuner
         checkpoint_every = self.job.config.training.checkpoint_every
-        bar = Bar("fine-tuning", recipe.steps, "step") if self.rank == 0 else None
         if not self.lines:
             self.adjust()
-        while tuner.steps_done < recipe.steps:
-            loss = tuner.step(self.share)
-            if not np.isfinite(loss):
-                raise FloatingPointError(f"the training loss is {loss} at step {tuner.steps_done}; the last checkpoint is intact")
-            if bar:
-                bar.to(tuner.steps_done, f"loss {loss:.3f}")
-            last = tuner.steps_done == recipe.steps
-            adjusted = last or tuner.steps_done % self.job.adjust_every == 0
-            if adjusted:
-                self.adjust()
-            if last or (tuner.steps_done % checkpoint_every == 0 if checkpoint_every else adjusted):
-                self.checkpoint()
+        with Bar("fine-tuning", recipe.steps) if self.rank == 0 else nullcontext() as bar:
+            while tuner.steps_done < recipe.steps:
+                loss = tuner.step(self.share)
+                if not np.isfinite(loss):
+                    raise FloatingPointError(f"the training loss is {loss} at step {tuner.steps_done}; the last checkpoint is intact")
+                if bar:
+                    bar.to(tuner.steps_done, f"loss {loss:.3f}")
+                last = tuner.steps_done == recipe.steps
+                adjusted = last or tuner.steps_done % self.job.adjust_every == 0
+                if adjusted:
+                    self.adjust()
+                if last or (tuner.steps_done % checkpoint_every == 0 if checkpoint_every else adjusted):
+                    self.checkpoint()
         if self.rank == 0:
             self.export()
 
