@@ -1,12 +1,12 @@
-"""Find out what the base model knows: sequences from BOS, judged by domain (Algorithm 1).
+"""Find out what base models know: sequences from BOS, judged by domain (Algorithm 1); one model or many (detection.models).
 
-usage: python jobs/detect.py [--config FILE] [key=value …]      leaves {storage}/{run}/detection/
+usage: python jobs/detect.py [--config FILE] [--plan] [key=value …]      leaves {storage}/{run}/detection/
 """
 
 from pathlib import Path
 
 from versatune_ray.cli import main
-from versatune_ray.pipeline import Run
+from versatune_ray.pipeline import Run, plan_detection
 
 
 def job(run: Run) -> Path:
@@ -14,4 +14,4 @@ def job(run: Run) -> Path:
 
 
 if __name__ == "__main__":
-    main(job, __doc__)
+    main(job, __doc__, plan_detection)

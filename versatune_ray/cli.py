@@ -10,20 +10,22 @@ from typing import NoReturn
 
 from versatune_ray.cluster import connect
 from versatune_ray.config import describe, dump, load
-from versatune_ray.errors import UserError
+from versatune_ray.errors import Incomplete, UserError, one_line, root_cause
 from versatune_ray.microworld.world import DOMAINS
 from versatune_ray.pipeline import Run
 from versatune_ray.progress import Display
 from versatune_ray.run_folder import RunFolder
+from versatune_ray.settings import Config
 from versatune_ray.training import plan
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "quickstart.yaml"
 
 
-def main(job: Callable[[Run], Path], description: str) -> NoReturn:
+def main(job: Callable[[Run], Path], description: str, plan_of: Callable[[Config], str] | None = None) -> NoReturn:
     """Read the configuration, join or start Ray, do ``job(run)``, print the path of what it made.
 
-    Exit status: 0 done, 1 failed, 2 wrong input (one line says what and how to mend it), 130 interrupted.
+    ``plan_of`` is what ``--plan`` prints, where a job has it.
+    Exit status: 0 done, 1 failed or done in part, 2 wrong input (one line says what and how to mend it), 130 interrupted.
     """
     parser = argparse.ArgumentParser(
         description=description,
@@ -39,6 +41,8 @@ def main(job: Callable[[Run], Path], description: str) -> NoReturn:
         help="YAML file; may be repeated, later ones win; none: jobs/configs/quickstart.yaml",
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    if plan_of is not None:
+        parser.add_argument("--plan", action="store_true", help="print what would be done and what it needs, and stop")
     parser.add_argument("--debug", action="store_true", help="full tracebacks and all logs of the workers")
     arguments = parser.parse_intermixed_args()
     try:
@@ -48,6 +52,9 @@ def main(job: Callable[[Run], Path], description: str) -> NoReturn:
             sys.exit(0)
         names = list(config.domains or config.base.corpora or DOMAINS)
         plan.check(config, names)  # a wrong target, start or floor is told before anything is spent
+        if plan_of is not None and arguments.plan:
+            print(plan_of(config))
+            sys.exit(0)
         with RunFolder(config) as folder:
             connect(verbose=arguments.debug)
             with Display():
@@ -64,23 +71,13 @@ def main(job: Callable[[Run], Path], description: str) -> NoReturn:
 
 
 def _fail(error: BaseException, debug: bool, status: int) -> NoReturn:
-    """One readable line; Ray wraps what went wrong in a worker, so the innermost cause is what is shown."""
+    """One readable line."""
     if debug:
         import traceback
 
         traceback.print_exception(error)
-    cause: BaseException = error
-    while True:
-        inner = getattr(cause, "cause", None) or cause.__cause__ or next(iter(getattr(cause, "worker_failures", {}).values()), None)
-        if not isinstance(inner, BaseException) or inner is cause:
-            break
-        cause = inner
-    if isinstance(cause, UserError):
+    if isinstance(root_cause(error), UserError):
         status = 2
-    text = str(cause).strip()
-    lines = [line for line in text.splitlines() if line.strip() and "For further information" not in line]
-    line = lines[-1].strip() if lines else type(cause).__name__
-    kind = "" if isinstance(cause, UserError) else f"{type(cause).__name__}: "
-    hint = "" if debug or isinstance(cause, UserError) else "  (--debug shows the whole traceback)"
-    print(f"error: {kind if not line.startswith(kind) else ''}{line}{hint}", file=sys.stderr, flush=True)
+    hint = "" if debug or isinstance(root_cause(error), UserError | Incomplete) else "  (--debug shows the whole traceback)"
+    print(f"error: {one_line(error)}{hint}", file=sys.stderr, flush=True)
     sys.exit(status)

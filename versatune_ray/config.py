@@ -57,12 +57,15 @@ def parse(tree: Mapping[str, Any]) -> Config:
         return str(Path(path).expanduser().absolute()) if path is not None and Path(path).expanduser().exists() else path
 
     judge = config.detection.judge.model_copy(update={"path": local(config.detection.judge.path)})
+    models = [model.model_copy(update={"path": local(model.path)}) for model in config.detection.models]
     return config.model_copy(
         update={
             "storage": str(Path(config.storage).expanduser().absolute()),
             "model": config.model.model_copy(update={"path": local(config.model.path)}),
             "data": config.data.model_copy(update={"chat_template": local(config.data.chat_template)}),
-            "detection": config.detection.model_copy(update={"distribution": local(config.detection.distribution), "judge": judge}),
+            "detection": config.detection.model_copy(
+                update={"distribution": local(config.detection.distribution), "judge": judge, "models": models}
+            ),
             "reference": config.reference.model_copy(
                 update={"model": local(config.reference.model), "losses": local(config.reference.losses)}
             ),

@@ -23,21 +23,22 @@ def vllm_stage(
     if settings.tensor_parallel > 1:
         # One actor that holds all its devices, on one node: Ray's executor would leave a placement group behind until the job ends.
         options["distributed_executor_backend"] = "mp"
-    bundle: dict[str, float] = {"CPU": settings.cpus}
+    bundle: dict[str, float] = {"CPU": settings.cpus} | settings.resources
     environment = {}
     if gpu:
         bundle["GPU"] = 1
     else:
         # Eager and float32: compiling pays off only after more tokens than a CPU makes, and float32 runs on every CPU.
+        # vLLM's sampler compiles even so, for about 20 s of both cores at every start, unless dynamo is off.
         options |= {"enforce_eager": True, "dtype": "float32"}
-        environment["VLLM_CPU_KVCACHE_SPACE"] = str(settings.kv_cache_gib)
+        environment = {"VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib), "TORCHDYNAMO_DISABLE": "1"}
     config = vLLMEngineProcessorConfig(
         model_source=model,
         engine_kwargs=options | settings.options,
-        accelerator_type=None,
+        accelerator_type=settings.accelerator,
         placement_group_config={"bundle_per_worker": bundle},
         runtime_env={"env_vars": environment} if environment else None,
-        concurrency=settings.replicas,
+        concurrency=settings.replicas if isinstance(settings.replicas, int) else tuple(settings.replicas),
         batch_size=settings.batch_size,
         max_concurrent_batches=settings.concurrent_batches,
         should_continue_on_error=True,

@@ -1,4 +1,4 @@
-"""The one exception that means: the input is wrong, and this line says how to mend it."""
+"""The exceptions that mean something to a person: the input is wrong, or a part of the work could not be done."""
 
 
 class UserError(Exception):
@@ -6,3 +6,31 @@ class UserError(Exception):
 
     Jobs print the line and exit with status 2; with ``--debug`` they show the traceback as well.
     """
+
+
+class DiskFull(UserError):
+    """Nothing more can be written. What is written stays, and the same command goes on from there."""
+
+
+class Incomplete(Exception):
+    """What could be done is done and kept; the message says what could not. Jobs print it and exit with status 1."""
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What went wrong in the first place: Ray wraps it once per worker that it passes through."""
+    while True:
+        inner = getattr(error, "cause", None) or error.__cause__ or next(iter(getattr(error, "worker_failures", {}).values()), None)
+        if not isinstance(inner, BaseException) or inner is error:
+            return error
+        error = inner
+
+
+def one_line(error: BaseException) -> str:
+    """The cause in one line: the message of a mistake, the last line and the type of anything else."""
+    cause = root_cause(error)
+    lines = [line for line in str(cause).strip().splitlines() if line.strip() and "For further information" not in line]
+    if isinstance(cause, UserError | Incomplete):
+        return lines[0] if lines else ""
+    line = lines[-1].strip() if lines else type(cause).__name__
+    kind = f"{type(cause).__name__}: "
+    return line if line.startswith(kind) else kind + line

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from versatune_ray.errors import UserError
 
@@ -50,3 +52,11 @@ def check_length(key: str, tokens: int, model: str, trust_remote_code: bool) -> 
     context = getattr(config, "max_position_embeddings", None)
     if context is not None and tokens > context:
         raise UserError(f"{key}: this makes {tokens} tokens, more than the {context} that {model} takes")
+
+
+@lru_cache(maxsize=2)
+def load_plain_tokenizer(path: str, trust_remote_code: bool) -> Any:
+    """The tokenizer as it is, loaded once per process."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)

@@ -1,48 +1,88 @@
-"""Run a Ray Data plan and keep every finished batch as a Parquet part at once, so that a killed job loses no finished row."""
+"""Run a Ray Data plan and keep every finished batch as a Parquet part at once, so that a killed job loses no finished row.
+
+Ray Data's own job checkpointing does the same for plans from one read to one write, but it starts an actor pool that reserves
+a gibibyte, and writes to one place; the judge's pass writes to a folder per model.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from versatune_ray.errors import DiskFull
 from versatune_ray.progress import Bar
 
 
-def finished_ids(folder: Path) -> NDArray[np.int64]:
-    """The ``id`` of every row already in ``folder``."""
-    parts = [np.asarray(pyarrow.parquet.read_table(part, columns=["id"])["id"].to_numpy()) for part in folder.glob("*.parquet")]
-    return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+def finished_ids(folder: Path, retry_failed: bool = False) -> NDArray[np.int64]:
+    """The ``id`` of every row already in ``folder``, int64 [n]; with ``retry_failed``, of those whose request did not fail."""
+    found = [np.zeros(0, dtype=np.int64)]
+    for part in folder.glob("*.parquet"):
+        rows = pyarrow.parquet.read_table(part, columns=["id", "failed"] if retry_failed else ["id"])
+        if retry_failed:
+            rows = rows.filter(pc.invert(rows["failed"]))
+        found.append(rows["id"].to_numpy())
+    return np.unique(np.concatenate(found))
 
 
-def write_parts(rows: Any, folder: Path, schema: Mapping[str, pa.DataType], name: str, total: int) -> None:
-    """Execute the Ray Data plan ``rows`` and write its rows, which have an ``id``, to ``folder``; a bar counts up to ``total``.
+def read_rows(folder: Path, columns: Sequence[str]) -> pa.Table:
+    """``columns`` of all rows in ``folder``, each ``id`` once and in order; a request that failed gives way to its repetition."""
+    table = pyarrow.dataset.dataset(sorted(map(str, folder.glob("*.parquet"))), format="parquet").to_table(columns=[*columns, "failed"])
+    table = table.sort_by([("id", "ascending"), ("failed", "ascending")])
+    ids = table["id"].to_numpy()
+    return table.filter(pa.array(np.diff(ids, prepend=-1) != 0)).drop_columns([] if "failed" in columns else ["failed"])
 
-    A part is named by the ids in it and appears whole or not at all: a batch that Ray computes twice is there once.
+
+def write_parts(rows: Any, folders: Sequence[Path], schema: Mapping[str, pa.DataType], name: str, total: int) -> int:
+    """Execute the Ray Data plan ``rows`` and write its rows to parts; a bar called ``name`` counts up to ``total``.
+
+    A row has an ``id``, and where there are several folders, the number of its own in ``store``. A part is named by the ids in
+    it and appears whole or not at all: a batch that Ray computes twice is there once. Returns the number of rows written.
+
+    Raises:
+        DiskFull: the disk is full; what is written stays.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("*.tmp"):  # half-written when an earlier run was killed
-        stale.unlink()
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob("*.tmp"):  # half-written when an earlier run was killed
+            stale.unlink()
     arrow = pa.schema(list(schema.items()))
 
     def write(batch: pa.Table) -> dict[str, Any]:
-        ids = batch["id"].to_numpy()
-        part = folder / f"{hashlib.sha256(np.sort(ids).tobytes()).hexdigest()[:16]}.parquet"
-        temporary = part.with_suffix(".tmp")  # readers of the folder take *.parquet
-        pyarrow.parquet.write_table(batch.select(arrow.names).cast(arrow), temporary)
-        temporary.replace(part)
-        return {"rows": np.array([len(ids)])}
+        store = batch["store"].to_numpy() if "store" in batch.column_names else np.zeros(batch.num_rows, dtype=np.int64)
+        for place in np.unique(store):
+            _write_part(batch.filter(pa.array(store == place)).select(arrow.names).cast(arrow), folders[place])
+        return {"rows": np.array([batch.num_rows])}
 
+    rows.context.raise_original_map_exception = True  # or a UserError of a worker arrives as Ray's own advice
     done = 0
     with Bar(name, total, "row") as bar:
         bar.to(0, "starting the engine")
         for counts in rows.map_batches(write, batch_format="pyarrow", batch_size=None).iter_batches(batch_size=None, prefetch_batches=0):
             done += int(counts["rows"].sum())
             bar.to(done)
+    return done
+
+
+def _write_part(table: pa.Table, folder: Path) -> None:
+    part = folder / f"{hashlib.sha256(np.sort(table['id'].to_numpy()).tobytes()).hexdigest()[:16]}.parquet"
+    temporary = part.with_suffix(".tmp")  # readers of the folder take *.parquet
+    try:
+        pyarrow.parquet.write_table(table, temporary)
+        temporary.replace(part)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # makes room for what still has to be written, such as logs
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"{folder}: no space left on this disk; free some, and the same command goes on from here") from None
+        raise

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from versatune_ray.cache import place
 from versatune_ray.cluster import use_gpus
 from versatune_ray.detection.distribution import given
-from versatune_ray.errors import UserError
+from versatune_ray.errors import Incomplete, UserError
 from versatune_ray.models import check_length, model_fingerprint
 from versatune_ray.run_folder import RunFolder, Step, say
-from versatune_ray.settings import Config
+from versatune_ray.settings import Config, Subject
 from versatune_ray.training import plan
 from versatune_ray.training.recipe import Unit, given_losses
 
@@ -27,6 +27,7 @@ class Run:
         self.folder = folder
         self.given_config = folder.config
         self.cache = folder.config.cache_folder
+        self.needs_model = True
         self.needs_judge = folder.config.detection.distribution is None and plan.needs_detection(folder.config)
 
     @cached_property
@@ -35,15 +36,17 @@ class Run:
         from versatune_ray.microworld.prepare import prepare
 
         asked = self.given_config
-        if asked.model.path is None or (self.needs_judge and asked.detection.judge.path is None):
-            config: Config = self.folder.step("tiny base model and judge", lambda: Step(*prepare(asked, self.needs_judge)))
+        needs_base = self.needs_model and asked.model.path is None
+        if needs_base or (self.needs_judge and asked.detection.judge.path is None):
+            config: Config = self.folder.step("tiny base model and judge", lambda: Step(*prepare(asked, needs_base, self.needs_judge)))
             return config
-        return prepare(asked, self.needs_judge)[0]
+        return prepare(asked, needs_base, self.needs_judge)[0]
 
     @cached_property
     def model(self) -> str:
         path = self.config.model.path
-        assert path is not None, "prepare() names a model"
+        if path is None:
+            raise UserError("model.path: missing; detection.models are for jobs/detect.py, this job works on one model")
         return path
 
     @cached_property
@@ -103,45 +106,64 @@ class Run:
         return Path(self.model)
 
     def detect(self) -> Path:
-        """Detection for its own sake, whatever the start is."""
-        self.needs_judge = self.given_config.detection.distribution is None
-        assert self.detection
-        return self._detection_folder / "distribution.json"
+        """Detection for its own sake, whatever the start is, of ``detection.models`` or else of the model to fine-tune.
 
-    @property
-    def _detection_folder(self) -> Path:
-        return self.folder.path / "detection" / Path(self.model).name
+        Raises:
+            Incomplete: some of several models could not be detected; the others are done.
+        """
+        from versatune_ray.detection.summary import comparison, write_comparison
+
+        settings = self.given_config.detection
+        self.needs_judge = settings.distribution is None
+        if not settings.models:
+            assert self.detection
+            return self._detection_folder(Path(self.model).name) / "distribution.json"
+        self.needs_model = False
+        found, failed = self._detect(self.config.detection.models)
+        write_comparison(found, self.folder.path / "detection" / "comparison.csv")
+        self.folder.write("detection/failed.json", failed)
+        print("\n" + "\n".join(comparison(found)) + "\n", flush=True)
+        page = self.report()
+        if failed:
+            listed = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+            raise Incomplete(f"{len(found)} of {len(found) + len(failed)} models are detected ({page}); not detected: {listed}")
+        return page
 
     @cached_property
     def detection(self) -> dict[str, Any]:
-        """The detected (or given) distribution, as in ``distribution.json``."""
-        from versatune_ray.detection.detect import detect
-        from versatune_ray.detection.judge import JudgeSpec
-        from versatune_ray.detection.prompt import DEFAULT_PROMPT
-
-        settings, remote, names = self.config.detection, self.config.model.trust_remote_code, self.names
+        """The detected (or given) distribution of the model to fine-tune, as in ``distribution.json``."""
+        settings, names = self.config.detection, self.names
         if settings.distribution is not None:
             known = given(settings.distribution, names)
             self.folder.write(f"detection/{Path(self.model).name}/distribution.json", known)
             return known
-        check_length("detection.generation.max_tokens", settings.generation.max_tokens + 1, self.model, remote)
-        judge = settings.judge
-        assert judge.path is not None, "prepare() names a judge"
-        prompt = judge.prompt or DEFAULT_PROMPT
-        spec = JudgeSpec(judge.path, prompt, judge.labels, judge.max_text_tokens, judge.engine, trust_remote_code=remote, gpu=self.gpu)
-        descriptions = {name: domain.description for name, domain in self.config.domains.items()}
-        seed = self.config.seed
+        found, _ = self._detect([Subject(path=self.model, engine=settings.engine)])
+        (distribution,) = found.values()
+        shown = zip(names, distribution["share"], strict=True)
+        say("detection", ", ".join(f"{name} {100 * share:.1f} %" for name, share in shown))
+        return distribution
+
+    def _detect(self, subjects: Sequence[Subject]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+        """Distributions by name, placed in the run's folder, and why others are missing."""
+        from versatune_ray.detection.detect import detect
+        from versatune_ray.detection.summary import account, place_detection
+
+        settings = self.config.detection
 
         def run() -> Step:
-            return Step(*detect(self.model, spec, names, descriptions, settings, seed, self.cache, gpu=self.gpu, trust_remote_code=remote))
+            done = detect(subjects, self.config, gpu=self.gpu)
+            for name, one in done.detected.items():
+                place_detection(one, done.spec, settings, self._detection_folder(name))
+            return Step(done, done.reused)
 
-        folder: Path = self.folder.step("detection", run)
-        place(folder, self._detection_folder)
-        found: dict[str, Any] = json.loads((folder / "distribution.json").read_text(encoding="utf-8"))
-        say("detection", ", ".join(f"{name} {100 * share:.1f} %" for name, share in zip(names, found["share"], strict=True)))
-        if found["total_variation"] is not None:
-            say("detection", f"total variation distance to the known pre-training mixture: {found['total_variation']:.3f}")
-        return found
+        done = self.folder.step("detection", run)
+        found = {name: one.distribution for name, one in done.detected.items()}
+        for line in account(found):
+            say("detection", line)
+        return found, done.failed
+
+    def _detection_folder(self, name: str) -> Path:
+        return self.folder.path / "detection" / name
 
     @cached_property
     def reference(self) -> dict[str, Any]:
@@ -166,9 +188,10 @@ class Run:
     @cached_property
     def tuned(self) -> Path:
         """Folder of the tuned model."""
+        from versatune_ray.detection.summary import starting_share
         from versatune_ray.training.finetune import finetune
 
-        detected = self.detection["share"] if plan.needs_detection(self.config) else None
+        detected = starting_share(self.detection) if plan.needs_detection(self.config) else None
         reference = self.reference if plan.needs_reference(self.config) else None
         inputs = {
             "model": self.fingerprint,
@@ -250,3 +273,19 @@ class Run:
         from versatune_ray.domains.chat import load_tokenizer, tokenizer_fingerprint
 
         return tokenizer_fingerprint(load_tokenizer(model, self.config.data.chat_template, self.config.model.trust_remote_code))
+
+
+def plan_detection(config: Config) -> str:
+    """What ``Run.detect`` would do, as text; nothing is started or made."""
+    from versatune_ray.detection.plan import plan as plan_of
+    from versatune_ray.microworld.prepare import prepare
+
+    if config.detection.distribution is not None:
+        return f"nothing to detect: the distribution is given ({config.detection.distribution})"
+    config, _ = prepare(config, not config.detection.models and config.model.path is None, True, make=False)
+    if config.detection.models:
+        return plan_of(config, config.detection.models)
+    if config.model.path is None:
+        asked = f"{config.detection.samples * config.detection.repeats:,} sequences"
+        return f"a tiny base model is trained first (minutes on a CPU); then it writes up to {asked}, which a judge reads"
+    return plan_of(config, [Subject(path=config.model.path, engine=config.detection.engine)])

@@ -23,9 +23,9 @@ from versatune_ray.settings import Config
 
 # Settings that a resumed run may change: they decide how fast or how robustly it runs, or what is measured afterwards.
 _FREE = (
-    "run", "storage", "device", "evaluation", "detection.engine", "detection.judge.engine", "reference.workers", "reference.cpus",
-    "training.workers", "training.cpus_per_worker", "training.max_failures", "training.keep_checkpoints", "training.exchange_timeout",
-    "base.cpus",
+    "run", "storage", "device", "evaluation", "detection.engine", "detection.models", "detection.judge.engine", "detection.judge.http",
+    "detection.judge.records", "reference.workers", "reference.cpus", "training.workers", "training.cpus_per_worker",
+    "training.max_failures", "training.keep_checkpoints", "training.exchange_timeout", "base.cpus",
 )  # fmt: skip
 
 

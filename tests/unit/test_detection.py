@@ -4,35 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
 from versatune_ray.detection.distribution import PUBLISHED, estimate, given, total_variation
-from versatune_ray.detection.prompt import DEFAULT_PROMPT, answer_ids, option_names, render
+from versatune_ray.detection.generate import is_degenerate
+from versatune_ray.detection.prompt import Node, Question, answer_ids, combine, nodes, render
 from versatune_ray.errors import UserError
 
 QWEN = Path(__file__).resolve().parents[3] / "shared" / "data" / "models" / "qwen2.5_tokenizer"
 SIX = ["law", "medicine", "finance", "science", "code", "general"]
-
-
-def test_the_share_is_the_mean_probability_and_repeats_are_means_of_their_own() -> None:
-    probabilities = np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0], [0.5, 0.5]])
-    found = estimate(probabilities, np.array([0, 0, 1, 1]), repeats=2)
-    np.testing.assert_allclose(found.share, [0.5, 0.5])
-    np.testing.assert_allclose(found.repeats, [[0.75, 0.25], [0.25, 0.75]])
-    # Sample variance of (1, .5, 0, .5) is 0.5 / 3; the half-width 1.96 · sqrt(0.5 / 3 / 4) = 0.4001.
-    np.testing.assert_allclose(found.ci95[0], [0.0999, 0.9001], atol=1e-4)
-
-
-def test_intervals_cover_the_true_share_in_95_percent_of_draws() -> None:
-    rng, truth, covered = np.random.default_rng(0), np.array([0.1, 0.3, 0.6]), 0
-    for _ in range(2000):
-        draws = np.eye(3)[rng.choice(3, size=500, p=truth)]
-        interval = estimate(draws, np.zeros(500, dtype=np.int64), 1).ci95
-        covered += (interval[:, 0] <= truth) & (truth <= interval[:, 1])
-    assert (np.abs(covered / 2000 - 0.95) < 0.02).all()
 
 
 def test_a_repeat_without_a_judged_sequence_is_unknown_not_zero() -> None:
@@ -77,33 +61,81 @@ def test_a_wrong_distribution_is_refused(tmp_path: Path, content: str | None, wo
         given(str(file), ["law", "code"])
 
 
+def question(**settings: Any) -> Question:
+    return Question(("law", "code", "art"), {"law": "statutes"}, **settings)
+
+
 def test_the_prompt_before_the_text_is_the_same_for_every_text(tiny_model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    before, after = render(tokenizer, "w3 w4 {text} w5", ["law", "code"], {})
+    before, after = render(tokenizer, question(template="w3 w4 {text} w5").prompt(0))
     assert before == [tokenizer.bos_token_id, 3, 4]
     assert after == [5]
 
 
-def test_a_prompt_without_text_is_refused(tiny_model: Path) -> None:
+def test_a_prompt_without_text_is_refused() -> None:
     with pytest.raises(UserError, match=r"has no \{text\}"):
-        render(AutoTokenizer.from_pretrained(tiny_model), "which domain?", ["law", "code"], {})
+        question(template="which domain?")
 
 
 def test_option_names_end_where_one_token_letters_end() -> None:
-    assert option_names(["x"] * 27, "letters")[-1] == "a"
+    assert Question(tuple(map(str, range(27))), {}).option_names(0)[-1] == "a"
     with pytest.raises(UserError, match="63 domains"):
-        option_names(["x"] * 63, "letters")
+        Question(tuple(map(str, range(63))), {})
+
+
+def test_options_rotate_with_the_order_and_names_follow_them() -> None:
+    asked = question(permute=True)
+    assert asked.orders == 3
+    assert "A. law: statutes\nB. code\nC. art" in asked.prompt(0)
+    assert "A. code\nB. art\nC. law: statutes" in asked.prompt(1)
+    assert asked.option_names(1) == ["C", "A", "B"]
+    # Texts 0 … 3 have orders 0, 1, 2, 0: law stands first, third, second, first.
+    assert asked.positions(np.arange(4))[:, 0].tolist() == [0, 2, 1, 0]
+
+
+def test_options_do_not_rotate_where_the_prompt_does_not_list_them() -> None:
+    assert question(template="{text}", permute=True).orders == 1
+    assert question(labels="names", permute=True).orders == 1
+    assert question(permute=False).orders == 1
+
+
+def test_labels_whose_first_tokens_differ_need_one_request() -> None:
+    assert nodes([[5], [6, 9], [7]], end=1) == [Node((), (5, 6, 7), ((0,), (1,), (2,)))]
+
+
+def test_labels_that_share_tokens_are_asked_where_they_part() -> None:
+    # "c d" and "c e" part after "c"; "c" ends there, which the end token tells.
+    parted = nodes([[3], [4, 5], [4, 6], [4]], end=1)
+    assert parted == [Node((), (3, 4), ((0,), (1, 2, 3))), Node((4,), (5, 6, 1), ((1,), (2,), (3,)))]
+    values = [np.array([[0.25, 0.75]]), np.array([[0.5, 0.3, 0.2]])]
+    np.testing.assert_allclose(combine(parted, values, 4), [[0.25, 0.375, 0.225, 0.15]])
+
+
+def test_a_shared_beginning_of_all_labels_costs_no_request() -> None:
+    assert nodes([[8, 2, 3], [8, 2, 4]], end=1) == [Node((8, 2), (3, 4), ((0,), (1,)))]
+
+
+@pytest.mark.parametrize(("labels", "end"), [([[3], [3]], 1), ([[3], [3]], None), ([[3], [3, 4]], None)])
+def test_labels_that_tokens_cannot_tell_apart_are_refused(labels: list[list[int]], end: int | None) -> None:
+    with pytest.raises(UserError, match="detection.judge.labels"):
+        nodes(labels, end)
+
+
+def test_one_token_repeated_is_degenerate_and_a_short_text_is_not() -> None:
+    assert is_degenerate([7] * 9 + [8])
+    assert not is_degenerate([7] * 8 + [8, 8])
+    assert not is_degenerate([7] * 7)
 
 
 @pytest.mark.skipif(not QWEN.is_dir(), reason="needs the shared test data")
 def test_with_a_chat_template_the_judge_is_asked_in_chat_and_answers_one_token_per_option() -> None:
     tokenizer = AutoTokenizer.from_pretrained(QWEN)
-    before, after = render(tokenizer, DEFAULT_PROMPT, SIX, {"law": "statutes"})
+    asked = Question(tuple(SIX), {"law": "statutes"})
+    before, after = render(tokenizer, asked.prompt(0))
     text = tokenizer.decode(before)
     assert "A. law: statutes\nB. medicine\n" in text
     assert text.startswith("<|im_start|>")
     assert tokenizer.decode(after).endswith("<|im_start|>assistant\n")
-    assert [tokenizer.decode([i]) for i in answer_ids(tokenizer, SIX, "letters")] == list("ABCDEF")
-    assert len(set(answer_ids(tokenizer, SIX, "names"))) == 6
-    with pytest.raises(UserError, match="begin with the same token"):
-        answer_ids(tokenizer, ["law", "law"], "names")
+    assert [tokenizer.decode(ids) for ids in answer_ids(tokenizer, asked.option_names(0))] == list("ABCDEF")
+    assert len(nodes(answer_ids(tokenizer, SIX), tokenizer.eos_token_id)) == 1
+    assert len(nodes(answer_ids(tokenizer, ["data science", "data engineering", "law"]), tokenizer.eos_token_id)) == 2

@@ -319,8 +319,8 @@ def test_the_first_kept_generations_of_each_domain_are_shown_and_cut(run: Path) 
     detection = read_run(run).detections[0]
     table = pq.read_table(run / "detection/tiny-base/samples/0.parquet").to_pylist()
     law = [str(row["id"]) for row in table if max(SIX, key=lambda name: float(row[name])) == "law"][:3]
-    assert [item.id for item in detection.generations if item.domain == "law"] == law
-    assert all(len(item.text) <= 402 and item.probabilities[0][0] == item.domain for item in detection.generations)
+    assert [item.id for item in detection.kept_examples if item.domain == "law"] == law
+    assert all(len(item.text) <= 402 and item.probabilities[0][0] == item.domain for item in detection.kept_examples)
 
 
 def test_long_runs_with_many_domains_stay_small(tmp_path: Path) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from versatune_ray.report.data import Adjustment, Detection, Evaluation, Guard, Result, RunData
+from versatune_ray.report.data import Adjustment, Evaluation, Guard, Result, RunData
+from versatune_ray.report.detections import Detection
 from versatune_ray.report.outcome import outcomes
 from versatune_ray.report.summary import summary, warnings
-from versatune_ray.report.writing import clean, count, cut, duration, interval, listing, percent, signed_percent, significant
+from versatune_ray.report.writing import clean, count, cut, duration, interval, listing, ordinal, percent, signed_percent, significant
 
 
 def plain(text: str) -> str:
@@ -31,6 +32,7 @@ def plain(text: str) -> str:
         (duration(59.97), "1 min 00 s"),
         (duration(192), "3 min 12 s"),
         (duration(3600 * 2 + 300), "2 h 05 min"),
+        (" ".join(map(ordinal, (1, 2, 3, 4, 11, 12, 13, 21, 112))), "1st 2nd 3rd 4th 11th 12th 13th 21st 112th"),
         (listing(["a"]), "a"),
         (listing(["a", "b", "c"]), "a, b and c"),
         (listing(list("abcdefgh"), 4), "a, b, c and 5 more"),

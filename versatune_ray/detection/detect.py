@@ -1,101 +1,176 @@
-"""Detection of one base model: generate, judge, estimate; each stage kept, so that a second run repeats none of it."""
+"""Detection of one base model or many: each writes, one judge reads them all, and every distribution is estimated and explained.
+
+Sequences and answers are kept as they come in stores that grow, so a job that is killed, repeated or enlarged does only what is
+missing. With a tolerance this happens in rounds: a pilot, then as many sequences as the widest interval asks for.
+"""
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
-import pyarrow.dataset
+import pyarrow as pa
+import pyarrow.parquet
 
-from versatune_ray.cache import cached, write_json
-from versatune_ray.detection.distribution import estimate, total_variation
-from versatune_ray.detection.generate import generate, start_token
-from versatune_ray.detection.judge import JudgeSpec, judge
-from versatune_ray.errors import UserError
-from versatune_ray.models import model_fingerprint
-from versatune_ray.settings import Detection
+from versatune_ray.cache import cached
+from versatune_ray.detection.distribution import estimate, half_width, samples_needed
+from versatune_ray.detection.generate import GENERATED, Generator, generate, generator, text_row
+from versatune_ray.detection.judge import JudgeSpec, Texts, judge, judge_spec
+from versatune_ray.detection.summary import Labelled, judged_sequences, summarize
+from versatune_ray.domains.labelled import labelled_sources, labelled_texts
+from versatune_ray.domains.sources import expand, fingerprint
+from versatune_ray.errors import DiskFull, Incomplete, one_line, root_cause
+from versatune_ray.run_folder import say
+from versatune_ray.settings import Config, Subject
+
+_PILOT = 400  # sequences of the first round
+_MARGIN = 1.05  # a bare forecast of the sequences needed falls short half of the time
+_PART_ROWS = 128
 
 
-def detect(
-    model: str,
-    judge_spec: JudgeSpec,
-    domains: Sequence[str],
-    descriptions: Mapping[str, str],
-    settings: Detection,
-    seed: int,
-    cache: Path,
-    *,
-    gpu: bool,
-    trust_remote_code: bool,
-) -> tuple[Path, bool]:
-    """Detect what ``model`` knows. Returns the folder with ``distribution.json`` and ``samples/``, and whether it came from the cache.
+@dataclass
+class Detected:
+    """One model: its sequences, the judge's answers about them, and its distribution as in ``distribution.json``."""
+
+    source: Generator
+    judged: Path
+    count: int = 0
+    rounds: int = 0
+    work: dict[str, int] = field(default_factory=lambda: {"generated": 0, "judged": 0})
+    distribution: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Detections:
+    """The models of a job: those that were detected, by name, and why others were not."""
+
+    spec: JudgeSpec
+    detected: dict[str, Detected] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    reused: bool = True  # nothing had to be generated or judged
+
+
+def detect(subjects: Sequence[Subject], config: Config, *, gpu: bool) -> Detections:
+    """Detect what every model knows. A model that cannot be detected does not stop the others.
 
     Raises:
-        UserError: a model cannot be found, or fewer than two sequences could be judged.
+        UserError: the judge cannot be used, the disk is full, or there is one model only and it cannot be detected.
+        Incomplete: none of several models could be detected.
     """
-    parts: dict[str, Any] = {
-        "model": model_fingerprint(model),
-        "judge": model_fingerprint(judge_spec.path),
-        "prompt": [judge_spec.prompt, judge_spec.labels, judge_spec.max_text_tokens],
-        "domains": {name: descriptions.get(name, "") for name in domains},
-        "settings": settings.model_dump(include={"samples", "repeats", "generation"}),
-        "options": [settings.engine.options, judge_spec.engine.options],
-        "seed": seed,
-    }
+    settings, cache = config.detection, config.cache_folder
+    result = Detections(judge_spec(config, gpu=gpu))
+    spec = result.spec
+    assert spec.requests  # labels that the judge's tokenizer cannot tell apart are told before anything is spent
+    alone = len(subjects) == 1
+    for subject in subjects:
+        name = subject.name or Path(subject.path).name
+        with _Failing(name, result, alone):
+            source = generator(name, subject.path, subject.engine, config)
+            result.detected[name] = Detected(source, spec.folder(cache, source.folder.name))
+    labelled = _labelled(config, spec)
+    cap = settings.samples * settings.repeats
+    targets = dict.fromkeys(result.detected, cap if settings.tolerance is None else min(cap, _PILOT))
+    while targets:
+        _round(result, targets, labelled, alone, exclude_degenerate=settings.exclude_degenerate)
+        targets = {
+            name: wanted
+            for name, count in targets.items()
+            if name in result.detected and count < cap and (wanted := _wanted(spec, result.detected[name], config)) > count
+        }
+    for name, one in list(result.detected.items()):
+        with _Failing(name, result, alone):
+            one.distribution = summarize(one, spec, settings, labelled)
+    if not result.detected:
+        raise Incomplete("; ".join(f"{name}: {reason}" for name, reason in result.failed.items()))
+    return result
+
+
+def _round(result: Detections, targets: Mapping[str, int], labelled: Labelled | None, alone: bool, *, exclude_degenerate: bool) -> None:
+    """Bring the models of ``targets`` to their numbers of sequences, one after another, then judge all of them in one pass."""
+    for number, (name, count) in enumerate(targets.items(), 1):
+        one = result.detected[name]
+        with _Failing(name, result, alone):
+            made = generate(one.source, count, gpu=result.spec.gpu)
+            one.count, one.rounds = count, one.rounds + 1
+            one.work["generated"] += made
+            place = f" ({number} of {len(targets)})" if len(targets) > 1 else ""
+            say("detection", f"{name}{place}: {made:,} sequences generated, {count - made:,} were there before")
+    there = [result.detected[name] for name in targets if name in result.detected]
+    if not there:
+        return
+    texts = [Texts(one.source.folder, one.count, one.judged, exclude_degenerate) for one in there]
+    if labelled is not None:
+        texts.append(Texts(labelled.folder, len(labelled.truth), labelled.judged))
+    answered = judge(result.spec, texts)
+    for one, number in zip(there, answered, strict=False):
+        one.work["judged"] += number
+    say("detection", f"{sum(answered):,} texts judged, {sum(source.size for source in texts) - sum(answered):,} were there before")
+    result.reused = result.reused and not any(answered) and not any(one.work["generated"] for one in there)
+
+
+def _wanted(spec: JudgeSpec, one: Detected, config: Config) -> int:
+    """Sequences needed for the tolerance, at most N × T; those that are there, if it is reached or not asked for."""
+    settings = config.detection
+    if settings.tolerance is None:
+        return one.count
+    sequences = judged_sequences(spec, one.source.folder, one.judged, one.count, exclude_degenerate=settings.exclude_degenerate)
+    kept = sequences.kept
+    if kept.sum() < 2:
+        return one.count  # told by the summary
+    found = estimate(sequences.shares[kept], sequences.ids[kept] % settings.repeats, settings.repeats)
+    reached = half_width(found)
+    say(
+        "detection",
+        f"{one.source.name}: {one.count:,} sequences, widest interval ± {100 * reached:.2f} % of {100 * settings.tolerance:g} %",
+    )
+    if reached <= settings.tolerance:
+        return one.count
+    needed = samples_needed(found, sequences.shares[kept], settings.tolerance) * one.count / int(kept.sum())
+    return min(settings.samples * settings.repeats, max(one.count + 1, round(_MARGIN * needed)))
+
+
+def _labelled(config: Config, spec: JudgeSpec) -> Labelled | None:
+    """Held-out records as texts for the judge; None where it is not to be measured."""
+    limit = config.detection.judge.records
+    if not limit:
+        return None
+    inputs = {}
+    for name, domain in config.domains.items():
+        side, specs = labelled_sources(domain)
+        listed = [source for spec in specs for source in expand(spec, f"domains.{name}.{side}", texts=side == "labelled")]
+        inputs[name] = [side, fingerprint(listed)]
+    parts = {"inputs": inputs, "limit": limit, "fraction": config.data.validation_fraction}
 
     def build(work: Path) -> None:
-        start, how = start_token(model, trust_remote_code)
-        generated, samples = work / "generated", work / "samples"
-        generate(model, start, settings, seed, generated, gpu=gpu, trust_remote_code=trust_remote_code)
-        judge(judge_spec, domains, descriptions, generated, samples)
-        shown = {"start_token": how, "prompt": judge_spec.prompt} | parts["settings"] | {"seed": seed}
-        write_json(work / "distribution.json", summarize(model, judge_spec.path, domains, samples, settings.repeats, shown))
-        shutil.rmtree(generated)  # every row is in samples/ too
+        texts = labelled_texts(config.domains, config.data, limit)
+        rows = [text_row(0, text, 0, False) | {"truth": place} for place, name in enumerate(texts) for text in texts[name]]
+        schema = pa.schema([*GENERATED.items(), ("truth", pa.int64())])
+        for start in range(0, len(rows), _PART_ROWS):
+            numbered = [row | {"id": start + place} for place, row in enumerate(rows[start : start + _PART_ROWS])]
+            pyarrow.parquet.write_table(pa.Table.from_pylist(numbered, schema), work / f"{start:06}.parquet")
+        np.save(work / "truth.npy", np.array([row["truth"] for row in rows], dtype=np.int64))
 
-    return cached(cache, "detection", parts, build)
-
-
-def summarize(
-    model: str, judge_path: str, domains: Sequence[str], samples: Path, repeats: int, settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Read the judged samples and state the distribution, its intervals, and everything that was left out of it."""
-    table = pyarrow.dataset.dataset(str(samples), format="parquet").to_table(columns=["id", "repeat", "tokens", "discarded", *domains])
-    reasons = [reason.split(":")[0] for reason in table["discarded"].to_pylist() if reason is not None]
-    judged = np.array([reason is None for reason in table["discarded"].to_pylist()], dtype=bool)
-    probabilities = np.stack([table[name].to_numpy().astype(np.float64) for name in domains], axis=1)[judged]
-    if len(probabilities) < 2:
-        raise UserError(
-            f"detection of {model}: {len(probabilities)} of {table.num_rows} sequences could be judged ({dict(Counter(reasons))})"
-        )
-    order = np.argsort(table["id"].to_numpy()[judged])  # Ray Data writes in no fixed order; sums must not depend on it
-    found = estimate(probabilities[order], table["repeat"].to_numpy()[judged][order], repeats)
-    known = _known(model, domains)
-    return {
-        "model": model,
-        "domains": list(domains),
-        "share": found.share.tolist(),
-        "ci95": found.ci95.tolist(),
-        "repeats": found.repeats.tolist(),
-        "samples": table.num_rows,
-        "tokens": int(np.sum(table["tokens"].to_numpy())),
-        "discarded": {"total": len(reasons), "reasons": dict(Counter(reasons))},
-        "judge": judge_path,
-        "settings": dict(settings),
-        "known": None if known is None else known.tolist(),
-        "total_variation": None if known is None else total_variation(found.share, known),
-    }
+    folder, _ = cached(config.cache_folder, "labelled", parts, build)
+    return Labelled(folder, np.load(folder / "truth.npy"), spec.folder(config.cache_folder, folder.name))
 
 
-def _known(model: str, domains: Sequence[str]) -> Any:
-    """The pre-training mixture of a base model made here, in the order of ``domains``; None for any other."""
-    path = Path(model) / "pretraining.json"
-    if not path.is_file():
-        return None
-    facts = json.loads(path.read_text(encoding="utf-8"))
-    shares = dict(zip(facts["domains"], facts["mixture"], strict=True))
-    return np.array([shares[name] for name in domains]) if set(shares) == set(domains) else None
+class _Failing:
+    """Context in which one model may fail: it is set aside with its reason. A full disk, or the only model, ends the job."""
+
+    def __init__(self, name: str, result: Detections, alone: bool):
+        self._name, self._result, self._alone = name, result, alone
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        if not isinstance(error, Exception) or self._alone or isinstance(root_cause(error), DiskFull):
+            return False
+        self._result.detected.pop(self._name, None)
+        self._result.failed[self._name] = one_line(error)
+        say("detection", f"{self._name}: cannot be detected: {one_line(error)}")
+        return True

@@ -1,4 +1,4 @@
-"""From the judge's probabilities to the detected distribution, and the published ones by name. Pure NumPy."""
+"""From the judge's probabilities to the detected distribution, and the published ones by name. NumPy and SciPy only."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from versatune_ray.errors import UserError
 
 Array = NDArray[np.float64]
+
+Z = 1.959964  # 97.5 % point of the normal distribution
+REPEATS_DIFFER = 0.001  # p-value under which the repeats, not the sequences, are taken as the independent observations
 
 # Percent, as published with the paper's code (VersaTune, arXiv 2411.11266); its sixth domain is called "other" there.
 _PUBLISHED_DOMAINS = ("law", "medicine", "finance", "science", "code", "general")
@@ -30,11 +34,19 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """share [k], ci95 [k, 2] (95 % interval per share), repeats [T, k] (share per repeat, NaN where a repeat is empty)."""
+    """What the judged sequences say.
+
+    Attributes:
+        share: [k], sums to 1.
+        ci95: [k, 2], 95 % interval of each share by itself.
+        repeats: [T, k], share per repeat, NaN where a repeat is empty.
+        differ: p-value of the hypothesis that the repeats differ by the sampling of sequences only; 1 with fewer than two repeats.
+    """
 
     share: Array
     ci95: Array
     repeats: Array
+    differ: float
 
 
 def estimate(probabilities: Array, repeat: NDArray[np.int64], repeats: int) -> Estimate:
@@ -45,7 +57,9 @@ def estimate(probabilities: Array, repeat: NDArray[np.int64], repeats: int) -> E
         repeat: repeat of each sequence, shape [n], in 0 … T-1.
         repeats: T.
 
-    The interval is the normal one of the mean over the n independent sequences, cut to [0, 1].
+    The intervals (ours) are Wilson's, with the number of yes-or-no answers that would vary as much as the probabilities do. Repeats that
+    differ (p < 0.001) show that the sequences of one repeat are not independent: then the intervals are those of the repeats' means
+    (t distribution), or Wilson's where these reach further.
 
     Raises:
         ValueError: fewer than two sequences.
@@ -54,17 +68,107 @@ def estimate(probabilities: Array, repeat: NDArray[np.int64], repeats: int) -> E
     if n < 2:
         raise ValueError(f"{n} judged sequences; at least two are needed")
     share = probabilities.mean(axis=0)
-    half = 1.959964 * probabilities.std(axis=0, ddof=1) / np.sqrt(n)
-    counts = np.bincount(repeat, minlength=repeats)[:, None]
+    share = share / share.sum()
+    counts = np.bincount(repeat, minlength=repeats)
     sums = np.zeros((repeats, k))
     np.add.at(sums, repeat, probabilities)
-    per_repeat = np.divide(sums, counts, out=np.full((repeats, k), np.nan), where=counts > 0)
-    return Estimate(share / share.sum(), np.clip(np.stack([share - half, share + half], axis=1), 0, 1), per_repeat)
+    per_repeat = np.divide(sums, counts[:, None], out=np.full((repeats, k), np.nan), where=counts[:, None] > 0)
+    ci95 = _wilson(share, n * _answers_per_sequence(probabilities, share))
+    differ = _differ(probabilities, per_repeat, counts)
+    if differ < REPEATS_DIFFER:
+        half = _half_width_of_repeats(share, per_repeat, counts)
+        ci95 = np.stack([np.minimum(ci95[:, 0], share - half), np.maximum(ci95[:, 1], share + half)], axis=1)
+    return Estimate(share, np.clip(ci95, 0, 1), per_repeat, differ)
+
+
+def half_width(found: Estimate) -> float:
+    """Half the width of the widest 95 % interval."""
+    return float((found.ci95[:, 1] - found.ci95[:, 0]).max() / 2)
+
+
+def samples_needed(found: Estimate, probabilities: Array, tolerance: float) -> int:
+    """Sequences with which ``half_width`` is expected to reach ``tolerance``; at least the n that there are.
+
+    Args:
+        found: the estimate from ``probabilities``.
+        probabilities: shape [n, k], as in ``estimate``.
+        tolerance: half-width, in share, > 0.
+
+    Solves Wilson's half-width for n, at the present shares and variances. Where the repeats differ, more sequences of the same repeats
+    may not narrow the intervals; the answer then supposes that they do as 1/√n, which soon exhausts any cap.
+
+    Raises:
+        ValueError: ``tolerance`` is not above 0.
+    """
+    if not tolerance > 0:
+        raise ValueError(f"tolerance: {tolerance} is not above 0")
+    n, h, width = len(probabilities), tolerance, half_width(found)
+    if width <= h:
+        return n
+    if found.differ < REPEATS_DIFFER:
+        return int(np.ceil(n * (width / h) ** 2))
+    # The positive root m of h = Z / (1 + Z²/m) · √(pq/m + Z²/4m²), a quadratic in m.
+    pq = found.share * (1 - found.share)
+    answers: Array = Z**2 * (pq - 2 * h**2 + np.sqrt(pq**2 + h**2 * (1 - 4 * pq))) / (2 * h**2)
+    return max(n, int(np.ceil((answers / _answers_per_sequence(probabilities, found.share)).max())))
+
+
+def _answers_per_sequence(probabilities: Array, share: Array) -> Array:
+    """p(1−p)/s² ≥ 1, [k]: yes-or-no answers that say as much about a share as one probability does; 1 where nothing varies."""
+    variance, binary = probabilities.var(axis=0), share * (1 - share)
+    varies = (variance > 1e-20) & (binary > 0)  # rounding alone leaves about 1e-33 in a constant column
+    answers: Array = np.divide(binary, variance, out=np.ones_like(share), where=varies)
+    return answers
+
+
+def _wilson(p: Array, m: Array) -> Array:
+    """Wilson's score interval (1927) for p [k] found from m [k] answers; shape [k, 2]."""
+    centre = (p + Z**2 / (2 * m)) / (1 + Z**2 / m)
+    half = Z / (1 + Z**2 / m) * np.sqrt(p * (1 - p) / m + Z**2 / (4 * m**2))
+    return np.stack([centre - half, centre + half], axis=1)
+
+
+def _differ(probabilities: Array, per_repeat: Array, counts: NDArray[np.int64]) -> float:
+    """p-value of Σ_t n_t (P_t − P)ᵀ S⁺ (P_t − P) as χ² with (T − 1)·rank(S) degrees of freedom, S the covariance of the sequences."""
+    filled = counts > 0
+    mean = probabilities.mean(axis=0)
+    deviations = probabilities - mean
+    size, axes = np.linalg.eigh(deviations.T @ deviations / (len(probabilities) - 1))
+    kept = size > max(1e-12 * size.max(), 1e-20)  # rows sum to 1, so at least one direction is only rounding
+    degrees = (np.count_nonzero(filled) - 1) * np.count_nonzero(kept)
+    if degrees == 0:
+        return 1.0
+    projected = (per_repeat[filled] - mean) @ axes[:, kept]
+    return float(stats.chi2.sf((counts[filled, None] * projected**2 / size[kept]).sum(), degrees))
+
+
+def _half_width_of_repeats(share: Array, per_repeat: Array, counts: NDArray[np.int64]) -> Array:
+    """Of the 95 % t interval, [k], of a mean over T independent repeats weighted by their sequences."""
+    filled = counts > 0
+    repeats, weights = np.count_nonzero(filled), counts[filled, None] / counts.sum()
+    variance = repeats / (repeats - 1) * (weights**2 * (per_repeat[filled] - share) ** 2).sum(axis=0)
+    return np.asarray(stats.t.ppf(0.975, repeats - 1) * np.sqrt(variance))
 
 
 def total_variation(p: Array, q: Array) -> float:
     """Half the sum of absolute differences of two distributions."""
     return float(np.abs(p - q).sum() / 2)
+
+
+def published_for(model: str, domains: Sequence[str]) -> tuple[str, Array] | None:
+    """The published name and shares [k], summing to 1 and in the order of ``domains``, of a base model; None for any other.
+
+    Args:
+        model: Hugging Face id or path; its last part decides. Instruction-tuned variants and other sizes are other models.
+        domains: must be the published six; "general" and the paper's "other" are the same one.
+    """
+    name = Path(model).name.lower().removeprefix("meta-").removesuffix("-hf")
+    known = ["general" if domain == "other" else domain for domain in domains]
+    if name not in PUBLISHED or sorted(known) != sorted(_PUBLISHED_DOMAINS):
+        return None
+    percent = dict(zip(_PUBLISHED_DOMAINS, PUBLISHED[name], strict=True))
+    shares = np.array([percent[domain] for domain in known])
+    return name, shares / shares.sum()
 
 
 def given(source: str, domains: Sequence[str]) -> dict[str, Any]:

@@ -1,29 +1,87 @@
-"""Stage one of detection: N_S sequences per repeat from BOS alone, through a vLLM stage of Ray Data."""
+"""Stage one of detection: sequences from the start token alone, through a vLLM stage of Ray Data, kept in a store that can grow.
+
+A sequence is known by its number: the same model, settings and seed give the same store, whatever N_S, T or the tolerance say,
+and a job that wants more sequences than are there makes the missing ones only.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from filelock import FileLock
 
+from versatune_ray.cache import key_of, write_json
 from versatune_ray.engine import vllm_stage
+from versatune_ray.models import check_length, model_fingerprint
 from versatune_ray.parts import finished_ids, write_parts
-from versatune_ray.settings import Detection
+from versatune_ray.settings import Config, Engine, Generation
 
 Row = dict[str, Any]
 
-GENERATED = {"id": pa.int64(), "repeat": pa.int64(), "text": pa.string(), "tokens": pa.int64(), "discarded": pa.string()}
+GENERATED = {
+    "id": pa.int64(),
+    "text": pa.string(),
+    "tokens": pa.int64(),
+    "text_hash": pa.int64(),
+    "degenerate": pa.bool_(),  # one token repeated
+    "discarded": pa.string(),  # why there is no text, or null
+    "failed": pa.bool_(),
+}
+_FORMAT = 2  # raised when what a row holds changes
+_REPEATED_SHARE, _REPEATED_LEAST = 0.9, 8
 
 
-def start_token(model: str, trust_remote_code: bool) -> tuple[int, str]:
+@dataclass(frozen=True)
+class Generator:
+    """A base model ready to write: where it is, what it starts from, how it samples, and the folder of its sequences."""
+
+    name: str
+    path: str
+    fingerprint: str
+    start: int
+    start_is: str
+    generation: Generation
+    seed: int
+    engine: Engine
+    folder: Path
+    trust_remote_code: bool
+
+
+def generator(name: str, path: str, engine: Engine, config: Config) -> Generator:
+    """Check a base model and say where its sequences are kept.
+
+    Raises:
+        UserError: there is no such model, or its context is too short.
+    """
+    remote, settings = config.model.trust_remote_code, config.detection.generation
+    fingerprint = model_fingerprint(path)
+    check_length("detection.generation.max_tokens", settings.max_tokens + 1, path, remote)
+    start, how = start_token(path, settings.start, remote)
+    parts = {
+        "format": _FORMAT,
+        "model": fingerprint,
+        "start": start,
+        "generation": settings.model_dump(exclude={"start"}),
+        "options": engine.options,
+        "seed": config.seed,
+    }
+    folder = config.cache_folder / "generated" / key_of(parts)
+    return Generator(name, path, fingerprint, start, how, settings, config.seed, engine, folder, remote)
+
+
+def start_token(model: str, wanted: str, trust_remote_code: bool) -> tuple[int, str]:
     """The token that pre-training puts before a document, and how it was found (Qwen tokenizers have no BOS)."""
     from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+    if wanted == "eos":
+        return tokenizer.eos_token_id, f"{tokenizer.eos_token} (EOS, as configured)"
     if tokenizer.bos_token_id is not None:
         return tokenizer.bos_token_id, f"{tokenizer.bos_token} (the tokenizer's BOS)"
     config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
@@ -32,38 +90,65 @@ def start_token(model: str, trust_remote_code: bool) -> tuple[int, str]:
     return tokenizer.eos_token_id, f"{tokenizer.eos_token} (EOS, as between documents; there is no BOS)"
 
 
-def generate(model: str, start: int, settings: Detection, seed: int, folder: Path, *, gpu: bool, trust_remote_code: bool) -> None:
-    """Write ``samples × repeats`` rows to Parquet in ``folder``: id, repeat, text, tokens, discarded (a reason, or null).
+def generate(source: Generator, count: int, *, gpu: bool) -> int:
+    """Complete the sequences 0 … ``count`` - 1 of a store and return how many had to be made.
 
-    Rows already there are not generated again. A failed request stays as a row with its reason: nothing is dropped.
+    A failed request stays as a row with its reason: nothing is dropped. A second job that wants the same store waits here.
     """
     import ray
 
-    sampling = settings.generation.model_dump(exclude={"seeded"})
-    samples = settings.samples
+    source.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{source.folder}.lock"):
+        missing = np.setdiff1d(np.arange(count), finished_ids(source.folder))
+        if not len(missing):
+            return 0
+        write_json(source.folder / "about.json", {"model": source.path, "generation": source.generation.model_dump()})
+        sampling = source.generation.model_dump(exclude={"seeded", "start"})
+        start, seed, seeded = source.start, source.seed, source.generation.seeded
 
-    def prepare(row: Row) -> Row:
-        own = {"seed": _seed(seed, row["id"])} if settings.generation.seeded else {}
-        return row | {"tokenized_prompt": [start], "sampling_params": sampling | own}
+        def prepare(row: Row) -> Row:
+            own = {"seed": _seed(seed, row["id"])} if seeded else {}
+            return {"id": row["id"], "tokenized_prompt": [start], "sampling_params": sampling | own}
 
-    def keep(row: Row) -> Row:
-        return {"id": row["id"], "text": row["generated_text"], "tokens": row["num_generated_tokens"]}
+        def keep(row: Row) -> Row:
+            tokens = row["generated_tokens"]
+            return text_row(row["id"], row["generated_text"], len(tokens), is_degenerate(tokens))
 
-    def finish(row: Row) -> Row:
-        error = row.get("__inference_error__") or ""
-        text = "" if error else row["text"]
-        reason = f"generation failed: {error}" if error else "empty generation" if not text.strip() else None
-        tokens = 0 if error else int(row["tokens"])
-        return {"id": int(row["id"]), "repeat": int(row["id"]) // samples, "text": text, "tokens": tokens, "discarded": reason}
+        def finish(row: Row) -> Row:
+            error = row.get("__inference_error__") or ""
+            if error:
+                return text_row(row["id"], "", 0, False) | {"discarded": f"generation failed: {error}", "failed": True}
+            return {name: row[name] for name in GENERATED}
 
-    engine = settings.engine.model_copy(update={"options": {"max_model_len": settings.generation.max_tokens + 1} | settings.engine.options})
-    stage = vllm_stage(model, engine, prepare, keep, gpu=gpu, trust_remote_code=trust_remote_code)
-    total = samples * settings.repeats
-    ids = np.setdiff1d(np.arange(total), finished_ids(folder))
-    if len(ids):
-        blocks = math.ceil(len(ids) / settings.engine.batch_size)
-        rows = stage(ray.data.from_items([{"id": int(i)} for i in ids], override_num_blocks=blocks)).map(finish)
-        write_parts(rows, folder, GENERATED, "generation", len(ids))
+        options: dict[str, Any] = {"max_model_len": source.generation.max_tokens + 1}
+        if not seeded:  # vLLM seeds every engine alike: one that goes on must not write again what is there
+            options["seed"] = _seed(seed, int(missing[0]))
+        engine = source.engine.model_copy(update={"options": options | source.engine.options})
+        stage = vllm_stage(source.path, engine, prepare, keep, gpu=gpu, trust_remote_code=source.trust_remote_code)
+        blocks = np.array_split(missing, math.ceil(len(missing) / engine.batch_size))
+        rows = stage(ray.data.from_arrow([pa.table({"id": block}) for block in blocks])).map(finish)
+        return write_parts(rows, [source.folder], GENERATED, f"generation by {source.name}", len(missing))
+
+
+def text_row(number: int, text: str, tokens: int, degenerate: bool) -> Row:
+    """A row of ``GENERATED``."""
+    digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
+    return {
+        "id": int(number),
+        "text": text,
+        "tokens": tokens,
+        "text_hash": int.from_bytes(digest, "big", signed=True),
+        "degenerate": degenerate,
+        "discarded": None if text.strip() else "empty generation",
+        "failed": False,
+    }
+
+
+def is_degenerate(tokens: Any) -> bool:
+    """Whether one token makes up at least nine tenths of eight or more, int [L]."""
+    if len(tokens) < _REPEATED_LEAST:
+        return False
+    return bool(np.unique(tokens, return_counts=True)[1].max() >= _REPEATED_SHARE * len(tokens))
 
 
 def _seed(seed: int, row: int) -> int:

@@ -1,100 +1,230 @@
-"""Stage two of detection: one vLLM request per sequence, one output token, one probability per domain."""
+"""Stage two of detection: every text is put to a judge once, and its answer kept; all models' texts go through one pass.
+
+Which judge it is — a model in vLLM, an endpoint, a classifier — is decided here and told by ``stage``; everything else is common.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
-import pyarrow.dataset
+import pyarrow.compute as pc
+import pyarrow.parquet
+from filelock import FileLock
 from numpy.typing import NDArray
 
-from versatune_ray.detection.generate import GENERATED
-from versatune_ray.detection.prompt import answer_ids, render
-from versatune_ray.engine import vllm_stage
-from versatune_ray.models import check_length
-from versatune_ray.parts import finished_ids, write_parts
-from versatune_ray.settings import Engine
+from versatune_ray.cache import key_of, write_json
+from versatune_ray.detection import prompt
+from versatune_ray.models import load_plain_tokenizer, model_fingerprint
+from versatune_ray.parts import finished_ids, read_rows, write_parts
+from versatune_ray.settings import Config, Judge
 
-Row = dict[str, Any]
+Array = NDArray[np.float64]
+
+JUDGED = {
+    "id": pa.int64(),  # number of the text × requests per text + number of the request
+    "values": pa.list_(pa.float64()),  # probabilities; of what, the judge's kind decides (``JudgeSpec.shares``)
+    "mass": pa.float64(),  # raw probability of all options together: small where the judge wants to say something else
+    "answer": pa.string(),  # what the judge wrote, where it writes
+    "discarded": pa.string(),
+    "failed": pa.bool_(),
+}
+_FORMAT = 1
+_CHARACTERS_PER_TOKEN = 4
+
+
+class Texts(NamedTuple):
+    """Texts to be judged: the folder of their parts, the first ``size`` of them, and the folder of the answers."""
+
+    folder: Path
+    size: int
+    judged: Path
+    exclude_degenerate: bool = False
 
 
 @dataclass(frozen=True)
 class JudgeSpec:
-    """A judge ready to run: model folder or id, prompt template, kind of answer, longest text it is shown, where it runs."""
+    """A judge ready to run."""
 
-    path: str
-    prompt: str
-    labels: str
-    max_text_tokens: int
-    engine: Engine
+    settings: Judge
+    question: prompt.Question
+    fingerprint: str
     trust_remote_code: bool
     gpu: bool
 
+    @property
+    def model(self) -> str:
+        assert self.settings.path is not None, "the settings are complete"
+        return self.settings.path
 
-def judge(spec: JudgeSpec, domains: Sequence[str], descriptions: Mapping[str, str], generated: Path, folder: Path) -> None:
-    """Read the generated rows, add one probability column per domain, write Parquet to ``folder``.
+    @cached_property
+    def key(self) -> dict[str, Any]:
+        """Everything that an answer depends on."""
+        settings = self.settings
+        asked = {name: getattr(settings, name) for name in ("kind", "labels", "answer", "answer_tokens", "max_text_tokens", "classes")}
+        prompts = [self.question.prompt(order) for order in range(self.question.orders)]
+        options = settings.engine.options if settings.kind == "vllm" else {}
+        return asked | {
+            "format": _FORMAT,
+            "model": self.fingerprint,
+            "domains": self.question.domains,
+            "prompts": prompts,
+            "options": options,
+        }
 
-    Rows already there are not judged again. Rows discarded before keep their reason and get NaN; so do rows whose request fails here.
+    @cached_property
+    def nodes(self) -> list[prompt.Node]:
+        """Where the tokens of the answers part; empty for a judge that gives one value per domain."""
+        if self.settings.kind != "vllm" or self.settings.answer == "label":
+            return []
+        tokenizer = load_plain_tokenizer(self.model, self.trust_remote_code)
+        names = sorted(self.question.option_names(0), key=prompt.LETTERS.index) if self._lettered else self.question.option_names(0)
+        return prompt.nodes(prompt.answer_ids(tokenizer, names), prompt.end_token(tokenizer))
+
+    @property
+    def requests(self) -> int:
+        """Requests per text."""
+        return max(1, len(self.nodes))
+
+    @property
+    def longest_text(self) -> int:
+        """Characters of a text that can matter, so that no more travels."""
+        return self.settings.max_text_tokens * _CHARACTERS_PER_TOKEN * (1 if self.settings.kind == "http" else 4)
+
+    def folder(self, cache: Path, texts: str) -> Path:
+        """Where the answers about the texts of one store are kept."""
+        return cache / "judged" / key_of({"texts": texts, "judge": self.key})
+
+    def shares(self, ids: NDArray[np.int64], values: Array) -> Array:
+        """Domain probabilities [n, k] of texts ``ids`` from all their values [n, requests, longest]."""
+        if not self.nodes:
+            return values[:, 0, : len(self.question.domains)]
+        parted = [values[:, place, : len(node.children)] for place, node in enumerate(self.nodes)]
+        found = prompt.combine(self.nodes, parted, len(self.question.domains))
+        return np.take_along_axis(found, self.question.positions(ids), axis=1) if self._lettered else found
+
+    @property
+    def _lettered(self) -> bool:
+        return self.question.labels == "letters"
+
+
+def judge_spec(config: Config, *, gpu: bool) -> JudgeSpec:
+    """The configured judge.
+
+    Raises:
+        UserError: the judge cannot be found, or the prompt or the labels do not fit.
     """
+    judge = config.detection.judge
+    assert judge.path is not None, "the settings are complete"
+    fingerprint = f"{judge.http.url} {judge.path}" if judge.kind == "http" else model_fingerprint(judge.path)
+    descriptions = {name: domain.description for name, domain in config.domains.items()}
+    question = prompt.Question(tuple(config.domains), descriptions, judge.prompt or prompt.DEFAULT_PROMPT, judge.labels, judge.permute)
+    return JudgeSpec(judge, question, fingerprint, config.model.trust_remote_code, gpu)
+
+
+def judge(spec: JudgeSpec, texts: Sequence[Texts]) -> list[int]:
+    """Ask the judge about every text that it has not answered for yet, all in one pass; returns how many each source had."""
+    with ExitStack() as locks:
+        for judged in sorted({source.judged for source in texts}):  # one order for every job, so that two cannot wait for each other
+            judged.mkdir(parents=True, exist_ok=True)
+            locks.enter_context(FileLock(f"{judged}.lock"))
+        parts = [part for store, source in enumerate(texts) for part in _unjudged(spec, store, source)]
+        asked = [sum(len(part["ids"]) for part in parts if part["store"] == store) for store in range(len(texts))]
+        if parts:
+            for source in texts:
+                write_json(source.judged / "about.json", {"judge": spec.model, "texts": str(source.folder)})
+            write_parts(stage(spec, requests(spec, parts)), [source.judged for source in texts], JUDGED, "judging", sum(asked))
+    return [-(-requests // spec.requests) for requests in asked]
+
+
+def requests(spec: JudgeSpec, parts: Sequence[Mapping[str, Any]]) -> Any:
+    """A Ray dataset of everything to ask: id, store, text, order of the options, node."""
     import ray
 
-    tokenizer = _tokenizer(spec.path, spec.trust_remote_code)
-    before, after = render(tokenizer, spec.prompt, domains, descriptions, spec.labels)
-    answers = answer_ids(tokenizer, domains, spec.labels)
-    names = list(domains)
+    orders, each, longest = spec.question.orders, spec.requests, spec.longest_text
 
-    def prepare(row: Row) -> Row:
-        text = _tokenizer(spec.path, spec.trust_remote_code).encode(row["text"], add_special_tokens=False)[: spec.max_text_tokens]
-        # logprob_token_ids gives the raw log-probabilities of exactly the answers, however unlikely they are.
-        sampling = {"max_tokens": 1, "temperature": 0.0, "logprob_token_ids": answers, "detokenize": False}
-        return row | {"tokenized_prompt": [*before, *text, *after], "sampling_params": sampling}
+    def read(batch: pa.Table) -> pa.Table:
+        (part,) = batch.to_pylist()
+        table = pyarrow.parquet.read_table(part["part"], columns=["id", "text"])
+        place = {number: row for row, number in enumerate(table["id"].to_pylist())}
+        ids = np.array(part["ids"], dtype=np.int64)
+        numbers = ids // each
+        rows = table["text"].take(pa.array([place[number] for number in numbers.tolist()]))
+        return pa.table(
+            {
+                "id": ids,
+                "store": np.full(len(ids), part["store"], dtype=np.int64),
+                "text": pc.utf8_slice_codeunits(rows, 0, longest),
+                "order": numbers % orders,
+                "node": ids % each,
+            }
+        )
 
-    def read(row: Row) -> Row:
-        values = np.array([row["logprobs"][0][answer]["logprob"] for answer in answers])
-        weights = np.exp(values - values.max())
-        return _output(row, names, weights / weights.sum(), row["discarded"])
-
-    def finish(row: Row) -> Row:
-        error = row.get("__inference_error__") or ""
-        if not error:
-            return _output(row, names, np.array([row[name] for name in names]), row["discarded"])
-        return _output(row, names, np.full(len(names), np.nan), f"judging failed: {error}")
-
-    def set_aside(row: Row) -> Row:
-        return _output(row, names, np.full(len(names), np.nan), row["discarded"])
-
-    longest = len(before) + spec.max_text_tokens + len(after) + 1
-    check_length("detection.judge.max_text_tokens", longest, spec.path, spec.trust_remote_code)
-    engine = spec.engine.model_copy(update={"options": {"max_model_len": longest, "max_logprobs": -1} | spec.engine.options})
-    stage = vllm_stage(spec.path, engine, prepare, read, gpu=spec.gpu, trust_remote_code=spec.trust_remote_code)
-    schema = GENERATED | {name: pa.float64() for name in names}
-    table = pyarrow.dataset.dataset(str(generated), format="parquet").to_table(columns=["id", "discarded"])
-    ids, discarded = table["id"].to_numpy(), ~table["discarded"].is_null().to_numpy()
-    waiting = np.setdiff1d(ids, finished_ids(folder))
-    rows = ray.data.read_parquet(str(generated))
-
-    def run(batch: NDArray[np.int64], name: str, work: Callable[[Any], Any]) -> None:
-        if len(batch):
-            chosen = rows.map_batches(lambda part: part.filter(pa.compute.is_in(part["id"], pa.array(batch))), batch_format="pyarrow")
-            write_parts(work(chosen), folder, schema, name, len(batch))
-
-    run(np.setdiff1d(waiting, ids[discarded]), "judging", lambda rows: stage(rows).map(finish))
-    run(np.intersect1d(waiting, ids[discarded]), "setting aside", lambda rows: rows.map(set_aside))
+    rows = ray.data.from_items(list(parts), override_num_blocks=min(len(parts), 1000))
+    return rows.map_batches(read, batch_size=1, batch_format="pyarrow")
 
 
-def _output(row: Row, names: Sequence[str], probabilities: Any, discarded: str | None) -> Row:
-    kept = {"id": int(row["id"]), "repeat": int(row["repeat"]), "text": row["text"], "tokens": int(row["tokens"]), "discarded": discarded}
-    return kept | {name: float(p) for name, p in zip(names, probabilities, strict=True)}
+def stage(spec: JudgeSpec, rows: Any) -> Any:
+    """The plan that answers ``rows`` with columns ``store`` and ``JUDGED``."""
+    if spec.settings.kind == "http":
+        from versatune_ray.detection.judge_http import http_stage
+
+        return http_stage(spec, rows)
+    if spec.settings.kind == "classifier":
+        from versatune_ray.detection.judge_classifier import classifier_stage
+
+        return classifier_stage(spec, rows)
+    from versatune_ray.detection.judge_vllm import vllm_judge
+
+    return vllm_judge(spec, rows)
 
 
-@lru_cache(maxsize=2)
-def _tokenizer(path: str, trust_remote_code: bool) -> Any:
-    from transformers import AutoTokenizer
+class Answers(NamedTuple):
+    """Answers about n texts by ``ids``: domain probabilities [n, k] (NaN where discarded), mass [n], what was written, reason."""
 
-    return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    ids: NDArray[np.int64]
+    shares: Array
+    mass: Array
+    answer: list[str | None]
+    discarded: list[str | None]
+
+
+def read_answers(spec: JudgeSpec, folder: Path, count: int) -> Answers:
+    """The complete answers about the first ``count`` texts."""
+    table = read_rows(folder, ["id", "values", "mass", "answer", "discarded"])
+    ids, each = table["id"].to_numpy(), spec.requests
+    texts, asked = np.unique(ids // each, return_counts=True)
+    complete = texts[(asked == each) & (texts < count)]
+    table = table.filter(pa.array(np.isin(ids // each, complete)))
+    width = max((len(node.children) for node in spec.nodes), default=len(spec.question.domains))
+    values = np.full((table.num_rows, width), np.nan)
+    for row, listed in enumerate(table["values"].to_pylist()):
+        values[row, : len(listed)] = listed
+    reasons = table["discarded"].to_pylist()
+    first = [next((reason for reason in reasons[at : at + each] if reason is not None), None) for at in range(0, len(reasons), each)]
+    mass = table["mass"].to_numpy().reshape(-1, each)[:, 0]
+    written = table["answer"].to_pylist()[::each]
+    return Answers(complete, spec.shares(complete, values.reshape(-1, each, width)), mass, written, first)
+
+
+def _unjudged(spec: JudgeSpec, store: int, source: Texts) -> list[dict[str, Any]]:
+    """Per part, the requests still to be made."""
+    done = finished_ids(source.judged, retry_failed=spec.settings.kind == "http")
+    found = []
+    for part in sorted(source.folder.glob("*.parquet")):
+        table = pyarrow.parquet.read_table(part, columns=["id", "degenerate", "discarded"])
+        wanted = table["discarded"].is_null().to_numpy() & (table["id"].to_numpy() < source.size)
+        if source.exclude_degenerate:
+            wanted &= ~table["degenerate"].to_numpy()
+        ids = table["id"].to_numpy()[wanted]
+        asked = (ids[:, None] * spec.requests + np.arange(spec.requests)).ravel()
+        left = np.setdiff1d(asked, done)
+        if len(left):
+            found.append({"store": store, "part": str(part), "ids": left.tolist()})
+    return found

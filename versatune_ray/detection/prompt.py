@@ -1,10 +1,14 @@
-"""The judge's question, as token ids around the text, and the one answer token of every domain."""
+"""The judge's question: the prompt around a text, in every order of its options, and how the answers read as tokens."""
 
 from __future__ import annotations
 
 import string
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from versatune_ray.errors import UserError
 
@@ -26,24 +30,121 @@ TINY_JUDGE_PROMPT = "{text}\nDomain:"
 _MARK = "\u2063text\u2063"  # an invisible separator that no template changes
 
 
-def render(
-    tokenizer: Any, template: str, domains: Sequence[str], descriptions: Mapping[str, str], labels: str = "letters"
-) -> tuple[list[int], list[int]]:
-    """Token ids before and after the text. The part before is the same for all requests, so that prefix caching bites.
+@dataclass(frozen=True)
+class Question:
+    """What the judge is asked about every text.
 
-    ``{options}`` becomes one line per domain, ``{domains}`` a comma-separated list. The tokenizer's chat template is used if it has one.
+    ``permute`` rotates the lettered options from text to text: with order r, position j shows domain (j + r) mod k. It does
+    nothing where the prompt lists no ``{options}``, or where the options are called by their names.
 
     Raises:
-        UserError: the template lacks ``{text}``.
+        UserError: the template has no ``{text}``, or there are more domains than letters.
     """
-    if "{text}" not in template:
-        raise UserError(f"detection.judge.prompt: {template!r} has no {{text}}")
-    names = option_names(domains, labels)
-    options = "\n".join(
-        f"{name}. {domain}" + (f": {descriptions[domain]}" if descriptions.get(domain) else "") if labels == "letters" else f"- {domain}"
-        for name, domain in zip(names, domains, strict=True)
-    )
-    text = template.replace("{options}", options).replace("{domains}", ", ".join(domains)).replace("{text}", _MARK)
+
+    domains: tuple[str, ...]
+    descriptions: Mapping[str, str]
+    template: str = DEFAULT_PROMPT
+    labels: Literal["letters", "names"] = "letters"
+    permute: bool = False
+
+    def __post_init__(self) -> None:
+        if "{text}" not in self.template:
+            raise UserError(f"detection.judge.prompt: {self.template!r} has no {{text}}")
+        if self.labels == "letters" and len(self.domains) > len(LETTERS):
+            raise UserError(
+                f"detection: {len(self.domains)} domains, but a lettered question has at most {len(LETTERS)} options; merge some domains"
+            )
+
+    @property
+    def orders(self) -> int:
+        """Number of orders in use: k or 1."""
+        return len(self.domains) if self.permute and self.labels == "letters" and "{options}" in self.template else 1
+
+    def option_names(self, order: int) -> list[str]:
+        """What the answer spells for every domain, in domain order."""
+        if self.labels == "names":
+            return list(self.domains)
+        return [LETTERS[(domain - order) % len(self.domains)] for domain in range(len(self.domains))]
+
+    def prompt(self, order: int) -> str:
+        """The prompt with ``{text}`` still in it."""
+        names = self.option_names(order)
+        lines = []
+        for position in range(len(self.domains)):
+            place = (position + order) % len(self.domains)
+            name, domain = names[place], self.domains[place]
+            about = f": {self.descriptions[domain]}" if self.descriptions.get(domain) else ""
+            lines.append(f"{name}. {domain}{about}" if self.labels == "letters" else f"- {domain}{about}")
+        return self.template.replace("{options}", "\n".join(lines)).replace("{domains}", ", ".join(self.domains))
+
+    def positions(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where each domain stood in the question about each text, [n, k]."""
+        k = len(self.domains)
+        shift = (np.arange(k)[None, :] - (ids % self.orders)[:, None]) % k
+        return np.asarray(shift, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A point in an answer at which the labels part: the tokens ``path`` that lead to it, and its next tokens.
+
+    ``members[c]`` holds the labels (as places in the list of labels) that go on with token ``children[c]``.
+    """
+
+    path: tuple[int, ...]
+    children: tuple[int, ...]
+    members: tuple[tuple[int, ...], ...]
+
+
+def nodes(labels: Sequence[Sequence[int]], end: int | None) -> list[Node]:
+    """The points at which token sequences part, from the first token on: one for labels whose first tokens all differ.
+
+    The probability of a label is the product of its children's, each normalised over its node; tokens that leave no choice
+    need not be asked for. ``end`` is the token after a whole answer, which parts a label from those that begin with it.
+
+    Raises:
+        UserError: two labels are the same tokens, or one begins another and the tokenizer has no end token.
+    """
+    found: list[Node] = []
+    waiting: list[tuple[tuple[int, ...], list[int]]] = [((), list(range(len(labels))))]
+    while waiting:
+        path, here = waiting.pop(0)
+        while len(here) > 1:
+            groups: dict[int | None, list[int]] = {}
+            for label in here:
+                rest = labels[label][len(path) :]
+                groups.setdefault(rest[0] if rest else end, []).append(label)
+            if len(groups) > 1:
+                break
+            (only,) = groups
+            if only is None or all(len(labels[label]) <= len(path) for label in here):
+                raise UserError("detection.judge.labels: two domains are the same to the judge's tokenizer; rename one, or use letters")
+            path = (*path, only)
+        if len(here) < 2:
+            continue
+        if None in groups:
+            raise UserError("detection.judge.labels: one domain's name begins another's, and the judge's tokenizer has no EOS; use letters")
+        children = tuple(child for child in groups if child is not None)
+        found.append(Node(path, children, tuple(tuple(groups[child]) for child in children)))
+        waiting += [((*path, child), groups[child]) for child in children]
+    return found
+
+
+def combine(parted: Sequence[Node], values: Sequence[NDArray[np.float64]], labels: int) -> NDArray[np.float64]:
+    """Label probabilities [n, labels] from each node's normalised children, ``values[i]`` [n, children of node i]."""
+    shares = np.ones((len(values[0]), labels))
+    for node, value in zip(parted, values, strict=True):
+        for child, members in enumerate(node.members):
+            shares[:, list(members)] *= value[:, [child]]
+    return shares
+
+
+def render(tokenizer: Any, prompt: str) -> tuple[list[int], list[int]]:
+    """Token ids before and after the text. The part before is the same for all texts of one order, so that prefix caching bites.
+
+    The tokenizer's chat template is used if it has one.
+    """
+    text = prompt.replace("{text}", _MARK)
     if getattr(tokenizer, "chat_template", None):
         text = tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
     before, after = text.split(_MARK)
@@ -54,25 +155,14 @@ def render(
     return ids, tokenizer.encode(after, add_special_tokens=False)
 
 
-def option_names(domains: Sequence[str], labels: str) -> list[str]:
-    if labels == "names":
-        return list(domains)
-    if len(domains) > len(LETTERS):
-        raise UserError(
-            f"detection: {len(domains)} domains, but a lettered question has at most {len(LETTERS)} options; merge some domains"
-        )
-    return list(LETTERS[: len(domains)])
-
-
-def answer_ids(tokenizer: Any, domains: Sequence[str], labels: str) -> list[int]:
-    """The first token of every domain's answer, all different.
-
-    Raises:
-        UserError: two answers begin with the same token.
-    """
+def answer_ids(tokenizer: Any, names: Sequence[str]) -> list[list[int]]:
+    """The tokens of every answer as it would follow the prompt."""
     # After a chat header the answer starts a line; after a plain prompt it follows a space.
     space = "" if getattr(tokenizer, "chat_template", None) else " "
-    ids = [tokenizer.encode(space + name, add_special_tokens=False)[0] for name in option_names(domains, labels)]
-    if len(set(ids)) < len(ids):
-        raise UserError(f"detection.judge.labels: {labels!r}: two answers begin with the same token of the judge's tokenizer; use letters")
-    return ids
+    return [tokenizer.encode(space + name, add_special_tokens=False) for name in names]
+
+
+def end_token(tokenizer: Any) -> int | None:
+    """What a chat model writes after its answer: the end of its turn, else EOS."""
+    eos: int | None = tokenizer.eos_token_id
+    return eos

@@ -83,7 +83,7 @@ def ask(
             stage = vllm_stage(model, engine, prepare, keep, gpu=gpu, trust_remote_code=trust_remote_code)
             blocks = math.ceil(len(left) / settings.engine.batch_size)
             answered = stage(ray.data.from_items(left, override_num_blocks=blocks)).map(finish)
-            write_parts(answered, work / "answers", {"id": pa.int64(), "answer": pa.string(), "error": pa.string()}, "answers", len(left))
+            write_parts(answered, [work / "answers"], {"id": pa.int64(), "answer": pa.string(), "error": pa.string()}, "answers", len(left))
         errors = _read(work / "answers")["error"].to_pylist()
         if all(errors):
             shutil.rmtree(work / "answers")  # nothing in it is worth keeping

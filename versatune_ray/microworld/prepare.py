@@ -13,18 +13,21 @@ import numpy as np
 
 from versatune_ray.cache import cached, key_of
 from versatune_ray.detection.prompt import TINY_JUDGE_PROMPT
+from versatune_ray.domains.labelled import text_hash
 from versatune_ray.domains.sources import read_texts
 from versatune_ray.errors import UserError
 from versatune_ray.microworld.world import DOMAINS, MIXTURE, SPECS, World
 from versatune_ray.progress import Bar
 from versatune_ray.settings import Base, Config, Domain
 
-_FORMAT = 1  # raised when the code of world.py or tiny.py makes something else of the same settings
+_FORMAT = 2  # raised when the code of world.py or tiny.py makes something else of the same settings
 BASE_FOLDER, JUDGE_FOLDER = "tiny-base", "tiny-judge"
 
 
-def prepare(config: Config, need_judge: bool) -> tuple[Config, bool]:
+def prepare(config: Config, need_base: bool, need_judge: bool, make: bool = True) -> tuple[Config, bool]:
     """Returns the configuration with every model path and domain filled in, and whether nothing had to be made.
+
+    Without ``make``, models that are not there stay unnamed.
 
     Raises:
         UserError: a judge is needed and there is neither one named nor labelled text to train a tiny one on.
@@ -35,11 +38,11 @@ def prepare(config: Config, need_judge: bool) -> tuple[Config, bool]:
             "detection.judge.path: missing; name a judge model, or give detection.distribution, "
             "or start without detection (mixture.start=uniform)"
         )
-    config = _with_domains(config)
+    config = _with_labelled(_with_domains(config))
     if need_judge and not config.base.judge_rows:
         raise UserError("base.judge_rows: 0 makes no tiny judge; name one in detection.judge.path")
-    wanted = {BASE_FOLDER: config.model.path is None, JUDGE_FOLDER: need_judge}
-    made = _make([name for name, want in wanted.items() if want], config) if any(wanted.values()) else {}
+    wanted = {BASE_FOLDER: need_base, JUDGE_FOLDER: need_judge}
+    made = _make([name for name, want in wanted.items() if want], config, make) if any(wanted.values()) else {}
     if BASE_FOLDER in made:
         config = config.model_copy(update={"model": config.model.model_copy(update={"path": str(made[BASE_FOLDER][0])})})
     if JUDGE_FOLDER in made:
@@ -49,6 +52,7 @@ def prepare(config: Config, need_judge: bool) -> tuple[Config, bool]:
                 "prompt": TINY_JUDGE_PROMPT,
                 "labels": "letters",
                 "max_text_tokens": config.base.row_tokens - 2,
+                "answer_tokens": min(config.detection.judge.answer_tokens, 16),  # its context is small, and it ends after its letter
             }
         )
         config = config.model_copy(update={"detection": config.detection.model_copy(update={"judge": judge})})
@@ -74,13 +78,33 @@ def _with_domains(config: Config) -> Config:
     return config.model_copy(update={"domains": domains})
 
 
-def _make(wanted: list[str], config: Config) -> dict[str, tuple[Path, bool]]:
-    """Train the tiny models that are not cached, side by side as Ray tasks."""
-    import ray
+def _with_labelled(config: Config) -> Config:
+    """Held-out texts of ``base.corpora``, or of the microworld, measure the judge: they are what a base model made here writes like."""
+    if config.model.path is not None or not config.base.held_out:
+        return config
+    _, held_out = _texts(config)
+    parts = {"texts": _digest(held_out), "format": _FORMAT}
 
-    texts = _texts(config)
+    def write(work: Path) -> None:
+        for name, texts in held_out.items():
+            lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+            (work / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+
+    folder, _ = cached(config.cache_folder, "held-out", parts, write)
+    domains = {
+        name: domain
+        if domain.labelled or not held_out.get(name)
+        else domain.model_copy(update={"labelled": [str(folder / f"{name}.jsonl")]})
+        for name, domain in config.domains.items()
+    }
+    return config.model_copy(update={"domains": domains})
+
+
+def _make(wanted: list[str], config: Config, missing_too: bool) -> dict[str, tuple[Path, bool]]:
+    """The tiny models by name; with ``missing_too``, those that are not cached are trained, side by side as Ray tasks."""
+    texts, _ = _texts(config)
     mixture = _mixture(config.base, list(texts))
-    digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+    digest = _digest(texts)
     shared = config.base.model_dump(
         include={"row_tokens", "vocab_size", "hidden_size", "layers", "context", "batch_size", "learning_rate", "seed"}
     )
@@ -105,9 +129,13 @@ def _make(wanted: list[str], config: Config) -> dict[str, tuple[Path, bool]]:
 
         return cached(config.cache_folder, name, parts[name], build)
 
-    remote = ray.remote(num_cpus=config.base.cpus, max_retries=0)(make)
     # A cached model needs no task: the second run of a job should not wait for workers to start.
     entries = {name: config.cache_folder / name / key_of(parts[name]) for name in wanted}
+    if not missing_too:
+        return {name: (entry / name, True) for name, entry in entries.items() if entry.is_dir()}
+    import ray
+
+    remote = ray.remote(num_cpus=config.base.cpus, max_retries=0)(make)
     shared_texts = ray.put(texts) if not all(entry.is_dir() for entry in entries.values()) else None
     tasks = {name: remote.remote(name, shared_texts) for name, entry in entries.items() if not entry.is_dir()}
     done = {name: ray.get(task) for name, task in tasks.items()}
@@ -115,14 +143,23 @@ def _make(wanted: list[str], config: Config) -> dict[str, tuple[Path, bool]]:
     return {name: (entry / name, reused) for name, (entry, reused) in found.items()}
 
 
-def _texts(config: Config) -> dict[str, list[str]]:
-    base = config.base
+def _texts(config: Config) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Texts per domain to train the tiny models on, and those held out from both by their hashes."""
+    base, world = config.base, World(config.microworld.facts, config.microworld.seed)
     if base.corpora:
         order = list(config.domains or base.corpora)
-        return {name: [text for _, text in read_texts(base.corpora[name], f"base.corpora.{name}")] for name in order}
-    world = World(config.microworld.facts, config.microworld.seed)
-    mixture = _mixture(base, list(DOMAINS))
-    return {name: list(world.texts(name, math.ceil(max(base.rows * mixture[name], base.judge_rows / len(DOMAINS))))) for name in DOMAINS}
+        every = {name: [text for _, text in read_texts(base.corpora[name], f"base.corpora.{name}")] for name in order}
+    else:
+        mixture = _mixture(base, list(DOMAINS))
+        rows = {name: math.ceil(max(base.rows * mixture[name], base.judge_rows / len(DOMAINS))) for name in DOMAINS}
+        every = {name: list(world.texts(name, rows[name])) for name in DOMAINS}
+    below = int(base.held_out * 2.0**64)
+    apart = {name: [text for text in texts if text_hash(text) < below] for name, texts in every.items()}
+    return {name: [text for text in texts if text_hash(text) >= below] for name, texts in every.items()}, apart
+
+
+def _digest(texts: Mapping[str, list[str]]) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
 def _mixture(base: Base, names: list[str]) -> dict[str, float]:

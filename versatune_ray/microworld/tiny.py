@@ -20,7 +20,7 @@ from tokenizers.processors import TemplateProcessing
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from versatune_ray.detection.prompt import LETTERS, TINY_JUDGE_PROMPT, answer_ids, render
+from versatune_ray.detection.prompt import LETTERS, TINY_JUDGE_PROMPT, Question, answer_ids, render
 from versatune_ray.errors import UserError
 from versatune_ray.mixture import DomainSampler
 from versatune_ray.settings import Base
@@ -68,13 +68,15 @@ def build_base(
 
 
 def build_judge(settings: Base, texts: Mapping[str, Sequence[str]], seed: int, folder: Path, progress: Progress) -> None:
-    """Train a judge into ``folder``: it reads ``TINY_JUDGE_PROMPT`` and answers with one letter token. Domains weigh the same."""
+    """Train a judge into ``folder``: it reads ``TINY_JUDGE_PROMPT`` and answers with one letter token and EOS. Domains weigh the same."""
     tokenizer, chunks, model = _begin(settings, texts, seed)
     sampler = DomainSampler([len(rows) for rows in chunks], settings.batch_size, seed)
     rng = np.random.default_rng([seed, 4])
     even = np.full(len(texts), 1 / len(texts))
-    before, after = render(tokenizer, TINY_JUDGE_PROMPT, list(texts), {})
-    answers = answer_ids(tokenizer, list(texts), "letters")
+    question = Question(tuple(texts), {}, TINY_JUDGE_PROMPT)
+    before, after = render(tokenizer, question.prompt(0))
+    answers = answer_ids(tokenizer, question.option_names(0))
+    end = tokenizer.eos_token_id
 
     def batch() -> Batch:
         domain, index = sampler.next_batch(even)
@@ -84,8 +86,8 @@ def build_judge(settings: Base, texts: Mapping[str, Sequence[str]], seed: int, f
             text = text[: max(4, int(len(text) * rng.uniform(0.3, 1.0)))].copy()  # generations end anywhere
             noise = rng.random(len(text)) < settings.judge_noise
             text[noise] = rng.integers(len(SPECIAL), len(tokenizer), int(noise.sum()))
-            rows.append(np.array([*before, *text, *after, answers[d]]))
-        return _pad(rows, pad=tokenizer.eos_token_id, only_last=True)
+            rows.append(np.array([*before, *text, *after, *answers[d], end]))
+        return _pad(rows, pad=end, learnt=2)
 
     _train(model, batch, math.ceil(settings.judge_rows / settings.batch_size), settings.learning_rate, progress)
     _save(model, tokenizer, folder)
@@ -148,14 +150,14 @@ def _rows(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], length: int)
     return rows
 
 
-def _pad(rows: Sequence[NDArray[Any]], pad: int, only_last: bool = False) -> Batch:
-    """Right-padded token ids and next-token labels, both int64 [rows, longest]; -100 carries no loss."""
+def _pad(rows: Sequence[NDArray[Any]], pad: int, learnt: int | None = None) -> Batch:
+    """Right-padded token ids and next-token labels (of the ``learnt`` last tokens only), int64 [rows, longest]; -100 carries no loss."""
     longest = max(len(row) for row in rows)
     tokens = np.full((len(rows), longest), pad, dtype=np.int64)
     labels = np.full((len(rows), longest), -100, dtype=np.int64)
     for place, row in enumerate(rows):
         tokens[place, : len(row)] = row
-        start = len(row) - 1 if only_last else 1
+        start = 1 if learnt is None else len(row) - learnt
         labels[place, start - 1 : len(row) - 1] = row[start:]
     return torch.from_numpy(tokens), torch.from_numpy(labels)
 

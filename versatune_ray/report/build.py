@@ -21,13 +21,17 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from versatune_ray.report import colours, figures, tables
-from versatune_ray.report.data import Answer, Detection, RunData, read_run
-from versatune_ray.report.generations import CHARACTERS, PER_DOMAIN, Generation
+from versatune_ray.report.comparison import comparison, comparison_table
+from versatune_ray.report.data import Answer, RunData, read_run
+from versatune_ray.report.detected import judge_section, model_section
+from versatune_ray.report.doubts import judges
+from versatune_ray.report.generations import CHARACTERS, PER_DOMAIN, PER_REASON
 from versatune_ray.report.outcome import outcomes
 from versatune_ray.report.summary import summary, warnings
-from versatune_ray.report.writing import count, cut, duration, percent
+from versatune_ray.report.writing import cut, duration
 
 ANSWERS_PER_DOMAIN = 3
+MOST_OPEN = 3  # models whose sections are open at first
 _PARTS = {
     "config": "settings",
     "data": "data counts",
@@ -37,7 +41,17 @@ _PARTS = {
     "evaluation": "evaluation",
     "timings": "timings",
 }
-_SHOWN_SETTINGS = {
+_SECTIONS = (  # anchor, what a link to it says, and the parts whose problems are told in it
+    ("outcome", "Before and after", ("evaluation",)),
+    ("detection", "Detected shares", ("detection",)),
+    ("finetuning", "Fine-tuning", ("adjustments", "reference")),
+    ("data", "Data", ("data",)),
+    ("generations", "Generations", ()),
+    ("answers", "Answers", ()),
+    ("settings", "Settings", ("config",)),
+    ("timings", "Time", ("timings",)),
+)
+_TRAINING_SETTINGS = {
     "mixture.policy": "policy",
     "mixture.start": "starting shares",
     "mixture.sigma": "σ",
@@ -50,6 +64,17 @@ _SHOWN_SETTINGS = {
     "training.learning_rate": "peak learning rate",
     "training.adjust_every": "adjust every",
     "training.workers": "workers",
+    "seed": "seed",
+}
+_DETECTION_SETTINGS = {
+    "detection.samples": "sequences per repeat",
+    "detection.repeats": "repeats",
+    "detection.tolerance": "tolerance",
+    "detection.estimate": "estimate",
+    "detection.generation.temperature": "temperature",
+    "detection.generation.top_p": "top-p",
+    "detection.generation.max_tokens": "tokens per sequence",
+    "detection.judge.path": "judge",
     "seed": "seed",
 }
 
@@ -76,10 +101,17 @@ def build_report(run_folder: Path) -> Path:
 def render(run: RunData) -> str:
     """The whole page as text."""
     result = outcomes(run)
-    detections = [_detection(run, detection, number) for number, detection in enumerate(run.detections)]
+    compared = comparison(run)
+    models = [model_section(run, detection, number) for number, detection in enumerate(run.detections)]
     made = (figures.shares, figures.losses, figures.learnable_potential, figures.forgetting_degree, figures.passes)
     training = [figure for build in made if (figure := build(run)) is not None]
-    drawn = [*(item["figure"] for item in detections), *training]
+    drawn = [*([compared] if compared else []), *(item["figure"] for item in models), *training]
+    before_after, other = tables.before_after(run, result), tables.other_measurements(run)
+    counts, timings = tables.data_counts(run), tables.timings(run)
+    content: dict[str, Any] = {"outcome": before_after or other, "detection": models or run.failed, "finetuning": training, "data": counts}
+    content |= {"generations": models, "answers": run.evaluation, "settings": run.config, "timings": timings}
+    shown = {anchor: text for anchor, text, parts in _SECTIONS if content[anchor] or any(_broken(run, part) for part in parts)}
+    told = {part for anchor, _, parts in _SECTIONS if anchor in shown for part in parts}
     plotly, script = _closed(get_plotlyjs()), _closed(_resource("charts.js.jinja"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     return environment.from_string(_resource("page.html.jinja")).render(
@@ -91,22 +123,33 @@ def render(run: RunData) -> str:
         script=Markup(script),
         figures_json=script_json({figure.id: _drawn(figure) for figure in drawn}),
         facts=_facts(run),
-        absent=", ".join(text for part, text in _PARTS.items() if part in run.problems),
+        shown=shown,
+        untold=[sentence for part, sentence in run.problems.items() if part not in told],
+        waiting=", ".join(text for part, text in _PARTS.items() if part in run.problems),
         summary=summary(run, result),
         warnings=warnings(run, result),
-        before_after=tables.before_after(run, result),
+        before_after=before_after,
         losses_from=result.losses_from,
-        other=tables.other_measurements(run),
-        detections=detections,
+        other=other,
+        comparison=compared,
+        comparison_table=comparison_table(run),
+        models=models,
+        most_open=MOST_OPEN,
+        judges=[judge_section(run, group, quality) for group, quality in judges(run.detections)],
         training=training,
-        counts=tables.data_counts(run),
+        counts=counts,
         answers=_answers(run),
         answers_per_domain=ANSWERS_PER_DOMAIN,
         per_domain=PER_DOMAIN,
+        per_reason=PER_REASON,
         characters=CHARACTERS,
         settings=_settings(run),
-        timings=tables.timings(run),
+        timings=timings,
     )
+
+
+def _broken(run: RunData, part: str) -> bool:
+    return part in run.problems and part not in run.absent
 
 
 def script_json(value: Any) -> Markup:
@@ -142,43 +185,12 @@ def _facts(run: RunData) -> list[str]:
         facts.append(f"finished {run.timings.finished[:16].replace('T', ' ')}")
     if run.timings and run.timings.steps:
         facts.append(f"{duration(sum(step.seconds or 0 for step in run.timings.steps))} in all")
-    if run.setting("mixture.policy"):
+    if run.setting("mixture.policy") and not run.detects_only:
         facts.append(f"policy {run.setting('mixture.policy')}, start {_value(run.setting('mixture.start'))}")
     versions = run.setting("versions")
     if isinstance(versions, dict):
         facts += [f"{name} {versions[name]}" for name in ("versatune_ray", "versatune-ray") if name in versions]
     return facts
-
-
-def _detection(run: RunData, detection: Detection, number: int) -> dict[str, Any]:
-    facts = []
-    if detection.total_variation is not None and detection.known is not None:
-        facts.append(
-            f"Total variation between detected and known mixture: {percent(detection.total_variation, 2)} "
-            "(half the sum of absolute differences: the share that would have to move to make them equal)."
-        )
-    if detection.samples is not None:
-        repeats = f" in {len(detection.repeats)} repeats" if detection.repeats else ""
-        facts.append(f"{count(detection.samples)} generations{repeats}" + (f", judged by {detection.judge}." if detection.judge else "."))
-    if detection.discarded is not None:
-        reasons = ", ".join(f"{reason}: {count(n)}" for reason, n in detection.discarded.reasons.items())
-        facts.append(f"{count(detection.discarded.total)} generations were discarded" + (f" ({reasons})." if reasons else "."))
-    examples = [
-        (tables.domain_cell(run, domain), [_example(run, item) for item in items])
-        for domain, items in groupby(detection.generations, key=lambda item: item.domain)
-    ]
-    return {"detection": detection, "figure": figures.detected_shares(run, detection, number), "facts": facts, "examples": examples}
-
-
-def _example(run: RunData, item: Generation) -> dict[str, Any]:
-    shown = [(name, value) for name, value in item.probabilities[:3] if value >= 0.005] or item.probabilities[:1]
-    return {
-        "id": item.id,
-        "text": item.text,
-        "tokens": item.tokens,
-        "judged": " · ".join(f"{name} {percent(value, 0)}" for name, value in shown),
-        "strip": [(run.domains.index(name), f"{100 * value:.2f}") for name, value in item.probabilities if value >= 0.005],
-    }
 
 
 def _answers(run: RunData) -> list[dict[str, Any]]:
@@ -201,7 +213,8 @@ def _bare(text: str | None) -> str:
 
 
 def _settings(run: RunData) -> list[tuple[str, str]]:
-    found = [(name, run.setting(key)) for key, name in _SHOWN_SETTINGS.items()]
+    shown = _DETECTION_SETTINGS if run.detects_only else _TRAINING_SETTINGS
+    found = [(name, run.setting(key)) for key, name in shown.items()]
     versions = run.setting("versions")
     found += list(versions.items()) if isinstance(versions, dict) else []
     return [(str(name), _value(value)) for name, value in found if value not in (None, [], {})]

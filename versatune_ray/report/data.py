@@ -7,27 +7,23 @@ plain sentence in ``RunData.problems``, which the page prints in place of the se
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from versatune_ray.errors import UserError
-from versatune_ray.report.generations import Generation, read_generations
+from versatune_ray.report.detections import Detection, read_detections, read_failed
+from versatune_ray.report.reading import Number, Problems, Record, attempt, one_line, text_of
 from versatune_ray.report.writing import clean
 
-Number = float | None  # null, NaN and infinity are all "not measured"
 PerDomain = dict[str, Number]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
-
-
-class Counts(_Record):
+class Counts(Record):
     """``data.json``."""
 
     domains: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -35,42 +31,19 @@ class Counts(_Record):
     unit: str = "nats/token"
 
 
-class Discarded(_Record):
-    total: int = 0
-    reasons: dict[str, int] = Field(default_factory=dict)
-
-
-class Detection(_Record):
-    """One ``distribution.json``, with the generations shown from the samples beside it."""
-
-    model: str
-    domains: list[str]
-    share: list[float]
-    ci95: list[tuple[Number, Number]] | None = None
-    repeats: list[list[Number]] | None = None
-    samples: int | None = None
-    discarded: Discarded | None = None
-    judge: str | None = None
-    known: list[Number] | None = None
-    total_variation: Number = None
-    settings: dict[str, Any] | None = None
-    generations: tuple[Generation, ...] = ()
-    problem: str = ""
-
-
-class CurvePoint(_Record):
+class CurvePoint(Record):
     epoch: float
     held_out: Number = None
     train: Number = None
 
 
-class ReferenceDomain(_Record):
+class ReferenceDomain(Record):
     curve: list[CurvePoint] = Field(default_factory=list)
     loss: Number = None
     epoch: Number = None
 
 
-class Reference(_Record):
+class Reference(Record):
     """``reference/losses.json``."""
 
     domains: dict[str, ReferenceDomain]
@@ -79,13 +52,13 @@ class Reference(_Record):
     measure: str | None = None
 
 
-class Guard(_Record):
+class Guard(Record):
     open: bool
     forgetting: Number = None
     bound: Number = None
 
 
-class Adjustment(_Record):
+class Adjustment(Record):
     """One line of ``finetune/adjustments.jsonl``."""
 
     step: int
@@ -102,7 +75,7 @@ class Adjustment(_Record):
     seconds: dict[str, Number] | None = None
 
 
-class Result(_Record):
+class Result(Record):
     model: str
     domain: str
     benchmark: str
@@ -113,7 +86,7 @@ class Result(_Record):
     n: int | None = None
 
 
-class Answer(_Record):
+class Answer(Record):
     domain: str
     question: str
     expected: str | None = None
@@ -121,20 +94,20 @@ class Answer(_Record):
     tuned: str | None = None
 
 
-class Evaluation(_Record):
+class Evaluation(Record):
     """``evaluation/results.json``."""
 
     results: list[Result] = Field(default_factory=list)
     answers: list[Answer] = Field(default_factory=list)
 
 
-class Step(_Record):
+class Step(Record):
     name: str
     seconds: Number = None
     cached: bool = False
 
 
-class Timings(_Record):
+class Timings(Record):
     """``timings.json``."""
 
     steps: list[Step] = Field(default_factory=list)
@@ -143,7 +116,9 @@ class Timings(_Record):
 
 @dataclass(frozen=True)
 class RunData:
-    """Everything the page needs. ``problems`` maps a part (``detection``, ``evaluation``, …) to why it is not shown."""
+    """Everything the page needs. ``problems`` maps a part (``detection``, ``evaluation``, …) to why it is not (all) shown;
+    ``absent`` are the parts of which no file is there. ``failed`` maps models that could not be detected to why.
+    """
 
     name: str
     folder: str
@@ -151,11 +126,13 @@ class RunData:
     config: dict[str, Any] = field(default_factory=dict)
     counts: Counts | None = None
     detections: tuple[Detection, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
     reference: Reference | None = None
     adjustments: tuple[Adjustment, ...] = ()
     evaluation: Evaluation | None = None
     timings: Timings | None = None
     problems: dict[str, str] = field(default_factory=dict)
+    absent: frozenset[str] = frozenset()
     domains: tuple[str, ...] = ()
 
     def setting(self, key: str) -> Any:
@@ -170,6 +147,11 @@ class RunData:
         return self.timings is not None and bool(self.timings.finished)
 
     @property
+    def detects_only(self) -> bool:
+        """Whether the run is finished and all that it did is knowledge detection."""
+        return self.finished and bool(self.detections) and {"adjustments", "evaluation"} <= self.absent
+
+    @property
     def unit(self) -> str:
         return self.counts.unit if self.counts else (self.reference.unit if self.reference and self.reference.unit else "nats/token")
 
@@ -182,13 +164,13 @@ def read_run(folder: Path) -> RunData:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder; name the folder that holds the run's config.yaml")
-    problems: dict[str, str] = {}
+    problems = Problems()
     config_text, config = _read_config(folder, problems)
-    counts = _read(folder, "data.json", Counts, "data", "the records have not been read yet", problems)
-    reference = _read(folder, "reference/losses.json", Reference, "reference", "no reference losses were measured (yet)", problems)
-    evaluation = _read(folder, "evaluation/results.json", Evaluation, "evaluation", "nothing has been evaluated yet", problems)
-    timings = _read(folder, "timings.json", Timings, "timings", "no step has been timed yet", problems)
-    detections = _read_detections(folder, problems)
+    counts = _read(folder, "data.json", Counts, "data", "no records were read", problems)
+    reference = _read(folder, "reference/losses.json", Reference, "reference", "no reference losses were measured", problems)
+    evaluation = _read(folder, "evaluation/results.json", Evaluation, "evaluation", "nothing was evaluated", problems)
+    timings = _read(folder, "timings.json", Timings, "timings", "no step was timed", problems)
+    detections, failed = read_detections(folder, problems), read_failed(folder, problems)
     adjustments = _read_adjustments(folder, problems)
     name = config.get("run")
     return RunData(
@@ -198,92 +180,54 @@ def read_run(folder: Path) -> RunData:
         config=config,
         counts=counts,
         detections=detections,
+        failed=failed,
         reference=reference,
         adjustments=adjustments,
         evaluation=evaluation,
         timings=timings,
-        problems=problems,
+        problems=problems.said,
+        absent=frozenset(problems.absent),
         domains=_domain_order(config, counts, detections, adjustments, reference, evaluation),
     )
 
 
-_Model = TypeVar("_Model", bound=_Record)
+_Model = TypeVar("_Model", bound=Record)
 
 
-def _read(folder: Path, name: str, model: type[_Model], part: str, meaning: str, problems: dict[str, str]) -> _Model | None:
+def _read(folder: Path, name: str, model: type[_Model], part: str, meaning: str, problems: Problems) -> _Model | None:
     file = folder / name
     if not file.is_file():
-        problems[part] = f"{name} is not in the run folder: {meaning}."
+        problems.add(part, f"{name} is not in the run folder: {meaning}.", absent=True)
         return None
-    return _attempt(lambda: model.model_validate(clean(json.loads(_text(file)))), name, part, problems)
+    return attempt(lambda: model.model_validate(clean(json.loads(text_of(file)))), name, part, problems)
 
 
-def _attempt(read: Callable[[], _Model], name: str, part: str, problems: dict[str, str]) -> _Model | None:
-    try:
-        return read()
-    except ValidationError as error:
-        first = error.errors()[0]
-        problems[part] = f"{name} is not as expected: {'.'.join(map(str, first['loc'])) or 'top level'}: {first['msg']}."
-    except (ValueError, OSError, RecursionError) as error:
-        problems[part] = f"{name} could not be read: {clean(' '.join(str(error).split()))}."
-    return None
-
-
-def _text(file: Path) -> str:
-    return file.read_text(encoding="utf-8", errors="replace")
-
-
-def _read_config(folder: Path, problems: dict[str, str]) -> tuple[str, dict[str, Any]]:
+def _read_config(folder: Path, problems: Problems) -> tuple[str, dict[str, Any]]:
     file = folder / "config.yaml"
     if not file.is_file():
-        problems["config"] = "config.yaml is not in the run folder, so the settings are unknown."
+        problems.add("config", "config.yaml is not in the run folder, so the settings are unknown.", absent=True)
         return "", {}
     try:
-        text = clean(_text(file))
+        text = clean(text_of(file))
         tree = clean(yaml.safe_load(text))
     except (yaml.YAMLError, OSError, RecursionError) as error:
-        problems["config"] = f"config.yaml could not be read: {clean(' '.join(str(error).split()))}."
+        problems.add("config", f"config.yaml could not be read: {one_line(error)}.")
         return "", {}
     if not isinstance(tree, dict):
-        problems["config"] = "config.yaml holds no keys and values."
+        problems.add("config", "config.yaml holds no keys and values.")
         return text, {}
     return text, tree
 
 
-def _read_detections(folder: Path, problems: dict[str, str]) -> tuple[Detection, ...]:
-    found = []
-    for file in sorted((folder / "detection").glob("**/distribution.json")):
-        name = clean(str(file.relative_to(folder)))
-        detection = _attempt(lambda file=file: _checked(clean(json.loads(_text(file)))), name, "detection", problems)  # type: ignore[misc]
-        if detection is not None:
-            samples = sorted((file.parent / "samples").glob("*.parquet"))
-            generations, problem = read_generations(samples, detection.domains)
-            found.append(detection.model_copy(update={"generations": generations, "problem": problem}))
-    if not found and "detection" not in problems:
-        problems["detection"] = (
-            "detection/*/distribution.json is not in the run folder: knowledge detection was skipped or has not run yet."
-        )
-    return tuple(found)
-
-
-def _checked(tree: Any) -> Detection:
-    detection = Detection.model_validate(tree)
-    sizes = {"share": detection.share, "ci95": detection.ci95, "known": detection.known}
-    for key, values in sizes.items():
-        if values is not None and len(values) != len(detection.domains):
-            raise ValueError(f"{key} has {len(values)} entries for {len(detection.domains)} domains")
-    return detection
-
-
-def _read_adjustments(folder: Path, problems: dict[str, str]) -> tuple[Adjustment, ...]:
+def _read_adjustments(folder: Path, problems: Problems) -> tuple[Adjustment, ...]:
     name = "finetune/adjustments.jsonl"
     file = folder / name
     if not file.is_file():
-        problems["adjustments"] = f"{name} is not in the run folder: fine-tuning has not started yet."
+        problems.add("adjustments", f"{name} is not in the run folder: nothing was fine-tuned.", absent=True)
         return ()
     by_step: dict[int, Adjustment] = {}
     unreadable = 0
-    for line in _text(file).split("\n"):
+    for line in text_of(file).split("\n"):
         if line.strip():
             try:
                 adjustment = Adjustment.model_validate(clean(json.loads(line)))
@@ -292,11 +236,10 @@ def _read_adjustments(folder: Path, problems: dict[str, str]) -> tuple[Adjustmen
             else:
                 by_step[adjustment.step] = adjustment
     if unreadable:
-        problems["adjustments"] = (
-            f"{name}: {unreadable} line(s) could not be read and are left out (a line may have been cut off while written)."
-        )
+        sentence = f"{name}: {unreadable} line(s) could not be read and are left out (a line may have been cut off while written)."
+        problems.add("adjustments", sentence)
     elif not by_step:
-        problems["adjustments"] = f"{name} is empty: nothing has been measured yet."
+        problems.add("adjustments", f"{name} is empty: nothing has been measured yet.")
     return tuple(by_step[step] for step in sorted(by_step))
 
 

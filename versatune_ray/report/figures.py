@@ -10,16 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from versatune_ray.report.data import Adjustment, Detection, RunData
+from versatune_ray.report.data import Adjustment, RunData
 from versatune_ray.report.tables import Cell, Table, domain_cell, evenly, series
-from versatune_ray.report.traces import MOST_LINES, Trace, Values, bare_layout, domain_index, dots, label, lines_of, quiet_groups, thinned
-from versatune_ray.report.writing import decimal, interval, percent, significant
+from versatune_ray.report.traces import MOST_LINES, Trace, Values, bare_layout, domain_index, label, lines_of, quiet_groups, thinned
+from versatune_ray.report.writing import decimal, percent, significant
 
 
 @dataclass(frozen=True)
 class Figure:
     """One chart. ``views`` are the alternatives a reader can switch between: which sets of traces show, and how;
-    ``quiet`` are the legend groups that wait in the legend until a reader asks for them.
+    ``quiet`` are the legend groups that wait in the legend until a reader asks for them. ``key`` stands above a chart that has no
+    legend of its own: domain or ``None``, how its sign looks, and what it means.
     """
 
     id: str
@@ -31,60 +32,7 @@ class Figure:
     tables: tuple[Table, ...] = ()
     height: int = 420
     quiet: tuple[str, ...] = ()
-
-
-def detected_shares(run: RunData, detection: Detection, number: int) -> Figure:
-    """Bars with 95 % intervals, the repeats as dots, and the known mixture where there is one."""
-    order = sorted(range(len(detection.domains)), key=lambda index: detection.share[index])
-    places = list(range(len(order)))
-    bars: Trace = {
-        "type": "bar",
-        "orientation": "h",
-        "name": "detected",
-        "y": places,
-        "x": [detection.share[index] for index in order],
-        "hovertemplate": "%{x:.2%}<extra>detected</extra>",
-        "meta": {"domains": [domain_index(run, detection.domains[index]) for index in order]},
-    }
-    if detection.ci95:
-        bounds = [detection.ci95[index] for index in order]
-        bars["error_x"] = {
-            "type": "data",
-            "symmetric": False,
-            "array": [(high or share) - share for (_, high), share in zip(bounds, bars["x"], strict=True)],
-            "arrayminus": [share - (low if low is not None else share) for (low, _), share in zip(bounds, bars["x"], strict=True)],
-            "thickness": 1.5,
-            "width": 5,
-        }
-    traces = [bars]
-    if detection.repeats and len(detection.repeats) > 1:
-        points = [(repeat[index], place - 0.42) for repeat in detection.repeats for place, index in enumerate(order) if index < len(repeat)]
-        traces.append(dots("single repeats", points, "repeat", {"symbol": "circle", "size": 6}, "muted"))
-    if detection.known:
-        known = [(detection.known[index], place) for place, index in enumerate(order)]
-        traces.append(dots("known pre-training mixture", known, "known", {"symbol": "diamond", "size": 10}, "text"))
-    layout = bare_layout(ticks=[detection.domains[index] for index in order])
-    layout["xaxis"] |= {"tickformat": "~%", "rangemode": "tozero", "title": {"text": "share of generations"}}
-    layout["hovermode"] = "closest"
-    layout["showlegend"] = len(traces) > 1
-    sentence = "Each bar is a domain’s share of what the base model writes when nothing is asked of it; the whisker is the 95 % interval"
-    sentence += "" if len(traces) == 1 else ", and the dots below it are the single repeats" if detection.repeats else ""
-    sentence += "; diamonds mark the mixture it was really pre-trained on." if detection.known else "."
-    head = ["Domain", "detected", "95 % interval", *(["known"] if detection.known else [])]
-    rows = []
-    for index in reversed(order):
-        low, high = detection.ci95[index] if detection.ci95 else (None, None)
-        known_cell = [Cell(percent(detection.known[index], 2))] if detection.known else []
-        rows.append(
-            (
-                domain_cell(run, detection.domains[index]),
-                Cell(percent(detection.share[index], 2)),
-                Cell(interval(low, high, 2)),
-                *known_cell,
-            )
-        )
-    table = Table("Detected shares", tuple(head), tuple(rows))
-    return Figure(f"detected-{number}", "What the base model writes about", sentence, traces, layout, [], (table,), 110 + 34 * len(order))
+    key: tuple[tuple[int | None, str, str], ...] = ()
 
 
 def shares(run: RunData) -> Figure | None:

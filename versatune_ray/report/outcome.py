@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from versatune_ray.report.data import Number, Result, RunData
+from versatune_ray.report.data import Result, RunData
+from versatune_ray.report.reading import Number
 
 Key = tuple[str, str]  # (model, domain)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from versatune_ray.report.data import Detection, RunData
+from versatune_ray.report.data import RunData
+from versatune_ray.report.detections import Detection
+from versatune_ray.report.doubts import doubts
 from versatune_ray.report.outcome import Outcomes
 from versatune_ray.report.writing import interval, listing, percent, short, signed_percent
 
@@ -16,14 +18,14 @@ _STEADY = 0.0005  # shares that move less than 0.05 percentage points are called
 
 def summary(run: RunData, result: Outcomes) -> tuple[str, ...]:
     """Sentences for the top of the page: what was tuned, found, given and gained. What is not there is not mentioned."""
-    sentences = [_opening(run), *(_detected(run.detections[0]) if run.detections else []), *_shares(run)]
+    sentences = [_opening(run), *_detections(run), *_shares(run)]
     sentences += [*_losses(result), *_accuracy(result), *_forgetting(run)]
     return tuple(sentence for sentence in sentences if sentence)
 
 
 def warnings(run: RunData, result: Outcomes) -> tuple[str, ...]:
-    """What a careful reader should look at twice: the failure signatures of loss-driven mixing."""
-    found = []
+    """What a careful reader should look at twice: doubtful detections, and the failure signatures of loss-driven mixing."""
+    found = doubts(run.detections, run.failed)
     changes = [row.loss_change for row in result.domains if row.loss_change is not None]
     if len(changes) > 1 and all(change > 0 for change in changes):
         found.append(
@@ -40,36 +42,57 @@ def warnings(run: RunData, result: Outcomes) -> tuple[str, ...]:
 
 
 def _opening(run: RunData) -> str:
-    model = run.setting("model.path") or (run.detections[0].model if run.detections else None)
-    named = "a tiny base model made for this run" if run.config and not run.setting("model.path") else str(model or "a base model")
     k = len(run.domains)
     domains = (
         f"{k} domain{'s' if k != 1 else ''} ({listing([short(name) for name in run.domains])})" if k else "domains that are not known yet"
     )
     training = [adjustment for adjustment in run.adjustments if adjustment.step > 0]
+    if run.detects_only and len(run.detections) > 1:
+        return f"This run detected what {len(run.detections)} base models know of {domains}."
+    if run.detects_only:
+        return f"This run detected what {_model(run)} knows of {domains}."
     if not training:
-        return f"This run is about {named} and {domains}; it has not been fine-tuned yet."
+        return f"This run is about {_model(run)} and {domains}; it has not been fine-tuned yet."
     last = training[-1]
     epochs = f" ({last.epoch:.3g} epoch{'' if last.epoch == 1 else 's'})" if last.epoch is not None else ""
-    return f"This run fine-tuned {named} on {domains}, for {last.step:,} optimizer steps{epochs} up to the last measurement."
+    return f"This run fine-tuned {_model(run)} on {domains}, for {last.step:,} optimizer steps{epochs} up to the last measurement."
+
+
+def _model(run: RunData) -> str:
+    if run.setting("detection.models") or not run.config:
+        return run.detections[0].called if len(run.detections) == 1 else "several base models" if run.detections else "a base model"
+    return str(run.setting("model.path") or "a tiny base model made for this run")
+
+
+def _detections(run: RunData) -> list[str]:
+    if len(run.detections) < 2:
+        return [sentence for detection in run.detections for sentence in _detected(detection)]
+    spans = []
+    for name in run.domains:
+        found = [(item.start.share[item.domains.index(name)], short(item.called)) for item in run.detections if name in item.domains]
+        spans.append((max(found)[0] - min(found)[0], name, min(found), max(found)) if found else (-1.0, name, (0.0, ""), (0.0, "")))
+    width, name, low, high = max(spans, key=lambda span: span[0], default=(0.0, "", (0.0, ""), (0.0, "")))
+    if width <= 0:
+        return []
+    return [f"They differ most in {short(name)}: from {percent(low[0])} ({low[1]}) to {percent(high[0])} ({high[1]}) of what they write."]
 
 
 def _detected(detection: Detection) -> list[str]:
-    order = sorted(range(len(detection.domains)), key=lambda index: -detection.share[index])
+    found = detection.start
+    order = sorted(range(len(detection.domains)), key=lambda index: -found.share[index])
     if not order:
         return []
     top, low = order[0], order[-1]
-    spread = ""
-    if detection.ci95 and detection.ci95[top][0] is not None:
-        spread = f" (95 % interval {interval(*detection.ci95[top])})"
+    spread = f" (95 % interval {interval(*found.ci95[top])})" if found.ci95[top][0] is not None else ""
     read = f"From {detection.samples:,} of its own generations, detection" if detection.samples else "Detection"
+    amended = ", corrected by the judge’s measured confusions," if found == detection.amended else ""
     sentence = (
-        f"{read} estimated what the base model knows: most of it is {short(detection.domains[top])} "
-        f"with {percent(detection.share[top])}{spread}, least is {short(detection.domains[low])} with {percent(detection.share[low])}."
+        f"{read}{amended} estimated what the base model knows: most of it is {short(detection.domains[top])} "
+        f"with {percent(found.share[top])}{spread}, least is {short(detection.domains[low])} with {percent(found.share[low])}."
     )
-    if detection.total_variation is not None and detection.known is not None:
-        away = percent(detection.total_variation)
-        sentence += f" The pre-training mixture is known here, and the estimate is {away} away from it (total variation)."
+    away = detection.corrected.total_variation if amended and detection.corrected else detection.total_variation
+    if away is not None and detection.known is not None:
+        sentence += f" The pre-training mixture is known here, and the estimate is {percent(away)} away from it (total variation)."
     return [sentence]
 
 

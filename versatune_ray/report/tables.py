@@ -14,12 +14,15 @@ MOST_ROWS = 60
 
 @dataclass(frozen=True)
 class Cell:
-    """One table cell: a text, a smaller note beside it, ``better`` or ``worse``, and the domain whose colour it carries."""
+    """One table cell: a text, a smaller note beside it, its tone (``better``, ``worse``, or ``aside`` for a line that belongs to the
+    one above), the domain whose colour it carries, and a share of 1 as the strength of its shading.
+    """
 
     text: str
     note: str = ""
     tone: str = ""
     swatch: int | None = None
+    heat: float | None = None
 
 
 @dataclass(frozen=True)

@@ -120,8 +120,8 @@ def thinned(run: RunData) -> str:
     return f" Drawn from about {most} of {len(run.adjustments):,} adjustments." if len(run.adjustments) > most else ""
 
 
-def label(name: str) -> str:
-    return html.escape(short(name, 28), quote=False)
+def label(name: str, limit: int = 28) -> str:
+    return html.escape(short(name, limit), quote=False)
 
 
 def domain_index(run: RunData, name: str) -> int:

@@ -57,6 +57,12 @@ def significant(value: float | None, digits: int = 3) -> str:
     return f"{round(value, places):,.{max(places, 0)}f}".replace("-", _MINUS) if abs(value) >= 1e-6 else f"{value:.1e}"
 
 
+def ordinal(number: int) -> str:
+    """A place in a row: ``1st``, ``2nd``, ``11th``."""
+    ending = "th" if number // 10 % 10 == 1 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
 def duration(seconds: float | None) -> str:
     """Time a person would say: ``0.4 s``, ``3 min 12 s``, ``2 h 05 min``."""
     if seconds is None or not _finite(seconds):

@@ -1,0 +1,88 @@
+"""A judge that is a Hugging Face sequence classifier: one forward pass per batch of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from versatune_ray.detection.judge import JUDGED, JudgeSpec
+from versatune_ray.errors import UserError
+
+
+class Classifier:
+    """UDF of Ray Data, loaded once per replica."""
+
+    def __init__(self, path: str, classes: Sequence[int], max_tokens: int, trust_remote_code: bool):
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self._torch, self._classes, self._max_tokens = torch, list(classes), max_tokens
+        self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        if self._tokenizer.pad_token is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = AutoModelForSequenceClassification.from_pretrained(path, trust_remote_code=trust_remote_code, use_safetensors=True)
+        model.config.pad_token_id = self._tokenizer.pad_token_id
+        self._model = model.eval().to(self._device)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        torch, texts = self._torch, batch["text"].to_pylist()
+        tokens = self._tokenizer(
+            texts, truncation=True, max_length=self._max_tokens, padding=True, return_tensors="pt", split_special_tokens=True
+        )
+        with torch.inference_mode():
+            every = self._model(**tokens.to(self._device)).logits.double().softmax(dim=1).cpu().numpy()
+        chosen = every[:, self._classes]
+        mass = chosen.sum(axis=1)
+        n = len(texts)
+        answered: dict[str, Any] = {
+            "id": batch["id"],
+            "values": (chosen / mass[:, None]).tolist(),
+            "mass": mass,
+            "answer": [None] * n,
+            "discarded": [None] * n,
+            "failed": np.zeros(n, dtype=bool),
+        }
+        return pa.table(answered, schema=pa.schema(list(JUDGED.items()))).append_column("store", batch["store"])
+
+
+def classifier_stage(spec: JudgeSpec, rows: Any) -> Any:
+    """The plan that answers ``rows``: see ``judge.stage``.
+
+    Raises:
+        UserError: a domain has no class of its own.
+    """
+    from transformers import AutoConfig
+
+    settings, engine = spec.settings, spec.settings.engine
+    config = AutoConfig.from_pretrained(spec.model, trust_remote_code=spec.trust_remote_code)
+    classes = [class_of(domain, settings.classes.get(domain, domain), config.id2label) for domain in spec.question.domains]
+    longest = min(settings.max_text_tokens, getattr(config, "max_position_embeddings", settings.max_text_tokens))
+    replicas = engine.replicas if isinstance(engine.replicas, int) else tuple(engine.replicas)
+    return rows.map_batches(
+        Classifier,
+        fn_constructor_args=(spec.model, classes, longest, spec.trust_remote_code),
+        batch_size=min(engine.batch_size, 32),
+        batch_format="pyarrow",
+        concurrency=(1, replicas) if isinstance(replicas, int) else replicas,
+        num_cpus=engine.cpus,
+        num_gpus=1 if spec.gpu else 0,
+        resources=engine.resources or None,
+        accelerator_type=engine.accelerator,
+    )
+
+
+def class_of(domain: str, name: str, classes: dict[int, str]) -> int:
+    """The index of a domain's class.
+
+    Raises:
+        UserError: the model has no class of that name.
+    """
+    for index, label in classes.items():
+        if label.casefold() == name.casefold():
+            return int(index)
+    listed = ", ".join(map(str, list(classes.values())[:12]))
+    raise UserError(f"detection.judge.classes.{domain}: the classifier has no class {name!r}; it has {listed}")

@@ -1,0 +1,89 @@
+"""Which option a judge chose: read from the first token of its answer, or from all that it wrote."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Sequence
+
+EMPTY = "empty answer"
+NONE = "no label in the answer"
+SEVERAL = "several labels in the answer"
+
+_EDGE = string.whitespace + string.punctuation + "“”‘’«»…–—"
+_BEGIN, _END = r"(?<![^\W_])(?<![Nn]ot )", r"(?![^\W_])"  # unlike at \b, "_law_" holds the word law; "not law" does not choose it
+_DELIMITER = r"(?=\s*(?:$|[.):;,/!?*_`\"”’\]}\n–—]|'(?!\w)|-\s|(?:and|or)\b))"
+_KIND = r"(?:option|choice|label|letter|domain|category)"
+_ANSWER = rf"{_BEGIN}(?i:(?:answer|{_KIND})(?:\s+is\b|\W*[:=])\W*(?:(?:the\s+)?{_KIND}\b)?)\W*"
+_ALSO = r"\W*(?:and|or|[,/&])\W*"
+
+
+def label_of_token(token: str, names: Sequence[str]) -> int | None:
+    """The index of the option whose name is ``token``, or else of the only one whose name begins with it.
+
+    Case counts among one-character names alone: there "a" begins a sentence more often than it means option A.
+    """
+    said = token.strip()
+    for i, name in enumerate(names):
+        if _fold(name) == _fold(said):
+            return i
+    begun = [i for i, name in enumerate(names) if said and len(name) > 1 and name.casefold().startswith(said.casefold())]
+    return begun[0] if len(begun) == 1 else None
+
+
+def parse_label(text: str, names: Sequence[str]) -> tuple[int | None, str | None]:
+    """The index of the option that ``text`` chooses, and None; or None and the reason: ``EMPTY``, ``NONE`` or ``SEVERAL``.
+
+    The first of these that is there decides: nothing but a name; "Answer: B" or "the answer is (B)"; a line that begins as
+    "B. law" does; a mention. What a reasoning model thinks before ``</think>`` is not its answer.
+    """
+    answer = text.rpartition("</think>")[2].strip()
+    if not answer:
+        return None, EMPTY
+    if answer.startswith("<think>"):  # cut off in the middle of a thought
+        return None, NONE
+    whole = _whole(answer, names)
+    if whole is not None:
+        return whole, None
+    strict, loose = _any_of(names), _any_of(names, undelimited=True)
+    stages = (
+        [rf"{_ANSWER}({loose})(?:{_ALSO}({loose}))?"],
+        [rf"(?m)^[^\w\n]*({strict}){_DELIMITER}(?:{_ALSO}({strict}))?"],
+        [rf"{_BEGIN}({strict})", rf"{_BEGIN}(?i:{_KIND})\s+\W*({loose})"],
+    )
+    known = [_fold(name) for name in names]
+    for patterns in stages:
+        matches = (match for pattern in patterns for match in re.finditer(pattern, answer))
+        found = {known.index(_fold(name)) for match in matches for name in match.groups() if name}
+        if found:
+            return (found.pop(), None) if len(found) == 1 else (None, SEVERAL)
+    return None, NONE
+
+
+def _whole(answer: str, names: Sequence[str]) -> int | None:
+    # First as it stands: a name may end in punctuation itself, as "c++" does.
+    for edge in ("", _EDGE):
+        same = [i for i, name in enumerate(names) if name.strip(edge).casefold() == answer.strip(edge).casefold()]
+        if len(same) == 1:
+            return same[0]
+    return None
+
+
+def _any_of(names: Sequence[str], *, undelimited: bool = False) -> str:
+    """A pattern for any of the names, the longest that fits.
+
+    A one-character name needs a delimiter behind it, because "A" is also an article and "I" a pronoun; ``undelimited`` lets
+    the other capitals go without.
+    """
+    patterns = []
+    for name in sorted(names, key=len, reverse=True):
+        if len(name) > 1:
+            patterns.append(f"(?i:{re.escape(name)}){_END}")
+        else:
+            bare = undelimited and name.isupper() and name not in "AI"
+            patterns.append(re.escape(name) + (_END if bare else _DELIMITER))
+    return "|".join(patterns)
+
+
+def _fold(text: str) -> str:
+    return text if len(text) == 1 else text.casefold()

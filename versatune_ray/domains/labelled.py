@@ -1,0 +1,67 @@
+"""Texts whose domain is known: what a judge's quality is measured on."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator, Mapping
+
+from versatune_ray.domains import records, sources
+from versatune_ray.settings import Data, Domain
+
+
+def labelled_sources(domain: Domain) -> tuple[str, list[str]]:
+    """The key under which a domain's texts are named, and the texts: ``labelled``, else ``validation``, else part of ``train``."""
+    return next((side, specs) for side in ("labelled", "validation", "train") if (specs := getattr(domain, side)))
+
+
+def labelled_texts(domains: Mapping[str, Domain], data: Data, limit: int) -> dict[str, list[str]]:
+    """Up to ``limit`` distinct texts per domain, those with the lowest content hashes.
+
+    A record becomes one text of its questions and answers. Of ``train`` only the records are taken that ``split`` holds out.
+    Records that cannot be read are left to the token store to count.
+
+    Raises:
+        UserError: a source is missing or unreadable.
+    """
+    return {name: _lowest(_texts(domain, data, name), limit) for name, domain in domains.items()}
+
+
+def _lowest(texts: Iterable[tuple[int, str]], limit: int) -> list[str]:
+    seen: dict[int, str] = {}
+
+    def new() -> Iterator[int]:
+        for number, text in texts:
+            if number not in seen:
+                seen[number] = text
+                yield number
+
+    return [seen[number] for number in heapq.nsmallest(limit, new())]
+
+
+def _texts(domain: Domain, data: Data, name: str) -> Iterator[tuple[int, str]]:
+    side, specs = labelled_sources(domain)
+    key = f"domains.{name}.{side}"
+    if side == "labelled":
+        for _, text in sources.read_texts(specs, key):
+            yield text_hash(text), text
+        return
+    below = int(data.validation_fraction * 2.0**64) if side == "train" else 2**64
+    for conversation in _conversations(specs, key):
+        number = records.content_hash(conversation)
+        if number < below:
+            yield number, "\n".join(turn["content"].strip() for turn in conversation if turn["role"] != "system")
+
+
+def text_hash(text: str) -> int:
+    """64 bits of a text, stripped."""
+    return records.content_hash([records.Message(role="user", content=text)])
+
+
+def _conversations(specs: list[str], key: str) -> Iterator[records.Conversation]:
+    for source in (source for spec in specs for source in sources.expand(spec, key)):
+        for item in sources.read_records(source):
+            if item.record is not None:
+                try:
+                    yield records.to_conversation(item.record)
+                except records.BadRecord:
+                    continue
