@@ -42,7 +42,7 @@ def test_corrected_intervals_cover_the_mixture_in_95_percent_of_detections() -> 
     for run in range(runs):
         quality = measure(answers(rng, labels), labels, 4)
         found = corrected(answers(rng, rng.choice(4, size=1000, p=TRUTH)), quality, draws=300, seed=run)
-        covered += (found.ci95[:, 0] <= TRUTH) & (TRUTH <= found.ci95[:, 1])
+        covered += (found.ci95[:, 0] <= TRUTH) & (found.ci95[:, 1] >= TRUTH)
     assert (np.abs(covered / runs - 0.95) <= 0.025).all(), covered / runs
 
 

@@ -117,7 +117,7 @@ def test_a_shared_beginning_of_all_labels_costs_no_request() -> None:
 
 @pytest.mark.parametrize(("labels", "end"), [([[3], [3]], 1), ([[3], [3]], None), ([[3], [3, 4]], None)])
 def test_labels_that_tokens_cannot_tell_apart_are_refused(labels: list[list[int]], end: int | None) -> None:
-    with pytest.raises(UserError, match="detection.judge.labels"):
+    with pytest.raises(UserError, match=r"detection\.judge\.labels"):
         nodes(labels, end)
 
 

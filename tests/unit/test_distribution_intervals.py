@@ -1,22 +1,36 @@
-"""Intervals of detected shares: by hand, and by simulation with known shares."""
+"""Intervals of a detected distribution: Wilson's for probabilities, wider where repeats differ, and how many sequences they need."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from versatune_ray.detection.distribution import estimate, half_width, published_for, samples_needed
+from versatune_ray.detection.distribution import PUBLISHED, Estimate, estimate, half_width, published_for, samples_needed
 
-TRUTH = np.array([0.02, 0.08, 0.2, 0.3, 0.4])
+Array = NDArray[np.float64]
+
 SIX = ["law", "medicine", "finance", "science", "code", "general"]
+TRUTH = np.array([0.02, 0.08, 0.2, 0.3, 0.4])
+# A judge that spreads its answers: Dirichlet(1, …, 6, …, 1) with the 6 on the true domain, so its mean answers are 0.6 there, 0.1 elsewhere.
+CONCENTRATION = 1 + 5 * np.eye(5)
+SEEN = {"certain": TRUTH, "unsure": TRUTH @ CONCENTRATION / 10}
 
 
-def draws(rng: np.random.Generator, n: int, soft: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities of ``n`` sequences and their expectation: certain answers, or ones blurred by a Dirichlet."""
-    hard = np.eye(len(TRUTH))[rng.choice(len(TRUTH), size=n, p=TRUTH)]
-    if not soft:
-        return hard, TRUTH
-    return 0.8 * hard + 0.2 * rng.dirichlet(np.full(len(TRUTH), 0.5), size=n), 0.8 * TRUTH + 0.2 / len(TRUTH)
+def judged(rng: np.random.Generator, kind: str, n: int, shares: Array = TRUTH) -> Array:
+    domains = rng.choice(5, size=n, p=shares)
+    if kind == "certain":
+        return np.eye(5)[domains]
+    weights = rng.standard_gamma(CONCENTRATION[domains])
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
+def in_turn(n: int, repeats: int = 5) -> NDArray[np.int64]:
+    return np.arange(n, dtype=np.int64) % repeats
+
+
+def inside(interval: Array, truth: Array) -> NDArray[np.bool_]:
+    return np.asarray((interval[:, 0] <= truth) & (truth <= interval[:, 1]))
 
 
 def test_the_share_is_the_mean_probability_and_repeats_are_means_of_their_own() -> None:
@@ -26,92 +40,195 @@ def test_the_share_is_the_mean_probability_and_repeats_are_means_of_their_own() 
     np.testing.assert_allclose(found.repeats, [[0.75, 0.25], [0.25, 0.75]])
 
 
-def test_certain_answers_have_wilsons_interval() -> None:
-    probabilities = np.eye(2)[[0] * 10 + [1] * 90]
-    low, high = estimate(probabilities, np.zeros(100, dtype=np.int64), 1).ci95[0]
-    # Wilson's interval of 10 in 100 is 5.523 % to 17.437 %; here p(1 - p) is the sample variance, 100/99 as large.
-    n = 99.0
-    z2 = 1.959964**2
-    expected = [(0.1 + z2 / 2 / n + sign * np.sqrt(z2 * (0.09 / n + z2 / 4 / n**2))) / (1 + z2 / n) for sign in (-1, 1)]
-    np.testing.assert_allclose([low, high], expected, rtol=1e-9)
-    np.testing.assert_allclose([low, high], [0.05523, 0.17437], atol=6e-4)
+def test_certain_answers_get_wilsons_interval() -> None:
+    # One of ten, z² = 3.8415: centre (0.1 + 0.19207) / 1.38415 = 0.21101; half-width 1.95996 · √(0.009 + 0.0096037) / 1.38415 = 0.19314.
+    found = estimate(np.eye(2)[[0] + 9 * [1]], np.zeros(10, dtype=np.int64), 1)
+    np.testing.assert_allclose(found.ci95, [[0.01788, 0.40415], [0.59585, 0.98212]], atol=1e-5)
 
 
-@pytest.mark.parametrize("soft", [False, True])
+def test_answers_that_vary_a_quarter_as_much_count_four_times() -> None:
+    # Of 0.25 and 0.75 the variance is 1/16, of 0 and 1 it is 1/4: eight of these say what 32 of those do.
+    # Wilson for 16 of 32: centre 0.5; half-width 1.95996 · √(1/128 + 3.84146 / 4096) / (1 + 3.84146 / 32) = 0.16368.
+    half = np.tile([[0.25, 0.75], [0.75, 0.25]], (4, 1))
+    np.testing.assert_allclose(estimate(half, in_turn(8, 1), 1).ci95[0], [0.5 - 0.16368, 0.5 + 0.16368], atol=1e-5)
+
+
+def test_a_domain_never_seen_may_still_have_a_share() -> None:
+    # Wilson for none of 100: [0, z² / (100 + z²)].
+    found = estimate(np.eye(2)[np.zeros(100, dtype=np.int64)], in_turn(100), 5)
+    np.testing.assert_allclose(found.ci95, [[1 - 0.036994, 1], [0, 0.036994]], atol=1e-6)
+
+
 @pytest.mark.parametrize("n", [400, 2000])
-def test_intervals_cover_the_true_share_in_95_percent_of_detections(n: int, soft: bool) -> None:
-    rng, covered, runs = np.random.default_rng(n + soft), np.zeros(len(TRUTH)), 2000
+@pytest.mark.parametrize("kind", ["certain", "unsure"])
+def test_intervals_cover_the_true_share_in_95_percent_of_detections(kind: str, n: int) -> None:
+    rng, runs = np.random.default_rng(0), 2000
+    covered = sum(inside(estimate(judged(rng, kind, n), in_turn(n), 5).ci95, SEEN[kind]) for _ in range(runs))
+    assert (np.abs(covered / runs - 0.95) < 0.02).all(), covered / runs
+
+
+@pytest.mark.parametrize("kind", ["certain", "unsure"])
+def test_intervals_cover_as_well_when_a_detection_stops_at_a_tolerance(kind: str) -> None:
+    rng, runs, tolerance, cap, covered, sizes = np.random.default_rng(0), 1500, 0.03, 5000, np.zeros(5), []
     for _ in range(runs):
-        probabilities, expected = draws(rng, n, soft)
-        interval = estimate(probabilities, np.arange(n) % 5, 5).ci95
-        covered += (interval[:, 0] <= expected) & (expected <= interval[:, 1])
-    assert (np.abs(covered / runs - 0.95) <= 0.02).all(), covered / runs
+        drawn = judged(rng, kind, 200)
+        while half_width(found := estimate(drawn, in_turn(len(drawn)), 5)) > tolerance and len(drawn) < cap:
+            wanted = min(cap, max(len(drawn) + 1, round(1.05 * samples_needed(found, drawn, tolerance))))
+            drawn = np.vstack([drawn, judged(rng, kind, wanted - len(drawn))])
+        covered += inside(found.ci95, SEEN[kind])
+        sizes.append(len(drawn))
+    assert min(sizes) > 200
+    assert max(sizes) < cap
+    assert (np.abs(covered / runs - 0.95) < 0.02).all(), covered / runs
 
 
-def test_intervals_still_cover_when_the_tolerance_decides_where_to_stop() -> None:
-    rng, covered, runs, tolerance, cap = np.random.default_rng(5), np.zeros(len(TRUTH)), 1500, 0.03, 2000
-    sizes = []
+def test_the_widest_interval_gives_the_half_width() -> None:
+    found = Estimate(np.array([0.3, 0.7]), np.array([[0.2, 0.5], [0.6, 0.8]]), np.empty((0, 2)), 1.0)
+    assert half_width(found) == pytest.approx(0.15)
+
+
+def test_with_the_sequences_needed_the_tolerance_is_just_reached() -> None:
+    # Pilot: 36 of 100, and 64. The same parts of n answers must have a Wilson half-width of 0.05 at n, and more at n − 1.
+    pilot = np.eye(2)[36 * [0] + 64 * [1]]
+    n = samples_needed(estimate(pilot, in_turn(100, 1), 1), pilot, 0.05)
+    z = 1.959964
+
+    def wilson(m: int) -> float:
+        return z / (m + z**2) * float(np.sqrt(m * 0.36 * 0.64 + z**2 / 4))
+
+    assert wilson(n) <= 0.05 < wilson(n - 1)
+
+
+def test_sequences_needed_count_how_little_answers_vary() -> None:
+    certain, unsure = np.tile(np.eye(2), (50, 1)), np.tile([[0.25, 0.75], [0.75, 0.25]], (50, 1))
+    many, few = (samples_needed(estimate(rows, in_turn(100, 1), 1), rows, 0.01) for rows in (certain, unsure))
+    # 1.96² · 0.25 / 0.01² = 9,604, less the z² that Wilson's interval adds; a quarter of the variance needs a quarter.
+    assert many == 9604 - 3
+    assert few == -(-many // 4)
+
+
+def test_no_more_sequences_are_needed_where_the_tolerance_is_reached() -> None:
+    rows = np.tile(np.eye(2), (50, 1))
+    assert samples_needed(estimate(rows, in_turn(100, 1), 1), rows, 0.2) == 100
+    with pytest.raises(ValueError, match="tolerance: 0 is not above 0"):
+        samples_needed(estimate(rows, in_turn(100, 1), 1), rows, 0)
+
+
+def planted(rng: np.random.Generator, n: int) -> tuple[Array, NDArray[np.int64]]:
+    """Five repeats, each of its own shares, which scatter around the true ones by Dirichlet(100 · truth)."""
+    repeat = in_turn(n)
+    rows = np.empty((n, 5))
+    for number in range(5):
+        rows[repeat == number] = judged(rng, "certain", int((repeat == number).sum()), rng.dirichlet(100 * TRUTH))
+    return rows, repeat
+
+
+def test_repeats_that_differ_are_noticed_and_widen_the_intervals_until_they_cover() -> None:
+    rng, runs = np.random.default_rng(0), 600
+    covered, noticed, wider = np.zeros(5), 0, 0
     for _ in range(runs):
-        probabilities, expected = draws(rng, cap, soft=True)
-        n = 400
-        while True:  # the job's rounds
-            found = estimate(probabilities[:n], np.arange(n) % 5, 5)
-            if half_width(found) <= tolerance or n == cap:
-                break
-            n = min(cap, max(n + 1, round(1.05 * samples_needed(found, probabilities[:n], tolerance))))
-        sizes.append(n)
-        covered += (found.ci95[:, 0] <= expected) & (expected <= found.ci95[:, 1])
-    assert (np.abs(covered / runs - 0.95) <= 0.02).all(), covered / runs
-    assert 400 < np.mean(sizes) < cap  # it did stop in between
+        rows, repeat = planted(rng, 5000)
+        found = estimate(rows, repeat, 5)
+        covered += inside(found.ci95, TRUTH)
+        noticed += found.differ < 0.001
+        wider += half_width(found) > 1.5 * half_width(estimate(rows, np.zeros_like(repeat), 1))
+    assert noticed == runs
+    assert wider > 0.95 * runs
+    assert (covered / runs > 0.93).all(), covered / runs
 
 
-def test_the_forecast_of_sequences_is_what_the_tolerance_takes() -> None:
-    probabilities, _ = draws(np.random.default_rng(6), 400, soft=False)
-    found = estimate(probabilities, np.zeros(400, dtype=np.int64), 1)
-    needed = samples_needed(found, probabilities, 0.01)
-    # Half-width z·sqrt(p(1 - p)/n) of the widest share, near p = 0.4.
-    widest = max(found.share * (1 - found.share))
-    assert needed == pytest.approx(1.959964**2 * widest / 0.01**2, rel=0.02)
-    assert samples_needed(found, probabilities, 0.5) == 400
+def test_the_interval_of_differing_repeats_is_students() -> None:
+    # Repeat means 0.2, 0.5, 0.8: standard deviation 0.3, of their mean 0.3 / √3; 97.5 % point of t with 2 degrees of freedom 4.302653.
+    rows = np.vstack([np.eye(2)[part * [0] + (1000 - part) * [1]] for part in (450, 500, 550)])
+    found = estimate(rows, np.repeat(np.arange(3), 1000), 3)
+    # Means 0.45, 0.5, 0.55 have a standard deviation of 0.05: half-width 4.302653 · 0.05 / √3.
+    np.testing.assert_allclose(found.ci95[0], [0.5 - 0.124207, 0.5 + 0.124207], atol=1e-6)
+    assert samples_needed(found, rows, 0.0124207) == pytest.approx(100 * 3000, rel=1e-4)  # a tenth of the width: 100 times as many
 
 
-def test_repeats_that_differ_beyond_chance_are_told_and_widen_the_interval() -> None:
-    rng = np.random.default_rng(7)
-    probabilities = np.concatenate([np.eye(2)[rng.choice(2, size=200, p=[p, 1 - p])] for p in (0.2, 0.35, 0.5, 0.65, 0.8)])
-    planted = estimate(probabilities, np.repeat(np.arange(5), 200), 5)
-    mixed = estimate(rng.permutation(probabilities), np.repeat(np.arange(5), 200), 5)
-    assert planted.differ < 1e-6 and mixed.differ > 0.001
-    # Means 0.2 … 0.8 have standard deviation 0.237, so the t interval with 4 degrees of freedom is ± 2.776 · 0.237 / sqrt(5).
-    assert half_width(planted) == pytest.approx(0.294, abs=0.04)
-    assert half_width(mixed) < 0.04
+def test_differing_repeats_never_narrow_an_interval() -> None:
+    # Domain 2 is spread over the repeats more evenly than chance would, the other two are not.
+    rows = np.vstack([np.eye(3)[part * [0] + (900 - part) * [1] + 100 * [2]] for part in (350, 450, 550)])
+    found = estimate(rows, np.repeat(np.arange(3), 1000), 3)
+    assert found.differ < 0.001
+    np.testing.assert_allclose(found.ci95[2], estimate(rows, in_turn(3000, 1), 1).ci95[2])
 
 
-def test_repeats_that_agree_are_called_different_as_often_as_chance_says() -> None:
-    rng = np.random.default_rng(8)
-    found = [estimate(draws(rng, 500, soft=True)[0], np.arange(500) % 5, 5).differ for _ in range(1000)]
-    for level in (0.05, 0.5):  # a share of 0.05 in 1,000 has a standard error of 0.007
-        assert np.mean(np.array(found) < level) == pytest.approx(level, abs=0.05 * (1 + level))
+def test_differ_of_certain_answers_is_pearsons_test_of_a_table() -> None:
+    # Rows 30:70 and 50:50, expected 40:60 in each: χ² = 2 · (100/40 + 100/60) = 8.3333, times (n − 1)/n = 8.2917; p = erfc(√(χ²/2)).
+    rows = np.eye(2)[30 * [0] + 70 * [1] + 50 * [0] + 50 * [1]]
+    found = estimate(rows, np.repeat([0, 1], 100), 2)
+    assert found.differ == pytest.approx(0.003982, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["certain", "unsure"])
+def test_without_an_effect_differ_is_uniform(kind: str) -> None:
+    rng, runs = np.random.default_rng(0), 2000
+    values = np.sort([estimate(judged(rng, kind, 400), in_turn(400), 5).differ for _ in range(runs)])
+    # Kolmogorov's distance stays under 1.63 / √runs in 99 % of samples from a uniform distribution.
+    assert np.abs(values - (np.arange(runs) + 0.5) / runs).max() < 1.63 / np.sqrt(runs)
+
+
+def test_one_repeat_or_answers_that_never_vary_differ_from_nothing() -> None:
+    assert estimate(np.tile(np.eye(2), (5, 1)), np.zeros(10, dtype=np.int64), 3).differ == 1
+    assert estimate(np.tile([0.3, 0.7], (10, 1)), in_turn(10), 5).differ == 1
+
+
+def test_answers_that_never_vary_count_as_certain_ones_would() -> None:
+    # Wilson for 0.5 of 4: half-width 1.95996 · √(1/16 + 3.84146/64) / (1 + 3.84146/4) = 0.35002.
+    found = estimate(np.full((4, 2), 0.5), in_turn(4, 1), 1)
+    np.testing.assert_allclose(found.ci95, np.tile([0.14998, 0.85002], (2, 1)), atol=2e-5)
+
+
+def test_a_repeat_without_a_judged_sequence_is_unknown_not_zero() -> None:
+    found = estimate(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 0]), repeats=2)
+    assert np.isnan(found.repeats[1]).all()
+
+
+def test_one_sequence_is_too_few() -> None:
+    with pytest.raises(ValueError, match="at least two"):
+        estimate(np.array([[1.0, 0.0]]), np.array([0]), 1)
 
 
 @pytest.mark.parametrize(
     ("model", "name"),
     [
-        ("Qwen/Qwen2.5-7B", "qwen2.5-7b"),
         ("meta-llama/Llama-2-7b-hf", "llama-2-7b"),
+        ("meta-llama/Llama-2-13b-hf", "llama-2-13b"),
         ("meta-llama/Meta-Llama-3-8B", "llama-3-8b"),
-        ("/models/Qwen2-7B/", "qwen2-7b"),
-        ("Qwen/Qwen2.5-7B-Instruct", None),
-        ("Qwen/Qwen2.5-72B", None),
+        ("/models/Llama-3-8B/", "llama-3-8b"),
+        ("Qwen/Qwen1.5-7B", "qwen1.5-7b"),
+        ("Qwen2.5-14B", "qwen2.5-14b"),
     ],
 )
-def test_published_models_are_recognised(model: str, name: str | None) -> None:
-    found = published_for(model, SIX)
-    assert (found and found[0]) == name
-    if found is not None:
-        assert found[1].sum() == pytest.approx(1)
+def test_a_base_model_is_known_by_the_last_part_of_its_path(model: str, name: str) -> None:
+    found = published_for(model, SIX[::-1])
+    assert found is not None
+    assert found[0] == name
+    np.testing.assert_allclose(found[1], np.array(PUBLISHED[name][::-1]) / sum(PUBLISHED[name]))
 
 
-def test_a_published_distribution_needs_the_papers_domains_in_any_order() -> None:
-    assert published_for("qwen2-7b", ["law", "code"]) is None
-    found = published_for("qwen2-7b", ["other", *SIX[:5]])
-    assert found is not None and found[1][0] == pytest.approx(24.80 / 99.94)
+@pytest.mark.parametrize(
+    "model",
+    [
+        "meta-llama/Llama-2-7b-chat-hf",
+        "meta-llama/Meta-Llama-3-8B-Instruct",
+        "meta-llama/Llama-3.1-8B",
+        "Qwen/Qwen2.5-7B-Instruct",
+        "Qwen/Qwen2.5-Coder-7B",
+        "Qwen/Qwen2.5-72B",
+        "llama-2-7b/checkpoint-500",
+    ],
+)
+def test_another_variant_or_size_is_not_known(model: str) -> None:
+    assert published_for(model, SIX) is None
+
+
+def test_the_papers_other_is_general_and_other_domains_have_no_published_shares() -> None:
+    general, other = published_for("qwen2-7b", SIX), published_for("qwen2-7b", [*SIX[:5], "other"])
+    assert general is not None
+    assert other is not None
+    np.testing.assert_array_equal(general[1], other[1])
+    assert published_for("qwen2-7b", [*SIX[:5], "art"]) is None
+    assert published_for("qwen2-7b", [*SIX, "other"]) is None
+    assert published_for("qwen2-7b", SIX[:5]) is None
