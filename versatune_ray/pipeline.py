@@ -85,6 +85,9 @@ class Run:
         """Paths of the token stores per domain; ``data.json`` accounts for every record."""
         from versatune_ray.domains import load_domains
 
+        for name, domain in self.config.domains.items():
+            if not domain.train:
+                raise UserError(f"domains.{name}.train: missing; without records there is nothing to train on")
         check_length("data.max_length", self.config.data.max_length, self.model, self.config.model.trust_remote_code)
         paths = self.folder.step("token store", lambda: self._build_stores(self.model))
         counts = {name: domain.counts for name, domain in load_domains(paths, self.config.data).items()}
@@ -115,11 +118,11 @@ class Run:
 
         settings = self.given_config.detection
         self.needs_judge = settings.distribution is None
-        if not settings.models:
+        self.needs_model = not settings.models
+        if settings.distribution is not None:
             assert self.detection
-            return self._detection_folder(Path(self.model).name) / "distribution.json"
-        self.needs_model = False
-        found, failed = self._detect(self.config.detection.models)
+            return self.report()
+        found, failed = self._detect(self.config.detection.models or [Subject(path=self.model, engine=settings.engine)])
         write_comparison(found, self.folder.path / "detection" / "comparison.csv")
         self.folder.write("detection/failed.json", failed)
         print("\n" + "\n".join(comparison(found)) + "\n", flush=True)

@@ -319,7 +319,7 @@ class Config(Section):
         for name, domain in self.domains.items():
             if not name or "/" in name or name in ("id", "repeat", "text", "tokens", "discarded"):
                 raise ValueError(f"domains: {name!r} cannot be a domain's name; it would clash with a column or a folder")
-            if not domain.train:
+            if not domain.train and not self.detection.models:  # jobs/detect.py needs names and descriptions only
                 raise ValueError(f"domains.{name}.train: missing; name a file, a folder, a URI or a dataset id")
         if self.domains and self.model.path is None and not self.base.corpora and not self.detection.models:
             raise ValueError("model.path: missing; name a base model, or base.corpora to pre-train a tiny one")

@@ -138,6 +138,10 @@ def _labelled(config: Config, spec: JudgeSpec) -> Labelled | None:
     limit = config.detection.judge.records
     if not limit:
         return None
+    without = [name for name, domain in config.domains.items() if not labelled_sources(domain)[1]]
+    if without:
+        say("detection", f"the judge is not measured: no labelled texts or records of {', '.join(without)}")
+        return None
     inputs = {}
     for name, domain in config.domains.items():
         side, specs = labelled_sources(domain)

@@ -186,6 +186,8 @@ def given(source: str, domains: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"detection.distribution: {source!r} is neither a file nor one of {', '.join(PUBLISHED)}")
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
+            if found.get("used") == "corrected":
+                found["share"] = found["corrected"]["share"]
             values = [float(value) for value in found["share"]]
             names = [str(name) for name in found["domains"]]
         except (ValueError, KeyError, TypeError) as error:

@@ -134,7 +134,9 @@ def judge(spec: JudgeSpec, texts: Sequence[Texts]) -> list[int]:
         for judged in sorted({source.judged for source in texts}):  # one order for every job, so that two cannot wait for each other
             judged.mkdir(parents=True, exist_ok=True)
             locks.enter_context(FileLock(f"{judged}.lock"))
-        parts = [part for store, source in enumerate(texts) for part in _unjudged(spec, store, source)]
+        # Two names may stand for one model: its texts are asked about once.
+        first = {source.judged: store for store, source in reversed(list(enumerate(texts)))}
+        parts = [part for store, source in enumerate(texts) if first[source.judged] == store for part in _unjudged(spec, store, source)]
         asked = [sum(len(part["ids"]) for part in parts if part["store"] == store) for store in range(len(texts))]
         if parts:
             for source in texts:

@@ -92,6 +92,10 @@ def summarize(one: Detected, spec: JudgeSpec, settings: Detection, labelled: Lab
     shares, repeat = found.shares[kept], found.ids[kept] % settings.repeats
     raw = estimate(shares, repeat, settings.repeats)
     quality, mass = (None, float("nan")) if labelled is None else _quality(spec, labelled)
+    if quality is None and settings.estimate == "corrected":
+        raise UserError(
+            "detection.estimate: corrected needs at least two labelled texts of every domain (domains.NAME.labelled, or records)"
+        )
     known, published = _known(source.path, domains), published_for(source.path, domains)
     cap = settings.samples * settings.repeats
     return {

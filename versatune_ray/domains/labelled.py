@@ -11,7 +11,8 @@ from versatune_ray.settings import Data, Domain
 
 def labelled_sources(domain: Domain) -> tuple[str, list[str]]:
     """The key under which a domain's texts are named, and the texts: ``labelled``, else ``validation``, else part of ``train``."""
-    return next((side, specs) for side in ("labelled", "validation", "train") if (specs := getattr(domain, side)))
+    sides = ("labelled", "validation", "train")
+    return next(((side, specs) for side in sides if (specs := getattr(domain, side))), ("labelled", []))
 
 
 def labelled_texts(domains: Mapping[str, Domain], data: Data, limit: int) -> dict[str, list[str]]:
