@@ -1,4 +1,4 @@
-"""The configuration tree of ``settings.py``, read from YAML files and ``dotted.key=value`` overrides.
+"""The configuration tree of ``settings``, read from YAML files and ``dotted.key=value`` overrides.
 
 Later files win over earlier ones, overrides win over files. Relative paths count from the current folder. Errors name the key, the
 value, and the nearest valid key.

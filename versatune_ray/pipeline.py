@@ -163,6 +163,10 @@ class Run:
         found = {name: one.distribution for name, one in done.detected.items()}
         for line in account(found):
             say("detection", line)
+        if not done.reused:
+            took = done.seconds
+            share = 100 * took["judging"] / sum(took.values())
+            say("detection", f"generation took {took['generation']:.0f} s and judging {took['judging']:.0f} s, {share:.0f} % of both")
         return found, done.failed
 
     def _detection_folder(self, name: str) -> Path:

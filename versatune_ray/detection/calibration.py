@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 
 PSEUDO_RECORDS = 0.25  # per domain; see _means
 SINGULAR = 1e8  # condition number beyond which a float64 solution has lost half its digits, and records never had as many
-GROUPS = 4096  # rows beyond that many share their random weights; see _means
+GROUPS = 1024  # rows beyond that many share their random weights; see _means
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ missing. With a tolerance this happens in rounds: a pilot, then as many sequence
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +53,7 @@ class Detections:
     detected: dict[str, Detected] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     reused: bool = True  # nothing had to be generated or judged
+    seconds: dict[str, float] = field(default_factory=lambda: {"generation": 0.0, "judging": 0.0})
 
 
 def detect(subjects: Sequence[Subject], config: Config, *, gpu: bool) -> Detections:
@@ -93,19 +95,23 @@ def _round(result: Detections, targets: Mapping[str, int], labelled: Labelled | 
     """Bring the models of ``targets`` to their numbers of sequences, one after another, then judge all of them in one pass."""
     for number, (name, count) in enumerate(targets.items(), 1):
         one = result.detected[name]
+        began = time.monotonic()
         with _Failing(name, result, alone):
             made = generate(one.source, count, gpu=result.spec.gpu)
             one.count, one.rounds = count, one.rounds + 1
             one.work["generated"] += made
             place = f" ({number} of {len(targets)})" if len(targets) > 1 else ""
             say("detection", f"{name}{place}: {made:,} sequences generated, {count - made:,} were there before")
+        result.seconds["generation"] += time.monotonic() - began
     there = [result.detected[name] for name in targets if name in result.detected]
     if not there:
         return
     texts = [Texts(one.source.folder, one.count, one.judged, exclude_degenerate) for one in there]
     if labelled is not None:
         texts.append(Texts(labelled.folder, len(labelled.truth), labelled.judged))
+    began = time.monotonic()
     answered = judge(result.spec, texts)
+    result.seconds["judging"] += time.monotonic() - began
     for one, number in zip(there, answered, strict=False):
         one.work["judged"] += number
     say("detection", f"{sum(answered):,} texts judged, {sum(source.size for source in texts) - sum(answered):,} were there before")

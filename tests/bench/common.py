@@ -1,0 +1,335 @@
+"""What the benches share: the JSON line, sides as processes of their own, a watch over their processes, tiny models, a Ray to throw away.
+
+A bench is one file with two roles. Run by hand it is the parent: it starts each side as ``python NAME.py --side SIDE ARGUMENTS``,
+one after another, each with a temporary folder of its own that is removed, and prints the JSON line. A side ends with ``answer``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+_ANSWER = "answer of this side: "
+CONTEXT = 512
+TEXT_TOKENS = 62  # what the tiny judge is shown of a text
+_COMMON = 8.0  # large beside all other coordinates, so that it has nearly the whole length that the last norm gives
+
+# --------------------------------------------------------------------------------------------------------------- the JSON line
+
+
+def report(name: str, ratios: Sequence[float], goal: float, detail: Mapping[str, Any], *, lower: bool = False) -> None:
+    """Print the figure: the median of ``ratios``, held against ``goal`` (``lower``: it is to stay below)."""
+    ratio = statistics.median(ratios)
+    holds = ratio <= goal if lower else ratio >= goal
+    figure = {
+        "name": name,
+        "ratio": round(ratio, 3),
+        "spread": [round(min(ratios), 3), round(max(ratios), 3)],
+        "goal": goal,
+        "holds": holds,
+        "detail": dict(detail),
+    }
+    print(json.dumps(figure), flush=True)
+
+
+def note(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def machine() -> dict[str, Any]:
+    """Where and beside what this was measured."""
+    return {"cores": os.cpu_count(), "load_average": [round(load, 1) for load in os.getloadavg()]}
+
+
+# --------------------------------------------------------------------------------------------------------- sides as processes
+
+
+def run(doc: str | None, parent: Callable[[bool], None], sides: Mapping[str, Callable[[dict[str, Any]], Any]]) -> None:
+    """The command line of a bench: the parent, or with ``--side`` the one that it started."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one short round, to see that it runs")
+    parser.add_argument("--side", nargs=2, metavar=("SIDE", "ARGUMENTS"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.side:
+        name, arguments = given.side
+        print(_ANSWER + json.dumps(sides[name](json.loads(arguments))), flush=True)
+    else:
+        parent(given.quick)
+
+
+class Watch:
+    """Samples a process and all its descendants: resident memory, CPU seconds, what each is."""
+
+    def __init__(self, root: int, every: float):
+        self._root, self._every, self._stop = root, every, threading.Event()
+        self.kind: dict[int, str] = {}
+        self.peak: dict[int, int] = {}  # bytes
+        self.shared: dict[int, int] = {}  # bytes, most
+        self.times: list[tuple[float, dict[int, float]]] = []  # wall clock, CPU seconds so far per process
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._every):
+            with suppress(psutil.Error):
+                self._look()
+
+    def _look(self) -> None:
+        root, cpu = psutil.Process(self._root), {}
+        for process in [root, *root.children(recursive=True)]:
+            with suppress(psutil.Error):
+                memory, times = process.memory_info(), process.cpu_times()
+                pid = process.pid
+                self.kind[pid] = _kind(process, pid == self._root, self.kind.get(pid, ""))
+                self.peak[pid] = max(self.peak.get(pid, 0), memory.rss)
+                self.shared[pid] = max(self.shared.get(pid, 0), memory.shared)
+                cpu[pid] = times.user + times.system
+        self.times.append((time.time(), cpu))
+
+    def peaks(self) -> dict[str, int]:
+        """Per kind, the most resident memory of one process, bytes."""
+        most: dict[str, int] = {}
+        for pid, peak in self.peak.items():
+            most[self.kind[pid]] = max(most.get(self.kind[pid], 0), peak)
+        return most
+
+    def cpu(self, begin: float, end: float) -> dict[str, float]:
+        """Per kind, CPU seconds between two moments of the wall clock."""
+        spent: dict[int, list[float]] = {}
+        for moment, cpu in self.times:
+            if begin - self._every <= moment <= end + self._every:
+                for pid, seconds in cpu.items():
+                    first = spent.setdefault(pid, [seconds, seconds])
+                    first[1] = seconds
+        total: dict[str, float] = {}
+        for pid, (first, last) in spent.items():
+            total[self.kind[pid]] = total.get(self.kind[pid], 0.0) + last - first
+        return total
+
+
+def _kind(process: psutil.Process, is_root: bool, before: str) -> str:
+    """``before`` stays, but for a worker of Ray that only now says what it does."""
+    if is_root:
+        return "driver"
+    if before not in ("", "idle worker", "map tasks"):
+        return before
+    title = " ".join(process.cmdline()) or process.name()
+    if "EngineCore" in title:
+        return "engine core"
+    if title.startswith("ray::"):
+        if "MapWorker" in title or "vLLM" in title:
+            return "engine actor"
+        if "IDLE" in title:
+            return before or "idle worker"
+        return "map tasks" if "Map" in title or "Read" in title else "other actors of Ray"
+    if any(word in title for word in ("raylet", "gcs_server", "dashboard", "agent", "ray/_private")):
+        return "raylet" if process.name() == "raylet" else "daemons of Ray"
+    return "other"
+
+
+def side(script: str, name: str, arguments: Mapping[str, Any], timeout: float, every: float = 0.5) -> tuple[Any, Watch]:
+    """Run one side in its own process and temporary folder; returns what it answered and the watch over it.
+
+    Raises:
+        RuntimeError: it failed or took longer than ``timeout`` seconds; its last lines are in the message.
+    """
+    scratch = tempfile.mkdtemp(prefix="vtb")  # short: Ray's sockets live in it
+    environment = dict(os.environ) | {"TMPDIR": scratch, "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, script, "--side", name, json.dumps(arguments)]
+    try:
+        with open(Path(scratch) / "output", "w+", encoding="utf-8") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+            family = [psutil.Process(process.pid)]
+            with Watch(process.pid, every) as watch:
+                try:
+                    process.wait(timeout)
+                except subprocess.TimeoutExpired:
+                    family += family[0].children(recursive=True)
+                finally:
+                    for member in reversed(family):
+                        with suppress(psutil.NoSuchProcess):
+                            member.kill()
+                    process.wait()
+            output.seek(0)
+            lines = output.read().splitlines()
+        answers = [line for line in lines if line.startswith(_ANSWER)]
+        if not answers:
+            raise RuntimeError(f"{Path(script).name} {name}: exit code {process.returncode}\n" + "\n".join(lines[-30:]))
+        return json.loads(answers[-1].removeprefix(_ANSWER)), watch
+    finally:
+        _remove(Path(scratch))
+
+
+def _remove(folder: Path) -> None:
+    """Ray's processes outlive the driver by a moment and may still write."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.25)
+
+
+# ------------------------------------------------------------------------------------------------------------------------ Ray
+
+
+@contextmanager
+def ray_session(cpus: int = 4) -> Iterator[None]:
+    """A Ray of this process alone, in its temporary folder, as quiet as the jobs' own."""
+    import ray
+
+    environment = {"TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGING_LEVEL": "ERROR"}
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        _temp_dir=tempfile.gettempdir(),
+        runtime_env={"env_vars": environment},
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    quiet()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def quiet() -> None:
+    import logging
+
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+# ------------------------------------------------------------------------------------------------------------- tiny models
+
+
+def tiny_models(folder: Path) -> dict[str, str]:
+    """Random models of the tiny base's shape: ``long`` never ends a sequence, ``short`` does after 29 tokens on average, ``judge``
+    answers any text with a letter and EOS. Seconds instead of minutes, and for their speed it does not matter what they say.
+
+    The chance of EOS comes from one coordinate that all embeddings share, so that every hidden state has it, and the weight
+    that the head gives it; the judge has a second one for "the last token was a letter".
+    """
+    import math
+
+    import torch
+
+    from versatune_ray.microworld.tiny import _llama, train_tokenizer
+    from versatune_ray.microworld.world import DOMAINS, World
+    from versatune_ray.settings import Base
+
+    settings, world = Base(), World(100)
+    tokenizer = train_tokenizer((text for name in DOMAINS for text in world.texts(name, 300)), settings.vocab_size, len(DOMAINS))
+    tokenizer.model_max_length = CONTEXT
+    letters = [tokenizer.encode(f" {letter}", add_special_tokens=False)[0] for letter in "ABCDEF"]
+    eos, size, scale = tokenizer.eos_token_id, len(tokenizer), math.sqrt(settings.hidden_size)
+    paths = {}
+    for name in ("long", "short", "judge"):
+        torch.manual_seed(0)
+        model = _llama(settings, tokenizer)
+        with torch.no_grad():
+            model.config.tie_word_embeddings = False
+            embedding = model.model.embed_tokens.weight
+            embedding[:, :2] = torch.tensor([_COMMON, 0.0])
+            head = embedding.clone()
+            head[:, :2] = 0.0
+            if name == "long":
+                head[eos, 0] = -30 / scale
+            if name == "short":
+                head[eos, 0] = math.log(size / 28) / scale
+            if name == "judge":
+                embedding[letters, :2] = torch.tensor([0.0, _COMMON])
+                head[letters, 0] = 20 / scale
+                head[eos, :2] = torch.tensor([-20.0, 20.0]) / scale
+            model.lm_head.weight = torch.nn.Parameter(head)
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+        paths[name] = str(folder / name)
+    return paths
+
+
+# --------------------------------------------------------------------------------------------------- the product's two stages
+
+
+def generation_source(model: str, folder: Path, generation: Mapping[str, Any], engine: Mapping[str, Any]) -> Any:
+    """What ``versatune_ray.detection.generate.generate`` takes, for a model of ``tiny_models``."""
+    from versatune_ray.detection.generate import Generator, start_token
+    from versatune_ray.settings import Engine, Generation
+
+    settings = Generation(**generation)
+    start, how = start_token(model, settings.start, False)
+    return Generator("bench", model, "bench", start, how, settings, 0, Engine(**engine), folder, False)
+
+
+def judge_source(model: str, engine: Mapping[str, Any]) -> Any:
+    """What ``versatune_ray.detection.judge.judge`` takes; prompt and length of text as the tiny judge has them."""
+    from versatune_ray.detection.judge import JudgeSpec
+    from versatune_ray.detection.prompt import TINY_JUDGE_PROMPT, Question
+    from versatune_ray.microworld.world import DOMAINS
+    from versatune_ray.settings import Engine, Judge
+
+    question = Question(DOMAINS, {}, TINY_JUDGE_PROMPT, "letters", True)
+    settings = Judge(path=model, prompt=TINY_JUDGE_PROMPT, max_text_tokens=TEXT_TOKENS, engine=Engine(**engine))
+    return JudgeSpec(settings, question, "bench", False, False)
+
+
+def note_arrivals(module: Any, file: Path) -> None:
+    """Have the vLLM stage of ``module`` append to ``file`` when each request entered the engine, as vLLM itself recorded it."""
+    stage = module.vllm_stage
+
+    def noting(model: str, settings: Any, preprocess: Any, postprocess: Any, **more: Any) -> Any:
+        def noted(row: dict[str, Any]) -> dict[str, Any]:
+            with open(file, "a", encoding="utf-8") as stream:  # tens of microseconds, and one write per line
+                stream.write(f"{row['metrics']['arrival_time']}\n")
+            return dict(postprocess(row))
+
+        return stage(model, settings, preprocess, noted, **more)
+
+    module.vllm_stage = noting
+
+
+def window(arrivals: Path, parts: Path) -> tuple[float, float]:
+    """From the first request in the engine to the last part on disk, wall clock."""
+    begin = min(float(line) for line in arrivals.read_text(encoding="utf-8").split())
+    return begin, max(part.stat().st_mtime for part in parts.glob("*.parquet"))
+
+
+def tokens_in(parts: Path) -> tuple[int, int]:
+    """Sequences and output tokens written; a failed request ends the bench."""
+    import pyarrow.dataset
+
+    table = pyarrow.dataset.dataset(sorted(map(str, parts.glob("*.parquet"))), format="parquet").to_table(columns=["tokens", "failed"])
+    if any(table["failed"].to_pylist()):
+        raise RuntimeError(f"{sum(table['failed'].to_pylist())} requests failed")
+    return table.num_rows, sum(table["tokens"].to_pylist())
