@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 
 def key_of(parts: Mapping[str, Any]) -> str:
@@ -31,7 +32,7 @@ def cached(root: Path, kind: str, parts: Mapping[str, Any], build: Callable[[Pat
     entry.parent.mkdir(parents=True, exist_ok=True)
     if entry.is_dir():
         return entry, True
-    with FileLock(f"{entry}.lock"):
+    with held(entry):
         if entry.is_dir():
             return entry, True
         work = entry.with_name(f"{entry.name}.partial")
@@ -40,6 +41,22 @@ def cached(root: Path, kind: str, parts: Mapping[str, Any], build: Callable[[Pat
         write_json(work / "key.json", parts)
         work.replace(entry)
     return entry, False
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold the lock beside ``path``, ``{path}.lock``; where another job has it, say so and wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        print(f"[cache] waiting for another job that works on {path}", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -133,24 +133,29 @@ class Watch:
         return total
 
 
+_KINDS = ("other", "daemons of Ray", "idle worker", "other actors of Ray", "raylet", "map tasks", "engine actor", "engine core", "driver")
+
+
 def _kind(process: psutil.Process, is_root: bool, before: str) -> str:
-    """``before`` stays, but for a worker of Ray that only now says what it does."""
-    if is_root:
-        return "driver"
-    if before not in ("", "idle worker", "map tasks"):
-        return before
-    title = " ".join(process.cmdline()) or process.name()
+    """The most telling that the process ever was: an engine begins as any Python, and a worker of Ray idles between tasks."""
+    now = "driver" if is_root else _title(" ".join(process.cmdline()), process.name())
+    return max(now, before or now, key=_KINDS.index)
+
+
+def _title(title: str, name: str) -> str:
     if "EngineCore" in title:
         return "engine core"
     if title.startswith("ray::"):
-        if "MapWorker" in title or "vLLM" in title:
+        if any(word in title for word in ("MapWorker", "vLLM", "StandIn")):
             return "engine actor"
         if "IDLE" in title:
-            return before or "idle worker"
+            return "idle worker"
+        if any(word in title for word in ("Agent", "agent")):
+            return "daemons of Ray"
         return "map tasks" if "Map" in title or "Read" in title else "other actors of Ray"
-    if any(word in title for word in ("raylet", "gcs_server", "dashboard", "agent", "ray/_private")):
-        return "raylet" if process.name() == "raylet" else "daemons of Ray"
-    return "other"
+    if name == "raylet":
+        return "raylet"
+    return "daemons of Ray" if any(word in title for word in ("gcs_server", "dashboard", "agent", "ray/_private")) else "other"
 
 
 def side(script: str, name: str, arguments: Mapping[str, Any], timeout: float, every: float = 0.5) -> tuple[Any, Watch]:

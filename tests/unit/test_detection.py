@@ -10,23 +10,13 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from versatune_ray.detection.distribution import PUBLISHED, estimate, given, total_variation
+from versatune_ray.detection.distribution import PUBLISHED, given, total_variation
 from versatune_ray.detection.generate import is_degenerate
 from versatune_ray.detection.prompt import Node, Question, answer_ids, combine, nodes, render
 from versatune_ray.errors import UserError
 
 QWEN = Path(__file__).resolve().parents[3] / "shared" / "data" / "models" / "qwen2.5_tokenizer"
 SIX = ["law", "medicine", "finance", "science", "code", "general"]
-
-
-def test_a_repeat_without_a_judged_sequence_is_unknown_not_zero() -> None:
-    found = estimate(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 0]), repeats=2)
-    assert np.isnan(found.repeats[1]).all()
-
-
-def test_one_sequence_is_too_few() -> None:
-    with pytest.raises(ValueError, match="at least two"):
-        estimate(np.array([[1.0, 0.0]]), np.array([0]), 1)
 
 
 def test_total_variation_is_half_the_absolute_difference() -> None:

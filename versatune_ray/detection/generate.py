@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock
 
-from versatune_ray.cache import key_of, write_json
+from versatune_ray.cache import held, key_of, write_json
 from versatune_ray.engine import vllm_stage
 from versatune_ray.models import check_length, model_fingerprint
 from versatune_ray.parts import finished_ids, write_parts
@@ -98,7 +97,7 @@ def generate(source: Generator, count: int, *, gpu: bool) -> int:
     import ray
 
     source.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{source.folder}.lock"):
+    with held(source.folder):
         missing = np.setdiff1d(np.arange(count), finished_ids(source.folder))
         if not len(missing):
             return 0

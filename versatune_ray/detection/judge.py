@@ -5,7 +5,7 @@ Which judge it is — a model in vLLM, an endpoint, a classifier — is decided 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,10 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
-from filelock import FileLock
 from numpy.typing import NDArray
 
-from versatune_ray.cache import key_of, write_json
+from versatune_ray.cache import held, key_of, write_json
 from versatune_ray.detection import prompt
 from versatune_ray.models import load_plain_tokenizer, model_fingerprint
 from versatune_ray.parts import finished_ids, read_rows, write_parts
@@ -37,6 +36,7 @@ JUDGED = {
 }
 _FORMAT = 1
 _CHARACTERS_PER_TOKEN = 4
+_MOST_BLOCKS = 1000  # blocks of a Ray Data plan cost its driver time, whatever is in them
 
 
 class Texts(NamedTuple):
@@ -46,6 +46,14 @@ class Texts(NamedTuple):
     size: int
     judged: Path
     exclude_degenerate: bool = False
+
+
+class Part(NamedTuple):
+    """A file of texts, the number of its store, and the requests to be made about it, int64 [r]."""
+
+    store: int
+    file: Path
+    ids: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -133,11 +141,11 @@ def judge(spec: JudgeSpec, texts: Sequence[Texts]) -> list[int]:
     with ExitStack() as locks:
         for judged in sorted({source.judged for source in texts}):  # one order for every job, so that two cannot wait for each other
             judged.mkdir(parents=True, exist_ok=True)
-            locks.enter_context(FileLock(f"{judged}.lock"))
+            locks.enter_context(held(judged))
         # Two names may stand for one model: its texts are asked about once.
         first = {source.judged: store for store, source in reversed(list(enumerate(texts)))}
         parts = [part for store, source in enumerate(texts) if first[source.judged] == store for part in _unjudged(spec, store, source)]
-        asked = [sum(len(part["ids"]) for part in parts if part["store"] == store) for store in range(len(texts))]
+        asked = [sum(len(part.ids) for part in parts if part.store == store) for store in range(len(texts))]
         if parts:
             for source in texts:
                 write_json(source.judged / "about.json", {"judge": spec.model, "texts": str(source.folder)})
@@ -145,31 +153,39 @@ def judge(spec: JudgeSpec, texts: Sequence[Texts]) -> list[int]:
     return [-(-requests // spec.requests) for requests in asked]
 
 
-def requests(spec: JudgeSpec, parts: Sequence[Mapping[str, Any]]) -> Any:
+def requests(spec: JudgeSpec, parts: Sequence[Part]) -> Any:
     """A Ray dataset of everything to ask: id, store, text, order of the options, node."""
     import ray
 
     orders, each, longest = spec.question.orders, spec.requests, spec.longest_text
 
     def read(batch: pa.Table) -> pa.Table:
-        (part,) = batch.to_pylist()
-        table = pyarrow.parquet.read_table(part["part"], columns=["id", "text"])
-        place = {number: row for row, number in enumerate(table["id"].to_pylist())}
-        ids = np.array(part["ids"], dtype=np.int64)
+        table = pyarrow.parquet.read_table(batch["part"][0].as_py(), columns=["id", "text"]).sort_by("id")
+        ids = batch["ids"][0].values.to_numpy()
         numbers = ids // each
-        rows = table["text"].take(pa.array([place[number] for number in numbers.tolist()]))
+        texts = table["text"].take(pa.array(np.searchsorted(table["id"].to_numpy(), numbers)))
         return pa.table(
             {
                 "id": ids,
-                "store": np.full(len(ids), part["store"], dtype=np.int64),
-                "text": pc.utf8_slice_codeunits(rows, 0, longest),
+                "store": np.full(len(ids), batch["store"][0].as_py(), dtype=np.int64),
+                "text": pc.utf8_slice_codeunits(texts, 0, longest),
                 "order": numbers % orders,
                 "node": ids % each,
             }
         )
 
-    rows = ray.data.from_items(list(parts), override_num_blocks=min(len(parts), 1000))
-    return rows.map_batches(read, batch_size=1, batch_format="pyarrow")
+    def block(chosen: Sequence[Part]) -> pa.Table:
+        return pa.table(
+            {
+                "store": [part.store for part in chosen],
+                "part": [str(part.file) for part in chosen],
+                "ids": pa.array([part.ids for part in chosen], pa.list_(pa.int64())),
+            }
+        )
+
+    size = -(-len(parts) // _MOST_BLOCKS)
+    blocks = [block(parts[start : start + size]) for start in range(0, len(parts), size)]
+    return ray.data.from_arrow(blocks).map_batches(read, batch_size=1, batch_format="pyarrow")
 
 
 def stage(spec: JudgeSpec, rows: Any) -> Any:
@@ -205,9 +221,10 @@ def read_answers(spec: JudgeSpec, folder: Path, count: int) -> Answers:
     complete = texts[(asked == each) & (texts < count)]
     table = table.filter(pa.array(np.isin(ids // each, complete)))
     width = max((len(node.children) for node in spec.nodes), default=len(spec.question.domains))
+    listed = table["values"].combine_chunks()
+    lengths = pc.list_value_length(listed).to_numpy()
     values = np.full((table.num_rows, width), np.nan)
-    for row, listed in enumerate(table["values"].to_pylist()):
-        values[row, : len(listed)] = listed
+    values[np.arange(width) < lengths[:, None]] = listed.flatten().to_numpy()  # row by row, as they are stored
     reasons = table["discarded"].to_pylist()
     first = [next((reason for reason in reasons[at : at + each] if reason is not None), None) for at in range(0, len(reasons), each)]
     mass = table["mass"].to_numpy().reshape(-1, each)[:, 0]
@@ -215,8 +232,8 @@ def read_answers(spec: JudgeSpec, folder: Path, count: int) -> Answers:
     return Answers(complete, spec.shares(complete, values.reshape(-1, each, width)), mass, written, first)
 
 
-def _unjudged(spec: JudgeSpec, store: int, source: Texts) -> list[dict[str, Any]]:
-    """Per part, the requests still to be made."""
+def _unjudged(spec: JudgeSpec, store: int, source: Texts) -> list[Part]:
+    """Per part of a store, the requests still to be made."""
     done = finished_ids(source.judged, retry_failed=spec.settings.kind == "http")
     found = []
     for part in sorted(source.folder.glob("*.parquet")):
@@ -228,5 +245,5 @@ def _unjudged(spec: JudgeSpec, store: int, source: Texts) -> list[dict[str, Any]
         asked = (ids[:, None] * spec.requests + np.arange(spec.requests)).ravel()
         left = np.setdiff1d(asked, done)
         if len(left):
-            found.append({"store": store, "part": str(part), "ids": left.tolist()})
+            found.append(Part(store, part, left))
     return found

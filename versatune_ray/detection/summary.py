@@ -146,13 +146,12 @@ def place_detection(one: Detected, spec: JudgeSpec, settings: Detection, folder:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     found = judged_sequences(spec, one.source.folder, one.judged, one.count, exclude_degenerate=settings.exclude_degenerate)
-    row_of = {number: row for row, number in enumerate(found.ids.tolist())}
     for part in sorted(one.source.folder.glob("*.parquet")):
         table = pyarrow.parquet.read_table(part, columns=["id", "text", "tokens"])
         table = table.filter(pa.compute.less(table["id"], one.count))
         if not table.num_rows:
             continue
-        rows = [row_of[number] for number in table["id"].to_pylist()]
+        rows = np.searchsorted(found.ids, table["id"].to_numpy())
         table = table.add_column(1, "repeat", pa.array(table["id"].to_numpy() % settings.repeats))
         for place, name in enumerate(spec.question.domains):
             table = table.append_column(name, pa.array(found.shares[rows, place]))

@@ -8,7 +8,6 @@ from every node (a shared folder or a URI); the cache is written by the driver a
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,20 +19,17 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from versatune_ray.cache import key_of
+from versatune_ray.cache import held, key_of
 from versatune_ray.domains import chat, records, sources
 from versatune_ray.domains.split import DomainPaths
 from versatune_ray.domains.store import STORE_FORMAT, Batch, TokenStore, TokenStoreWriter
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Config, Domain
-
-logger = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 2 << 20  # one encoding task's work: a second or two, so that a single large file keeps every CPU busy
 _READ_ROWS = 256
@@ -123,14 +119,7 @@ def _build_missing(jobs: Mapping[Path, _Job], encoding: _Encoding) -> None:
     with ExitStack() as locks:
         for folder in sorted(jobs):  # one order for every run, so that two runs cannot wait for each other
             if not folder.exists():
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                lock = filelock.FileLock(f"{folder}.lock")
-                try:
-                    lock.acquire(timeout=1)
-                except filelock.Timeout:
-                    logger.warning("waiting for another run that is tokenising %s", jobs[folder].key)
-                    lock.acquire()
-                locks.callback(lock.release)
+                locks.enter_context(held(folder))
         missing = [job for folder, job in jobs.items() if not folder.exists()]
         if missing:
             _build(missing, encoding)

@@ -1,0 +1,335 @@
+"""Detection with real engines: several models and one judge, growing stores, the kinds of judge, and what each leaves in the files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+import pytest
+import yaml
+from conftest import ROOT
+
+from versatune_ray.config import parse
+from versatune_ray.detection.detect import Detected, Detections, detect
+from versatune_ray.detection.summary import place_detection
+from versatune_ray.microworld.prepare import prepare
+from versatune_ray.settings import Config
+
+# The first tokens of three names are the same, and one of them is the beginning of the others.
+DOMAINS = ("law", "law contract", "law criminal", "medicine")
+SAMPLES, REPEATS = 60, 2
+CLASSES = ("other", "Medicine", "law criminal", "law contract", "LAW")  # of the classifier: another order, and one class too many
+LONGEST = 12  # tokens of a text that the classifier reads; most texts are longer
+JUDGE_WORDS = ["law", "contract", "criminal", "medicine", *"ABCD", "A.", "B.", "C.", "D.", "answer", "?"]
+
+# A job of a test must not join a cluster that somebody else runs on this machine: it would die with it.
+OWN_CLUSTER = """
+import runpy, sys
+from ray._private import services
+def alone(address, folder):
+    if address == "auto":
+        raise ConnectionError
+services.get_ray_address_from_environment = alone
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def random_model(folder: Path, words: Sequence[str], seed: int, spread: float = 0.02, labels: Sequence[str] | None = None) -> Path:
+    """An ordinary folder with a random Llama that knows ``words``; with ``labels``, a classifier. Heads of 32 suit vLLM on a CPU."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+
+    vocabulary = {word: i for i, word in enumerate(("<s>", "</s>", "<pad>", "<unk>", *words))}
+    torch.manual_seed(seed)
+    shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "initializer_range": spread}
+    special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    config = LlamaConfig(vocab_size=len(vocabulary), max_position_embeddings=256, **shape, **special)
+    if labels is not None:
+        config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
+    (LlamaForCausalLM(config) if labels is None else LlamaForSequenceClassification(config)).save_pretrained(folder)
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    return folder
+
+
+def base_model(folder: Path, seed: int) -> Path:
+    """A model that writes all words about equally often, and ends after 300 of them or so."""
+    return random_model(folder, [f"w{i}" for i in range(300)], seed)
+
+
+def judge_model(folder: Path) -> Path:
+    """A judge of strong opinions that mean nothing."""
+    return random_model(folder, [*JUDGE_WORDS, *(f"w{i}" for i in range(12))], 7, spread=0.3)
+
+
+def classifier_model(folder: Path) -> Path:
+    return random_model(folder, [f"w{i}" for i in range(300)], 8, spread=0.3, labels=CLASSES)
+
+
+def write_domains(folder: Path, names: Sequence[str] = DOMAINS, count: int = 10) -> dict[str, dict[str, str]]:
+    """Records to train on, which detection does not read, and texts to measure the judge on."""
+    found, rng = {}, np.random.default_rng(5)
+    for name in names:
+        train, labelled = folder / f"{name}.train.jsonl", folder / f"{name}.labelled.jsonl"
+        train.write_text(json.dumps({"prompt": "w1", "completion": "w2"}) + "\n")
+        texts = [" ".join(f"w{word}" for word in rng.integers(0, 300, rng.integers(5, 25))) for _ in range(count)]
+        labelled.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        found[name] = {"train": str(train), "labelled": str(labelled)}
+    return found
+
+
+def job(config: Path, *overrides: str) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of jobs/detect.py on a cluster of its own."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return [sys.executable, "-c", OWN_CLUSTER, str(ROOT / "jobs" / "detect.py"), "--config", str(config), *overrides], environment
+
+
+def run_job(config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    command, environment = job(config, *overrides)
+    return subprocess.run(command, capture_output=True, text=True, cwd=config.parent, env=environment, check=False)
+
+
+def distribution(storage: Path, run: str, model: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((storage / run / "detection" / model / "distribution.json").read_text())
+    return found
+
+
+def samples(folder: Path) -> pa.Table:
+    return pyarrow.dataset.dataset(folder).to_table().sort_by("id")
+
+
+def assert_complete(table: pa.Table, found: dict[str, Any], count: int) -> None:
+    """Every id is there once, with probabilities that sum to 1 or the reason why there are none."""
+    assert table["id"].to_pylist() == list(range(count))
+    assert table["repeat"].to_pylist() == [number % len(found["repeats"]) for number in range(count)]
+    judged = table.filter(table["discarded"].is_null())
+    np.testing.assert_allclose(np.sum([judged[name].to_numpy() for name in found["domains"]], axis=0), 1, atol=1e-6)
+    assert found["samples"] == judged.num_rows
+    assert found["discarded"]["total"] == count - judged.num_rows == sum(found["discarded"]["reasons"].values())
+    assert np.isclose(sum(found["share"]), 1)
+
+
+@pytest.fixture(scope="module")
+def storage() -> Iterator[Path]:
+    """A folder with three base models, a judge, a classifier and the settings of a job: none of them knows anything."""
+    folder = Path(tempfile.mkdtemp(prefix="versatune-test-"))
+    try:
+        for seed in (1, 2, 3):
+            base_model(folder / f"base-{seed}", seed)
+        settings = {
+            "run": "many",
+            "storage": str(folder),
+            "device": "cpu",
+            "base": {"rows": 60, "judge_rows": 0},
+            "domains": write_domains(folder),
+            "detection": {
+                "models": [str(folder / f"base-{seed}") for seed in (1, 2, 3)],
+                "samples": SAMPLES,
+                "repeats": REPEATS,
+                "generation": {"max_tokens": 24},
+                "engine": {"batch_size": 64},
+                "judge": {"kind": "classifier", "path": str(classifier_model(folder / "classifier")), "max_text_tokens": LONGEST},
+            },
+        }
+        judge_model(folder / "judge")
+        (folder / "job.yaml").write_text(yaml.safe_dump(settings))
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def first(storage: Path) -> subprocess.CompletedProcess[str]:
+    done = run_job(storage / "job.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def again(storage: Path, first: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    before = {file: file.stat().st_mtime_ns for file in (storage / ".cache").rglob("*.parquet")}
+    done = run_job(storage / "job.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {file: file.stat().st_mtime_ns for file in (storage / ".cache").rglob("*.parquet")} == before
+    return done
+
+
+def settings_of(storage: Path, **detection: Any) -> Config:
+    """The job's settings, others where ``detection`` says so; for one model, since the sequences of all are there."""
+    tree = yaml.safe_load((storage / "job.yaml").read_text())
+    tree["detection"] |= {"models": [str(storage / "base-1")], **detection}
+    config: Config = parse(tree)
+    return config
+
+
+def detect_here(config: Config) -> tuple[Detections, Detected]:
+    done = detect(config.detection.models, config, gpu=False)
+    return done, next(iter(done.detected.values()))
+
+
+def vllm_judge(storage: Path, **judge: Any) -> dict[str, Any]:
+    return {"path": str(storage / "judge"), "prompt": "? {text} answer", "max_text_tokens": 64, **judge}
+
+
+def answers(one: Detected) -> dict[int, dict[str, Any]]:
+    """The judge's rows by id."""
+    rows = pyarrow.dataset.dataset(sorted(map(str, one.judged.glob("*.parquet")))).to_table().to_pylist()
+    assert len({row["id"] for row in rows}) == len(rows)
+    return {row["id"]: row for row in rows}
+
+
+def texts_of(one: Detected) -> dict[int, str]:
+    rows = pyarrow.dataset.dataset(sorted(map(str, one.source.folder.glob("*.parquet")))).to_table().to_pylist()
+    return {row["id"]: row["text"] for row in rows if row["discarded"] is None and row["id"] < one.count}
+
+
+def test_every_model_of_a_job_gets_its_distribution_and_all_its_samples(storage: Path, first: subprocess.CompletedProcess[str]) -> None:
+    for seed in (1, 2, 3):
+        found = distribution(storage, "many", f"base-{seed}")
+        assert_complete(samples(storage / "many" / "detection" / f"base-{seed}" / "samples"), found, SAMPLES * REPEATS)
+        assert found["work"]["generated"] == SAMPLES * REPEATS and found["tolerance"]["asked"] is None
+        assert sum(found["judge_quality"]["records"]) == 10 * len(DOMAINS)
+    assert json.loads((storage / "many" / "detection" / "failed.json").read_text()) == {}
+    with (storage / "many" / "detection" / "comparison.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["model"], row["domain"]) for row in rows] == [(f"base-{seed}", name) for seed in (1, 2, 3) for name in DOMAINS]
+    assert all(0 <= float(row["low"]) <= float(row["share"]) <= float(row["high"]) <= 1 for row in rows)
+
+
+def test_one_pass_of_the_judge_reads_the_texts_of_all_models(storage: Path, first: subprocess.CompletedProcess[str]) -> None:
+    judged = [line for line in first.stdout.splitlines() if line.startswith("[detection]") and "texts judged" in line]
+    kept = [distribution(storage, "many", f"base-{seed}")["samples"] for seed in (1, 2, 3)]
+    assert len(judged) == 1
+    assert f"{sum(kept) + 10 * len(DOMAINS):,} texts judged" in judged[0]
+    assert first.stdout.index("base-3 (3 of 3)") < first.stdout.index("texts judged")
+
+
+def test_the_same_command_generates_and_judges_nothing(storage: Path, again: subprocess.CompletedProcess[str]) -> None:
+    for place, seed in enumerate((1, 2, 3), 1):
+        assert f"base-{seed} ({place} of 3): 0 sequences generated, {SAMPLES * REPEATS} were there before" in again.stdout
+    assert "0 texts judged" in again.stdout
+    assert "[detection] reused in" in again.stdout
+    assert "engine" not in again.stdout
+
+
+@pytest.mark.usefixtures("ray_cluster", "again")
+def test_more_samples_then_a_tolerance_make_only_what_is_missing(storage: Path) -> None:
+    done, one = detect_here(settings_of(storage, samples=200))
+    before = {file: file.stat().st_mtime_ns for file in one.source.folder.glob("*.parquet")}
+    assert one.work == {"generated": 400 - SAMPLES * REPEATS, "judged": one.work["judged"]} and one.work["judged"] > 0 and not done.reused
+    assert one.distribution["work"]["generated"] == 400 - SAMPLES * REPEATS
+    assert one.distribution["samples"] + one.distribution["discarded"]["total"] == 400
+
+    # A little less than what the first round of 400 gives: a second one has to follow.
+    asked = 0.85 * one.distribution["tolerance"]["reached"]
+    done, one = detect_here(settings_of(storage, samples=1000, tolerance=asked))
+    found = one.distribution
+    assert found["tolerance"] == {"asked": asked, "reached": found["tolerance"]["reached"], "rounds": one.rounds, "cap": 2000}
+    assert found["tolerance"]["reached"] <= asked
+    assert one.rounds >= 2 and 400 < one.count < 2000
+    assert found["samples"] + found["discarded"]["total"] == one.count
+    assert one.work["generated"] == one.count - 400
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert set(texts_of(one)) == set(answers(one))
+
+
+@pytest.mark.usefixtures("ray_cluster", "again")
+def test_a_classifiers_answers_are_those_of_transformers(storage: Path) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    config = settings_of(storage, models=[str(storage / "base-2")])
+    done, one = detect_here(config)
+    assert done.reused
+    path, texts, rows = storage / "classifier", texts_of(one), answers(one)
+    tokenizer, network = AutoTokenizer.from_pretrained(path), AutoModelForSequenceClassification.from_pretrained(path).eval()
+    chosen = [[label.casefold() for label in CLASSES].index(name) for name in DOMAINS]
+    assert max(len(text.split()) for text in texts.values()) > LONGEST  # one has to be cut
+    for number in sorted(texts)[:20]:
+        ids = torch.tensor([tokenizer(texts[number])["input_ids"][:LONGEST]])
+        with torch.inference_mode():
+            every = network(ids).logits[0].double().softmax(0)[chosen].numpy()
+        np.testing.assert_allclose(rows[number]["mass"], every.sum(), atol=1e-5)
+        np.testing.assert_allclose(rows[number]["values"], every / every.sum(), atol=1e-5)
+    assert len({round(row["values"][0], 3) for row in rows.values()}) > 20  # the texts differ for the model
+
+
+@pytest.mark.usefixtures("ray_cluster", "again")
+def test_names_that_begin_alike_take_several_requests_and_sum_to_one(storage: Path, tmp_path: Path) -> None:
+    config = settings_of(storage, judge=vllm_judge(storage, labels="names"))
+    done, one = detect_here(config)
+    assert done.spec.requests == 2
+    rows, texts = answers(one), texts_of(one)
+    assert set(rows) == {2 * number + place for number in texts for place in (0, 1)}
+    for number in texts:
+        law, (end, contract, criminal) = rows[2 * number]["values"], rows[2 * number + 1]["values"]
+        assert np.isclose(sum(law), 1) and np.isclose(end + contract + criminal, 1)
+    place_detection(one, done.spec, config.detection, tmp_path)
+    table = samples(tmp_path / "samples")
+    assert_complete(table, one.distribution, SAMPLES * REPEATS)
+    number = min(texts)
+    law, (end, contract, criminal) = rows[2 * number]["values"], rows[2 * number + 1]["values"]
+    expected = [law[0] * end, law[0] * contract, law[0] * criminal, law[1]]
+    np.testing.assert_allclose([table[name][number].as_py() for name in DOMAINS], expected, atol=1e-9)
+
+
+@pytest.mark.usefixtures("ray_cluster", "again")
+def test_options_in_every_order_show_what_the_judge_likes(storage: Path) -> None:
+    done, one = detect_here(settings_of(storage, judge=vllm_judge(storage, prompt="{options} ? {text} answer")))
+    assert done.spec.question.orders == len(DOMAINS)
+    positions = one.distribution["positions"]
+    assert np.isclose(sum(positions["share"]), 1) and len(positions["share"]) == len(DOMAINS)
+    assert min(positions["standard_error"]) > 0
+    # What the judge gives to A, to B … counts for the domain that stood there.
+    rows = answers(one)
+    by_letter = [np.mean([row["values"] for number, row in rows.items() if number % 4 == order], axis=0) for order in range(4)]
+    np.testing.assert_allclose(positions["share"], np.mean(by_letter, axis=0), atol=1e-9)
+    shares = [np.roll(row["values"], number % 4) for number, row in rows.items()]
+    np.testing.assert_allclose(one.distribution["share"], np.mean(shares, axis=0), atol=1e-9)
+
+
+@pytest.mark.usefixtures("ray_cluster", "again")
+def test_written_labels_count_whole_and_unreadable_answers_are_kept(storage: Path, tmp_path: Path) -> None:
+    config = settings_of(storage, judge=vllm_judge(storage, answer="label", answer_tokens=4))
+    done, one = detect_here(config)
+    rows = answers(one)
+    assert set(rows) == set(texts_of(one))
+    read = [row for row in rows.values() if row["discarded"] is None]
+    unread = [row for row in rows.values() if row["discarded"] is not None]
+    assert read and unread, "this judge is to do both"
+    assert all(sorted(row["values"]) == [0, 0, 0, 1] for row in read)
+    assert all(np.isnan(row["values"]).all() for row in unread)
+    place_detection(one, done.spec, config.detection, tmp_path)
+    table = samples(tmp_path / "samples")
+    assert_complete(table, one.distribution, SAMPLES * REPEATS)
+    kept = {row["id"]: row for row in table.to_pylist()}
+    for row in rows.values():
+        assert kept[row["id"]]["answer"] == row["answer"] and kept[row["id"]]["discarded"] == row["discarded"]
+    assert any(row["answer"].strip() for row in unread)
+    reasons = one.distribution["discarded"]["reasons"]
+    assert sum(reasons.get(reason, 0) for reason in {row["discarded"] for row in unread}) == len(unread)
+
+
+def test_named_domains_are_measured_on_their_own_records_even_if_called_like_the_microworlds(storage: Path) -> None:
+    tree = yaml.safe_load((storage / "job.yaml").read_text())
+    for name in DOMAINS:
+        tree["domains"][name] = {"train": tree["domains"][name]["train"]}
+    config = parse(tree)
+    prepared, _ = prepare(config, False, True)
+    assert prepared.domains == config.domains
