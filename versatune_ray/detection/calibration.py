@@ -83,8 +83,8 @@ def corrected(share_probabilities: Array, quality: JudgeQuality, draws: int = 10
     """The true shares π from the judge's probabilities [n, k] of the sequences: least squares of q = Cᵀπ with π ≥ 0, Σπ = 1.
 
     The 95 % interval takes in the chance of both the sequences and the records: q and every row of C are drawn anew ``draws`` times and
-    π is solved for again, without π ≥ 0. That constraint would pile the draws up at 0 and make the percentiles invalid for small shares;
-    instead the percentiles are cut to [0, 1], which costs no coverage because every true share is there. The interval holds ``share``.
+    π is solved for again, without π ≥ 0: it would pile the draws of small shares up at 0, where a bootstrap's percentiles are not valid
+    (Andrews 2000). Instead the percentiles are cut to [0, 1], which costs no coverage: every true share is there. They hold ``share``.
 
     Args:
         share_probabilities: shape [n, k], independent sequences; rows sum to 1.

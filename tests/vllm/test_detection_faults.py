@@ -1,0 +1,371 @@
+"""What goes wrong in a detection: killed engines and drivers, a judge that knows nothing, broken models, a full disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow.dataset
+import pytest
+import yaml
+from test_detection import (
+    CLASSES,
+    DOMAINS,
+    assert_complete,
+    base_model,
+    classifier_model,
+    distribution,
+    job,
+    judge_model,
+    run_job,
+    samples,
+    write_domains,
+)
+
+from versatune_ray.config import parse
+from versatune_ray.detection.detect import detect
+from versatune_ray.errors import UserError
+from versatune_ray.settings import Config
+
+COUNT, REPEATS = 600, 2
+PATIENCE = 400.0  # seconds until a job has come to a certain point; an engine starts in 20 to 100, as busy as the machine is
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """Storage of this module, with a short path: Ray's sockets lie in it too, and what a killed job leaves goes with it."""
+    folder = Path(tempfile.mkdtemp(prefix="vt"))
+    try:
+        base_model(folder / "base-1", 1)
+        judge_model(folder / "judge")
+        classifier_model(folder / "classifier")
+        write_domains(folder)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def settings(folder: Path, run: str, models: list[Path], **detection: Any) -> dict[str, Any]:
+    """Engines take few rows at a time, so that there are many parts and a time between them."""
+    engine = {"batch_size": 16}
+    judge = {"path": str(folder / "judge"), "prompt": "? {text} answer", "labels": "names", "max_text_tokens": 128, "engine": engine}
+    return {
+        "run": run,
+        "storage": str(folder),
+        "device": "cpu",
+        "base": {"rows": 60, "judge_rows": 0},
+        "domains": {name: {"train": f"{folder}/{name}.train.jsonl", "labelled": f"{folder}/{name}.labelled.jsonl"} for name in DOMAINS},
+        "detection": {
+            "models": [str(model) for model in models],
+            "samples": COUNT // REPEATS,
+            "repeats": REPEATS,
+            "generation": {"max_tokens": 100},
+            "engine": engine,
+            "judge": judge,
+        }
+        | detection,
+    }
+
+
+def write(folder: Path, name: str, tree: dict[str, Any]) -> Path:
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    return file
+
+
+def quick_judge(folder: Path) -> dict[str, Any]:
+    """A classifier: no engine to wait for."""
+    return {"kind": "classifier", "path": str(folder / "classifier"), "max_text_tokens": 64}
+
+
+class Job:
+    """A running job whose output is kept in a file; all its processes are known, and gone once it is killed."""
+
+    def __init__(self, config: Path, folder: Path, name: str):
+        self.log = folder / f"{name}.log"
+        command, environment = job(config)
+        with self.log.open("w") as output:
+            self.process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, cwd=folder, env=environment | {"TMPDIR": str(folder)}
+            )
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    @property
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def wait_until(self, there: Callable[[], bool]) -> None:
+        end = time.monotonic() + PATIENCE
+        while not there():
+            assert self.process.poll() is None, f"the job ended too early:\n{self.said}"
+            assert time.monotonic() < end, f"the job does not come that far:\n{self.said}"
+            time.sleep(0.01)
+
+    def kill_engine(self) -> None:
+        engines = []
+        for child in self.children:
+            with suppress(psutil.NoSuchProcess):
+                if "VLLM::EngineCore" in " ".join(child.cmdline()):
+                    engines.append(child)
+        assert engines
+        for engine in engines:
+            engine.kill()
+
+    def kill(self) -> None:
+        """``kill -9`` of the driver; then nothing that it started may write any more."""
+        if self.process.poll() is None:
+            children = self.children
+            self.process.kill()
+            self.process.wait()
+            _, left = psutil.wait_procs(children, timeout=15)
+            for child in left:
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+            psutil.wait_procs(left, timeout=15)
+
+    def finish(self) -> int:
+        return self.process.wait(PATIENCE)
+
+
+@contextmanager
+def running(config: Path, folder: Path, name: str) -> Iterator[Job]:
+    started = Job(config, folder, name)
+    try:
+        yield started
+    finally:
+        started.kill()
+
+
+def parts(folder: Path) -> dict[Path, int]:
+    return {part: part.stat().st_mtime_ns for part in folder.glob("*.parquet")}
+
+
+def ids(found: dict[Path, int]) -> list[int]:
+    """All ids in the parts, as often as they are there."""
+    return sorted(pyarrow.dataset.dataset(list(map(str, found))).to_table(columns=["id"])["id"].to_pylist()) if found else []
+
+
+def stores(folder: Path, kind: str, texts: str) -> list[Path]:
+    """Folders of the cache whose about.json names ``texts``: the model, or the store that was judged."""
+    abouts = (folder / ".cache" / kind).glob("*/about.json")
+    return [about.parent for about in abouts if texts in json.loads(about.read_text()).values()]
+
+
+@dataclass
+class Killed:
+    """One detection that took four jobs; the parts that were there when each was killed."""
+
+    said: list[str] = field(default_factory=list)
+    generated: list[dict[Path, int]] = field(default_factory=list)
+    judged: list[dict[Path, int]] = field(default_factory=list)
+    before_engine: dict[Path, int] = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def killed(folder: Path) -> Killed:
+    """In turn: the driver is killed inside generation; an engine is, and then the driver before judging; the driver inside judging."""
+    config = write(folder, "killed", settings(folder, "killed", [folder / "base-1"]))
+    facts = Killed()
+
+    def generated() -> dict[Path, int]:
+        return {part: at for store in stores(folder, "generated", str(folder / "base-1")) for part, at in parts(store).items()}
+
+    def judged() -> dict[Path, int]:
+        of = str(next(iter(generated())).parent) if generated() else ""
+        return {part: at for store in stores(folder, "judged", of) for part, at in parts(store).items()}
+
+    def note(one: Job) -> None:
+        one.kill()
+        facts.said.append(one.said)
+        facts.generated.append(generated())
+        facts.judged.append(judged())
+
+    with running(config, folder, "1") as one:
+        one.wait_until(lambda: len(generated()) >= 3)
+        note(one)
+    with running(config, folder, "2") as one:
+        one.wait_until(lambda: len(generated()) >= len(facts.generated[0]) + 3)
+        facts.before_engine = generated()
+        one.kill_engine()
+        one.wait_until(lambda: "sequences generated" in one.said)
+        note(one)
+    with running(config, folder, "3") as one:
+        one.wait_until(lambda: len(judged()) >= 3)
+        note(one)
+    with running(config, folder, "4") as one:
+        assert one.finish() == 0, one.said
+        note(one)
+    facts.found = distribution(folder, "killed", "base-1")
+    return facts
+
+
+def test_a_killed_engine_costs_no_sequence(killed: Killed) -> None:
+    assert 0 < len(ids(killed.before_engine)) < COUNT, "it was killed too late to show anything"
+    assert ids(killed.generated[1]) == list(range(COUNT))
+    table = pyarrow.dataset.dataset(list(map(str, killed.generated[1]))).to_table()
+    assert not any(table["failed"].to_pylist())
+    assert not [reason for reason in table["discarded"].to_pylist() if reason and "failed" in reason]
+
+
+def test_a_driver_killed_inside_generation_goes_on_from_there(killed: Killed) -> None:
+    there = ids(killed.generated[0])
+    assert 0 < len(there) < COUNT and len(set(there)) == len(there)
+    assert killed.generated[0].items() <= killed.generated[3].items()
+    assert killed.before_engine.items() <= killed.generated[3].items()
+    assert f"{COUNT - len(there)} sequences generated, {len(there)} were there before" in killed.said[1]
+
+
+def test_a_driver_killed_between_generation_and_judging_generates_nothing_again(killed: Killed) -> None:
+    assert not killed.judged[1]
+    assert killed.generated[1] == killed.generated[2] == killed.generated[3]
+    assert f"0 sequences generated, {COUNT} were there before" in killed.said[2]
+
+
+def test_a_driver_killed_inside_judging_judges_nothing_again(killed: Killed) -> None:
+    before, after = ids(killed.judged[2]), ids(killed.judged[3])
+    assert 0 < len(before) < len(after)
+    assert killed.judged[2].items() <= killed.judged[3].items()
+    table = pyarrow.dataset.dataset(list(map(str, killed.generated[3]))).to_table()
+    texts = sorted(row["id"] for row in table.select(["id", "discarded"]).to_pylist() if row["discarded"] is None)
+    assert after == [2 * number + place for number in texts for place in (0, 1)]  # two requests each
+
+
+def test_the_last_of_the_killed_jobs_accounts_for_all_of_them(folder: Path, killed: Killed) -> None:
+    assert_complete(samples(folder / "killed" / "detection" / "base-1" / "samples"), killed.found, COUNT)
+    assert killed.found["work"]["generated"] == 0 and killed.found["work"]["reused"] == COUNT
+    left = len(ids(killed.judged[3])) - len(ids(killed.judged[2]))
+    assert left / 2 <= killed.found["work"]["judged"] < left  # texts of which at least one request was left
+    assert f"{COUNT} of them reused" in killed.said[3]
+
+
+def test_a_judge_that_knows_nothing_is_told_apart(killed: Killed) -> None:
+    quality = killed.found["judge_quality"]
+    assert quality["log_loss"] >= quality["chance"] == np.log(len(DOMAINS))
+    assert sum(quality["records"]) == 10 * len(DOMAINS) and 0 <= quality["accuracy"] <= 0.6
+    assert np.allclose(np.sum(quality["confusion"], axis=1), 1)
+    assert "NO BETTER THAN CHANCE" in killed.said[3]
+
+
+def config_of(folder: Path, **detection: Any) -> Config:
+    config: Config = parse(settings(folder, "here", [folder / "base-1"], **detection))
+    return config
+
+
+@pytest.mark.usefixtures("ray_cluster", "killed")
+def test_correction_by_a_judge_that_knows_nothing_says_how_little_is_known(folder: Path) -> None:
+    config = config_of(folder, estimate="corrected")
+    done = detect(config.detection.models, config, gpu=False)
+    assert done.reused
+    found = done.detected["base-1"].distribution
+    low, high = np.transpose(found["corrected"]["ci95"])
+    assert np.isclose(sum(found["corrected"]["share"]), 1)
+    assert np.mean(high - low) > 0.4
+    assert np.mean(high - low) > 4 * np.mean(np.ptp(found["ci95"], axis=1))
+
+
+@pytest.mark.usefixtures("ray_cluster", "killed")
+def test_correction_by_a_judge_that_always_says_the_same_is_refused(folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    shutil.copytree(folder / "classifier", folder / "constant")
+    network = AutoModelForSequenceClassification.from_pretrained(folder / "classifier")
+    with torch.no_grad():
+        network.score.weight.zero_()
+    network.save_pretrained(folder / "constant")
+    judge = quick_judge(folder) | {"path": str(folder / "constant")}
+    config = config_of(folder, estimate="corrected", judge=judge)
+    with pytest.raises(UserError, match=r"detection\.estimate: corrected cannot be had: .*cannot tell some domains apart") as caught:
+        detect(config.detection.models, config, gpu=False)
+    assert "\n" not in str(caught.value)
+    config = config_of(folder, judge=judge)
+    done = detect(config.detection.models, config, gpu=False)
+    found = done.detected["base-1"].distribution
+    np.testing.assert_allclose(found["share"], 1 / len(DOMAINS), atol=1e-9)
+    assert "cannot tell some domains apart" in found["corrected"]["problem"]
+    np.testing.assert_allclose(found["judge_quality"]["mass"], len(DOMAINS) / len(CLASSES), atol=1e-6)
+
+
+@pytest.mark.usefixtures("killed")
+def test_broken_models_do_not_stop_the_others_and_alone_are_tried_again(folder: Path) -> None:
+    base_model(folder / "base-2", 2)
+    base_model(folder / "cut-off", 3)
+    weights = folder / "cut-off" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    models = [folder / "missing", folder / "cut-off", folder / "base-1", folder / "base-2"]
+    config = write(folder, "broken", settings(folder, "broken", models, samples=10, judge=quick_judge(folder)))
+
+    def check(done: subprocess.CompletedProcess[str], good: list[str], bad: list[str]) -> None:
+        assert done.returncode == 1, done.stdout + done.stderr
+        failed = json.loads((folder / "broken" / "detection" / "failed.json").read_text())
+        assert set(failed) == set(bad) and all(reason.strip() and "\n" not in reason for reason in failed.values())
+        (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert error.startswith(f"error: {len(good)} of 4 models are detected") and all(name in error for name in bad)
+        for name in good:
+            found = distribution(folder, "broken", name)
+            assert_complete(samples(folder / "broken" / "detection" / name / "samples"), found, 20)
+
+    first = run_job(config)
+    check(first, ["base-1", "base-2"], ["missing", "cut-off"])
+    failed = json.loads((folder / "broken" / "detection" / "failed.json").read_text())
+    assert "no such model folder" in failed["missing"]
+    assert "safetensors" in failed["cut-off"].casefold(), "the reason is not the engine's start but what is wrong with the file"
+
+    weights.write_bytes(whole)
+    second = run_job(config)
+    check(second, ["base-1", "base-2", "cut-off"], ["missing"])
+    assert "base-1 (2 of 3): 0 sequences generated" in second.stdout and "base-2 (3 of 3): 0 sequences generated" in second.stdout
+    assert "cut-off (1 of 3): 20 sequences generated" in second.stdout
+
+
+@contextmanager
+def small_disk(place: Path) -> Iterator[None]:
+    """A disk of 64 KiB at ``place``; skips the test where none may be mounted."""
+    place.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    if os.name != "posix" or shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no disk may be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_full_disk_is_told_in_one_line_and_the_same_command_goes_on(folder: Path) -> None:
+    storage = folder / "disk"
+    place = storage / ".cache" / "generated"
+    with small_disk(place):
+        tree = settings(folder, "full", [folder / "base-1"], samples=100, judge=quick_judge(folder))
+        config = write(folder, "full", tree | {"storage": str(storage)})
+        done = run_job(config)
+        assert done.returncode == 2, done.stdout + done.stderr
+        (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert "no space left" in error and str(place) in error and "Traceback" not in done.stderr
+        (store,) = stores(storage, "generated", str(folder / "base-1"))
+        before = parts(store)
+        assert 0 < len(ids(before)) < 200
+        assert not list(store.glob("*.tmp"))
+
+        subprocess.run(["mount", "-o", "remount,size=16m", str(place)], check=True)
+        done = run_job(config)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"{200 - len(ids(before))} sequences generated, {len(ids(before))} were there before" in done.stdout
+        assert before.items() <= parts(store).items()
+        found = distribution(storage, "full", "base-1")
+        assert_complete(samples(storage / "full" / "detection" / "base-1" / "samples"), found, 200)
