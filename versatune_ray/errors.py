@@ -20,7 +20,8 @@ def root_cause(error: BaseException) -> BaseException:
     """What went wrong in the first place: Ray wraps it once per worker that it passes through."""
     while True:
         inner = getattr(error, "cause", None) or error.__cause__ or next(iter(getattr(error, "worker_failures", {}).values()), None)
-        if not isinstance(inner, BaseException) or inner is error:
+        # Ray Data hangs an empty SystemException below what it raises, to shorten the traceback.
+        if not isinstance(inner, BaseException) or inner is error or type(inner).__name__ == "SystemException":
             return error
         error = inner
 

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -69,6 +70,7 @@ def run(doc: str | None, parent: Callable[[bool], None], sides: Mapping[str, Cal
     parser.add_argument("--quick", action="store_true", help="one short round, to see that it runs")
     parser.add_argument("--side", nargs=2, metavar=("SIDE", "ARGUMENTS"), help=argparse.SUPPRESS)
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is cleaned up on the way out is
     if given.side:
         name, arguments = given.side
         print(_ANSWER + json.dumps(sides[name](json.loads(arguments))), flush=True)
@@ -133,7 +135,18 @@ class Watch:
         return total
 
 
-_KINDS = ("other", "daemons of Ray", "idle worker", "other actors of Ray", "raylet", "map tasks", "engine actor", "engine core", "driver")
+_KINDS = (
+    "other",
+    "daemons of Ray",
+    "idle worker",
+    "other actors of Ray",
+    "raylet",
+    "map tasks",
+    "engine actor",
+    "engine core",
+    "engine worker",
+    "driver",
+)
 
 
 def _kind(process: psutil.Process, is_root: bool, before: str) -> str:
@@ -143,8 +156,8 @@ def _kind(process: psutil.Process, is_root: bool, before: str) -> str:
 
 
 def _title(title: str, name: str) -> str:
-    if "EngineCore" in title:
-        return "engine core"
+    if "VLLM::" in title:
+        return "engine core" if "EngineCore" in title else "engine worker"
     if title.startswith("ray::"):
         if any(word in title for word in ("MapWorker", "vLLM", "StandIn")):
             return "engine actor"
@@ -168,15 +181,16 @@ def side(script: str, name: str, arguments: Mapping[str, Any], timeout: float, e
     environment = dict(os.environ) | {"TMPDIR": scratch, "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, script, "--side", name, json.dumps(arguments)]
     try:
-        with open(Path(scratch) / "output", "w+", encoding="utf-8") as output:
+        with (Path(scratch) / "output").open("w+", encoding="utf-8") as output:
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
             family = [psutil.Process(process.pid)]
             with Watch(process.pid, every) as watch:
                 try:
-                    process.wait(timeout)
-                except subprocess.TimeoutExpired:
-                    family += family[0].children(recursive=True)
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(timeout)
                 finally:
+                    if process.poll() is None:
+                        family += family[0].children(recursive=True)
                     for member in reversed(family):
                         with suppress(psutil.NoSuchProcess):
                             member.kill()
@@ -315,7 +329,7 @@ def note_arrivals(module: Any, file: Path) -> None:
 
     def noting(model: str, settings: Any, preprocess: Any, postprocess: Any, **more: Any) -> Any:
         def noted(row: dict[str, Any]) -> dict[str, Any]:
-            with open(file, "a", encoding="utf-8") as stream:  # tens of microseconds, and one write per line
+            with file.open("a", encoding="utf-8") as stream:  # tens of microseconds, and one write per line
                 stream.write(f"{row['metrics']['arrival_time']}\n")
             return dict(postprocess(row))
 

@@ -20,7 +20,7 @@ GOAL = 1.1
 SIZES = (2_000, 20_000)
 QUICK = (200, 2_000)
 TOKENS = 16
-WORKERS = ("engine actor", "engine core", "map tasks")
+WORKERS = ("engine actor", "engine core", "engine worker", "map tasks")
 
 
 def detect(given: dict[str, Any]) -> Any:

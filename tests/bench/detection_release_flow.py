@@ -28,8 +28,8 @@ import common
 GOAL = 10.0
 ROUNDS = 3
 TOKENS = 256
-SIZES = {"long": (1024, 16), "short": (2048, 100)}  # sequences of ours and of theirs
-QUICK = {"long": (192, 2)}
+SIZES = {"long": (512, 12), "short": (1024, 60)}  # sequences of ours and of theirs
+QUICK = {"long": (128, 2)}
 SAMPLING = {"max_tokens": TOKENS, "start": "eos", "repetition_penalty": 1.0}
 # One engine and a fresh store, so one seed for the engine does: half of vLLM's time on a CPU goes into a generator per request.
 OURS: dict[str, Any] = {"seeded": False, "engine": {"max_num_seqs": 256}}
@@ -57,7 +57,12 @@ def ours(given: dict[str, Any]) -> Any:
             assert answered >= 0.99 * count, answered  # an empty generation is not judged
             begin, end = common.window(folder / "written", folder / "parts")
             first, last = common.window(folder / "asked", folder / "judged")
-            found[case] = {"count": count, "tokens": common.tokens_in(folder / "parts")[1], "generation": end - begin, "judging": last - first}
+            found[case] = {
+                "count": count,
+                "tokens": common.tokens_in(folder / "parts")[1],
+                "generation": end - begin,
+                "judging": last - first,
+            }
     return found
 
 
@@ -128,7 +133,12 @@ def parent(quick: bool) -> None:
     found: dict[str, list[Any]] = {"ours": [], "release": []}
     variants: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="vtb") as folder:
-        given: dict[str, Any] = {"models": common.tiny_models(Path(folder)), "sizes": sizes, "settings": OURS, "threads": [1] if quick else [1, 2]}
+        given: dict[str, Any] = {
+            "models": common.tiny_models(Path(folder)),
+            "sizes": sizes,
+            "settings": OURS,
+            "threads": [1] if quick else [1, 2],
+        }
         for number in range(rounds):
             for who in ("ours", "release") if number % 2 == 0 else ("release", "ours"):
                 answer, _ = common.side(__file__, who, given | {"round": number}, timeout=300)

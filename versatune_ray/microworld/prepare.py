@@ -21,6 +21,7 @@ from versatune_ray.progress import Bar
 from versatune_ray.settings import Base, Config, Domain
 
 _FORMAT = 2  # raised when the code of world.py or tiny.py makes something else of the same settings
+_CHARACTERS_PER_TOKEN = 4
 BASE_FOLDER, JUDGE_FOLDER = "tiny-base", "tiny-judge"
 
 
@@ -83,6 +84,10 @@ def _with_labelled(config: Config) -> Config:
     if config.model.path is not None or not config.base.held_out:
         return config
     _, held_out = _texts(config)
+    # In pieces as long as a sequence may be: documents are few, and what the base model writes begins anywhere in one.
+    size = config.base.row_tokens * _CHARACTERS_PER_TOKEN
+    held_out = {name: [text[at : at + size] for text in texts for at in range(0, len(text), size)] for name, texts in held_out.items()}
+    held_out = {name: [piece for piece in pieces if piece.strip()] for name, pieces in held_out.items()}
     parts = {"texts": _digest(held_out), "format": _FORMAT}
 
     def write(work: Path) -> None:
