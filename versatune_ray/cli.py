@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from versatune_ray.cluster import connect
 from versatune_ray.config import describe, dump, load
-from versatune_ray.errors import Incomplete, UserError, one_line, root_cause
+from versatune_ray.errors import Incomplete, UserError, is_disk_full, one_line, root_cause
 from versatune_ray.microworld.world import DOMAINS
 from versatune_ray.pipeline import Run
 from versatune_ray.progress import Display
@@ -76,8 +76,8 @@ def _fail(error: BaseException, debug: bool, status: int) -> NoReturn:
         import traceback
 
         traceback.print_exception(error)
-    if isinstance(root_cause(error), UserError):
+    if isinstance(root_cause(error), UserError) or is_disk_full(error):
         status = 2
-    hint = "" if debug or isinstance(root_cause(error), UserError | Incomplete) else "  (--debug shows the whole traceback)"
+    hint = "" if debug or status == 2 or isinstance(root_cause(error), Incomplete) else "  (--debug shows the whole traceback)"
     print(f"error: {one_line(error)}{hint}", file=sys.stderr, flush=True)
     sys.exit(status)

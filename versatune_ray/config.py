@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Config, Section, nearest
+from versatune_ray.settings.detection import with_preset
 
 
 def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
@@ -26,7 +27,8 @@ def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Con
     """
     tree: dict[str, Any] = {}
     for file in files:
-        _merge(tree, _read(Path(file)))
+        _merge(tree, _with_preset(_read(Path(file))))
+    given: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -41,8 +43,15 @@ def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Con
         for part in path:
             leaf = leaf.setdefault(part, {})
         leaf[last] = value
-        _merge(tree, branch)
+        _merge(given, branch)
+    _merge(tree, _with_preset(given))
     return parse(tree)
+
+
+def _with_preset(source: dict[str, Any]) -> dict[str, Any]:
+    """A preset overrules what earlier sources say, and gives way to what its own source says."""
+    detection = source.get("detection")
+    return source | {"detection": with_preset(detection)} if isinstance(detection, Mapping) else source
 
 
 def parse(tree: Mapping[str, Any]) -> Config:
@@ -56,7 +65,9 @@ def parse(tree: Mapping[str, Any]) -> Config:
         """Workers run in other folders: what lies on this machine is named by its whole path; anything else is an id."""
         return str(Path(path).expanduser().absolute()) if path is not None and Path(path).expanduser().exists() else path
 
-    judge = config.detection.judge.model_copy(update={"path": local(config.detection.judge.path)})
+    judge = config.detection.judge
+    path = judge.path if judge.kind == "http" else local(judge.path)  # a name at the endpoint is no path
+    judge = judge.model_copy(update={"path": path})
     models = [model.model_copy(update={"path": local(model.path)}) for model in config.detection.models]
     return config.model_copy(
         update={

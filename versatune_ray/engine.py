@@ -10,6 +10,18 @@ from versatune_ray.settings import Engine
 Row = dict[str, Any]
 
 
+# Engine arguments that change how fast a model runs and not what it says.
+_SPEED = {
+    "gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size",
+    "enforce_eager", "enable_prefix_caching", "enable_chunked_prefill", "disable_log_stats", "load_format", "distributed_executor_backend",
+}  # fmt: skip
+
+
+def decisive(options: dict[str, Any]) -> dict[str, Any]:
+    """The engine arguments that outputs depend on: what a cache is keyed by."""
+    return {name: value for name, value in options.items() if name not in _SPEED}
+
+
 def vllm_stage(
     model: str, settings: Engine, preprocess: Callable[[Row], Row], postprocess: Callable[[Row], Row], *, gpu: bool, trust_remote_code: bool
 ) -> Any:

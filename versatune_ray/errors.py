@@ -1,15 +1,15 @@
 """The exceptions that mean something to a person: the input is wrong, or a part of the work could not be done."""
 
+from __future__ import annotations
+
+import errno
+
 
 class UserError(Exception):
     """A mistake in configuration or data. Its message is one readable line: file, field, value, way out.
 
     Jobs print the line and exit with status 2; with ``--debug`` they show the traceback as well.
     """
-
-
-class DiskFull(UserError):
-    """Nothing more can be written. What is written stays, and the same command goes on from there."""
 
 
 class Incomplete(Exception):
@@ -26,9 +26,17 @@ def root_cause(error: BaseException) -> BaseException:
         error = inner
 
 
+def is_disk_full(error: BaseException) -> bool:
+    cause = root_cause(error)
+    return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def one_line(error: BaseException) -> str:
     """The cause in one line: the message of a mistake, the last line and the type of anything else."""
     cause = root_cause(error)
+    if is_disk_full(cause):
+        where = f" ({name})" if (name := getattr(cause, "filename", None)) else ""
+        return f"no space left on the disk{where}; free some, and the same command goes on from here"
     lines = [line for line in str(cause).strip().splitlines() if line.strip() and "For further information" not in line]
     if isinstance(cause, UserError | Incomplete):
         return lines[0] if lines else ""

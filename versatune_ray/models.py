@@ -9,6 +9,8 @@ from typing import Any
 
 from versatune_ray.errors import UserError
 
+_CONTENT = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
+
 
 def model_fingerprint(path: str) -> str:
     """Identity of a model by content: the files' bytes of a folder, or the commit of a Hugging Face id.
@@ -20,14 +22,8 @@ def model_fingerprint(path: str) -> str:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(f"{path}: no config.json in this folder; is it a Hugging Face model?")
-        digest = hashlib.sha256()
-        for file in sorted(folder.rglob("*")):
-            if file.is_file() and file.suffix in (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"):
-                digest.update(file.name.encode())
-                with file.open("rb") as stream:
-                    while block := stream.read(1 << 22):
-                        digest.update(block)
-        return digest.hexdigest()
+        files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.suffix in _CONTENT]
+        return _digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
     if path.startswith(("/", ".", "~")) or path.count("/") != 1:
         raise UserError(f"{path}: no such model folder, and no Hugging Face id of the form owner/name")
     from huggingface_hub import snapshot_download
@@ -38,6 +34,18 @@ def model_fingerprint(path: str) -> str:
         return f"{path}@{Path(snapshot_download(path, allow_patterns=['*.json'])).name}"
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(f"{path}: no such folder, and the Hugging Face hub gave no such model: {' '.join(str(error).split())}") from None
+
+
+@lru_cache(maxsize=256)
+def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """SHA-256 over names and bytes of (file, size, time of change): once per process, for reading gigabytes takes minutes."""
+    digest = hashlib.sha256()
+    for file, _, _ in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def check_length(key: str, tokens: int, model: str, trust_remote_code: bool) -> None:

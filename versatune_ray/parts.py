@@ -6,7 +6,6 @@ a gibibyte, and writes to one place; the judge's pass writes to a folder per mod
 
 from __future__ import annotations
 
-import errno
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,24 +19,23 @@ import pyarrow.dataset
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from versatune_ray.errors import DiskFull
 from versatune_ray.progress import Bar
 
 
-def finished_ids(folder: Path, retry_failed: bool = False) -> NDArray[np.int64]:
-    """The ``id`` of every row already in ``folder``, int64 [n]; with ``retry_failed``, of those whose request did not fail."""
+def finished_ids(folder: Path) -> NDArray[np.int64]:
+    """The ``id`` of every row already in ``folder``, int64 [n], but for those that say their request ``failed``: it is made again."""
     found = [np.zeros(0, dtype=np.int64)]
     for part in folder.glob("*.parquet"):
-        rows = pyarrow.parquet.read_table(part, columns=["id", "failed"] if retry_failed else ["id"])
-        if retry_failed:
-            rows = rows.filter(pc.invert(rows["failed"]))
-        found.append(rows["id"].to_numpy())
+        columns = [name for name in ("id", "failed") if name in pyarrow.parquet.read_schema(part).names]
+        rows = pyarrow.parquet.read_table(part, columns=columns)
+        found.append((rows.filter(pc.invert(rows["failed"])) if "failed" in columns else rows)["id"].to_numpy())
     return np.unique(np.concatenate(found))
 
 
-def read_rows(folder: Path, columns: Sequence[str]) -> pa.Table:
+def read_rows(folder: Path, schema: Mapping[str, pa.DataType], columns: Sequence[str]) -> pa.Table:
     """``columns`` of all rows in ``folder``, each ``id`` once and in order; a request that failed gives way to its repetition."""
-    table = pyarrow.dataset.dataset(sorted(map(str, folder.glob("*.parquet"))), format="parquet").to_table(columns=[*columns, "failed"])
+    files = sorted(map(str, folder.glob("*.parquet")))
+    table = pyarrow.dataset.dataset(files, pa.schema(list(schema.items())), format="parquet").to_table(columns=[*columns, "failed"])
     table = table.sort_by([("id", "ascending"), ("failed", "ascending")])
     ids = table["id"].to_numpy()
     return table.filter(pa.array(np.diff(ids, prepend=-1) != 0)).drop_columns([] if "failed" in columns else ["failed"])
@@ -50,7 +48,7 @@ def write_parts(rows: Any, folders: Sequence[Path], schema: Mapping[str, pa.Data
     it and appears whole or not at all: a batch that Ray computes twice is there once. Returns the number of rows written.
 
     Raises:
-        DiskFull: the disk is full; what is written stays.
+        OSError: the disk is full, for instance; what is written stays.
     """
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
@@ -83,6 +81,4 @@ def _write_part(table: pa.Table, folder: Path) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)  # makes room for what still has to be written, such as logs
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"{folder}: no space left on this disk; free some, and the same command goes on from here") from None
-        raise
+        raise OSError(error.errno, error.strerror or str(error), str(folder)) from None

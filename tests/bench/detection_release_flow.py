@@ -29,7 +29,7 @@ GOAL = 10.0
 ROUNDS = 3
 TOKENS = 256
 SIZES = {"long": (512, 12), "short": (1024, 60)}  # sequences of ours and of theirs
-QUICK = {"long": (128, 2)}
+QUICK = {"long": (64, 2)}
 SAMPLING = {"max_tokens": TOKENS, "start": "eos", "repetition_penalty": 1.0}
 # One engine and a fresh store, so one seed for the engine does: half of vLLM's time on a CPU goes into a generator per request.
 OURS: dict[str, Any] = {"seeded": False, "engine": {"max_num_seqs": 256}}
@@ -141,7 +141,7 @@ def parent(quick: bool) -> None:
         }
         for number in range(rounds):
             for who in ("ours", "release") if number % 2 == 0 else ("release", "ours"):
-                answer, _ = common.side(__file__, who, given | {"round": number}, timeout=300)
+                answer, _ = common.side(__file__, who, given | {"round": number}, timeout=900)
                 found[who].append(answer)
                 rates = ", ".join(f"{case} {_rate(answer[case]):.1f} samples/s" for case in sizes)
                 common.note(f"round {number + 1} {who}: {rates}; load {os.getloadavg()[0]:.1f}")
@@ -151,7 +151,7 @@ def parent(quick: bool) -> None:
                 "with repetition penalty 1.1": OURS | {"generation": {"repetition_penalty": 1.1}},
             }
             for name, settings in others.items():
-                answer, _ = common.side(__file__, "ours", given | {"settings": settings, "sizes": {"long": SIZES["long"]}}, timeout=300)
+                answer, _ = common.side(__file__, "ours", given | {"settings": settings, "sizes": {"long": SIZES["long"]}}, timeout=900)
                 variants[name] = round(_rate(answer["long"]), 2)
 
     def ratios(case: str, what: str) -> list[float]:

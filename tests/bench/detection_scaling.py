@@ -44,7 +44,7 @@ SERVICE, BATCH, IN_FLIGHT = 10.0, 32, 4
 WAVES = 5  # batches per slot
 TOKENS = 256
 NODES = 4
-QUICK: dict[str, Any] = {"replicas": (1, 4), "service": 3.0, "nodes": 2, "probe": 40}
+QUICK: dict[str, Any] = {"replicas": (1, 4), "service": 2.0, "nodes": 2, "probe": 40}
 WAIT = 300.0  # for all replicas to be there, seconds
 
 

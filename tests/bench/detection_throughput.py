@@ -25,7 +25,7 @@ import common
 
 GOAL = 0.9
 SEQUENCES = {"long": 512, "short": 2048}
-QUICK = {"long": 128}
+QUICK = {"long": 64}
 ROUNDS = 3
 TOKENS = 256
 # What the product's engine resolves to on a CPU; bare LLM would take 256 and 4096 (reported beside as theirs_own_defaults).
@@ -89,7 +89,7 @@ def parent(quick: bool) -> None:
         for number in range(rounds):
             order = (("ours", "ours"), ("theirs", "bare"))
             for who, name in order if number % 2 == 0 else order[::-1]:
-                found, watch = common.side(__file__, name, given, timeout=400)
+                found, watch = common.side(__file__, name, given, timeout=900)
                 loads.append(os.getloadavg()[0])
                 for case, count in sequences.items():
                     begin, end, tokens = (found[case][key] for key in ("begin", "end", "tokens"))
@@ -98,7 +98,7 @@ def parent(quick: bool) -> None:
                     cpu = watch.cpu(begin, end) | {"wall": end - begin}
                     spent[case][who].append({kind: 1000 * seconds / count for kind, seconds in cpu.items()})
                 common.note(f"round {number + 1} {who}: " + ", ".join(f"{case} {rate[case][who][-1]:,.0f} tokens/s" for case in sequences))
-        own, _ = common.side(__file__, "bare", given | {"engine": {}}, timeout=240) if not quick else ({}, None)
+        own, _ = common.side(__file__, "bare", given | {"engine": {}}, timeout=900) if not quick else ({}, None)
 
     detail: dict[str, Any] = {"unit": "output tokens/s", "rounds": rounds, "engine": ENGINE | {"batch_size": 128, "concurrent_batches": 4}}
     for case in sequences:

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from versatune_ray.detection.distribution import PUBLISHED, given, total_variation
 from versatune_ray.detection.generate import is_degenerate
-from versatune_ray.detection.prompt import Node, Question, answer_ids, combine, nodes, render
+from versatune_ray.detection.prompt import Node, Question, answer_ids, combine, nodes, order_of, render
 from versatune_ray.errors import UserError
 
 QWEN = Path(__file__).resolve().parents[3] / "shared" / "data" / "models" / "qwen2.5_tokenizer"
@@ -79,13 +79,19 @@ def test_options_rotate_with_the_order_and_names_follow_them() -> None:
     assert "A. law: statutes\nB. code\nC. art" in asked.prompt(0)
     assert "A. code\nB. art\nC. law: statutes" in asked.prompt(1)
     assert asked.option_names(1) == ["C", "A", "B"]
-    # Texts 0 … 3 have orders 0, 1, 2, 0: law stands first, third, second, first.
-    assert asked.positions(np.arange(4))[:, 0].tolist() == [0, 2, 1, 0]
+    ids = np.arange(3000)
+    orders = order_of(ids, 3)
+    # Domain d stands at position (d - order) mod 3, as the prompts above show.
+    assert (asked.positions(ids)[:, 0] == np.array([0, 2, 1])[orders]).all()
+    # Orders are as frequent within every repeat (id mod T) as in all, T a multiple of k or not: standard deviation 0.015.
+    for repeats in (3, 5):
+        shares = [np.mean(orders[ids % repeats == repeat] == 0) for repeat in range(repeats)]
+        np.testing.assert_allclose(shares, 1 / 3, atol=0.07)
 
 
 def test_options_do_not_rotate_where_the_prompt_does_not_list_them() -> None:
     assert question(template="{text}", permute=True).orders == 1
-    assert question(labels="names", permute=True).orders == 1
+    assert question(labels="names", permute=True).option_names(2) == ["law", "code", "art"]
     assert question(permute=False).orders == 1
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from versatune_ray.cli import QUICKSTART
 from versatune_ray.config import dump, load, parse
 from versatune_ray.errors import UserError
 
@@ -20,7 +21,7 @@ def test_a_preset_fills_what_is_not_set() -> None:
     assert (found.samples, found.repeats) == (7, 1)
     assert (found.generation.max_tokens, found.generation.repetition_penalty, found.generation.start) == (20, 1.1, "eos")
     assert (found.judge.answer, found.judge.permute) == ("label", False)
-    paper = load([], ["detection.preset=paper"]).detection
+    paper = load([QUICKSTART], ["detection.preset=paper"]).detection  # what is said later overrules the file
     assert paper.samples * paper.repeats == 200_000
 
 
@@ -54,6 +55,7 @@ def test_local_models_are_named_by_their_whole_paths(tmp_path: Path, monkeypatch
         ("engine.replicas=[3, 2]", "1 ≤ least ≤ most"),
         ("tolerance=0", "greater than 0"),
         ("judge.kind=http", "judge.http.url"),
+        ("judge={kind: http, path: x, http: {url: 'http://me:secret@host/v1'}}", "put the key in the environment"),
         ("judge.kind=classifier", "judge.path: missing"),
         ("preset=papr", "'paper' or 'release'"),
     ],
@@ -69,5 +71,6 @@ def test_a_correction_needs_a_measured_judge() -> None:
 
 
 def test_replicas_that_share_vllms_seed_are_refused() -> None:
-    with pytest.raises(UserError, match="the same texts"):
-        detection("generation.seeded=false", "engine.replicas=4")
+    for replicas in ("engine.replicas=4", "models=[{path: a/x, engine: {replicas: 4}}]"):
+        with pytest.raises(UserError, match="the same texts"):
+            detection("generation.seeded=false", replicas)

@@ -24,7 +24,7 @@ from versatune_ray.detection.judge import JudgeSpec, Texts, judge, judge_spec
 from versatune_ray.detection.summary import Labelled, judged_sequences, summarize
 from versatune_ray.domains.labelled import labelled_sources, labelled_texts
 from versatune_ray.domains.sources import expand, fingerprint
-from versatune_ray.errors import DiskFull, Incomplete, one_line, root_cause
+from versatune_ray.errors import Incomplete, UserError, is_disk_full, one_line
 from versatune_ray.run_folder import say
 from versatune_ray.settings import Config, Subject
 
@@ -74,15 +74,20 @@ def detect(subjects: Sequence[Subject], config: Config, *, gpu: bool) -> Detecti
             source = generator(name, subject.path, subject.engine, config)
             result.detected[name] = Detected(source, spec.folder(cache, source.folder.name))
     labelled = _labelled(config, spec)
+    if settings.estimate == "corrected" and labelled is None:
+        raise UserError(
+            "detection.estimate: corrected needs at least two labelled texts of every domain (domains.NAME.labelled, or records)"
+        )
     cap = settings.samples * settings.repeats
     targets = dict.fromkeys(result.detected, cap if settings.tolerance is None else min(cap, _PILOT))
     while targets:
         _round(result, targets, labelled, alone, exclude_degenerate=settings.exclude_degenerate)
-        targets = {
-            name: wanted
-            for name, count in targets.items()
-            if name in result.detected and count < cap and (wanted := _wanted(spec, result.detected[name], config)) > count
-        }
+        wanted = {}
+        for name, count in targets.items():
+            if name in result.detected and count < cap:
+                with _Failing(name, result, alone):
+                    wanted[name] = _wanted(spec, result.detected[name], config)
+        targets = {name: count for name, count in wanted.items() if count > targets[name]}
     for name, one in list(result.detected.items()):
         with _Failing(name, result, alone):
             one.distribution = summarize(one, spec, settings, labelled)
@@ -114,7 +119,7 @@ def _round(result: Detections, targets: Mapping[str, int], labelled: Labelled | 
     result.seconds["judging"] += time.monotonic() - began
     for one, number in zip(there, answered, strict=False):
         one.work["judged"] += number
-    say("detection", f"{sum(answered):,} texts judged, {sum(source.size for source in texts) - sum(answered):,} were there before")
+    say("detection", f"{sum(answered):,} texts judged" + (", labelled ones among them" if labelled is not None and answered[-1] else ""))
     result.reused = result.reused and not any(answered) and not any(one.work["generated"] for one in there)
 
 
@@ -148,11 +153,11 @@ def _labelled(config: Config, spec: JudgeSpec) -> Labelled | None:
     if without:
         say("detection", f"the judge is not measured: no labelled texts or records of {', '.join(without)}")
         return None
-    inputs = {}
+    inputs = []  # in domain order, which the truth is told in
     for name, domain in config.domains.items():
         side, specs = labelled_sources(domain)
         listed = [source for spec in specs for source in expand(spec, f"domains.{name}.{side}", texts=side == "labelled")]
-        inputs[name] = [side, fingerprint(listed)]
+        inputs.append([name, side, fingerprint(listed)])
     parts = {"inputs": inputs, "limit": limit, "fraction": config.data.validation_fraction}
 
     def build(work: Path) -> None:
@@ -165,7 +170,12 @@ def _labelled(config: Config, spec: JudgeSpec) -> Labelled | None:
         np.save(work / "truth.npy", np.array([row["truth"] for row in rows], dtype=np.int64))
 
     folder, _ = cached(config.cache_folder, "labelled", parts, build)
-    return Labelled(folder, np.load(folder / "truth.npy"), spec.folder(config.cache_folder, folder.name))
+    truth = np.load(folder / "truth.npy")
+    few = [name for name, count in zip(config.domains, np.bincount(truth, minlength=len(config.domains)), strict=True) if count < 2]
+    if few:
+        say("detection", f"the judge is not measured: fewer than two labelled texts of {', '.join(few)}")
+        return None
+    return Labelled(folder, truth, spec.folder(config.cache_folder, folder.name))
 
 
 class _Failing:
@@ -178,7 +188,7 @@ class _Failing:
         return
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
-        if not isinstance(error, Exception) or self._alone or isinstance(root_cause(error), DiskFull):
+        if not isinstance(error, Exception) or self._alone or is_disk_full(error):
             return False
         self._result.detected.pop(self._name, None)
         self._result.failed[self._name] = one_line(error)

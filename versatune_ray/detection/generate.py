@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from versatune_ray.cache import held, key_of, write_json
-from versatune_ray.engine import vllm_stage
+from versatune_ray.engine import decisive, vllm_stage
 from versatune_ray.models import check_length, model_fingerprint
 from versatune_ray.parts import finished_ids, write_parts
 from versatune_ray.settings import Config, Engine, Generation
@@ -67,7 +68,7 @@ def generator(name: str, path: str, engine: Engine, config: Config) -> Generator
         "model": fingerprint,
         "start": start,
         "generation": settings.model_dump(exclude={"start"}),
-        "options": engine.options,
+        "options": decisive(engine.options),
         "seed": config.seed,
     }
     folder = config.cache_folder / "generated" / key_of(parts)
@@ -121,7 +122,7 @@ def generate(source: Generator, count: int, *, gpu: bool) -> int:
 
         options: dict[str, Any] = {"max_model_len": source.generation.max_tokens + 1}
         if not seeded:  # vLLM seeds every engine alike: one that goes on must not write again what is there
-            options["seed"] = _seed(seed, int(missing[0]))
+            options["seed"] = secrets.randbits(31)
         engine = source.engine.model_copy(update={"options": options | source.engine.options})
         stage = vllm_stage(source.path, engine, prepare, keep, gpu=gpu, trust_remote_code=source.trust_remote_code)
         blocks = np.array_split(missing, math.ceil(len(missing) / engine.batch_size))
@@ -131,7 +132,8 @@ def generate(source: Generator, count: int, *, gpu: bool) -> int:
 
 def text_row(number: int, text: str, tokens: int, degenerate: bool) -> Row:
     """A row of ``GENERATED``."""
-    digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
+    text = text.encode("utf-8", "replace").decode()  # half a Unicode character cannot be stored
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return {
         "id": int(number),
         "text": text,

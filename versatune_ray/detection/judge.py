@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from versatune_ray.cache import held, key_of, write_json
 from versatune_ray.detection import prompt
+from versatune_ray.detection.prompt import order_of
+from versatune_ray.engine import decisive
 from versatune_ray.models import load_plain_tokenizer, model_fingerprint
 from versatune_ray.parts import finished_ids, read_rows, write_parts
 from versatune_ray.settings import Config, Judge
@@ -75,16 +77,15 @@ class JudgeSpec:
     def key(self) -> dict[str, Any]:
         """Everything that an answer depends on."""
         settings = self.settings
-        asked = {name: getattr(settings, name) for name in ("kind", "labels", "answer", "answer_tokens", "max_text_tokens", "classes")}
-        prompts = [self.question.prompt(order) for order in range(self.question.orders)]
-        options = settings.engine.options if settings.kind == "vllm" else {}
-        return asked | {
-            "format": _FORMAT,
-            "model": self.fingerprint,
-            "domains": self.question.domains,
-            "prompts": prompts,
-            "options": options,
-        }
+        asked = {name: getattr(settings, name) for name in ("kind", "max_text_tokens")}
+        asked |= {"format": _FORMAT, "model": self.fingerprint, "domains": self.question.domains}
+        if settings.kind == "classifier":
+            return asked | {"classes": settings.classes}
+        asked |= {name: getattr(settings, name) for name in ("labels", "answer", "chat_template_kwargs")}
+        asked["prompts"] = [self.question.prompt(order) for order in range(self.question.orders)]
+        asked["answer_tokens"] = settings.answer_tokens if settings.answer == "label" else 1
+        asked["options"] = decisive(settings.engine.options) if settings.kind == "vllm" else {}
+        return asked
 
     @cached_property
     def nodes(self) -> list[prompt.Node]:
@@ -138,13 +139,18 @@ def judge_spec(config: Config, *, gpu: bool) -> JudgeSpec:
 
 def judge(spec: JudgeSpec, texts: Sequence[Texts]) -> list[int]:
     """Ask the judge about every text that it has not answered for yet, all in one pass; returns how many each source had."""
+    # Two names may stand for one model: its texts are asked about once.
+    first = {source.judged: store for store, source in reversed(list(enumerate(texts)))}
+
+    def left() -> list[Part]:
+        return [part for store, source in enumerate(texts) if first[source.judged] == store for part in unjudged_parts(spec, store, source)]
+
     with ExitStack() as locks:
-        for judged in sorted({source.judged for source in texts}):  # one order for every job, so that two cannot wait for each other
+        # One order for every job, so that two cannot wait for each other; and only what has to be done is locked.
+        for judged in sorted({texts[part.store].judged for part in left()}):
             judged.mkdir(parents=True, exist_ok=True)
             locks.enter_context(held(judged))
-        # Two names may stand for one model: its texts are asked about once.
-        first = {source.judged: store for store, source in reversed(list(enumerate(texts)))}
-        parts = [part for store, source in enumerate(texts) if first[source.judged] == store for part in _unjudged(spec, store, source)]
+        parts = left()
         asked = [sum(len(part.ids) for part in parts if part.store == store) for store in range(len(texts))]
         if parts:
             for source in texts:
@@ -169,7 +175,7 @@ def requests(spec: JudgeSpec, parts: Sequence[Part]) -> Any:
                 "id": ids,
                 "store": np.full(len(ids), batch["store"][0].as_py(), dtype=np.int64),
                 "text": pc.utf8_slice_codeunits(texts, 0, longest),
-                "order": numbers % orders,
+                "order": order_of(numbers, orders),
                 "node": ids % each,
             }
         )
@@ -185,7 +191,9 @@ def requests(spec: JudgeSpec, parts: Sequence[Part]) -> Any:
 
     size = -(-len(parts) // _MOST_BLOCKS)
     blocks = [block(parts[start : start + size]) for start in range(0, len(parts), size)]
-    return ray.data.from_arrow(blocks).map_batches(read, batch_size=1, batch_format="pyarrow")
+    rows = ray.data.from_arrow(blocks).map_batches(read, batch_size=1, batch_format="pyarrow")
+    # A task gives its rows when it ends: small blocks are written soon after they are answered.
+    return rows.repartition(target_num_rows_per_block=spec.settings.engine.batch_size)
 
 
 def stage(spec: JudgeSpec, rows: Any) -> Any:
@@ -215,7 +223,7 @@ class Answers(NamedTuple):
 
 def read_answers(spec: JudgeSpec, folder: Path, count: int) -> Answers:
     """The complete answers about the first ``count`` texts."""
-    table = read_rows(folder, ["id", "values", "mass", "answer", "discarded"])
+    table = read_rows(folder, JUDGED, ["id", "values", "mass", "answer", "discarded"])
     ids, each = table["id"].to_numpy(), spec.requests
     texts, asked = np.unique(ids // each, return_counts=True)
     complete = texts[(asked == each) & (texts < count)]
@@ -232,9 +240,9 @@ def read_answers(spec: JudgeSpec, folder: Path, count: int) -> Answers:
     return Answers(complete, spec.shares(complete, values.reshape(-1, each, width)), mass, written, first)
 
 
-def _unjudged(spec: JudgeSpec, store: int, source: Texts) -> list[Part]:
+def unjudged_parts(spec: JudgeSpec, store: int, source: Texts) -> list[Part]:
     """Per part of a store, the requests still to be made."""
-    done = finished_ids(source.judged, retry_failed=spec.settings.kind == "http")
+    done = finished_ids(source.judged)
     found = []
     for part in sorted(source.folder.glob("*.parquet")):
         table = pyarrow.parquet.read_table(part, columns=["id", "degenerate", "discarded"])

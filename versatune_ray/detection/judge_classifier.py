@@ -15,15 +15,16 @@ from versatune_ray.errors import UserError
 class Classifier:
     """UDF of Ray Data, loaded once per replica."""
 
-    def __init__(self, path: str, classes: Sequence[int], max_tokens: int, trust_remote_code: bool):
+    def __init__(self, path: str, classes: Sequence[int], max_tokens: int, *, gpu: bool, trust_remote_code: bool):
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        self._torch, self._classes, self._max_tokens = torch, list(classes), max_tokens
+        self._torch, self._classes = torch, list(classes)
         self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._max_tokens = min(max_tokens, self._tokenizer.model_max_length)  # RoBERTa's positions begin at 2
+        self._device = "cuda" if gpu else "cpu"
         model = AutoModelForSequenceClassification.from_pretrained(path, trust_remote_code=trust_remote_code, use_safetensors=True)
         model.config.pad_token_id = self._tokenizer.pad_token_id
         self._model = model.eval().to(self._device)
@@ -64,7 +65,8 @@ def classifier_stage(spec: JudgeSpec, rows: Any) -> Any:
     replicas = engine.replicas if isinstance(engine.replicas, int) else tuple(engine.replicas)
     return rows.map_batches(
         Classifier,
-        fn_constructor_args=(spec.model, classes, longest, spec.trust_remote_code),
+        fn_constructor_args=(spec.model, classes, longest),
+        fn_constructor_kwargs={"gpu": spec.gpu, "trust_remote_code": spec.trust_remote_code},
         batch_size=min(engine.batch_size, 32),
         batch_format="pyarrow",
         concurrency=(1, replicas) if isinstance(replicas, int) else replicas,

@@ -23,7 +23,7 @@ def vllm_judge(spec: JudgeSpec, rows: Any) -> Any:
     """
     settings, question, parted = spec.settings, spec.question, spec.nodes
     tokenizer = load_plain_tokenizer(spec.model, spec.trust_remote_code)
-    prompts = [render(tokenizer, question.prompt(order)) for order in range(question.orders)]
+    prompts = [render(tokenizer, question.prompt(order), settings.chat_template_kwargs) for order in range(question.orders)]
     names = [question.option_names(order) for order in range(question.orders)]
     path, remote, longest_text = spec.model, spec.trust_remote_code, settings.max_text_tokens
     written = settings.answer_tokens if settings.answer == "label" else 1

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from versatune_ray.detection.generate import generator
-from versatune_ray.detection.judge import JudgeSpec, judge_spec
+from versatune_ray.detection.judge import JudgeSpec, Texts, judge_spec, unjudged_parts
+from versatune_ray.domains.labelled import labelled_sources
 from versatune_ray.errors import one_line
 from versatune_ray.parts import finished_ids
 from versatune_ray.settings import Config, Engine, Subject
@@ -21,13 +22,14 @@ def plan(config: Config, subjects: Sequence[Subject]) -> str:
     spec = None if settings.judge.path is None else judge_spec(config, gpu=config.device != "cpu")
     stop = "" if settings.tolerance is None else f", fewer once every interval is within ± {100 * settings.tolerance:g} %"
     lines = [f"{len(subjects)} model(s), up to {cap:,} sequences each{stop}, of at most {settings.generation.max_tokens:,} tokens", ""]
-    unjudged = labelled = settings.judge.records * len(config.domains)
+    has_labelled = all(labelled_sources(domain)[1] for domain in config.domains.values())
+    unjudged = labelled = settings.judge.records * len(config.domains) if has_labelled else 0
     failed = 0
     for subject in subjects:
         name = subject.name or Path(subject.path).name
         try:
             lines += _model(name, subject, config, cap)
-            unjudged += cap - _judged(spec, subject, name, config)
+            unjudged += _unasked(spec, subject, name, config, cap)
         except Exception as error:  # the same that would set this model aside in the job
             lines.append(f"{name}: cannot be detected: {one_line(error)}")
             failed += 1
@@ -61,12 +63,15 @@ def _judge(spec: JudgeSpec | None, config: Config, unjudged: int, labelled: int)
     return [*lines, f"  {_placed(spec.settings.engine)}; {memory(spec.model, spec.settings.engine, shown + 512, config)}"]
 
 
-def _judged(spec: JudgeSpec | None, subject: Subject, name: str, config: Config) -> int:
-    if spec is None:
-        return 0
+def _unasked(spec: JudgeSpec | None, subject: Subject, name: str, config: Config, cap: int) -> int:
+    """Sequences that the judge has yet to read, those that have yet to be written among them."""
     source = generator(name, subject.path, subject.engine, config)
-    ids = finished_ids(spec.folder(config.cache_folder, source.folder.name)) // spec.requests
-    return int((ids < config.detection.samples * config.detection.repeats).sum()) // spec.requests
+    there = finished_ids(source.folder)
+    left = cap - int((there < cap).sum())
+    if spec is None:
+        return cap
+    texts = Texts(source.folder, cap, spec.folder(config.cache_folder, source.folder.name), config.detection.exclude_degenerate)
+    return left + sum(len(part.ids) for part in unjudged_parts(spec, 0, texts)) // spec.requests
 
 
 def _placed(engine: Engine) -> str:
@@ -84,11 +89,14 @@ def memory(path: str, engine: Engine, tokens: int, config: Config) -> str:
     Parameters are counted on a model without storage; key-value heads are split over the devices like the weights.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     shape = AutoConfig.from_pretrained(path, trust_remote_code=config.model.trust_remote_code)
+    classifies = any("SequenceClassification" in name for name in shape.architectures or ())
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape, trust_remote_code=config.model.trust_remote_code)
+        model = (AutoModelForSequenceClassification if classifies else AutoModelForCausalLM).from_config(
+            shape, trust_remote_code=config.model.trust_remote_code
+        )
     dtype = torch.float32 if config.device == "cpu" else getattr(shape, "dtype", None) or torch.bfloat16
     size = torch.empty(0, dtype=dtype).element_size()
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads

@@ -34,8 +34,8 @@ _MARK = "\u2063text\u2063"  # an invisible separator that no template changes
 class Question:
     """What the judge is asked about every text.
 
-    ``permute`` rotates the lettered options from text to text: with order r, position j shows domain (j + r) mod k. It does
-    nothing where the prompt lists no ``{options}``, or where the options are called by their names.
+    ``permute`` rotates the options from text to text: with order r, position j shows domain (j + r) mod k. It does nothing where
+    the prompt lists no ``{options}``.
 
     Raises:
         UserError: the template has no ``{text}``, or there are more domains than letters.
@@ -48,8 +48,11 @@ class Question:
     permute: bool = False
 
     def __post_init__(self) -> None:
-        if "{text}" not in self.template:
-            raise UserError(f"detection.judge.prompt: {self.template!r} has no {{text}}")
+        if self.template.count("{text}") != 1:
+            raise UserError(f"detection.judge.prompt: {self.template!r} has no {{text}}, or more than one")
+        for domain, about in self.descriptions.items():
+            if "{text}" in about or "{text}" in domain:
+                raise UserError(f"domains.{domain}.description: {{text}} stands for the text that is judged and can be in the prompt only")
         if self.labels == "letters" and len(self.domains) > len(LETTERS):
             raise UserError(
                 f"detection: {len(self.domains)} domains, but a lettered question has at most {len(LETTERS)} options; merge some domains"
@@ -58,7 +61,7 @@ class Question:
     @property
     def orders(self) -> int:
         """Number of orders in use: k or 1."""
-        return len(self.domains) if self.permute and self.labels == "letters" and "{options}" in self.template else 1
+        return len(self.domains) if self.permute and "{options}" in self.template else 1
 
     def option_names(self, order: int) -> list[str]:
         """What the answer spells for every domain, in domain order."""
@@ -80,8 +83,16 @@ class Question:
     def positions(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where each domain stood in the question about each text, [n, k]."""
         k = len(self.domains)
-        shift = (np.arange(k)[None, :] - (ids % self.orders)[:, None]) % k
+        shift = (np.arange(k)[None, :] - order_of(ids, self.orders)[:, None]) % k
         return np.asarray(shift, dtype=np.int64)
+
+
+def order_of(ids: NDArray[np.int64], orders: int) -> NDArray[np.int64]:
+    """The order in which options are put to each text, [n]: by a hash (SplitMix64), so that orders and repeats do not go together."""
+    mixed = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return np.asarray((mixed ^ (mixed >> np.uint64(31))) % np.uint64(orders), dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -139,14 +150,16 @@ def combine(parted: Sequence[Node], values: Sequence[NDArray[np.float64]], label
     return shares
 
 
-def render(tokenizer: Any, prompt: str) -> tuple[list[int], list[int]]:
+def render(tokenizer: Any, prompt: str, template_settings: Mapping[str, Any] | None = None) -> tuple[list[int], list[int]]:
     """Token ids before and after the text. The part before is the same for all texts of one order, so that prefix caching bites.
 
     The tokenizer's chat template is used if it has one.
     """
     text = prompt.replace("{text}", _MARK)
     if getattr(tokenizer, "chat_template", None):
-        text = tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, **(template_settings or {})
+        )
     before, after = text.split(_MARK)
     ids = tokenizer.encode(before, add_special_tokens=False)
     bos = tokenizer.bos_token_id

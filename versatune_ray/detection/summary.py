@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from versatune_ray.cache import write_json
 from versatune_ray.detection.calibration import JudgeQuality, corrected, measure
 from versatune_ray.detection.distribution import Array, estimate, half_width, published_for, total_variation
-from versatune_ray.detection.generate import Generator
+from versatune_ray.detection.generate import GENERATED, Generator
 from versatune_ray.detection.judge import JudgeSpec, read_answers
+from versatune_ray.detection.prompt import order_of
 from versatune_ray.errors import UserError
 from versatune_ray.parts import read_rows
 from versatune_ray.settings import Detection
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from versatune_ray.detection.detect import Detected
 
 _DEGENERATE = "degenerate generation (one token repeated)"
+
+
+_LOW_MASS = 0.5
 
 
 class Labelled(NamedTuple):
@@ -57,7 +61,7 @@ class Sequences(NamedTuple):
 
 def judged_sequences(spec: JudgeSpec, folder: Path, judged: Path, count: int, *, exclude_degenerate: bool) -> Sequences:
     """Read sequences and answers together; texts stay on the disk."""
-    table = read_rows(folder, ["id", "tokens", "text_hash", "degenerate", "discarded"])
+    table = read_rows(folder, GENERATED, ["id", "tokens", "text_hash", "degenerate", "discarded"])
     table = table.filter(pa.compute.less(table["id"], count))
     ids, degenerate = table["id"].to_numpy(), table["degenerate"].to_numpy()
     answers = read_answers(spec, judged, count)
@@ -92,10 +96,6 @@ def summarize(one: Detected, spec: JudgeSpec, settings: Detection, labelled: Lab
     shares, repeat = found.shares[kept], found.ids[kept] % settings.repeats
     raw = estimate(shares, repeat, settings.repeats)
     quality, mass = (None, float("nan")) if labelled is None else _quality(spec, labelled)
-    if quality is None and settings.estimate == "corrected":
-        raise UserError(
-            "detection.estimate: corrected needs at least two labelled texts of every domain (domains.NAME.labelled, or records)"
-        )
     known, published = _known(source.path, domains), published_for(source.path, domains)
     cap = settings.samples * settings.repeats
     return {
@@ -104,7 +104,7 @@ def summarize(one: Detected, spec: JudgeSpec, settings: Detection, labelled: Lab
         "domains": list(domains),
         "share": raw.share.tolist(),
         "ci95": raw.ci95.tolist(),
-        "repeats": raw.repeats.tolist(),
+        "repeats": [None if np.isnan(share).any() else share.tolist() for share in raw.repeats],
         "repeats_differ": raw.differ,
         "samples": len(kept),
         "tokens": int(found.tokens.sum()),
@@ -117,6 +117,7 @@ def summarize(one: Detected, spec: JudgeSpec, settings: Detection, labelled: Lab
         },
         "tolerance": {"asked": settings.tolerance, "reached": half_width(raw), "rounds": one.rounds, "cap": cap},
         "judge": spec.model,
+        "mass": float(found.mass[kept].mean()),
         "judge_quality": None if quality is None else _shown(quality, mass),
         "positions": _positions(spec, found.ids[kept], shares),
         "corrected": None if quality is None else _corrected(shares, quality, known, settings),
@@ -170,6 +171,11 @@ def account(distributions: Mapping[str, Mapping[str, Any]]) -> list[str]:
         work, lost = found["work"], found["discarded"]
         line = f"{name}: {found['samples']:,} sequences, {work['reused']:,} of them reused; {lost['total']:,} discarded"
         lines.append(line + (f" ({', '.join(f'{reason}: {n:,}' for reason, n in lost['reasons'].items())})" if lost["total"] else ""))
+        if found["mass"] < _LOW_MASS:
+            given = f"{100 * found['mass']:.2g} %"
+            lines.append(
+                f"{name}: the judge gives the options only {given} of its probability; it wants to say something else (see its prompt)"
+            )
         tolerance = found["tolerance"]
         if tolerance["asked"] is not None and tolerance["reached"] > tolerance["asked"]:
             reached = f"± {100 * tolerance['reached']:.2f} %"
@@ -188,10 +194,6 @@ def account(distributions: Mapping[str, Mapping[str, Any]]) -> list[str]:
         lines.append(f"judge, on {sum(quality['records'])} labelled records: {numbers}; worst in {worst[1]} ({100 * worst[0]:.0f} %)")
         if quality["log_loss"] >= quality["chance"]:
             lines.append("judge: NO BETTER THAN CHANCE; mend its prompt or choose another before believing these shares")
-        if quality["mass"] < 0.5:
-            lines.append(
-                f"judge: gives only {100 * quality['mass']:.1f} % of its probability to the options; it wants to answer something else"
-            )
     return lines
 
 
@@ -273,7 +275,8 @@ def _positions(spec: JudgeSpec, ids: NDArray[np.int64], shares: Array) -> dict[s
     by_position = np.zeros_like(shares)
     np.put_along_axis(by_position, spec.question.positions(ids), shares, axis=1)
     # Orders that some texts are missing from must not weigh less.
-    groups = [by_position[ids % spec.question.orders == order] for order in range(spec.question.orders)]
+    orders = order_of(ids, spec.question.orders)
+    groups = [by_position[orders == order] for order in range(spec.question.orders)]
     means = np.array([group.mean(axis=0) for group in groups if len(group) > 1])
     errors = np.array([group.var(axis=0, ddof=1) / len(group) for group in groups if len(group) > 1])
     if len(means) < spec.question.orders:

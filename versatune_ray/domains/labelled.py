@@ -28,15 +28,15 @@ def labelled_texts(domains: Mapping[str, Domain], data: Data, limit: int) -> dic
 
 
 def _lowest(texts: Iterable[tuple[int, str]], limit: int) -> list[str]:
-    seen: dict[int, str] = {}
+    seen: set[int] = set()
 
-    def new() -> Iterator[int]:
+    def new() -> Iterator[tuple[int, str]]:
         for number, text in texts:
             if number not in seen:
-                seen[number] = text
-                yield number
+                seen.add(number)
+                yield number, text
 
-    return [seen[number] for number in heapq.nsmallest(limit, new())]
+    return [text for _, text in heapq.nsmallest(limit, new())]
 
 
 def _texts(domain: Domain, data: Data, name: str) -> Iterator[tuple[int, str]]:

@@ -39,7 +39,10 @@ def prepare(config: Config, need_base: bool, need_judge: bool, make: bool = True
             "detection.judge.path: missing; name a judge model, or give detection.distribution, "
             "or start without detection (mixture.start=uniform)"
         )
-    config = _with_labelled(_with_domains(config))
+    made_here = bool(config.base.corpora) or not config.domains  # else the microworld says nothing about the domains
+    config = _with_domains(config)
+    if made_here and config.base.held_out:
+        config = _with_labelled(config)
     if need_judge and not config.base.judge_rows:
         raise UserError("base.judge_rows: 0 makes no tiny judge; name one in detection.judge.path")
     wanted = {BASE_FOLDER: need_base, JUDGE_FOLDER: need_judge}
@@ -81,8 +84,6 @@ def _with_domains(config: Config) -> Config:
 
 def _with_labelled(config: Config) -> Config:
     """Held-out texts of ``base.corpora``, or of the microworld, measure the judge: they are what a base model made here writes like."""
-    if config.model.path is not None or not config.base.held_out:
-        return config
     _, held_out = _texts(config)
     # In pieces as long as a sequence may be: documents are few, and what the base model writes begins anywhere in one.
     size = config.base.row_tokens * _CHARACTERS_PER_TOKEN

@@ -23,7 +23,10 @@ def doubts(detections: Sequence[Detection], failed: Iterable[str]) -> list[str]:
     found = [f"{listing(names)} could not be detected; the reasons are under “Detected shares”."] if names else []
     found += _judge(detections)
     kinds: tuple[tuple[str, Callable[[Detection], str]], ...] = (
-        ("The repeats of a model should agree, but differ more than chance allows: {}. Their intervals come from the repeats, and are wide.", _differ),
+        (
+            "Repeats should agree, but differ more than chance allows: {}. The intervals come from the repeats, and are wide.",
+            _differ,
+        ),
         ("The tolerance was not reached: {}. More generations would be needed.", _tolerance),
         (
             "Many generations could not be judged and were discarded: {}. If some domains are discarded more often, the shares are off.",

@@ -176,7 +176,7 @@ class Config(Section):
         if len(self.domains) == 1:
             raise ValueError(f"domains: {next(iter(self.domains))!r} is the only one; name at least two, or none for the microworld")
         for name, domain in self.domains.items():
-            if not name or "/" in name or name in ("id", "repeat", "text", "tokens", "discarded"):
+            if not name or "/" in name or name in ("id", "repeat", "text", "tokens", "answer", "discarded"):
                 raise ValueError(f"domains: {name!r} cannot be a domain's name; it would clash with a column or a folder")
             if not domain.train and not self.detection.models:  # jobs/detect.py needs names and descriptions only
                 raise ValueError(f"domains.{name}.train: missing; name a file, a folder, a URI or a dataset id")

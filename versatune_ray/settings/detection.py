@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import field_validator, model_validator
@@ -68,6 +69,7 @@ class Judge(Section):
     answer_tokens: int = setting(512, "longest written answer, with `answer: label`", "tokens", ge=1)
     permute: bool = setting(True, "rotate the options from text to text, where the prompt lists them, so that a liking for A cancels")
     max_text_tokens: int = setting(1024, "tokens of a text shown to the judge (over HTTP four characters count as one)", "tokens", ge=1)
+    chat_template_kwargs: dict[str, Any] = setting(dict, "for the judge's chat template, such as {enable_thinking: false}")
     classes: dict[str, str] = setting(dict, "classifier: domain → its class; none: classes are called like the domains")
     records: int = setting(100, "labelled records per domain, held out, on which the judge is measured; 0: it is not", "records", ge=0)
     http: Http = setting(Http, "the endpoint, with `kind: http`")
@@ -118,8 +120,7 @@ class Detection(Section):
     @model_validator(mode="before")
     @classmethod
     def _with_preset(cls, value: Any) -> Any:
-        preset = _PRESETS.get(str(value.get("preset"))) if isinstance(value, Mapping) else None
-        return value if preset is None else _under(value, preset)
+        return with_preset(value) if isinstance(value, Mapping) else value
 
     @field_validator("models", mode="before")
     @classmethod
@@ -140,13 +141,17 @@ class Detection(Section):
             raise ValueError("judge.path: missing; name the sequence-classification model")
         if self.estimate == "corrected" and not judge.records:
             raise ValueError("judge.records: 0 measures no judge, so estimate: corrected has nothing to correct by")
-        if not self.generation.seeded and self.engine.replicas not in (1, [1, 1]):
-            raise ValueError("generation.seeded: false with several replicas would write the same texts in each: vLLM seeds them alike")
+        userinfo = urlsplit(judge.http.url or "")
+        if userinfo.username or userinfo.password or userinfo.query:
+            raise ValueError("judge.http.url: a name, a password or a query in it would be written down; put the key in the environment")
         models = []
         for subject in self.models:
             own = {key: getattr(subject.engine, key) for key in subject.engine.model_fields_set}
             engine = self.engine.model_copy(update=own)
             models.append(subject.model_copy(update={"name": subject.name or Path(subject.path).name, "engine": engine}))
+        engines = [self.engine, *(model.engine for model in models)]
+        if not self.generation.seeded and any(engine.replicas not in (1, [1, 1]) for engine in engines):
+            raise ValueError("generation.seeded: false with several replicas would write the same texts in each: vLLM seeds them alike")
         names = [str(model.name) for model in models]
         for name in names:
             if not name or name.startswith(".") or "/" in name:
@@ -155,6 +160,12 @@ class Detection(Section):
                 raise ValueError(f"models: {name!r} is there {names.count(name)} times; give each its own name with {{path: …, name: …}}")
         object.__setattr__(self, "models", models)
         return self
+
+
+def with_preset(detection: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The keys of ``detection``, and those of the preset that it names and does not overrule."""
+    preset = _PRESETS.get(str(detection.get("preset")))
+    return detection if preset is None else _under(detection, preset)
 
 
 def _under(given: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
