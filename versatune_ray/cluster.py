@@ -11,7 +11,7 @@ from typing import Any
 
 
 def connect(verbose: bool = False) -> None:
-    """Join the cluster named by ``RAY_ADDRESS`` or running on this machine; else start one for this process alone.
+    """Join the cluster named by ``RAY_ADDRESS`` or made by ``ray start`` on this machine; else start one for this process alone.
 
     Token authentication stays on. A cluster that was not started here is never stopped. With ``verbose``, the workers' logs are shown.
     """
@@ -28,13 +28,14 @@ def connect(verbose: bool = False) -> None:
     options: dict[str, Any] = {"runtime_env": {"env_vars": environment}, "log_to_driver": verbose}
     if not verbose:
         options["logging_level"] = logging.WARNING
-    try:
-        ray.init(address="auto", **options)
-    except ConnectionError:
+    address = _running()
+    if address is not None:
+        ray.init(address=address, **options)
+    else:
         folder = tempfile.mkdtemp(prefix="versatune-ray-")  # short: Ray puts sockets in it, whose paths must stay under 107 bytes
         os.environ["TMPDIR"] = folder  # what workers and engines leave behind, such as vLLM's sockets, goes with it
         # Ray's CPUs are logical: with fewer than four, a data stage and a worker group can wait for each other for ever.
-        ray.init(num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, _temp_dir=folder, **options)
+        ray.init("local", num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, _temp_dir=folder, **options)
 
         def stop() -> None:
             ray.shutdown()
@@ -43,6 +44,21 @@ def connect(verbose: bool = False) -> None:
         atexit.register(stop)
     if not verbose:
         _quiet()
+
+
+def _running() -> str | None:
+    """The cluster that ``RAY_ADDRESS`` names or ``ray start`` made here, or None.
+
+    Ray's own ``auto`` would also join a cluster that another job started for itself, and die with it.
+    """
+    from ray._private.services import find_gcs_addresses
+    from ray._private.utils import read_ray_address
+
+    named = os.environ.get("RAY_ADDRESS")
+    if named:
+        return None if named == "local" else named
+    address = read_ray_address()
+    return address if address in find_gcs_addresses() else None
 
 
 def _quiet() -> None:

@@ -12,6 +12,10 @@ class UserError(Exception):
     """
 
 
+class DiskFull(UserError):
+    """Nothing more can be written. What is written stays, and the same command goes on from there."""
+
+
 class Incomplete(Exception):
     """What could be done is done and kept; the message says what could not. Jobs print it and exit with status 1."""
 
@@ -28,13 +32,13 @@ def root_cause(error: BaseException) -> BaseException:
 
 def is_disk_full(error: BaseException) -> bool:
     cause = root_cause(error)
-    return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(cause, DiskFull) or (isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT))
 
 
 def one_line(error: BaseException) -> str:
     """The cause in one line: the message of a mistake, the last line and the type of anything else."""
     cause = root_cause(error)
-    if is_disk_full(cause):
+    if isinstance(cause, OSError) and is_disk_full(cause):
         where = f" ({name})" if (name := getattr(cause, "filename", None)) else ""
         return f"no space left on the disk{where}; free some, and the same command goes on from here"
     lines = [line for line in str(cause).strip().splitlines() if line.strip() and "For further information" not in line]

@@ -48,6 +48,22 @@ def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
     return digest.hexdigest()
 
 
+def check_weights(path: str) -> None:
+    """A file that was cut off is told at once, and not by an engine that does not start.
+
+    Raises:
+        UserError: naming the file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    for file in sorted(Path(path).expanduser().glob("*.safetensors")):
+        try:
+            with safe_open(file, "numpy"):  # reads the header, and holds it against the file's size
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file}: no intact safetensors file: {error}") from None
+
+
 def check_length(key: str, tokens: int, model: str, trust_remote_code: bool) -> None:
     """What is longer than a model's context fails deep inside vLLM, or trains positions that the model does not have.
 

@@ -19,6 +19,7 @@ import pyarrow.dataset
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from versatune_ray.errors import DiskFull, is_disk_full
 from versatune_ray.progress import Bar
 
 
@@ -48,7 +49,7 @@ def write_parts(rows: Any, folders: Sequence[Path], schema: Mapping[str, pa.Data
     it and appears whole or not at all: a batch that Ray computes twice is there once. Returns the number of rows written.
 
     Raises:
-        OSError: the disk is full, for instance; what is written stays.
+        DiskFull: what is written stays.
     """
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,4 +82,6 @@ def _write_part(table: pa.Table, folder: Path) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)  # makes room for what still has to be written, such as logs
-        raise OSError(error.errno, error.strerror or str(error), str(folder)) from None
+        if is_disk_full(error):  # with one argument: Ray adds advice of its own to an exception's arguments
+            raise DiskFull(f"{folder}: no space left on this disk; free some, and the same command goes on from here") from None
+        raise

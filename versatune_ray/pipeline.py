@@ -123,8 +123,10 @@ class Run:
             assert self.detection
             return self.report()
         found, failed = self._detect(self.config.detection.models or [Subject(path=self.model, engine=settings.engine)])
-        write_comparison(found, self.folder.path / "detection" / "comparison.csv")
         self.folder.write("detection/failed.json", failed)
+        if not found:
+            raise Incomplete("no model is detected: " + "; ".join(f"{name}: {reason}" for name, reason in failed.items()))
+        write_comparison(found, self.folder.path / "detection" / "comparison.csv")
         print("\n" + "\n".join(comparison(found)) + "\n", flush=True)
         page = self.report()
         if failed:

@@ -26,6 +26,7 @@ WORKERS = ("engine actor", "engine core", "engine worker", "map tasks")
 def detect(given: dict[str, Any]) -> Any:
     from versatune_ray.detection.generate import generate
     from versatune_ray.detection.judge import Texts, judge
+    from versatune_ray.detection.judge_vllm import vllm_judge  # noqa: F401 - loaded now: the sources may change during a long run
 
     count = given["count"]
     folder = Path(tempfile.mkdtemp())

@@ -24,7 +24,7 @@ from versatune_ray.detection.judge import JudgeSpec, Texts, judge, judge_spec
 from versatune_ray.detection.summary import Labelled, judged_sequences, summarize
 from versatune_ray.domains.labelled import labelled_sources, labelled_texts
 from versatune_ray.domains.sources import expand, fingerprint
-from versatune_ray.errors import Incomplete, UserError, is_disk_full, one_line
+from versatune_ray.errors import UserError, is_disk_full, one_line
 from versatune_ray.run_folder import say
 from versatune_ray.settings import Config, Subject
 
@@ -61,7 +61,6 @@ def detect(subjects: Sequence[Subject], config: Config, *, gpu: bool) -> Detecti
 
     Raises:
         UserError: the judge cannot be used, the disk is full, or there is one model only and it cannot be detected.
-        Incomplete: none of several models could be detected.
     """
     settings, cache = config.detection, config.cache_folder
     result = Detections(judge_spec(config, gpu=gpu))
@@ -91,8 +90,6 @@ def detect(subjects: Sequence[Subject], config: Config, *, gpu: bool) -> Detecti
     for name, one in list(result.detected.items()):
         with _Failing(name, result, alone):
             one.distribution = summarize(one, spec, settings, labelled)
-    if not result.detected:
-        raise Incomplete("; ".join(f"{name}: {reason}" for name, reason in result.failed.items()))
     return result
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from versatune_ray.cache import held, key_of, write_json
 from versatune_ray.engine import decisive, vllm_stage
-from versatune_ray.models import check_length, model_fingerprint
+from versatune_ray.models import check_length, check_weights, model_fingerprint
 from versatune_ray.parts import finished_ids, write_parts
 from versatune_ray.settings import Config, Engine, Generation
 
@@ -57,10 +57,11 @@ def generator(name: str, path: str, engine: Engine, config: Config) -> Generator
     """Check a base model and say where its sequences are kept.
 
     Raises:
-        UserError: there is no such model, or its context is too short.
+        UserError: there is no such model, its weights are damaged, or its context is too short.
     """
     remote, settings = config.model.trust_remote_code, config.detection.generation
     fingerprint = model_fingerprint(path)
+    check_weights(path)
     check_length("detection.generation.max_tokens", settings.max_tokens + 1, path, remote)
     start, how = start_token(path, settings.start, remote)
     parts = {

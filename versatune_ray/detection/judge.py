@@ -22,7 +22,7 @@ from versatune_ray.cache import held, key_of, write_json
 from versatune_ray.detection import prompt
 from versatune_ray.detection.prompt import order_of
 from versatune_ray.engine import decisive
-from versatune_ray.models import load_plain_tokenizer, model_fingerprint
+from versatune_ray.models import check_weights, load_plain_tokenizer, model_fingerprint
 from versatune_ray.parts import finished_ids, read_rows, write_parts
 from versatune_ray.settings import Config, Judge
 
@@ -132,6 +132,8 @@ def judge_spec(config: Config, *, gpu: bool) -> JudgeSpec:
     judge = config.detection.judge
     assert judge.path is not None, "the settings are complete"
     fingerprint = f"{judge.http.url} {judge.path}" if judge.kind == "http" else model_fingerprint(judge.path)
+    if judge.kind != "http":
+        check_weights(judge.path)
     descriptions = {name: domain.description for name, domain in config.domains.items()}
     question = prompt.Question(tuple(config.domains), descriptions, judge.prompt or prompt.DEFAULT_PROMPT, judge.labels, judge.permute)
     return JudgeSpec(judge, question, fingerprint, config.model.trust_remote_code, gpu)
