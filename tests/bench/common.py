@@ -86,6 +86,7 @@ class Watch:
         self.kind: dict[int, str] = {}
         self.peak: dict[int, int] = {}  # bytes
         self.shared: dict[int, int] = {}  # bytes, most
+        self.resident: dict[int, list[int]] = {}  # bytes, of every sample
         self.times: list[tuple[float, dict[int, float]]] = []  # wall clock, CPU seconds so far per process
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -110,6 +111,7 @@ class Watch:
                 pid = process.pid
                 self.kind[pid] = _kind(process, pid == self._root, self.kind.get(pid, ""))
                 self.peak[pid] = max(self.peak.get(pid, 0), memory.rss)
+                self.resident.setdefault(pid, []).append(memory.rss)
                 self.shared[pid] = max(self.shared.get(pid, 0), memory.shared)
                 cpu[pid] = times.user + times.system
         self.times.append((time.time(), cpu))

@@ -54,6 +54,9 @@ def parent(quick: bool) -> None:
             peaks[count] = watch.peaks()
             store[count] = max((watch.shared[pid] for pid, kind in watch.kind.items() if kind == "raylet"), default=0)
             common.note(f"{count} sequences: {_mib(peaks[count])}")
+        grown = {
+            pid: [round(rss / 2**20) for rss in _tenths(watch.resident[pid])] for pid, kind in watch.kind.items() if kind == "engine worker"
+        }
     largest = {count: max(peaks[count][kind] for kind in WORKERS if kind in peaks[count]) for count in peaks}
     ratios = {
         "driver": peaks[large]["driver"] / peaks[small]["driver"],
@@ -64,10 +67,15 @@ def parent(quick: bool) -> None:
         "ratios": {name: round(ratio, 3) for name, ratio in ratios.items()},
         "ratios_by_kind": {kind: round(peaks[large][kind] / peak, 3) for kind, peak in peaks[small].items() if peaks[large].get(kind)},
         "peak_mib": {str(count): _mib(peaks[count]) for count in peaks},
+        f"engine_workers_mib_by_tenths_of_their_life_at_{large}": list(grown.values()),
         "object_store_mib": {str(count): round(used / 2**20) for count, used in store.items()},
         "parts": {str(count): found for count, found in parts.items()},
     }
     common.report("detection_memory", [max(ratios.values())], GOAL, detail | common.machine(), lower=True)
+
+
+def _tenths(samples: list[int]) -> list[int]:
+    return [samples[round(place * (len(samples) - 1) / 10)] for place in range(1, 11)]
 
 
 def _mib(peaks: dict[str, int]) -> dict[str, int]:

@@ -54,7 +54,7 @@ def ours(given: dict[str, Any]) -> Any:
             spec = common.judge_source(given["models"]["judge"], engine)
             writing.generate(source, count, gpu=False)
             (answered,) = judging.judge(spec, [judging.Texts(folder / "parts", count, folder / "judged")])
-            assert answered >= 0.99 * count, answered  # an empty generation is not judged
+            assert answered >= 0.9 * count, answered  # an empty sequence, of which short ones are 3 %, is not judged
             begin, end = common.window(folder / "written", folder / "parts")
             first, last = common.window(folder / "asked", folder / "judged")
             found[case] = {

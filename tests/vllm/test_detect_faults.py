@@ -19,7 +19,7 @@ import psutil
 import pyarrow.dataset
 import pytest
 import yaml
-from test_detection import (
+from test_detect_job import (
     CLASSES,
     DOMAINS,
     assert_complete,
