@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM
 from versatune_ray.domains import DomainData, DomainPaths, load_domains
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Data
-from versatune_ray.training.core import Tuner, load_model
+from versatune_ray.training.checkpoint import Checkpoints
+from versatune_ray.training.core import Tuner
+from versatune_ray.training.model import load_model
 from versatune_ray.training.recipe import Recipe
 
 RECIPE = Recipe(steps=8, batch_size=6, micro_batch_tokens=40, learning_rate=1e-2, warmup=0.1, weight_decay=0.01, max_grad_norm=1.0, seed=3)
@@ -98,9 +100,11 @@ def test_a_loaded_tuner_goes_on_bit_for_bit(tiny_model: Path, data: list[DomainD
         whole.step(SHARES)
     for _ in range(3):
         first.step(SHARES)
-    first.save(tmp_path / "checkpoint")
-    second = Tuner(load_model(str(tmp_path / "checkpoint" / "model")), data, RECIPE, torch.device("cpu"))
-    second.load(tmp_path / "checkpoint")
+    saved = Checkpoints(first).save(tmp_path / "checkpoint")
+    first.step(SHARES)  # while it is being written
+    saved.result()
+    second = Tuner(load_model(str(tiny_model)), data, RECIPE, torch.device("cpu"))
+    Checkpoints(second).load(tmp_path / "checkpoint")
     assert second.steps_done == 3
     for _ in range(5):
         second.step(SHARES)
@@ -124,5 +128,5 @@ def test_the_core_imports_no_ray() -> None:
     import subprocess
     import sys
 
-    code = "import sys, versatune_ray.training.core, versatune_ray.training.plan; sys.exit('ray' in sys.modules)"
+    code = "import sys, versatune_ray.training.alone, versatune_ray.training.plan; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

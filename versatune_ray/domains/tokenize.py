@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.data
 
 from versatune_ray.cache import held, key_of
 from versatune_ray.domains import chat, records, sources
@@ -75,11 +74,14 @@ class _Job:
     folder: Path
 
 
-def build_stores(config: Config, domains: Mapping[str, Domain], tokenizer_path: str, cache: Path) -> dict[str, DomainPaths]:
+def build_stores(
+    config: Config, domains: Mapping[str, Domain], tokenizer_path: str, cache: Path, *, distributed: bool = True
+) -> dict[str, DomainPaths]:
     """Tokenise the records of ``domains`` and return the folders of their stores (see ``split.load_domains``).
 
     A store is reused when the content of its sources, the tokenizer, the chat template and the length settings are the same.
-    Two runs that need the same store at once build it once. Ray must be initialised, or is by Ray Data.
+    Two runs that need the same store at once build it once. Ray must be initialised, or is by Ray Data; unless ``distributed`` is false,
+    which does all of it in this process.
 
     Raises:
         UserError: a source is missing, unreadable or without a record, or has more bad records than ``data.max_bad_fraction``.
@@ -106,7 +108,7 @@ def build_stores(config: Config, domains: Mapping[str, Domain], tokenizer_path: 
         for side, specs in (("train", domain.train), ("validation", domain.validation))
         if specs
     }
-    _build_missing({one.folder: one for one in jobs.values()}, encoding)
+    _build_missing({one.folder: one for one in jobs.values()}, encoding, distributed)
     for one in jobs.values():
         _check(one, data.max_bad_fraction)
     return {
@@ -115,33 +117,25 @@ def build_stores(config: Config, domains: Mapping[str, Domain], tokenizer_path: 
     }
 
 
-def _build_missing(jobs: Mapping[Path, _Job], encoding: _Encoding) -> None:
+def _build_missing(jobs: Mapping[Path, _Job], encoding: _Encoding, distributed: bool) -> None:
     with ExitStack() as locks:
         for folder in sorted(jobs):  # one order for every run, so that two runs cannot wait for each other
             if not folder.exists():
                 locks.enter_context(held(folder))
         missing = [job for folder, job in jobs.items() if not folder.exists()]
         if missing:
-            _build(missing, encoding)
+            _build(missing, encoding, distributed)
 
 
-def _build(jobs: Sequence[_Job], encoding: _Encoding) -> None:
+def _build(jobs: Sequence[_Job], encoding: _Encoding, distributed: bool) -> None:
     """Run the pipeline over all ``jobs`` and write each store as soon as its last record is there."""
     items = [
         {"store": store, "input": number, "source": json.dumps(asdict(source))}
         for store, job in enumerate(jobs)
         for number, source in enumerate(job.inputs)
     ]
-    dataset = ray.data.from_items(items, override_num_blocks=min(len(items), 256))
-    # A dataset owns a copy of the process-wide context, and what follows it shares that copy: nothing leaks out of here.
-    dataset.context.execution_options.preserve_order = True
-    dataset.context.target_max_block_size = _BLOCK_BYTES
-    # Different CPU requests keep Ray Data from fusing the two steps, which would leave each input to one task.
-    encoded = dataset.map_batches(_read, batch_size=1, batch_format="pyarrow", num_cpus=0.5).map_batches(
-        _encode, batch_size=None, batch_format="pyarrow", num_cpus=1, fn_kwargs={"encoding": encoding}
-    )
     # Closing stops the pipeline at once where a store cannot be written.
-    with closing(iter(encoded.iter_batches(batch_size=None, batch_format="pyarrow"))) as tables:
+    with closing(_distributed(items, encoding) if distributed else _alone(items, encoding)) as tables:
         parts = ((part["store"][0].as_py(), part) for table in tables for part in _by_store(table))
         for store, group in groupby(parts, key=itemgetter(0)):
             with _writer(jobs[store], encoding) as writer:
@@ -151,6 +145,28 @@ def _build(jobs: Sequence[_Job], encoding: _Encoding) -> None:
         if not job.folder.exists():  # its sources hold no record at all
             with _writer(job, encoding):
                 pass
+
+
+def _distributed(items: list[dict[str, Any]], encoding: _Encoding) -> Generator[pa.Table]:
+    """Encoded blocks in the order of ``items``, by Ray Data."""
+    import ray.data
+
+    dataset = ray.data.from_items(items, override_num_blocks=min(len(items), 256))
+    # A dataset owns a copy of the process-wide context, and what follows it shares that copy: nothing leaks out of here.
+    dataset.context.execution_options.preserve_order = True
+    dataset.context.target_max_block_size = _BLOCK_BYTES
+    # Different CPU requests keep Ray Data from fusing the two steps, which would leave each input to one task.
+    encoded = dataset.map_batches(_read, batch_size=1, batch_format="pyarrow", num_cpus=0.5).map_batches(
+        _encode, batch_size=None, batch_format="pyarrow", num_cpus=1, fn_kwargs={"encoding": encoding}
+    )
+    yield from encoded.iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+def _alone(items: list[dict[str, Any]], encoding: _Encoding) -> Generator[pa.Table]:
+    """The same in this process."""
+    for item in items:
+        for table in _read(pa.Table.from_pylist([item])):
+            yield _encode(table, encoding)
 
 
 def _writer(job: _Job, encoding: _Encoding) -> TokenStoreWriter:

@@ -22,6 +22,7 @@ __all__ = [
     "Generation",
     "Http",
     "Judge",
+    "Lora",
     "Microworld",
     "Mixture",
     "Model",
@@ -121,13 +122,34 @@ class Mixture(Section):
     feedback: Literal["held_out", "train"] = setting("held_out", "loss that drives the shares; `train` costs nothing")
 
 
+class Lora(Section):
+    """Low-rank adapters (peft) instead of full fine-tuning."""
+
+    rank: int | None = setting(None, "rank of the added matrices; none: full fine-tuning, as in the paper", ge=1)
+    alpha: float = setting(32.0, "their scale is alpha / rank", gt=0)
+    dropout: float = setting(0.0, "dropout before them", ge=0, lt=1)
+    targets: Paths = setting(lambda: ["all-linear"], "names of the modules that get them; all-linear: all but the output embedding")
+    export: Literal["merged", "adapter"] = setting("merged", "leave a whole model, or the adapter alone")
+
+
 class Training(Section):
     workers: int = setting(2, "Ray Train workers", ge=1)
     cpus_per_worker: int = setting(1, "CPUs (torch threads) per worker", ge=1)
     epochs: float = setting(4, "passes of samples_per_epoch", "epochs", gt=0)
     samples_per_epoch: int | None = setting(None, "samples per epoch over all domains; none: all training records", "samples", ge=1)
     batch_size: int = setting(128, "samples per optimizer step, over all workers", "samples", ge=1)
-    micro_batch_tokens: int = setting(8192, "padded tokens per forward pass", "tokens", ge=1)
+    micro_batch_tokens: int = setting(8192, "tokens per forward pass and worker, padding included", "tokens", ge=1)
+    parallel: Literal["auto", "ddp", "fsdp"] = setting(
+        "auto", "ddp: every worker holds the model; fsdp: sharded (FSDP2); auto: fsdp on several GPUs, else ddp"
+    )
+    precision: Literal["auto", "bf16", "fp32"] = setting("auto", "of the forward pass, weights stay fp32; auto: bf16 on GPUs, fp32 on CPUs")
+    attention: Literal["auto", "padded", "sdpa", "flex", "varlen"] = setting(
+        "auto", "padded: rows of like length; the others pack samples into one row without padding; auto: varlen on GPUs, padded on CPUs"
+    )
+    activation_checkpointing: bool = setting(False, "compute activations again in the backward pass: less memory, a third more work")
+    cpu_offload: bool = setting(False, "fsdp: keep weights and optimizer state in CPU memory")
+    compile: bool = setting(False, "torch.compile every block of the decoder")
+    lora: Lora = setting(Lora, "low-rank adapters")
     learning_rate: float = setting(2e-5, "peak rate", gt=0)
     warmup: float = setting(0.03, "share of steps with a rising rate", ge=0, lt=1)
     weight_decay: float = setting(0.0, "AdamW", ge=0)

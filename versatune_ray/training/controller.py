@@ -91,7 +91,7 @@ class WeightController:
         if len(round_.reports) == self.world and not round_.decision.done():
             self._round = _Round()
             try:
-                round_.decision.set_result(self._decide([round_.reports[r] for r in sorted(round_.reports)]))
+                round_.decision.set_result(self.decide([round_.reports[r] for r in sorted(round_.reports)]))
             except ValueError as error:
                 round_.decision.set_exception(error)
         try:
@@ -126,7 +126,12 @@ class WeightController:
         if state and tuple(state["domains"]) != self.domains:
             raise ValueError(f"the checkpoint's domains {state['domains']} are not the configured ones {list(self.domains)}")
 
-    def _decide(self, reports: Sequence[Report]) -> Decision:
+    def decide(self, reports: Sequence[Report]) -> Decision:
+        """One adjustment, from the reports of all ranks in rank order.
+
+        Raises:
+            ValueError: a loss is missing, negative, NaN or infinite; the domain is named.
+        """
         first = reports[0]
         train_nats, train_count = sum(r.train_loss_sums for r in reports), sum(r.train_token_counts for r in reports)
         train_loss = np.divide(train_nats, train_count, out=np.full(len(self.domains), np.nan), where=np.asarray(train_count) > 0)

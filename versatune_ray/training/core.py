@@ -5,109 +5,119 @@ Loss is per response token: summed over the global batch and divided by the glob
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
-from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
-from transformers import AutoModelForCausalLM, PreTrainedModel, get_cosine_schedule_with_warmup
+from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from versatune_ray.domains import DomainData, Records
 from versatune_ray.errors import UserError
 from versatune_ray.mixture import DomainSampler
-from versatune_ray.training.recipe import LossSums, Recipe
+from versatune_ray.training.attention import choose
+from versatune_ray.training.batching import attention_cost, micro_batches
+from versatune_ray.training.loss import ResponseLoss
+from versatune_ray.training.parallel import Parallel
+from versatune_ray.training.recipe import LossSums, Recipe, Setup
 
 Array = NDArray[np.float64]
-IGNORE = -100
+_ROUND = 128  # packed rows are filled up to a multiple of it, so that compiled kernels see few shapes
 
 
-class ResponseLoss(nn.Module):
-    """Negative log-likelihood of response tokens only, so that logits exist only where there is a loss."""
+class NotFinite(ArithmeticError):
+    """A loss or a gradient is NaN or infinite; the message names step, domains and records. The weights are those before the step."""
 
-    def __init__(self, model: PreTrainedModel):
-        super().__init__()
-        self.model = model
 
-    def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """``tokens`` and next-token ``targets``, int64 [rows, length]; returns nats [number of targets ≠ IGNORE], row by row."""
-        hidden = self.model.get_decoder()(input_ids=tokens).last_hidden_state
-        kept = targets != IGNORE
-        logits = self.model.get_output_embeddings()(hidden[kept])
-        return functional.cross_entropy(logits.float(), targets[kept], reduction="none")
+@dataclass(frozen=True)
+class Sample:
+    """A record that trains or measures: its domain's number, the records it belongs to, its place in them."""
+
+    domain: int
+    records: Records
+    index: int
 
 
 class Tuner:
-    """One rank of a training run: ``step`` with shares, ``held_out`` to measure, ``save`` and ``load`` to resume exactly."""
+    """One rank of a training run: ``step`` with shares, ``held_out`` to measure, ``checkpoint.save`` and ``load`` to resume exactly."""
 
     def __init__(
-        self, model: PreTrainedModel, data: Sequence[DomainData], recipe: Recipe, device: torch.device, rank: int = 0, world: int = 1
+        self,
+        model: PreTrainedModel,
+        data: Sequence[DomainData],
+        recipe: Recipe,
+        device: torch.device,
+        rank: int = 0,
+        world: int = 1,
+        setup: Setup = Setup(),  # noqa: B008 - frozen
     ):
         if recipe.batch_size < world:
             raise UserError(f"training.batch_size: {recipe.batch_size} samples cannot be spread over {world} workers")
         self.data, self.recipe, self.device, self.rank, self.world = list(data), recipe, device, rank, world
-        self.model = model.to(device)
-        loss = ResponseLoss(self.model)
-        self._loss: nn.Module = DistributedDataParallel(loss) if world > 1 else loss
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=device.type == "cuda"
-        )
+        self.model = model
+        self.attention = choose(setup.attention, device)
+        self._parameters, self._width = _size(model)
+        self.parallel = Parallel(ResponseLoss(model), setup, device, rank, world)
+        trained = [parameter for parameter in self.parallel.module.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
         self.schedule = get_cosine_schedule_with_warmup(self.optimizer, math.ceil(recipe.warmup * recipe.steps), recipe.steps)
         names = [domain.name for domain in data]
-        self.sampler = DomainSampler([len(domain.train) for domain in data], recipe.batch_size, recipe.seed, names=names)
+        sizes = [len(domain.train) for domain in data]
+        self.sampler = DomainSampler(sizes, recipe.batch_size, recipe.seed, names=names, max_passes=recipe.max_passes)
         self.steps_done = 0
+        self.tokens_done = 0  # of this rank, in the last step: what it computed on, without padding
         # Since the last adjustment: this rank's training loss, and every rank's samples and response tokens per domain.
         self.train_loss = LossSums.zeros(len(names))
         self.samples = np.zeros(len(names), dtype=np.int64)
         self.tokens = np.zeros(len(names), dtype=np.int64)
 
     def step(self, shares: Array) -> float:
-        """One optimizer step on one global batch; returns this rank's mean loss in nats per response token."""
-        self._loss.train()
-        domain, index = self.sampler.next_batch(shares)
-        tokens = np.array([self.data[d].train.response_tokens[i] for d, i in zip(domain, index, strict=True)])
-        np.add.at(self.samples, domain, 1)
-        np.add.at(self.tokens, domain, tokens)
-        # Contiguous slices: the sampler spreads every domain evenly along the batch.
-        mine = slice(len(domain) * self.rank // self.world, len(domain) * (self.rank + 1) // self.world)
-        domain, index = domain[mine], index[mine]
-        scale = self.world / tokens.sum()  # DDP averages over ranks; the loss is a sum over the global batch
+        """One optimizer step on one global batch; returns this rank's mean loss in nats per response token.
 
-        batches = list(self._micro_batches([(d, self.data[d].train, i) for d, i in zip(domain, index, strict=True)]))
-        sums = LossSums.zeros(len(self.data))
-        for place, batch in enumerate(batches):
-            if isinstance(self._loss, DistributedDataParallel):
-                self._loss.require_backward_grad_sync = place == len(batches) - 1
-            nats = self._forward(batch)
-            (nats.sum() * scale).backward()  # type: ignore[no-untyped-call]
-            sums += self._sums(batch, nats)
-        if self.recipe.max_grad_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
+        Raises:
+            NotFinite: on every rank, before the weights change.
+        """
+        domain, index = self.sampler.next_batch(shares)
+        samples = [Sample(int(d), self.data[d].train, int(i)) for d, i in zip(domain, index, strict=True)]
+        tokens = np.array([sample.records.response_tokens[sample.index] for sample in samples])
+        scale = self.world / tokens.sum()  # gradients are averaged over ranks; the loss is a sum over the global batch
+        self.parallel.module.train()
+        batches = self._mine(samples)
+        sums = self._zeros()
+        for place, rows in enumerate(batches):
+            batch = _collate(rows, self.attention, self.device)
+            with self.parallel.last_backward(place == len(batches) - 1):
+                nats = self.parallel.forward(batch.inputs, train=True)
+                (nats.sum() * (scale * batch.weight)).backward()  # type: ignore[no-untyped-call]
+            batch.add_to(sums, nats)
+        norm = self.parallel.clip(self.recipe.max_grad_norm)
+        found = self._losses(sums, [sample for rows in batches for sample in rows])
+        if not math.isfinite(norm):
+            self._stop(batches, found)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.train_loss += sums
+        np.add.at(self.samples, domain, 1)
+        np.add.at(self.tokens, domain, tokens)
+        self.train_loss += found
         self.steps_done += 1
-        return float(sums.nats.sum() / max(1, tokens[mine].sum()))
+        self.tokens_done = int(sum(sample.records.lengths[sample.index] for rows in batches for sample in rows))
+        return float(found.nats.sum() / max(1, sum(int(s.records.response_tokens[s.index]) for rows in batches for s in rows)))
 
     @torch.no_grad()
     def held_out(self, progress: Callable[[int], None] = lambda records: None) -> LossSums:
         """This rank's part of every domain's validation records; the sum over ranks is the whole."""
-        self._loss.eval()
-        mine = [
-            (d, domain.validation, i) for d, domain in enumerate(self.data) for i in range(self.rank, len(domain.validation), self.world)
-        ]
-        sums = LossSums.zeros(len(self.data))
-        for batch in self._micro_batches(mine):
-            # Not through DDP: ranks may have different numbers of micro-batches.
-            sums += self._sums(batch, self._forward(batch, wrapped=False))
-            progress(len(batch.rows))
-        return sums
+        self.parallel.module.eval()
+        samples = [Sample(d, domain.validation, i) for d, domain in enumerate(self.data) for i in range(len(domain.validation))]
+        sums, batches = self._zeros(), self._mine(samples)
+        for rows in batches:
+            batch = _collate(rows, self.attention, self.device)
+            batch.add_to(sums, self.parallel.forward(batch.inputs, train=False))
+            progress(len(rows))
+        return self._losses(sums, [sample for rows in batches for sample in rows])
 
     def take_counts(self) -> tuple[LossSums, NDArray[np.int64], NDArray[np.int64]]:
         """Training loss, samples and response tokens per domain since the last call; starts them anew."""
@@ -117,105 +127,97 @@ class Tuner:
         self.tokens[:] = 0
         return taken
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's part of a checkpoint: rank 0 model, optimizer, schedule, sampler; every rank its random state."""
-        folder.mkdir(parents=True, exist_ok=True)
-        random = {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {})
-        counts = {"nats": self.train_loss.nats.tolist(), "count": self.train_loss.count.tolist()}
-        torch.save(random, folder / f"random-{self.rank}.pt")
-        (folder / f"train_loss-{self.rank}.json").write_text(json.dumps(counts))
-        if self.rank:
-            return
-        self.model.save_pretrained(folder / "model")
-        torch.save({"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}, folder / "optimizer.pt")
-        state = {
-            "step": self.steps_done,
-            "sampler": self.sampler.state_dict(),
-            "samples": self.samples.tolist(),
-            "tokens": self.tokens.tolist(),
-        }
-        (folder / "sampler.json").write_text(json.dumps(state))
+    def _mine(self, samples: Sequence[Sample]) -> list[list[Sample]]:
+        """This rank's micro-batches of ``samples``."""
+        lengths = np.array([sample.records.lengths[sample.index] for sample in samples], dtype=np.int64)
+        plan = micro_batches(
+            lengths,
+            attention_cost(lengths, self._parameters, self._width),
+            self.world,
+            self.recipe.micro_batch_tokens,
+            packed=self.attention != "padded",
+            equal=self.parallel.in_step,
+        )
+        return [[samples[item] for item in rows] for rows in plan[self.rank]]
 
-    def load(self, folder: Path) -> None:
-        """Go on from ``save``; the weights are expected to be loaded from ``folder/model`` already. Nothing is unpickled."""
-        stored = torch.load(folder / "optimizer.pt", map_location=self.device, weights_only=True)
-        self.optimizer.load_state_dict(stored["optimizer"])
-        self.schedule.load_state_dict(stored["schedule"])
-        state = json.loads((folder / "sampler.json").read_text())
-        self.sampler.load_state_dict(state["sampler"])
-        self.steps_done = state["step"]
-        self.samples[:] = state["samples"]
-        self.tokens[:] = state["tokens"]
-        if (folder / f"random-{self.rank}.pt").is_file():  # absent when there are more workers now than before
-            random = torch.load(folder / f"random-{self.rank}.pt", map_location="cpu", weights_only=True)
-            torch.set_rng_state(random["cpu"])
-            if "cuda" in random and self.device.type == "cuda":
-                torch.cuda.set_rng_state(random["cuda"], self.device)
-        # With fewer workers than before, the last ranks' sums go to those that are left.
-        for file in sorted(folder.glob("train_loss-*.json")):
-            if int(file.stem.rpartition("-")[2]) % self.world == self.rank:
-                counts = json.loads(file.read_text())
-                self.train_loss += LossSums(np.array(counts["nats"]), np.array(counts["count"]))
+    def _zeros(self) -> torch.Tensor:
+        """Nats per domain, summed on the device so that nothing waits for it. MPS and others without float64 are not supported."""
+        return torch.zeros(len(self.data), dtype=torch.float64, device=self.device)
 
-    def _forward(self, batch: _MicroBatch, wrapped: bool = True) -> torch.Tensor:
-        tokens, targets = batch.tensors()
-        module = self._loss if wrapped else (self._loss.module if isinstance(self._loss, DistributedDataParallel) else self._loss)
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
-            return module(tokens.to(self.device), targets.to(self.device))  # type: ignore[no-any-return]
+    def _losses(self, nats: torch.Tensor, samples: Sequence[Sample]) -> LossSums:
+        count = np.zeros(len(self.data))
+        for sample in samples:
+            counted = sample.records.response_tokens if self.recipe.unit == "nats/token" else sample.records.response_bytes
+            count[sample.domain] += counted[sample.index]
+        return LossSums(nats.cpu().numpy(), count)
 
-    def _sums(self, batch: _MicroBatch, nats: torch.Tensor) -> LossSums:
-        sums = LossSums.zeros(len(self.data))
-        np.add.at(sums.nats, np.repeat(batch.domain, batch.response_tokens), nats.detach().double().cpu().numpy())
-        np.add.at(sums.count, batch.domain, batch.response_tokens if self.recipe.unit == "nats/token" else batch.response_bytes)
-        return sums
-
-    def _micro_batches(self, samples: Sequence[tuple[int, Records, int]]) -> Iterator[_MicroBatch]:
-        """Samples of like length together, at most ``micro_batch_tokens`` padded tokens each; a pure function of the samples."""
-        lengths = np.array([records.lengths[i] for _, records, i in samples])
-        rows: list[tuple[int, Records, int]] = []
-        longest = 0
-        for place in np.argsort(lengths, kind="stable"):
-            if rows and max(longest, lengths[place]) * (len(rows) + 1) > self.recipe.micro_batch_tokens:
-                yield _MicroBatch(rows)
-                rows, longest = [], 0
-            rows.append(samples[place])
-            longest = max(longest, int(lengths[place]))
-        if rows:
-            yield _MicroBatch(rows)
+    @torch.no_grad()
+    def _stop(self, batches: Sequence[Sequence[Sample]], sums: LossSums) -> None:
+        """Find out what is not finite, and say so on every rank."""
+        mine: list[str] = []
+        if not np.isfinite(sums.nats).all() and not self.parallel.in_step:
+            for sample in (sample for rows in batches for sample in rows):
+                nats = self.parallel.forward(_collate([sample], self.attention, self.device).inputs, train=False)
+                if not torch.isfinite(nats).all():
+                    mine.append(f"{self.data[sample.domain].name}: {sample.records.location(sample.index)}")
+        elif not np.isfinite(sums.nats).all():  # a single rank cannot go through a sharded model; all its samples of the domain are named
+            bad = ~np.isfinite(sums.nats)
+            named = [sample for rows in batches for sample in rows if bad[sample.domain]]
+            mine = [f"{self.data[sample.domain].name}: {sample.records.location(sample.index)}" for sample in named]
+        found = sorted({text for texts in self.parallel.gather(mine) for text in texts})
+        shown = "; ".join(found[:8]) + (f"; and {len(found) - 8} more" if len(found) > 8 else "")
+        what = f"the loss is not finite on {shown}" if found else "a gradient is not finite, though every loss is"
+        raise NotFinite(f"step {self.steps_done + 1}: {what}; the last checkpoint is intact")
 
 
-class _MicroBatch:
-    def __init__(self, rows: Sequence[tuple[int, Records, int]]):
-        self.rows = rows
-        self.domain = np.array([domain for domain, _, _ in rows])
-        self.response_tokens = np.array([records.response_tokens[i] for _, records, i in rows])
-        self.response_bytes = np.array([records.response_bytes[i] for _, records, i in rows])
+@dataclass(frozen=True)
+class MicroBatch:
+    """Tensors of one forward pass (``inputs``: the arguments of ``ResponseLoss``) and the domain of every target, [n].
 
-    def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Right-padded token ids and next-token targets, int64 [rows, longest]. Causal attention never looks at the padding."""
-        samples = [records[i] for _, records, i in self.rows]
-        longest = max(len(tokens) for tokens, _ in samples)
-        tokens_out = np.zeros((len(samples), longest), dtype=np.int64)
-        targets = np.full((len(samples), longest), IGNORE, dtype=np.int64)
-        for row, (tokens, mask) in enumerate(samples):
-            tokens_out[row, : len(tokens)] = tokens
-            targets[row, : len(tokens) - 1] = np.where(mask[1:], tokens[1:], IGNORE)
-        return torch.from_numpy(tokens_out), torch.from_numpy(targets)
-
-
-def load_model(path: str, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A causal language model in float32 (mixed precision is the forward pass's business).
-
-    Raises:
-        UserError: it cannot be loaded, or it changes its logits after the output embedding, which ``ResponseLoss`` does not know.
+    ``weight`` is 0 for a stand-in where this rank has nothing left to do while others still have.
     """
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be loaded as a causal language model: {' '.join(str(error).split())}") from None
-    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
-        if getattr(model.config, name, None) not in (None, 1, 1.0):
-            raise UserError(
-                f"{path}: models that change their logits ({name} in config.json) are not supported; Llama, Qwen and Mistral are"
-            )
-    return model
+
+    inputs: dict[str, Any]
+    domain: torch.Tensor
+    weight: float = 1.0
+
+    def add_to(self, sums: torch.Tensor, nats: torch.Tensor) -> None:
+        if self.weight:
+            sums.index_add_(0, self.domain, nats.detach().double())
+
+
+def _collate(samples: Sequence[Sample], attention: str, device: torch.device) -> MicroBatch:
+    """Samples one per row, padded on the right; or, packed, one after another in a single row."""
+    records = [sample.records[sample.index] for sample in samples] or [(np.zeros(2, np.int32), np.array([False, True]))]
+    domains = [sample.domain for sample in samples] or [0]
+    lengths = np.array([len(tokens) for tokens, _ in records])
+    packed = attention != "padded"
+    width = -(-int(lengths.sum()) // _ROUND) * _ROUND if packed else int(lengths.max())
+    starts = np.cumsum(lengths) - lengths if packed else np.arange(len(records)) * width
+    grid = np.zeros((1 if packed else len(records), width), dtype=np.int64)
+    kept, targets = [], []
+    for start, (tokens, mask) in zip(starts, records, strict=True):
+        grid.reshape(-1)[start : start + len(tokens)] = tokens
+        before = np.flatnonzero(mask[1:])
+        kept.append(start + before)
+        targets.append(tokens[before + 1].astype(np.int64))
+    inputs = {"tokens": grid, "kept": np.concatenate(kept), "targets": np.concatenate(targets)}
+    more: dict[str, Any] = {}
+    if packed:
+        segments = np.append(lengths, width - lengths.sum()) if width > lengths.sum() else lengths  # what fills the row up is one more
+        inputs["position_ids"] = np.concatenate([np.arange(n) for n in segments])[None]
+        if attention == "varlen":
+            inputs["cu_seq_lens_q"] = np.concatenate([[0], np.cumsum(segments)]).astype(np.int32)
+            more["max_length_q"] = int(segments.max())
+    tensors = {name: torch.from_numpy(values).to(device, non_blocking=True) for name, values in inputs.items()}
+    domain = torch.from_numpy(np.repeat(domains, [len(places) for places in kept])).to(device, non_blocking=True)
+    return MicroBatch(tensors | more, domain, 1.0 if samples else 0.0)
+
+
+def _size(model: PreTrainedModel) -> tuple[int, int]:
+    """Parameters that every token meets, embeddings aside, and layers × heads × head size (see ``attention_cost``)."""
+    config = model.config
+    embeddings = {id(module.weight) for module in (model.get_input_embeddings(), model.get_output_embeddings())}
+    parameters = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in embeddings)
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return parameters, config.num_hidden_layers * config.num_attention_heads * head

@@ -40,7 +40,8 @@ def finetune(
     from ray.train.torch import TorchTrainer
 
     from versatune_ray.cluster import fitting
-    from versatune_ray.training.worker import Job, train_loop
+    from versatune_ray.training.loop import Job
+    from versatune_ray.training.worker import train_loop
 
     names = list(paths)
     data = load_domains(paths, config.data)
@@ -57,14 +58,14 @@ def finetune(
     )
     folder = config.run_folder / "finetune"
     folder.mkdir(parents=True, exist_ok=True)
-    job = Job(config, model, dict(paths), recipe, plan.adjust_every(config, recipe.steps), controller, folder)
+    job = Job(config, model, dict(paths), recipe, plan.adjust_every(config, recipe.steps), folder)
     training = config.training
     workers = fitting(training.workers, training.cpus_per_worker, gpu, config.device)
     if workers < training.workers:  # Ray Train would wait for the missing ones for ever; the samples per step stay the same
         say("fine-tuning", f"training.workers: {training.workers} do not fit on this cluster; going on with {workers}")
     trainer = TorchTrainer(
         train_loop,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "controller": controller},
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
             use_gpu=gpu,

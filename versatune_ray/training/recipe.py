@@ -29,6 +29,19 @@ class Recipe:
     max_grad_norm: float
     seed: int
     unit: Unit = "nats/token"
+    max_passes: float | None = None
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a run is computed: it changes speed and memory, and numbers only in their last digits (``training.*`` of the settings)."""
+
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    attention: Literal["auto", "padded", "sdpa", "flex", "varlen"] = "auto"
+    activation_checkpointing: bool = False
+    cpu_offload: bool = False
+    compile: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ import torch
 from versatune_ray.cache import cached, write_json
 from versatune_ray.domains import DomainData, DomainPaths, Records, load_domains
 from versatune_ray.settings import Config, Reference
-from versatune_ray.training.core import Tuner, load_model
+from versatune_ray.training.core import Tuner
+from versatune_ray.training.model import load_model
 from versatune_ray.training.recipe import Recipe, Unit
 
 

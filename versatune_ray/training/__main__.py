@@ -1,0 +1,42 @@
+"""Fine-tune without Ray: in this process alone, or as one of torchrun's.
+
+usage: python -m versatune_ray.training [--config FILE] [key=value …]
+       torchrun --nproc-per-node 2 -m versatune_ray.training [--config FILE] [key=value …]
+
+The number of workers is the number of processes, whatever training.workers says; data, shares and numbers are those of jobs/finetune.py.
+Detected shares and reference losses are those that this run's folder holds (jobs/detect.py, jobs/reference.py) or the configuration names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from versatune_ray.config import load
+from versatune_ray.errors import UserError
+
+
+def main() -> int:
+    from versatune_ray.training.alone import finetune_alone
+
+    parser = argparse.ArgumentParser(
+        prog="python -m versatune_ray.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys of the configuration, such as training.epochs=2")
+    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML file; may be repeated, later ones win")
+    arguments = parser.parse_intermixed_args()
+    first = os.environ.get("RANK", "0") == "0"
+    try:
+        made = finetune_alone(load(arguments.config, arguments.overrides))
+    except UserError as error:
+        if first:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    if first:
+        print(f"\n{made}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

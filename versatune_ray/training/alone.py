@@ -1,0 +1,168 @@
+"""A training run without Ray: the controller lives in rank 0, checkpoints are folders beside each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from versatune_ray.domains import load_domains
+from versatune_ray.domains.chat import load_tokenizer, tokenizer_fingerprint
+from versatune_ray.domains.tokenize import build_stores
+from versatune_ray.errors import UserError
+from versatune_ray.progress import State, line
+from versatune_ray.run_folder import RunFolder
+from versatune_ray.settings import Config
+from versatune_ray.training import plan
+from versatune_ray.training.controller import Decision, Report, WeightController
+from versatune_ray.training.loop import Job, run
+from versatune_ray.training.recipe import given_losses
+
+_PRINT_EVERY = 5.0  # seconds
+
+
+def finetune_alone(config: Config) -> Path:
+    """Train in this process, or as the rank that torchrun made it; returns the folder of the tuned model.
+
+    Raises:
+        UserError: something is missing that a job has to make first.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(device)
+    if "RANK" in os.environ:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+    try:
+        with ExitStack() as held:
+            if rank == 0:
+                held.enter_context(RunFolder(config))
+            return _finetune(config, rank, world, device)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _finetune(config: Config, rank: int, world: int, device: torch.device) -> Path:
+    model, folder = config.model.path, config.run_folder / "finetune"
+    if model is None or not config.domains:
+        raise UserError("model.path and domains: name a model and data; for the embedded microworld there is jobs/quickstart")
+    folder.mkdir(parents=True, exist_ok=True)
+    if rank == 0:
+        paths = build_stores(config, config.domains, model, config.cache_folder, distributed=False)
+    if world > 1:
+        dist.barrier()
+    if rank:
+        paths = build_stores(config, config.domains, model, config.cache_folder, distributed=False)
+    names = list(paths)
+    data = load_domains(paths, config.data)
+    sizes = [len(data[name].train) for name in names]
+    tokenizer = tokenizer_fingerprint(load_tokenizer(model, config.data.chat_template, config.model.trust_remote_code))
+    detected = _detected(config, model) if plan.needs_detection(config) else None
+    reference = given_losses(_reference_file(config), names, tokenizer) if plan.needs_reference(config) else None
+    unit = reference["unit"] if reference else "nats/token"
+    recipe = plan.recipe(config, sum(sizes), unit)
+    controller = WeightController(
+        names,
+        plan.policy(config, names),
+        plan.starting_shares(config, names, detected, sizes),
+        None if reference is None else np.array([reference["domains"][name]["loss"] for name in names]),
+        config.training.exchange_timeout,
+    )
+    job = Job(config, model, paths, recipe, plan.adjust_every(config, recipe.steps), folder)
+    host = PlainHost(job, controller, rank, world, device)
+    run(job, host)
+    host.finish()
+    return folder / "model"
+
+
+def _detected(config: Config, model: str) -> list[float]:
+    from versatune_ray.detection.distribution import given
+    from versatune_ray.detection.summary import starting_share
+
+    if config.detection.distribution is not None:
+        return starting_share(given(config.detection.distribution, list(config.domains)))
+    file = config.run_folder / "detection" / Path(model).name / "distribution.json"
+    if not file.is_file():
+        raise UserError(f"mixture.start={config.mixture.start}: no {file}; run jobs/detect.py with this configuration first")
+    return starting_share(json.loads(file.read_text()))
+
+
+def _reference_file(config: Config) -> str:
+    file = config.reference.losses or str(config.run_folder / "reference" / "losses.json")
+    if not Path(file).is_file():
+        raise UserError(f"mixture.policy={config.mixture.policy}: no {file}; run jobs/reference.py with this configuration first")
+    return file
+
+
+class PlainHost:
+    """``loop.Host`` of processes that torchrun started, or of one alone."""
+
+    def __init__(self, job: Job, controller: WeightController, rank: int, world: int, device: torch.device):
+        self.rank, self.world, self.device = rank, world, device
+        self._job, self._controller = job, controller
+        self._folder = job.folder / "checkpoints"
+        self._pending: tuple[Path, Future[Any]] | None = None
+        self._began, self._printed, self._first = time.monotonic(), 0.0, -1
+
+    @contextmanager
+    def resume(self) -> Iterator[Path | None]:
+        yield max(self._folder.glob("step-????????"), default=None)
+
+    def begin(self, state: dict[str, Any] | None) -> tuple[NDArray[np.float64], list[dict[str, Any]]]:
+        _, share, lines = self._controller.begin(self.world, state)
+        return np.array(share), lines
+
+    def exchange(self, report: Report) -> Decision:
+        reports: list[Any] | None = [None] * self.world if self.rank == 0 else None
+        if self.world == 1:
+            return self._controller.decide([report])
+        dist.gather_object(report, reports)
+        answer: list[Any] = [self._controller.decide(reports) if reports is not None else None]
+        dist.broadcast_object_list(answer)
+        decision: Decision = answer[0]
+        return decision
+
+    def state(self) -> dict[str, Any] | None:
+        return self._controller.state_dict(self._controller.attempt) if self.rank == 0 else None
+
+    def save(self, write: Callable[[Path], Future[Any]], metrics: dict[str, Any]) -> None:
+        self.finish()
+        place = self._folder / f"step-{metrics['step']:08}"
+        partial = place.with_name(f".{place.name}")
+        self._pending = place, write(partial)
+
+    def finish(self) -> None:
+        """Put the last checkpoint, once every rank has written its part, in its place, and remove the oldest."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        place, written = pending
+        written.result()
+        if self.world > 1:
+            dist.barrier()
+        if self.rank == 0:
+            place.with_name(f".{place.name}").rename(place)
+            for old in sorted(self._folder.glob("step-????????"))[: -self._job.config.training.keep_checkpoints]:
+                shutil.rmtree(old)
+
+    def progress(self, step: int, note: str) -> None:
+        if self._first < 0:
+            self._began, self._first = time.monotonic(), step
+        if self.rank == 0 and time.monotonic() - self._printed > _PRINT_EVERY:
+            self._printed = time.monotonic()
+            state = State(step, self._job.recipe.steps, "step", note)
+            print(line("fine-tuning", state, self._printed - self._began, step - self._first), file=sys.stderr, flush=True)

@@ -1,0 +1,122 @@
+"""Checkpoints of a ``Tuner``: every rank writes its own shard in the background; another number of ranks may read them.
+
+| file | content |
+|---|---|
+| ``shard-*.safetensors`` | weights (with LoRA the trainable ones) and optimizer state, by torch.distributed.checkpoint |
+| ``state.json`` | steps done, sampler, learning-rate schedule, counts since the last adjustment, the controller's state |
+| ``rank-*.json`` | random state and training-loss sums of one rank |
+
+Nothing in it is a pickle.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict
+
+from versatune_ray.training.core import Tuner
+from versatune_ray.training.recipe import LossSums
+
+
+class Checkpoints:
+    """Saves and loads one tuner. Writing has a process group to itself, so that it never comes between the training's messages."""
+
+    def __init__(self, tuner: Tuner):
+        self.tuner = tuner
+        self._group = dist.new_group(backend="gloo") if tuner.world > 1 else None
+        self._pending: Future[Any] | None = None
+
+    def save(self, folder: Path, controller: dict[str, Any] | None = None) -> Future[Any]:
+        """Begin to write into ``folder``; training may go on at once. Done when the future is. Called by every rank.
+
+        The state is copied before this returns. A save that is still being written is waited for first.
+        """
+        self.wait()
+        tuner = self.tuner
+        folder.mkdir(parents=True, exist_ok=True)
+        random = {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state(tuner.device)} if tuner.device.type == "cuda" else {})
+        mine = {
+            "random": {name: base64.b64encode(bytes(state.tolist())).decode() for name, state in random.items()},
+            "nats": tuner.train_loss.nats.tolist(),
+            "count": tuner.train_loss.count.tolist(),
+        }
+        (folder / f"rank-{tuner.rank:05}.json").write_text(json.dumps(mine))
+        if tuner.rank == 0:
+            state = {
+                "step": tuner.steps_done,
+                "sampler": tuner.sampler.state_dict(),
+                "schedule": tuner.schedule.state_dict(),
+                "samples": tuner.samples.tolist(),
+                "tokens": tuner.tokens.tolist(),
+                "controller": controller,
+            }
+            (folder / "state.json").write_text(json.dumps(state))
+        writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        self._pending = dcp.async_save(self._tensors(), storage_writer=writer, process_group=self._group)  # type: ignore[assignment]
+        assert self._pending is not None
+        return self._pending
+
+    def wait(self) -> None:
+        """Until the last save is written.
+
+        Raises:
+            Exception: what kept it from being written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def load(self, folder: Path) -> dict[str, Any] | None:
+        """Go on from a save, of whatever number of ranks; returns the controller's state."""
+        tuner = self.tuner
+        reader = dcp.HuggingFaceStorageReader(str(folder))
+        dcp.load(self._tensors(), storage_reader=reader, process_group=self._group)  # into the very tensors that train
+        state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+        tuner.schedule.load_state_dict(state["schedule"])
+        for group, rate in zip(tuner.optimizer.param_groups, tuner.schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+        tuner.sampler.load_state_dict(state["sampler"])
+        tuner.steps_done = state["step"]
+        tuner.samples[:] = state["samples"]
+        tuner.tokens[:] = state["tokens"]
+        # With fewer ranks than before, the last ones' sums go to those that are left; with more, the new ones begin at nothing.
+        for file in sorted(folder.glob("rank-*.json")):
+            rank = int(file.stem.rpartition("-")[2])
+            if rank % tuner.world == tuner.rank:
+                found = json.loads(file.read_text())
+                tuner.train_loss += LossSums(np.array(found["nats"]), np.array(found["count"]))
+                if rank == tuner.rank:
+                    _set_random(found["random"], tuner.device)
+        controller: dict[str, Any] | None = state["controller"]
+        return controller
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The whole model by the names of ``model.state_dict()``, on the CPU of rank 0; nothing elsewhere. Called by every rank."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        found = get_model_state_dict(self.tuner.parallel.module, options=options)
+        return {name.removeprefix("model."): values for name, values in found.items()}
+
+    def _tensors(self) -> dict[str, Any]:
+        options = StateDictOptions(flatten_optimizer_state_dict=True, ignore_frozen_params=True)
+        model, optimizer = get_state_dict(self.tuner.parallel.module, self.tuner.optimizer, options=options)
+        # What is not a tensor are settings of the optimizer, which the configuration and the schedule give again.
+        states = {name: values for name, values in optimizer.items() if isinstance(values, torch.Tensor)}
+        return {f"model.{name}": values for name, values in model.items()} | {
+            f"optimizer.{name}": values for name, values in states.items()
+        }
+
+
+def _set_random(stored: dict[str, str], device: torch.device) -> None:
+    states = {name: torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8) for name, text in stored.items()}
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
