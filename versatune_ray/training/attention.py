@@ -16,14 +16,22 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from versatune_ray.errors import UserError
+
 Kind = Literal["padded", "sdpa", "flex", "varlen"]
 IMPLEMENTATION: dict[Kind, str] = {"padded": "sdpa", "sdpa": "sdpa", "flex": "flex_attention", "varlen": "versatune_varlen"}
 
 
 def choose(asked: str, device: torch.device) -> Kind:
-    """``auto`` is the fastest that needs nothing but torch."""
+    """``auto`` is the fastest that needs nothing but torch.
+
+    Raises:
+        UserError: the device has no backward pass for what was asked.
+    """
     if asked == "auto":
         return "varlen" if device.type == "cuda" else "padded"
+    if asked in ("flex", "varlen") and device.type != "cuda":
+        raise UserError(f"training.attention={asked}: needs a GPU; choose padded (fastest on a CPU) or sdpa")
     return asked  # type: ignore[return-value]
 
 

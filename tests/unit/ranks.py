@@ -1,0 +1,70 @@
+"""What every rank of a test does: started by torchrun from ``test_training_ranks.py``, or called with one rank in the test itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from versatune_ray.domains import DomainPaths, load_domains
+from versatune_ray.settings import Data, Lora
+from versatune_ray.training.checkpoint import Checkpoints
+from versatune_ray.training.core import Tuner
+from versatune_ray.training.model import add_lora, load_model
+from versatune_ray.training.recipe import Recipe, Setup
+
+SHARES = np.array([0.7, 0.3])
+STEPS, CUT = 6, 3  # steps of a run, and where a checkpoint is taken
+
+
+def case(given: dict[str, Any], rank: int = 0, world: int = 1) -> dict[str, Any]:
+    """Train with the settings of ``given``: a checkpoint after ``CUT`` steps, or from one (``load``); what was seen on the way."""
+    torch.set_num_threads(1)
+    data = list(load_domains({name: DomainPaths(*map(Path, pair)) for name, pair in given["paths"].items()}, Data()).values())
+    recipe = Recipe(
+        STEPS, batch_size=8, micro_batch_tokens=given.get("micro", 60), learning_rate=1e-2, warmup=0.1, weight_decay=0.01,
+        max_grad_norm=1.0, seed=3,
+    )  # fmt: skip
+    setup = Setup(**given.get("setup", {}))
+    model = load_model(given["model"], attention="sdpa" if setup.attention == "sdpa" else "padded")
+    if given.get("lora"):
+        model = add_lora(model, Lora(rank=4), 0)
+    tuner = Tuner(model, data, recipe, torch.device("cpu"), rank, world, setup)
+    checkpoints = Checkpoints(tuner)
+    if given.get("load"):
+        checkpoints.load(Path(given["load"]))
+    found: dict[str, Any] = {"kind": tuner.parallel.kind, "held_out": [], "first": tuner.steps_done}
+    saved = None
+    while tuner.steps_done < STEPS:
+        if not tuner.steps_done % 2:
+            found["held_out"].append(tuner.held_out().nats.tolist())
+        tuner.step(SHARES)
+        if tuner.steps_done == CUT and given.get("save"):
+            saved = checkpoints.save(Path(given["save"]))
+    if saved is not None:
+        saved.result()
+    found["held_out"].append(tuner.held_out().nats.tolist())
+    train, samples, tokens = tuner.take_counts()
+    found |= {"train": train.nats.tolist(), "count": train.count.tolist(), "samples": samples.tolist(), "tokens": tokens.tolist()}
+    weights = checkpoints.weights()
+    if rank == 0 and given.get("weights"):
+        torch.save(weights, given["weights"])
+    return found
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    cases = json.loads(Path(sys.argv[1]).read_text())
+    results = [case(given, rank, world) for given in cases]
+    Path(f"{sys.argv[1]}.{rank}").write_text(json.dumps(results))
+    dist.barrier()
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # threads of asynchronous saves may linger

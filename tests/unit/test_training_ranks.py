@@ -1,0 +1,112 @@
+"""The same run on one rank and on two, with DDP and FSDP2, packed and padded, with LoRA, across checkpoints: the same numbers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_samples, write_store
+from ranks import CUT, STEPS, case
+
+KINDS: dict[str, dict[str, Any]] = {
+    "ddp": {"setup": {"parallel": "ddp"}},
+    "fsdp": {"setup": {"parallel": "fsdp"}},
+    "fsdp recomputing": {"setup": {"parallel": "fsdp", "activation_checkpointing": True}},
+    "fsdp packed": {"setup": {"parallel": "fsdp", "attention": "sdpa"}},
+    "ddp packed": {"setup": {"parallel": "ddp", "attention": "sdpa"}},
+    "fsdp accumulating": {"setup": {"parallel": "fsdp"}, "micro": 20},
+    "ddp lora": {"setup": {"parallel": "ddp"}, "lora": True},
+    "fsdp lora": {"setup": {"parallel": "fsdp"}, "lora": True},
+}
+
+
+def torchrun(cases: list[dict[str, Any]], file: Path, ranks: int = 2) -> list[list[dict[str, Any]]]:
+    """Results of every rank, by rank and case."""
+    file.write_text(json.dumps(cases))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    subprocess.run([*command, str(Path(__file__).with_name("ranks.py")), str(file)], check=True, timeout=300)
+    return [json.loads(Path(f"{file}.{rank}").read_text()) for rank in range(ranks)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def common(folder: Path, tiny_model: Path) -> dict[str, Any]:
+    paths = {
+        name: [
+            str(write_store(folder / name, random_samples(seed, 30))),
+            str(write_store(folder / f"{name}-v", random_samples(seed + 9, 7))),
+        ]
+        for seed, name in enumerate(("law", "code"))
+    }
+    return {"model": str(tiny_model), "paths": paths}
+
+
+@pytest.fixture(scope="module")
+def alone(common: dict[str, Any], folder: Path) -> dict[bool, tuple[dict[str, Any], dict[str, torch.Tensor]]]:
+    """One rank, padded, without accumulation, full fine-tuning and LoRA."""
+    found = {}
+    for lora in (False, True):
+        file = folder / f"alone-{lora}.pt"
+        result = case(common | {"lora": lora, "micro": 10_000, "weights": str(file), "save": str(folder / f"alone-{lora}")})
+        found[lora] = result, torch.load(file)
+    return found
+
+
+@pytest.fixture(scope="module")
+def pair(common: dict[str, Any], folder: Path, alone: Any) -> dict[str, list[dict[str, Any]]]:
+    cases = [common | given | {"weights": str(folder / f"{name}.pt"), "save": str(folder / name)} for name, given in KINDS.items()]
+    cases += [common | given | {"weights": str(folder / f"{name} again.pt"), "load": str(folder / name)} for name, given in KINDS.items()]
+    cases.append(common | KINDS["fsdp"] | {"weights": str(folder / "from one.pt"), "load": str(folder / "alone-False")})
+    ranks = torchrun(cases, folder / "cases.json")
+    names = [*KINDS, *(f"{name} again" for name in KINDS), "from one"]
+    return {name: [rank[place] for rank in ranks] for place, name in enumerate(names)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_train_like_one(kind: str, pair: dict[str, Any], alone: Any, folder: Path) -> None:
+    ranks, (single, weights) = pair[kind], alone[bool(KINDS[kind].get("lora"))]
+    assert ranks[0]["kind"] == kind.split()[0]
+    np.testing.assert_allclose(np.sum([rank["held_out"] for rank in ranks], axis=0), single["held_out"], rtol=1e-5)
+    np.testing.assert_allclose(np.sum([rank["train"] for rank in ranks], axis=0), single["train"], rtol=1e-5)
+    np.testing.assert_array_equal(np.sum([rank["count"] for rank in ranks], axis=0), single["count"])
+    for rank in ranks:
+        assert rank["samples"] == single["samples"] and rank["tokens"] == single["tokens"]
+    found = torch.load(folder / f"{kind}.pt")
+    assert found.keys() == weights.keys()
+    for name, expected in weights.items():
+        torch.testing.assert_close(found[name], expected, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_run_ends_with_the_same_bits(kind: str, pair: dict[str, Any], folder: Path) -> None:
+    assert [rank["first"] for rank in pair[f"{kind} again"]] == [CUT, CUT]
+    whole, again = torch.load(folder / f"{kind}.pt"), torch.load(folder / f"{kind} again.pt")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert [rank["held_out"][-1] for rank in pair[kind]] == [rank["held_out"][-1] for rank in pair[f"{kind} again"]]
+
+
+def test_another_number_of_ranks_goes_on_with_the_same_losses(pair: dict[str, Any], alone: Any, common: Any, folder: Path) -> None:
+    """One rank's checkpoint on two, and two ranks' on one."""
+    single, _ = alone[False]
+    np.testing.assert_allclose(np.sum([rank["held_out"][-1] for rank in pair["from one"]], axis=0), single["held_out"][-1], rtol=1e-4)
+    for kind in ("ddp", "fsdp"):
+        found = case(common | {"load": str(folder / kind)})
+        assert found["first"] == CUT and STEPS > CUT
+        np.testing.assert_allclose(found["held_out"][-1], single["held_out"][-1], rtol=1e-4)
+        np.testing.assert_allclose(found["train"], single["train"], rtol=1e-4)
+
+
+def test_nothing_in_a_checkpoint_is_a_pickle(pair: dict[str, Any], folder: Path) -> None:
+    names = sorted(file.name for file in (folder / "fsdp").iterdir())
+    assert {Path(name).suffix for name in names} == {".json", ".safetensors"}
+    assert sum(name.endswith(".safetensors") for name in names) == 2
