@@ -120,6 +120,19 @@ class Mixture(Section):
     max_share: float = setting(0.95, "expansion: ceiling of the targets' share", "share", gt=0, le=1)
     min_share: float = setting(0.0, "floor under every share", "share", ge=0, lt=1)
     feedback: Literal["held_out", "train"] = setting("held_out", "loss that drives the shares; `train` costs nothing")
+    smoothing: float = setting(
+        0.5,
+        "feedback=train: weight of earlier losses in each domain's moving average; 0: the last interval's alone. 0.5 leaves a third of "
+        "the variance that comes from few samples, and lags by one adjustment",
+        ge=0,
+        lt=1,
+    )
+    warn_passes: float = setting(
+        4, "warn once a domain is repeated more often; up to four passes are nearly as good as new data", "passes", gt=0
+    )
+    max_passes: float | None = setting(
+        None, "most passes over a domain; what it would have had goes to the others; none: no cap", "passes", gt=0, allow_inf_nan=False
+    )
 
 
 class Lora(Section):

@@ -75,12 +75,15 @@ def _finetune(config: Config, rank: int, world: int, device: torch.device) -> Pa
     reference = given_losses(_reference_file(config), names, tokenizer) if plan.needs_reference(config) else None
     unit = reference["unit"] if reference else "nats/token"
     recipe = plan.recipe(config, sum(sizes), unit)
+    plan.check_passes(config, names, sizes, recipe)
     controller = WeightController(
         names,
         plan.policy(config, names),
         plan.starting_shares(config, names, detected, sizes),
         None if reference is None else np.array([reference["domains"][name]["loss"] for name in names]),
         config.training.exchange_timeout,
+        config.mixture.warn_passes,
+        config.mixture.smoothing,
     )
     job = Job(config, model, paths, recipe, plan.adjust_every(config, recipe.steps), folder)
     host = PlainHost(job, controller, rank, world, device)
@@ -166,3 +169,6 @@ class PlainHost:
             self._printed = time.monotonic()
             state = State(step, self._job.recipe.steps, "step", note)
             print(line("fine-tuning", state, self._printed - self._began, step - self._first), file=sys.stderr, flush=True)
+
+    def warn(self, text: str) -> None:
+        print(f"[fine-tuning] warning: {text}", file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from versatune_ray.mixture import Feedback, Policy, check_shares, forgetting_degree, learnable_potential
+from versatune_ray.mixture import Feedback, Policy, check_shares, forgetting_degree, learnable_potential, new_warnings
 
 Array = NDArray[np.float64]
 
@@ -53,8 +53,18 @@ class Decision:
 class WeightController:
     """Aggregates, decides, remembers. One round of ``exchange`` is one adjustment; the round at step 0 only measures."""
 
-    def __init__(self, domains: Sequence[str], policy: Policy, start: Array, reference_loss: Array | None, timeout: float):
+    def __init__(
+        self,
+        domains: Sequence[str],
+        policy: Policy,
+        start: Array,
+        reference_loss: Array | None,
+        timeout: float,
+        warn_passes: float = 4.0,
+        smoothing: float = 0.0,
+    ):
         self.domains, self.policy, self.reference_loss, self.timeout = tuple(domains), policy, reference_loss, timeout
+        self.warn_passes, self.smoothing = warn_passes, smoothing
         self.start = check_shares(start, k=len(self.domains), names=self.domains)
         self.attempt, self.world = 0, 0
         self.number = 0
@@ -139,9 +149,7 @@ class WeightController:
             counts = np.asarray(sum(r.token_counts for r in reports if r.token_counts is not None))
             loss = np.divide(sum(r.loss_sums for r in reports if r.loss_sums is not None), counts)
         else:
-            # A domain that was not drawn since the last adjustment has no new training loss: its last one stands.
-            loss = train_loss if self.previous_loss is None else np.where(np.isnan(train_loss), self.previous_loss, train_loss)
-
+            loss = self._smoothed(train_loss)
         feedback = Feedback(first.step, loss, self.previous_loss, self.reference_loss, self.domains)
         guard = None
         if first.step > 0:
@@ -153,7 +161,7 @@ class WeightController:
         potential = None if self.reference_loss is None else learnable_potential(loss, self.reference_loss, self.domains)
         forgetting = None if self.previous_loss is None else forgetting_degree(loss, self.previous_loss, self.domains)
         self.previous_loss = loss
-        line = {
+        line: dict[str, Any] = {
             "step": first.step,
             "epoch": round(first.epoch, 6),
             "loss": self._named(loss),
@@ -165,12 +173,24 @@ class WeightController:
             "passes": self._named(first.passes),
             "train_loss": self._named(train_loss),
             "guard": guard,
+            "feedback": "train" if first.loss_sums is None else "held_out",
             "seconds": {name: round(seconds, 3) for name, seconds in first.seconds.items()},
         }
+        line["warnings"] = new_warnings([*self.lines, line], self.warn_passes)
         self.lines.append(line)
         decision = Decision(self.number, self.share, line)
         self.number += 1
         return decision
+
+    def _smoothed(self, train_loss: Array) -> Array:
+        """Training feedback, [k]: the moving average of each domain's training losses; NaN, not drawn since: as it was."""
+        if self.previous_loss is None:
+            return train_loss
+        # Until a domain was drawn, its previous loss is a held-out one: a mean with that would be of two different quantities.
+        passes = self.lines[-1]["passes"] or {}
+        weight = np.array([self.smoothing if passes.get(name) else 0.0 for name in self.domains])
+        average = weight * self.previous_loss + (1 - weight) * train_loss
+        return np.where(np.isnan(train_loss), self.previous_loss, average)
 
     def _named(self, values: Any) -> dict[str, float | None] | None:
         if values is None or np.isnan(values).all():

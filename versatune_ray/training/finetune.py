@@ -47,6 +47,7 @@ def finetune(
     data = load_domains(paths, config.data)
     sizes = [len(data[name].train) for name in names]
     recipe = plan.recipe(config, sum(sizes), unit)
+    plan.check_passes(config, names, sizes, recipe)
     controller = start_actor(
         {
             "domains": names,
@@ -54,6 +55,8 @@ def finetune(
             "start": plan.starting_shares(config, names, detected, sizes),
             "reference_loss": None if reference is None else np.array([reference["domains"][name]["loss"] for name in names]),
             "timeout": config.training.exchange_timeout,
+            "warn_passes": config.mixture.warn_passes,
+            "smoothing": config.mixture.smoothing,
         }
     )
     folder = config.run_folder / "finetune"

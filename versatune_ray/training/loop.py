@@ -62,6 +62,9 @@ class Host(Protocol):
     def progress(self, step: int, note: str) -> None:
         """For a person who waits."""
 
+    def warn(self, text: str) -> None:
+        """One sentence that a person should read now, told by rank 0 alone."""
+
 
 def run(job: Job, host: Host) -> None:
     """Train from the last checkpoint, or the start, to the end, and leave the tuned model in ``job.folder / "model"``."""
@@ -134,6 +137,8 @@ class _Run:
         if self.host.rank == 0:
             with self.log.open("a") as log:
                 log.write(json.dumps(decision.line) + "\n")
+            for warning in decision.line["warnings"]:
+                self.host.warn(warning)
 
     def save(self, folder: Path) -> Future[Any]:
         return self.checkpoints.save(folder, self.host.state())

@@ -114,7 +114,39 @@ def recipe(config: Config, train_records: int, unit: Unit) -> Recipe:
         max_grad_norm=training.max_grad_norm,
         seed=config.seed,
         unit=unit,
+        max_passes=config.mixture.max_passes,
     )
+
+
+def check_passes(config: Config, names: Sequence[str], sizes: Sequence[int], recipe: Recipe) -> None:
+    """Whether the records last for the run under ``mixture.max_passes``, before it begins.
+
+    Args:
+        sizes: training records per domain, [k].
+
+    Raises:
+        UserError: the run's samples are more than the cap allows over all domains that can have a share.
+    """
+    cap = config.mixture.max_passes
+    if cap is None:
+        return
+    drawn = _drawn(config, names, sizes)
+    allowed, asked = sum(math.floor(cap * size) for size in drawn.values()), recipe.steps * recipe.batch_size
+    if asked > allowed:
+        raise UserError(
+            f"mixture.max_passes: {cap:g} over the {sum(drawn.values()):,} records of {', '.join(drawn)} give {allowed:,} samples, "
+            f"but the run trains on {asked:,}; lower training.epochs, raise mixture.max_passes, or add records"
+        )
+
+
+def _drawn(config: Config, names: Sequence[str], sizes: Sequence[int]) -> dict[str, int]:
+    """Sizes of the domains that have a share or can get one: policies multiply, so that 0 stays 0 but for a target or a floor."""
+    settings, all_ = config.mixture, dict(zip(names, sizes, strict=True))
+    if needs_detection(config) or (settings.policy != "constant" and settings.min_share > 0):
+        return all_
+    start = starting_shares(config, names, None, sizes)
+    raised = settings.targets if settings.policy == "expansion" else []
+    return {name: size for (name, size), share in zip(all_.items(), start, strict=True) if share > 0 or name in raised}
 
 
 def adjust_every(config: Config, steps: int) -> int:

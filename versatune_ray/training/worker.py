@@ -79,3 +79,6 @@ class RayHost:
     def progress(self, step: int, note: str) -> None:
         if self.rank == 0:
             self.bar.to(step, note)
+
+    def warn(self, text: str) -> None:
+        self.bar.say(f"warning: {text}")
