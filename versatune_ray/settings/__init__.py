@@ -146,7 +146,7 @@ class Lora(Section):
 
 
 class Training(Section):
-    workers: int = setting(2, "Ray Train workers", ge=1)
+    workers: int | list[int] = setting(2, "Ray Train workers; [least, most]: as many as the cluster has room for at the moment")
     cpus_per_worker: int = setting(1, "CPUs (torch threads) per worker", ge=1)
     epochs: float = setting(4, "passes of samples_per_epoch", "epochs", gt=0)
     samples_per_epoch: int | None = setting(None, "samples per epoch over all domains; none: all training records", "samples", ge=1)
@@ -169,9 +169,24 @@ class Training(Section):
     max_grad_norm: float = setting(1.0, "gradient clipping; 0: none", ge=0)
     adjust_every: int | None = setting(None, "optimizer steps between adjustments; none: once per epoch", "steps", ge=1)
     checkpoint_every: int | None = setting(None, "optimizer steps between checkpoints; none: at each adjustment", "steps", ge=1)
-    keep_checkpoints: int = setting(2, "newest checkpoints kept", ge=1)
+    keep_checkpoints: int = setting(2, "checkpoints kept: the newest ones", ge=1)
+    keep_best: str | None = setting(
+        None, "keep those of the lowest held-out loss instead, and the newest: `loss` (mean over domains) or `loss.NAME` of one"
+    )
     max_failures: int = setting(3, "worker-group failures survived before giving up", ge=0)
-    exchange_timeout: float = setting(600.0, "longest wait for the slowest rank at an adjustment", "s", gt=0)
+    exchange_timeout: float = setting(600.0, "longest wait for the slowest rank, in a step or at an adjustment", "s", gt=0)
+
+    @field_validator("workers")
+    @classmethod
+    def _ordered(cls, value: int | list[int]) -> int | list[int]:
+        least, most = (value, value) if isinstance(value, int) else value if len(value) == 2 else (0, 0)
+        if not 1 <= least <= most:
+            raise ValueError(f"write the number of workers, or [least, most] with 1 ≤ least ≤ most; found {value}")
+        return value
+
+    @property
+    def least_and_most(self) -> tuple[int, int]:
+        return (self.workers, self.workers) if isinstance(self.workers, int) else (self.workers[0], self.workers[1])
 
 
 class Evaluation(Section):
