@@ -25,7 +25,7 @@ from versatune_ray.settings import Config
 _FREE = (
     "run", "storage", "device", "evaluation", "detection.engine", "detection.models", "detection.judge.engine", "detection.judge.http",
     "detection.judge.records", "reference.workers", "reference.cpus", "training.workers", "training.cpus_per_worker",
-    "training.max_failures", "training.keep_checkpoints", "training.exchange_timeout", "base.cpus",
+    "training.max_failures", "training.keep_checkpoints", "training.exchange_timeout", "training.metrics", "base.cpus",
 )  # fmt: skip
 
 

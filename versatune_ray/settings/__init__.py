@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from versatune_ray.settings.common import Paths, Section, Shares, nearest, setting
+from versatune_ray.settings.common import Paths, Section, Shares, Sinks, nearest, setting
 from versatune_ray.settings.detection import Detection, Engine, Generation, Http, Judge, Subject
 
 __all__ = [
@@ -173,6 +173,7 @@ class Training(Section):
     keep_best: str | None = setting(
         None, "keep those of the lowest held-out loss instead, and the newest: `loss` (mean over domains) or `loss.NAME` of one"
     )
+    metrics: Sinks = setting(lambda: ["tensorboard"], "where to watch the run, besides Ray's metrics; an empty list: nowhere")
     max_failures: int = setting(3, "worker-group failures survived before giving up", ge=0)
     exchange_timeout: float = setting(600.0, "longest wait for the slowest rank, in a step or at an adjustment", "s", gt=0)
 
