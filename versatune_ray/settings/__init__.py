@@ -139,7 +139,7 @@ class Lora(Section):
     """Low-rank adapters (peft) instead of full fine-tuning."""
 
     rank: int | None = setting(None, "rank of the added matrices; none: full fine-tuning, as in the paper", ge=1)
-    alpha: float = setting(32.0, "their scale is alpha / rank", gt=0)
+    alpha: int = setting(32, "their scale is alpha / rank", ge=1)
     dropout: float = setting(0.0, "dropout before them", ge=0, lt=1)
     targets: Paths = setting(lambda: ["all-linear"], "names of the modules that get them; all-linear: all but the output embedding")
     export: Literal["merged", "adapter"] = setting("merged", "leave a whole model, or the adapter alone")

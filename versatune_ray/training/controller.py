@@ -7,6 +7,7 @@ with the model: losing the actor, a worker or a node loses no decision and repea
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from versatune_ray.mixture import Feedback, Policy, check_shares, forgetting_degree, learnable_potential, new_warnings
 
 Array = NDArray[np.float64]
+PULSE = 2.0  # seconds between two signs of life of a rank
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class WeightController:
         self.previous_loss: Array | None = None
         self.lines: list[dict[str, Any]] = []
         self._round = _Round()
+        self._heard: dict[int, tuple[float, float]] = {}  # rank: when it last spoke, and how far it was
+        self.stopped: str | None = None
 
     def begin(self, world: int, state: dict[str, Any] | None) -> tuple[int, list[float], list[dict[str, Any]]]:
         """Start an attempt of ``world`` ranks from a checkpoint's ``state`` (None: from the start). Called by rank 0 alone.
@@ -80,6 +84,7 @@ class WeightController:
         """
         self.attempt += 1
         self.world = world
+        self._heard = {rank: (time.monotonic(), 0.0) for rank in range(world)}
         self._restore(state)
         return self.attempt, self.share.tolist(), self.lines
 
@@ -109,6 +114,25 @@ class WeightController:
         except TimeoutError:
             missing = sorted(set(range(self.world)) - set(round_.reports))
             raise TimeoutError(f"adjustment at step {report.step}: no word from rank(s) {missing} within {self.timeout:g} s") from None
+
+    def beat(self, attempt: int, rank: int, place: float) -> None:
+        """``rank`` is alive and has come to ``place`` (see ``Tuner.place``)."""
+        if attempt == self.attempt:
+            self._heard[rank] = time.monotonic(), place
+
+    def missing(self) -> list[int]:
+        """Ranks that have fallen silent; or, where all still speak, those that are furthest behind."""
+        now = time.monotonic()
+        silent = [rank for rank, (when, _) in self._heard.items() if now - when > 3 * PULSE]
+        last = min(place for _, place in self._heard.values())
+        return sorted(silent or [rank for rank, (_, place) in self._heard.items() if place == last])
+
+    def stop(self, reason: str) -> None:
+        """What no further attempt would mend; the first reason stands."""
+        self.stopped = self.stopped or reason
+
+    def reason(self) -> str | None:
+        return self.stopped
 
     def state_dict(self, attempt: int) -> dict[str, Any]:
         """Plain JSON; floats come back exactly.

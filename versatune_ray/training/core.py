@@ -68,6 +68,7 @@ class Tuner:
         sizes = [len(domain.train) for domain in data]
         self.sampler = DomainSampler(sizes, recipe.batch_size, recipe.seed, names=names, max_passes=recipe.max_passes)
         self.steps_done = 0
+        self.place = 0.0  # steps done, and a half more while this rank waits for the others' gradients
         self.tokens_done = 0  # of this rank, in the last step: what it computed on, without padding
         # Since the last adjustment: this rank's training loss, and every rank's samples and response tokens per domain.
         self.train_loss = LossSums.zeros(len(names))
@@ -87,10 +88,13 @@ class Tuner:
         self.parallel.module.train()
         batches = self._mine(samples)
         sums = self._zeros()
+        self.place = float(self.steps_done)
         for place, rows in enumerate(batches):
             batch = _collate(rows, self.attention, self.device)
-            with self.parallel.last_backward(place == len(batches) - 1):
+            last = place == len(batches) - 1
+            with self.parallel.last_backward(last):
                 nats = self.parallel.forward(batch.inputs, train=True)
+                self.place += last / 2
                 (nats.sum() * (scale * batch.weight)).backward()  # type: ignore[no-untyped-call]
             batch.add_to(sums, nats)
         norm = self.parallel.clip(self.recipe.max_grad_norm)

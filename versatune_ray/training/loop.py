@@ -59,8 +59,17 @@ class Host(Protocol):
     def save(self, write: Callable[[Path], Future[Any]], metrics: dict[str, Any]) -> None:
         """Keep a checkpoint that ``write`` begins to write into a folder. Returns as soon as training may go on."""
 
+    def best(self) -> AbstractContextManager[Path | None]:
+        """The kept checkpoint of the lowest ``training.keep_best``, as a local folder; None where the last model counts."""
+
     def progress(self, step: int, note: str) -> None:
         """For a person who waits."""
+
+    def watch(self, place: Callable[[], float]) -> None:
+        """From now on, ``place()`` says how far this rank is (see ``Tuner.place``)."""
+
+    def missing(self) -> list[int]:
+        """Ranks that others wait for, as far as it is known."""
 
     def warn(self, text: str) -> None:
         """One sentence that a person should read now, told by rank 0 alone."""
@@ -78,6 +87,7 @@ def run(job: Job, host: Host) -> None:
         torch.manual_seed(config.seed + host.rank)
     data = list(load_domains(job.paths, config.data).values())
     tuner = Tuner(model, data, job.recipe, host.device, host.rank, host.world, setup)
+    host.watch(lambda: tuner.place)
     checkpoints = Checkpoints(tuner)
     with host.resume() as folder:
         state = None if folder is None else checkpoints.load(folder)
@@ -87,6 +97,7 @@ def run(job: Job, host: Host) -> None:
 class _Run:
     def __init__(self, job: Job, host: Host, tuner: Tuner, checkpoints: Checkpoints, share: np.ndarray, lines: list[dict[str, Any]]):
         self.job, self.host, self.tuner, self.checkpoints, self.share, self.lines = job, host, tuner, checkpoints, share, lines
+        self.loss: dict[str, float | None] = lines[-1]["loss"] if lines else {}
         self.began = time.monotonic()
         self.log = job.folder / "adjustments.jsonl"
         if host.rank == 0:  # what an interrupted run logged after its last checkpoint is done again
@@ -98,18 +109,36 @@ class _Run:
         if not self.lines:
             self.adjust()
         while tuner.steps_done < recipe.steps:
-            loss = tuner.step(self.share)
+            loss = self.step()
             self.host.progress(tuner.steps_done, f"loss {loss:.3f}")
             last = tuner.steps_done == recipe.steps
             adjusted = last or tuner.steps_done % self.job.adjust_every == 0
             if adjusted:
                 self.adjust()
             if last or (tuner.steps_done % checkpoint_every == 0 if checkpoint_every else adjusted):
-                self.host.save(self.save, {"step": tuner.steps_done})
+                self.host.save(self.save, self.metrics())
         self.checkpoints.wait()
+        with self.host.best() as folder:
+            if folder is not None:
+                self.checkpoints.load(folder)
         weights = self.checkpoints.weights()
         if self.host.rank == 0:
             self.export(weights)
+
+    def step(self) -> float:
+        """One step; where torch.distributed waited in vain, the error names the rank that it waited for.
+
+        Raises:
+            TimeoutError: another rank hangs.
+        """
+        try:
+            return self.tuner.step(self.share)
+        except RuntimeError as error:
+            if "timed out" not in str(error).lower():
+                raise
+            missing = ", ".join(map(str, self.host.missing())) or "unknown"
+            seconds = self.job.config.training.exchange_timeout
+            raise TimeoutError(f"step {self.tuner.steps_done + 1}: no word from rank(s) {missing} within {seconds:g} s") from error
 
     def adjust(self) -> None:
         """Measure, tell the controller, and go on with the shares that it answers."""
@@ -132,13 +161,18 @@ class _Run:
             seconds={"training": training, "measuring": time.monotonic() - self.began - training},
         )
         decision = self.host.exchange(report)
-        self.share = decision.share
+        self.share, self.loss = decision.share, decision.line["loss"]
         self.began = time.monotonic()
         if self.host.rank == 0:
             with self.log.open("a") as log:
                 log.write(json.dumps(decision.line) + "\n")
             for warning in decision.line["warnings"]:
                 self.host.warn(warning)
+
+    def metrics(self) -> dict[str, Any]:
+        """What checkpoints are compared by: the last measured losses, one by one and their mean."""
+        loss = {name: value for name, value in self.loss.items() if value is not None}
+        return {"step": self.tuner.steps_done, "loss": float(np.mean(list(loss.values())))} | {f"loss.{name}": loss[name] for name in loss}
 
     def save(self, folder: Path) -> Future[Any]:
         return self.checkpoints.save(folder, self.host.state())

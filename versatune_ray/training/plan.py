@@ -49,9 +49,12 @@ def check(config: Config, names: Sequence[str]) -> None:
     """
     policy(config, names)
     starting_shares(config, names, [1 / len(names)] * len(names), [1] * len(names))
-    batch, workers = config.training.batch_size, config.training.workers
+    batch, workers = config.training.batch_size, config.training.least_and_most[1]
     if batch < workers:
         raise UserError(f"training.batch_size: {batch} is less than one sample for each of {workers} workers")
+    best = config.training.keep_best
+    if best is not None and best not in ("loss", *(f"loss.{name}" for name in names)):
+        raise UserError(f"training.keep_best: {best!r}; valid: loss, {', '.join(f'loss.{name}' for name in names)}")
 
 
 def targets(config: Config, names: Sequence[str]) -> tuple[int, ...]:
