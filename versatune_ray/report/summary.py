@@ -24,7 +24,7 @@ def summary(run: RunData, result: Outcomes) -> tuple[str, ...]:
 
 
 def warnings(run: RunData, result: Outcomes) -> tuple[str, ...]:
-    """What a careful reader should look at twice: doubtful detections, what fine-tuning warned of, and the failure signatures of loss-driven mixing."""
+    """What a careful reader should look at twice: doubtful detections, what fine-tuning warned of, and failure signs."""
     found = doubts(run.detections, run.failed) + told(run.adjustments)
     changes = [row.loss_change for row in result.domains if row.loss_change is not None]
     if len(changes) > 1 and all(change > 0 for change in changes):
