@@ -31,6 +31,7 @@ from versatune_ray.training import plan
 from versatune_ray.training.controller import Decision, Report, WeightController
 from versatune_ray.training.loop import Job, run
 from versatune_ray.training.recipe import Unit, given_losses
+from versatune_ray.training.sinks import Sink
 
 _PRINT_EVERY = 5.0  # seconds
 
@@ -200,6 +201,9 @@ class PlainHost:
 
     def missing(self) -> list[int]:
         return []
+
+    def sink(self) -> Sink | None:
+        return None
 
     def warn(self, text: str) -> None:
         print(f"[fine-tuning] warning: {text}", file=sys.stderr, flush=True)

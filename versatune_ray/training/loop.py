@@ -21,8 +21,10 @@ from versatune_ray.training.attention import choose
 from versatune_ray.training.checkpoint import Checkpoints
 from versatune_ray.training.controller import Decision, Report
 from versatune_ray.training.core import Tuner
+from versatune_ray.training.metrics import Metrics
 from versatune_ray.training.model import add_lora, export, load_model
 from versatune_ray.training.recipe import Recipe, Setup
+from versatune_ray.training.sinks import Sink
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,9 @@ class Host(Protocol):
     def warn(self, text: str) -> None:
         """One sentence that a person should read now, told by rank 0 alone."""
 
+    def sink(self) -> Sink | None:
+        """Where metrics go here, besides ``training.metrics``."""
+
 
 def run(job: Job, host: Host) -> None:
     """Train from the last checkpoint, or the start, to the end, and leave the tuned model in ``job.folder / "model"``."""
@@ -91,11 +96,16 @@ def run(job: Job, host: Host) -> None:
     checkpoints = Checkpoints(tuner)
     with host.resume() as folder:
         state = None if folder is None else checkpoints.load(folder)
-    _Run(job, host, tuner, checkpoints, *host.begin(state)).to_the_end()
+    share, lines = host.begin(state)
+    with Metrics.begin(config, job.folder, tuner, lines, host.sink() if host.rank == 0 else None, host.warn) as meter:
+        _Run(job, host, tuner, checkpoints, share, lines, meter).to_the_end()
 
 
 class _Run:
-    def __init__(self, job: Job, host: Host, tuner: Tuner, checkpoints: Checkpoints, share: np.ndarray, lines: list[dict[str, Any]]):
+    def __init__(
+        self, job: Job, host: Host, tuner: Tuner, checkpoints: Checkpoints, share: np.ndarray, lines: list[dict[str, Any]], meter: Metrics
+    ):
+        self.meter = meter
         self.job, self.host, self.tuner, self.checkpoints, self.share, self.lines = job, host, tuner, checkpoints, share, lines
         self.loss: dict[str, float | None] = lines[-1]["loss"] if lines else {}
         self.began = time.monotonic()
@@ -109,13 +119,15 @@ class _Run:
         if not self.lines:
             self.adjust()
         while tuner.steps_done < recipe.steps:
+            began = time.perf_counter()
             loss = self.step()
-            self.host.progress(tuner.steps_done, f"loss {loss:.3f}")
+            self.host.progress(tuner.steps_done, self.meter.step(loss, time.perf_counter() - began))
             last = tuner.steps_done == recipe.steps
             adjusted = last or tuner.steps_done % self.job.adjust_every == 0
             if adjusted:
                 self.adjust()
             if last or (tuner.steps_done % checkpoint_every == 0 if checkpoint_every else adjusted):
+                self.meter.flush()  # what a checkpoint has behind it is not measured again
                 self.host.save(self.save, self.metrics())
         self.checkpoints.wait()
         with self.host.best() as folder:
@@ -163,6 +175,7 @@ class _Run:
         decision = self.host.exchange(report)
         self.share, self.loss = decision.share, decision.line["loss"]
         self.began = time.monotonic()
+        self.meter.adjusted(decision.line)
         if self.host.rank == 0:
             with self.log.open("a") as log:
                 log.write(json.dumps(decision.line) + "\n")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from versatune_ray import mixture as mix
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Config
+from versatune_ray.training import sinks
 from versatune_ray.training.recipe import Recipe, Unit
 
 
@@ -42,11 +43,12 @@ def policy(config: Config, names: Sequence[str]) -> mix.Policy:
 
 
 def check(config: Config, names: Sequence[str]) -> None:
-    """Everything about the mixture and the batch that can be wrong before anything is computed.
+    """Everything about mixture, batch and trackers that can be wrong before anything is computed.
 
     Raises:
         UserError: as ``policy`` and ``starting_shares``; or fewer samples per step than workers.
     """
+    sinks.check(config)
     policy(config, names)
     starting_shares(config, names, [1 / len(names)] * len(names), [1] * len(names))
     batch, workers = config.training.batch_size, config.training.least_and_most[1]

@@ -21,7 +21,9 @@ from versatune_ray.errors import one_line
 from versatune_ray.progress import Bar
 from versatune_ray.training.controller import PULSE, Decision, Report
 from versatune_ray.training.core import NotFinite
+from versatune_ray.training.gauges import Gauges
 from versatune_ray.training.loop import Job, run
+from versatune_ray.training.sinks import Sink
 
 
 def train_loop(settings: dict[str, Any]) -> None:
@@ -51,7 +53,7 @@ class RayHost:
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         self.bar = Bar("fine-tuning", job.recipe.steps)
-        self._keep_best = job.config.training.keep_best
+        self._run, self._keep_best = job.config.run, job.config.training.keep_best
         self._controller, self._attempt = controller, 0
         self._place: Callable[[], float] = float
         self._ended = threading.Event()
@@ -70,6 +72,9 @@ class RayHost:
 
     def watch(self, place: Callable[[], float]) -> None:
         self._place = place
+
+    def sink(self) -> Sink | None:
+        return Gauges(self._run)
 
     def missing(self) -> list[int]:
         missing: list[int] = ray.get(self._controller.missing.remote())
