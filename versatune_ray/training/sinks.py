@@ -5,7 +5,6 @@ Imports neither torch nor Ray, and a tracker's package only where the settings n
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import secrets
@@ -60,7 +59,7 @@ class Background:
         self._rows.append(row)
 
     def flush(self) -> None:
-        """Wait until what was put before is written; not for a sink that is known to have trouble."""
+        """Wait until what was put before is written; not for a sink that had trouble before."""
         if self._told:
             return
         self._written.clear()
@@ -71,7 +70,7 @@ class Background:
     def close(self, failed: bool) -> None:
         self._ending, self._failed = True, failed
         self._hurry.set()
-        self._thread.join(_EVERY if self._told else _LAST_PATIENCE)
+        self._thread.join(_PATIENCE if self._told else _LAST_PATIENCE)
 
     def _run(self) -> None:
         while not self._ending:
@@ -173,7 +172,7 @@ class WandB:
             resume="allow",
             dir=str(folder),
             config=config.model_dump(mode="json"),
-            settings=wandb.Settings(console="off", finish_timeout=_LAST_PATIENCE),
+            settings=wandb.Settings(console="off", finish_timeout=_LAST_PATIENCE - _PATIENCE),
         )
 
     def write(self, rows: Sequence[Row]) -> None:
@@ -189,7 +188,7 @@ class MLflow:
 
     def __init__(self, config: Config, folder: Path, first: int):
         from mlflow import MlflowClient
-        from mlflow.entities import Metric
+        from mlflow.entities import Metric, Param
 
         self._metric = Metric
         self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute()}/mlflow.db")
@@ -201,7 +200,10 @@ class MLflow:
         self._id = run.info.run_id
         self._last: dict[str, int] = {}  # the last step that is there, by metric
         self._client.update_run(self._id, status="RUNNING")
-        self._client.log_dict(self._id, json.loads(config.model_dump_json()), "config.json") if not runs else None
+        if not runs:
+            settings = {section: config.model_dump(mode="json", include={section})[section] for section in ("mixture", "training")}
+            params = [Param(f"{section}.{key}", str(value)[:500]) for section, keys in settings.items() for key, value in keys.items()]
+            self._client.log_batch(self._id, params=params)
 
     def write(self, rows: Sequence[Row]) -> None:
         metrics = []
