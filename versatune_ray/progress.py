@@ -85,7 +85,11 @@ class Display:
     def __enter__(self) -> Display:
         import ray
 
-        self._board: Any = ray.remote(Board).options(name=_BOARD, num_cpus=0, get_if_exists=True).remote()
+        from versatune_ray.cluster import beside_the_driver
+
+        self._board: Any = (
+            ray.remote(Board).options(name=_BOARD, num_cpus=0, get_if_exists=True, scheduling_strategy=beside_the_driver()).remote()
+        )
         self._stop = threading.Event()
         self._began: dict[str, tuple[float, int]] = {}
         self._printed: dict[str, State] = {}

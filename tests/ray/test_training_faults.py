@@ -73,7 +73,7 @@ def machines() -> Iterator[Machines]:
     before = os.environ.get("TMPDIR")
     os.environ |= {"TMPDIR": folder, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
     machines = Machines()
-    ray.init(address=machines.cluster.address, logging_level="ERROR", log_to_driver=False)
+    ray.init(address=machines.cluster.address, logging_level="ERROR", log_to_driver=bool(os.environ.get("SHOW")))
     try:
         yield machines
     finally:
@@ -129,6 +129,8 @@ def tune(machines: Machines, tiny_model: Path, tmp_path_factory: pytest.TempPath
                     time.sleep(0.02)
                 fault()
                 happened.append(fault)
+                if os.environ.get("SHOW"):
+                    print("FAULT", place, time.time(), flush=True)
 
         thread = threading.Thread(target=watch)
         thread.start()

@@ -244,4 +244,7 @@ def start_actor(controller_arguments: dict[str, Any]) -> Any:
     """The controller as an actor that comes back empty if it dies; the next attempt hands it the checkpoint's state."""
     import ray
 
-    return ray.remote(WeightController).options(num_cpus=0, max_restarts=-1, max_concurrency=10_000).remote(**controller_arguments)
+    from versatune_ray.cluster import beside_the_driver
+
+    options = {"num_cpus": 0, "max_restarts": -1, "max_concurrency": 10_000, "scheduling_strategy": beside_the_driver()}
+    return ray.remote(WeightController).options(**options).remote(**controller_arguments)
