@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -122,7 +122,8 @@ class PlainHost:
         self.rank, self.world, self.device = rank, world, device
         self._job, self._controller = job, controller
         self._folder = job.folder / "checkpoints"
-        self._pending: tuple[Path, Future[Any]] | None = None
+        self._pending: Future[None] | None = None
+        self._placing = ThreadPoolExecutor(1)
         self._began, self._printed, self._first = time.monotonic(), 0.0, -1
 
     @contextmanager
@@ -154,19 +155,20 @@ class PlainHost:
             shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed, with other workers perhaps
         if self.world > 1:
             dist.barrier()
-        self._pending = place, write(partial)
+        written = write(partial)
         if self.rank == 0:
             write_json(partial / "metrics.json", metrics)
+        self._pending = self._placing.submit(self._place, place, written)
 
     def finish(self) -> None:
-        """Put the last checkpoint, once every rank has written its part, in its place, and remove those that are not kept."""
+        """Until the last checkpoint is in its place."""
         pending, self._pending = self._pending, None
-        if pending is None:
-            return
-        place, written = pending
-        written.result()
-        if self.world > 1:
-            dist.barrier()
+        if pending is not None:
+            pending.result()
+
+    def _place(self, place: Path, written: Future[Any]) -> None:
+        """Once all is written, put a checkpoint in its place, and remove those that are not kept."""
+        written.result()  # of rank 0: when all ranks have written theirs
         if self.rank == 0:
             place.with_name(f".{place.name}").rename(place)
             for old in self._ranked()[self._job.config.training.keep_checkpoints :]:
