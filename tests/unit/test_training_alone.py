@@ -77,7 +77,7 @@ def attempt(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
         for seed, name in enumerate(NAMES)
     }
 
-    def once(name: str, at: int = 0) -> tuple[list[Any], list[Any], Any]:
+    def once(name: str, at: int = 0, **more: Any) -> tuple[list[Any], list[Any], Any]:
         """Log without timings, samples drawn (step, domains, indices), and the tuned weights if the run ended."""
         training = {"workers": 1, "epochs": 1, "samples_per_epoch": STEPS * 8, "batch_size": 8, "learning_rate": 1e-2}
         config = parse(
@@ -87,7 +87,7 @@ def attempt(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
                 "model": {"path": str(tiny_model)},
                 "domains": dict.fromkeys(NAMES, "x.jsonl"),
                 "mixture": {"start": "uniform", "sigma": 2.0},
-                "training": training | {"adjust_every": EVERY, "checkpoint_every": SAVE, "metrics": []},
+                "training": training | {"adjust_every": EVERY, "checkpoint_every": SAVE, "metrics": []} | more,
             }
         )
         sizes = [len(domain.train) for domain in load_domains(paths, config.data).values()]
@@ -134,3 +134,13 @@ def test_a_run_that_is_broken_off_anywhere_ends_like_one_that_was_not(attempt: C
         assert [one for one in first if one[0] < begun] + second == drawn
         assert begun > len(first) - SAVE - 1, "at most the steps since the last checkpoint are done again"
         assert all(torch.equal(weights[name], weights_again[name]) for name in weights)
+
+
+def test_the_best_checkpoint_is_kept_and_exported(attempt: Callable[..., tuple[list[Any], list[Any], Any]], tiny_model: Path) -> None:
+    """At this rate losses fall, then rise; adjustments and checkpoints meet at steps 6 and 9."""
+    log, _, best = attempt("best", learning_rate=0.05, keep_best="loss", keep_checkpoints=1)
+    loss = {line["step"]: np.mean(list(line["loss"].values())) for line in log}
+    _, _, last = attempt("last", learning_rate=0.05)
+    assert loss[6] != loss[9]
+    same = all(torch.equal(best[name], last[name]) for name in best)
+    assert same == (loss[9] < loss[6])

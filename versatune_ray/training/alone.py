@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -188,7 +189,7 @@ class PlainHost:
         newest_first = sorted(self._folder.glob("step-????????"), reverse=True)
         if key is None:
             return newest_first
-        return sorted(newest_first, key=lambda folder: float(json.loads((folder / "metrics.json").read_text())[key]))
+        return sorted(newest_first, key=lambda folder: json.loads((folder / "metrics.json").read_text()).get(key, math.inf))
 
     def progress(self, step: int, note: str) -> None:
         if self._first < 0:

@@ -107,7 +107,7 @@ class _Run:
     ):
         self.meter = meter
         self.job, self.host, self.tuner, self.checkpoints, self.share, self.lines = job, host, tuner, checkpoints, share, lines
-        self.loss: dict[str, float | None] = lines[-1]["loss"] if lines else {}
+        self.measured: tuple[int, dict[str, float | None]] = (-1, {})
         self.began = time.monotonic()
         self.log = job.folder / "adjustments.jsonl"
         if host.rank == 0:  # what an interrupted run logged after its last checkpoint is done again
@@ -173,7 +173,7 @@ class _Run:
             seconds={"training": training, "measuring": time.monotonic() - self.began - training},
         )
         decision = self.host.exchange(report)
-        self.share, self.loss = decision.share, decision.line["loss"]
+        self.share, self.measured = decision.share, (decision.line["step"], decision.line["loss"])
         self.began = time.monotonic()
         self.meter.adjusted(decision.line)
         if self.host.rank == 0:
@@ -183,9 +183,12 @@ class _Run:
                 self.host.warn(warning)
 
     def metrics(self) -> dict[str, Any]:
-        """What checkpoints are compared by: the last measured losses, one by one and their mean."""
-        loss = {name: value for name, value in self.loss.items() if value is not None}
-        return {"step": self.tuner.steps_done, "loss": float(np.mean(list(loss.values())))} | {f"loss.{name}": loss[name] for name in loss}
+        """What checkpoints are compared by: the losses, one by one and their mean, where they were measured at this very step."""
+        found: dict[str, Any] = {"step": self.tuner.steps_done}
+        if self.measured[0] == self.tuner.steps_done:
+            loss = {name: value for name, value in self.measured[1].items() if value is not None}
+            found |= {"loss": float(np.mean(list(loss.values())))} | {f"loss.{name}": value for name, value in loss.items()}
+        return found
 
     def save(self, folder: Path) -> Future[Any]:
         return self.checkpoints.save(folder, self.host.state())
