@@ -471,7 +471,7 @@ def write_domains(folder: Path, domains: Sequence[Sequence[tuple[Any, Any]]], na
                     tokens=np.concatenate([tokens for tokens, _ in samples]),
                     mask=np.concatenate([mask for _, mask in samples]),
                     lengths=np.array([len(tokens) for tokens, _ in samples]),
-                    hashes=(np.arange(len(samples)) * 1000 + place).astype(np.uint64),
+                    hashes=(np.arange(len(samples), dtype=np.uint64) * np.uint64(8) + np.uint64(place + 1)) * np.uint64(0x9E3779B97F4A7C15),
                     response_bytes=np.array([int(mask.sum()) for _, mask in samples]),
                     locations=np.zeros((len(samples), 2), np.int64),
                 )
@@ -497,7 +497,9 @@ def random_llama(folder: Path, vocabulary: int, hidden: int, layers: int, heads:
     """Write a random Llama without a tokenizer; returns what it is."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary,
