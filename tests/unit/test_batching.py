@@ -23,6 +23,13 @@ def test_padded_rows_hold_items_of_like_length() -> None:
     assert [row.tolist() for row in rows] == [[1, 3, 5], [0, 4], [2]]
 
 
+def test_padding_is_weighed_against_one_more_pass() -> None:
+    # Together 4 · 100 = 400 tokens; apart 3 · 10 + 100 = 130, and 64 for one more pass.
+    # With 30 for 100: together 120; apart 30 + 30 and 64 more.
+    assert [row.tolist() for row in padded_rows(np.array([100, 10, 10, 10]), 8192)] == [[1, 2, 3], [0]]
+    assert [row.tolist() for row in padded_rows(np.array([30, 10, 10, 10]), 8192)] == [[1, 2, 3, 0]]
+
+
 def test_packed_rows_fill_evenly_or_do_not_fit() -> None:
     lengths = np.array([5, 5, 5, 5])
     assert [row.tolist() for row in packed_rows(lengths, 10, 2) or []] == [[0, 2], [1, 3]]

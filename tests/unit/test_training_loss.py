@@ -117,6 +117,8 @@ def test_chunked_logits_give_the_same_loss_and_gradient(monkeypatch: pytest.Monk
     found = []
     for limit in (1 << 40, 0):
         monkeypatch.setattr(loss_module, "_WHOLE_LOGITS", limit)
+        monkeypatch.setattr(loss_module, "_CHUNK", 16)
+        monkeypatch.setattr(loss_module, "_OPTIONS", torch.nn.LinearCrossEntropyOptions(batch_chunk_size=16, chunking_method=None))
         network.zero_grad()
         nats = loss_module.ResponseLoss(network)(tokens, kept, targets)
         (nats * torch.linspace(0, 1, 40)).sum().backward()

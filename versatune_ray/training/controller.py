@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Decision:
-    """Numbered shares [k], the same for every rank, and the line for ``adjustments.jsonl``."""
+    """Numbered shares [k], the same for every rank, and for rank 0 the line for ``adjustments.jsonl``."""
 
     number: int
     share: Array
@@ -99,9 +99,9 @@ class WeightController:
         if attempt != self.attempt:
             raise RuntimeError(f"rank {rank} belongs to attempt {attempt}; attempt {self.attempt} is running")
         round_ = self._round
-        for other in round_.reports.values():
-            if other.step != report.step:
-                raise RuntimeError(f"rank {rank} reports step {report.step} while the others are at step {other.step}")
+        first = next(iter(round_.reports.values()), report)
+        if first.step != report.step:
+            raise RuntimeError(f"rank {rank} reports step {report.step} while the others are at step {first.step}")
         round_.reports[rank] = report
         if len(round_.reports) == self.world and not round_.decision.done():
             self._round = _Round()
@@ -110,7 +110,8 @@ class WeightController:
             except ValueError as error:
                 round_.decision.set_exception(error)
         try:
-            return await asyncio.wait_for(asyncio.shield(round_.decision), self.timeout)
+            decision = await asyncio.wait_for(asyncio.shield(round_.decision), self.timeout)
+            return decision if rank == 0 else replace(decision, line={})  # a thousand lines would take longer than all the rest
         except TimeoutError:
             missing = sorted(set(range(self.world)) - set(round_.reports))
             raise TimeoutError(f"adjustment at step {report.step}: no word from rank(s) {missing} within {self.timeout:g} s") from None

@@ -173,10 +173,11 @@ class _Run:
             seconds={"training": training, "measuring": time.monotonic() - self.began - training},
         )
         decision = self.host.exchange(report)
-        self.share, self.measured = decision.share, (decision.line["step"], decision.line["loss"])
+        self.share = decision.share
         self.began = time.monotonic()
-        self.meter.adjusted(decision.line)
         if self.host.rank == 0:
+            self.measured = decision.line["step"], decision.line["loss"]
+            self.meter.adjusted(decision.line)
             with self.log.open("a") as log:
                 log.write(json.dumps(decision.line) + "\n")
             for warning in decision.line["warnings"]:
