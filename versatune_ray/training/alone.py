@@ -81,15 +81,7 @@ def _finetune(config: Config, rank: int, world: int, device: torch.device) -> Pa
     unit: Unit = reference["unit"] if reference else "nats/token"
     recipe = plan.recipe(config, sum(sizes), unit)
     plan.check_passes(config, names, sizes, recipe)
-    controller = WeightController(
-        names,
-        plan.policy(config, names),
-        plan.starting_shares(config, names, detected, sizes),
-        None if reference is None else np.array([reference["domains"][name]["loss"] for name in names]),
-        config.training.exchange_timeout,
-        config.mixture.warn_passes,
-        config.mixture.smoothing,
-    )
+    controller = WeightController(**plan.controller_arguments(config, names, sizes, detected, reference))
     job = Job(config, model, paths, recipe, plan.adjust_every(config, recipe.steps), folder)
     host = PlainHost(job, controller, rank, world, device)
     run(job, host)

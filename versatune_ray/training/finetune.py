@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.errors import Incomplete
 from versatune_ray.run_folder import say
@@ -50,17 +48,7 @@ def finetune(
     sizes = [len(data[name].train) for name in names]
     recipe = plan.recipe(config, sum(sizes), unit)
     plan.check_passes(config, names, sizes, recipe)
-    controller = start_actor(
-        {
-            "domains": names,
-            "policy": plan.policy(config, names),
-            "start": plan.starting_shares(config, names, detected, sizes),
-            "reference_loss": None if reference is None else np.array([reference["domains"][name]["loss"] for name in names]),
-            "timeout": config.training.exchange_timeout,
-            "warn_passes": config.mixture.warn_passes,
-            "smoothing": config.mixture.smoothing,
-        }
-    )
+    controller = start_actor(plan.controller_arguments(config, names, sizes, detected, reference))
     folder = config.run_folder / "finetune"
     folder.mkdir(parents=True, exist_ok=True)
     job = Job(config, model, dict(paths), recipe, plan.adjust_every(config, recipe.steps), folder)

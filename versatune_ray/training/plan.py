@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +96,26 @@ def starting_shares(config: Config, names: Sequence[str], detected: Sequence[flo
         return shares if start == "detected" else mix.inverse(shares)
     except ValueError as error:
         raise UserError(f"mixture.start={start}: {error}") from None
+
+
+def controller_arguments(
+    config: Config, names: Sequence[str], sizes: Sequence[int], detected: Sequence[float] | None, reference: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What ``WeightController`` is made of.
+
+    Args:
+        sizes: training records per domain, [k].
+        detected: detected shares [k], if the start needs them; reference: content of ``losses.json``, if the policy needs it.
+    """
+    return {
+        "domains": names,
+        "policy": policy(config, names),
+        "start": starting_shares(config, names, detected, sizes),
+        "reference_loss": None if reference is None else np.array([reference["domains"][name]["loss"] for name in names]),
+        "timeout": config.training.exchange_timeout,
+        "warn_passes": config.mixture.warn_passes,
+        "smoothing": config.mixture.smoothing,
+    }
 
 
 def needs_detection(config: Config) -> bool:
