@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,12 @@ class Machines:
 
 def process(title: str) -> psutil.Process:
     """The newest process of this test's cluster with ``title`` in its command line."""
-    family = psutil.Process().children(recursive=True)
-    return max((one for one in family if title in " ".join(one.cmdline())), key=lambda one: one.create_time())
+    found = []
+    for one in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it may have ended just now
+            if title in " ".join(one.cmdline()):
+                found.append((one.create_time(), one.pid))
+    return psutil.Process(max(found)[1])
 
 
 @pytest.fixture(scope="module")
@@ -118,26 +123,32 @@ def tune(machines: Machines, tiny_model: Path, tmp_path_factory: pytest.TempPath
             }
         )
         log = folder / name / "finetune" / "adjustments.jsonl"
-        happened = []
+        happened, failed = [], []
+        ended = threading.Event()
 
         def watch() -> None:
             for place, fault in enumerate(faults, 2):
                 deadline = time.monotonic() + 120
                 while not (log.is_file() and len(log.read_text().splitlines()) > place):
-                    if time.monotonic() > deadline:
+                    if time.monotonic() > deadline or ended.is_set():
                         return
                     time.sleep(0.02)
-                fault()
+                try:
+                    fault()
+                except Exception as error:
+                    failed.append(error)
+                    return
                 happened.append(fault)
-                if os.environ.get("SHOW"):
-                    print("FAULT", place, time.time(), flush=True)
 
         thread = threading.Thread(target=watch)
         thread.start()
-        with Display():
-            finetune(config, str(model), paths, None, reference, "nats/token", gpu=False)
-        thread.join()
-        assert happened == faults
+        try:
+            with Display():
+                finetune(config, str(model), paths, None, reference, "nats/token", gpu=False)
+        finally:
+            ended.set()
+            thread.join()
+        assert happened == faults, failed
         return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in log.read_text().splitlines()]
 
     return run
