@@ -12,6 +12,7 @@ import numpy as np
 from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.run_folder import say
 from versatune_ray.settings import Config
+from versatune_ray.storage import fetch, pull, uri_of
 from versatune_ray.training import plan
 from versatune_ray.training.controller import start_actor
 from versatune_ray.training.recipe import Unit
@@ -73,7 +74,7 @@ def finetune(
         ),
         run_config=ray.train.RunConfig(
             name="checkpoints",
-            storage_path=str(folder),
+            storage_path=uri_of(folder),
             failure_config=ray.train.FailureConfig(max_failures=config.training.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.training.keep_checkpoints),
         ),
@@ -86,4 +87,5 @@ def finetune(
     finally:
         signal.signal(signal.SIGINT, before)  # which Ray Train leaves in place
         ray.kill(controller)
-    return folder / "model"
+    pull(folder, without="checkpoints")
+    return fetch(folder / "model")

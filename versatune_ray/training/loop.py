@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ import torch
 from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.domains.chat import load_tokenizer
 from versatune_ray.settings import Config
+from versatune_ray.storage import fetch, here, push
 from versatune_ray.training.attention import choose
 from versatune_ray.training.checkpoint import Checkpoints
 from versatune_ray.training.controller import Decision, Report
@@ -65,6 +66,8 @@ class Host(Protocol):
 
 def run(job: Job, host: Host) -> None:
     """Train from the last checkpoint, or the start, to the end, and leave the tuned model in ``job.folder / "model"``."""
+    job = replace(job, model=fetch(job.model), folder=here(job.folder))
+    job.folder.mkdir(parents=True, exist_ok=True)
     config, training = job.config, job.config.training
     torch.set_num_threads(training.cpus_per_worker)
     torch.manual_seed(config.seed + host.rank)
@@ -134,6 +137,7 @@ class _Run:
         if self.host.rank == 0:
             with self.log.open("a") as log:
                 log.write(json.dumps(decision.line) + "\n")
+            push(self.log)
 
     def save(self, folder: Path) -> Future[Any]:
         return self.checkpoints.save(folder, self.host.state())
@@ -143,3 +147,4 @@ class _Run:
         config, folder = self.job.config, self.job.folder / "model"
         export(self.tuner.model, weights, folder, self.job.model, config.model.trust_remote_code, config.training.lora)
         load_tokenizer(self.job.model, config.data.chat_template, config.model.trust_remote_code).save_pretrained(folder)
+        push(folder)
