@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -280,9 +281,10 @@ class Run:
     def _build_stores(self, tokenizer: str) -> Step:
         from versatune_ray.domains.tokenize import build_stores
 
-        there = set(self.cache.glob("tokens/*"))
+        began = int(time.time())
         paths = build_stores(self.config, self.config.domains, tokenizer, self.cache)
-        return Step(paths, all(folder in there for pair in paths.values() for folder in pair if folder is not None))
+        stores = [folder for pair in paths.values() for folder in pair if folder is not None]
+        return Step(paths, all((folder / "meta.json").stat().st_mtime < began for folder in stores))
 
     def _tokenizer_of(self, model: str) -> str:
         from versatune_ray.domains.chat import load_tokenizer, tokenizer_fingerprint

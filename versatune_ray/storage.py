@@ -148,17 +148,15 @@ def fetch(path: _Place) -> _Place:
 def bring(path: Path) -> bool:
     """Whether a file or folder is there whole, brought from the storage first if there is one.
 
-    A file that is here is taken as it is. A folder is compared by its manifest, or that of the folder it was pushed in.
+    A file that is here is taken as it is. A folder is compared by its manifest, or that of the folder it is in.
     """
     remote = _remote(path)
     if remote is None or path.is_file():
         return path.exists()
-    for unit in (path, *path.parents):
+    for unit in (path, path.parent):
         at = _remote(unit)
-        if at is None or unit.parent.name == _MIRRORS:
-            break
-        manifest = _read(at / _WHOLE)
-        if manifest is not None:
+        manifest = None if at is None else _read(at / _WHOLE)
+        if at is not None and manifest is not None:
             _download(at, unit, manifest)
             return path.exists()
     if remote.fs.get_file_info(remote.path).type != pafs.FileType.File:

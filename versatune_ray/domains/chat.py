@@ -67,7 +67,7 @@ def load_tokenizer(path: str, chat_template_file: str | None = None, trust_remot
     if chat_template_file is not None:
         origin = chat_template_file
         try:
-            tokenizer.chat_template = Path(chat_template_file).expanduser().read_text(encoding="utf-8")
+            tokenizer.chat_template = Path(fetch(chat_template_file)).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{chat_template_file}: cannot be read: {_one_line(error)} (data.chat_template)") from error
     elif not tokenizer.chat_template:

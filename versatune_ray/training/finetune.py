@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from versatune_ray.cache import cached
 from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.run_folder import say
 from versatune_ray.settings import Config
-from versatune_ray.storage import fetch, pull, uri_of
+from versatune_ray.storage import fetch, is_mirrored, pull, uri_of
 from versatune_ray.training import plan
 from versatune_ray.training.controller import start_actor
 from versatune_ray.training.recipe import Unit
@@ -59,6 +60,8 @@ def finetune(
     )
     folder = config.run_folder / "finetune"
     folder.mkdir(parents=True, exist_ok=True)
+    if config.data.chat_template is not None and is_mirrored(folder):  # rank 0 may be on a machine that lacks the file
+        config = _with_stored_template(config, Path(config.data.chat_template))
     job = Job(config, model, dict(paths), recipe, plan.adjust_every(config, recipe.steps), folder)
     training = config.training
     workers = fitting(training.workers, training.cpus_per_worker, gpu, config.device)
@@ -89,3 +92,14 @@ def finetune(
         ray.kill(controller)
     pull(folder, without="checkpoints")
     return fetch(folder / "model")
+
+
+def _with_stored_template(config: Config, file: Path) -> Config:
+    text = file.expanduser().read_text(encoding="utf-8")
+
+    def write(work: Path) -> None:
+        (work / "chat_template.jinja").write_text(text, encoding="utf-8")
+
+    folder, _ = cached(config.cache_folder, "chat-template", {"text": text}, write)
+    data = config.data.model_copy(update={"chat_template": str(folder / "chat_template.jinja")})
+    return config.model_copy(update={"data": data})
