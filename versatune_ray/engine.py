@@ -63,7 +63,8 @@ def vllm_stage(
     processor = build_processor(config, preprocess=preprocess, postprocess=postprocess)
     if is_mirrored(model):
         stage = processor.get_stage_by_name("vLLMEngineStage")
-        stage.fn = _fetching(stage.fn)
+        # Not by assignment: pydantic would validate the stage anew, and lose what the engine asks for.
+        vars(stage)["fn"] = _fetching(stage.fn)
     return processor
 
 

@@ -210,3 +210,33 @@ def test_a_storage_that_is_not_there_is_told_before_anything_starts(
         "server": "storage: s3://bucket/x cannot be used: .*NETWORK",
     }
     assert len(printed.splitlines()) == 1 and re.search(said[wrong], printed), printed
+
+
+def test_an_engine_brings_its_model_to_the_machine_that_it_starts_on(
+    bucket: Bucket, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from versatune_ray import engine, storage
+    from versatune_ray.settings import Engine
+
+    def stage(model: str) -> Any:
+        processor = engine.vllm_stage(model, Engine(), lambda row: row, lambda row: row, gpu=False, trust_remote_code=False)
+        return processor.get_stage_by_name("vLLMEngineStage")
+
+    monkeypatch.setenv("VERSATUNE_WORK", str(tmp_path / "a"))
+    model = storage.root(bucket.uri("engine")) / "run" / "model"
+    shutil.copytree(tiny_model, model)
+    storage.push(model)
+    local, mirrored = stage(str(tiny_model)), stage(str(model))
+    for kwargs in (local.map_batches_kwargs, mirrored.map_batches_kwargs):
+        kwargs["compute"] = vars(kwargs["compute"])
+    assert set(mirrored.map_batches_kwargs) == set(local.map_batches_kwargs)
+    assert mirrored.fn.__mro__[1] is local.fn
+
+    class StandIn:
+        def __init__(self, model: str, other: int):
+            self.model, self.other = model, other
+
+    monkeypatch.setenv("VERSATUNE_WORK", str(tmp_path / "b"))
+    started = engine._fetching(StandIn)(model=str(model), other=1)
+    assert started.other == 1 and started.model == str(storage.here(model)) != str(model)
+    AutoModelForCausalLM.from_pretrained(started.model)
