@@ -37,9 +37,10 @@ def ray_cluster() -> Iterator[None]:
 
 def write_store(folder: Path, samples: Sequence[tuple[Sequence[int], int]]) -> Path:
     """A token store of ``(tokens, length of the prompt)`` pairs; every token after the prompt carries loss, one byte each."""
+    from versatune_ray.domains.sources import Input
     from versatune_ray.domains.store import Batch, TokenStoreWriter
 
-    with TokenStoreWriter(folder) as writer:
+    with TokenStoreWriter(folder, [Input(f"{folder}.jsonl", f"{folder.name}.jsonl", "jsonl")]) as writer:
         writer.append(
             Batch(
                 tokens=np.concatenate([np.array(tokens, np.int32) for tokens, _ in samples]),
@@ -47,7 +48,7 @@ def write_store(folder: Path, samples: Sequence[tuple[Sequence[int], int]]) -> P
                 lengths=np.array([len(tokens) for tokens, _ in samples], np.int64),
                 hashes=np.arange(len(samples), dtype=np.uint64) + np.uint64(abs(hash(str(folder))) % 2**40 << 20),
                 response_bytes=np.array([len(tokens) - prompt for tokens, prompt in samples], np.int64),
-                locations=np.zeros((len(samples), 2), np.int64),
+                locations=np.stack([np.zeros(len(samples), np.int64), np.arange(1, len(samples) + 1)], axis=1),
             )
         )
     return folder

@@ -73,6 +73,14 @@ def _quiet() -> None:
     logging.disable(logging.INFO)
 
 
+def beside_the_driver() -> Any:
+    """Scheduling of an actor that has to live as long as the driver: on its node, which is not lost without it."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+
+
 def use_gpus(device: str) -> bool:
     """What ``device`` means here: ``auto`` looks at the GPUs that are there now, which an autoscaling cluster may not have yet."""
     import ray

@@ -171,4 +171,5 @@ def _explain(error: dict[str, Any]) -> str:
         return f"{key}: unknown key; {nearest(key, names if '.' in key else list(Config.model_fields))}"
     if not key:
         return str(error["msg"]).removeprefix("Value error, ")
-    return f"{key}: {error['input']!r} is not valid: {error['msg'][0].lower()}{error['msg'][1:]}"
+    reason = str(error["msg"]).removeprefix("Value error, ")
+    return f"{key}: {error['input']!r} is not valid: {reason[0].lower()}{reason[1:]}"

@@ -25,16 +25,20 @@ class State:
 
 
 class Board:
-    """What every bar last said. Wrapped as an actor by ``Display``."""
+    """What every bar last said, and every message. Wrapped as an actor by ``Display``."""
 
     def __init__(self) -> None:
         self.bars: dict[str, State] = {}
+        self.messages: dict[tuple[str, str], None] = {}  # a set in order: work done again after a failure says the same again
 
     def tell(self, name: str, state: State) -> None:
         self.bars[name] = state
 
-    def read(self) -> dict[str, State]:
-        return self.bars
+    def say(self, name: str, text: str) -> None:
+        self.messages[name, text] = None
+
+    def read(self) -> tuple[dict[str, State], list[tuple[str, str]]]:
+        return self.bars, list(self.messages)
 
 
 class Bar:
@@ -57,6 +61,11 @@ class Bar:
         if time.monotonic() - self._told > _TELL_EVERY:
             self._tell()
 
+    def say(self, text: str) -> None:
+        """One line for the driver's screen, shown once."""
+        if self._board is not None:
+            self._board.say.remote(self._name, text)
+
     def __enter__(self) -> Bar:
         return self
 
@@ -71,15 +80,20 @@ class Bar:
 
 
 class Display:
-    """On the driver: starts the board and prints, every few seconds, the bars that moved."""
+    """On the driver: starts the board and prints, every few seconds, the messages that are new and the bars that moved."""
 
     def __enter__(self) -> Display:
         import ray
 
-        self._board: Any = ray.remote(Board).options(name=_BOARD, num_cpus=0, get_if_exists=True).remote()
+        from versatune_ray.cluster import beside_the_driver
+
+        self._board: Any = (
+            ray.remote(Board).options(name=_BOARD, num_cpus=0, get_if_exists=True, scheduling_strategy=beside_the_driver()).remote()
+        )
         self._stop = threading.Event()
         self._began: dict[str, tuple[float, int]] = {}
         self._printed: dict[str, State] = {}
+        self._said = 0
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         return self
@@ -89,22 +103,29 @@ class Display:
 
         self._stop.set()
         self._thread.join(timeout=_PRINT_EVERY)
+        self._show()  # the messages of the last seconds
         ray.kill(self._board)
 
     def _run(self) -> None:
+        while not self._stop.wait(_PRINT_EVERY):
+            self._show()
+
+    def _show(self) -> None:
         import ray
         from ray.exceptions import RayError
 
-        while not self._stop.wait(_PRINT_EVERY):
-            try:
-                bars: dict[str, State] = ray.get(self._board.read.remote(), timeout=_PRINT_EVERY)
-            except RayError:
-                continue  # a busy board is asked again
-            for name, state in bars.items():
-                since, first = self._began.setdefault(name, (time.monotonic(), state.done))
-                if self._printed.get(name) != state and not self._stop.is_set():
-                    self._printed[name] = state
-                    print(line(name, state, time.monotonic() - since, state.done - first), flush=True)
+        try:
+            bars, messages = ray.get(self._board.read.remote(), timeout=_PRINT_EVERY)
+        except RayError:
+            return  # a busy board is asked again
+        for name, text in messages[self._said :]:
+            print(f"[{name}] {text}", flush=True)
+        self._said = len(messages)
+        for name, state in bars.items():
+            since, first = self._began.setdefault(name, (time.monotonic(), state.done))
+            if self._printed.get(name) != state and not self._stop.is_set():
+                self._printed[name] = state
+                print(line(name, state, time.monotonic() - since, state.done - first), flush=True)
 
 
 def line(name: str, state: State, seconds: float, moved: int, width: int = 20) -> str:

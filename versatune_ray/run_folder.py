@@ -26,8 +26,10 @@ from versatune_ray.storage import check, pull, push, shown, told
 # Settings that a resumed run may change: they decide how fast or how robustly it runs, or what is measured afterwards.
 _FREE = (
     "run", "storage", "device", "evaluation", "detection.engine", "detection.models", "detection.judge.engine", "detection.judge.http",
-    "detection.judge.records", "reference.workers", "reference.cpus", "training.workers", "training.cpus_per_worker",
-    "training.max_failures", "training.keep_checkpoints", "training.exchange_timeout", "base.cpus",
+    "detection.judge.records", "reference.workers", "reference.cpus", "mixture.warn_passes", "training.workers",
+    "training.cpus_per_worker", "training.micro_batch_tokens", "training.parallel", "training.attention",
+    "training.activation_checkpointing", "training.cpu_offload", "training.compile", "training.keep_best", "training.keep_checkpoints",
+    "training.max_failures", "training.exchange_timeout", "training.metrics", "base.cpus",
 )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ def test_later_files_win_over_earlier_ones_and_overrides_over_files(tmp_path: Pa
         ("training.lerning_rate=1", ["training.lerning_rate", "did you mean 'training.learning_rate'"]),
         ("trainning.epochs=2", ["trainning", "did you mean 'training'"]),
         ("training.epochs=many", ["training.epochs", "'many'", "number"]),
-        ("training.workers=0", ["training.workers", "0", "greater than or equal to 1"]),
+        ("training.workers=0", ["training.workers", "0", "least ≤ most"]),
         ("mixture.start=unifrom", ["mixture.start", "'unifrom'", "uniform"]),
         ("mixture.policy=expansion", ["mixture.targets: missing"]),
         ("run=../elsewhere", ["run", "'../elsewhere'"]),

@@ -15,8 +15,8 @@ from versatune_ray.training.controller import Report, WeightController
 START = np.array([0.5, 0.5])
 
 
-def controller(policy: Any = None, reference: Any = (1.0, 1.0), timeout: float = 5.0) -> WeightController:
-    return WeightController(["law", "code"], policy or VersaTune(sigma=1.0), START, np.array(reference), timeout)
+def controller(policy: Any = None, reference: Any = (1.0, 1.0), timeout: float = 5.0, **more: float) -> WeightController:
+    return WeightController(["law", "code"], policy or VersaTune(sigma=1.0), START, np.array(reference), timeout, **more)
 
 
 def report(step: int, sums: list[float], counts: list[float], samples: tuple[int, int] = (3, 1)) -> Report:
@@ -130,3 +130,62 @@ def test_training_feedback_keeps_the_last_loss_of_a_domain_that_was_not_drawn() 
     (decision,) = exchange(actor, Report(10, 1.0, None, None, np.array([16.0, 0.0]), np.array([8.0, 0.0]), drawn, drawn, np.zeros(2)))
     assert decision.line["loss"] == {"law": 2.0, "code": 3.0}
     assert decision.line["train_loss"] == {"law": 2.0, "code": None}
+
+
+def drawn(step: int, law: float | None, code: float | None, passes: tuple[float, float]) -> Report:
+    """A report of training losses, of one token per domain; None: not drawn."""
+    losses, counts = np.array([law or 0.0, code or 0.0]), np.array([law is not None, code is not None]).astype(float)
+    samples = counts.astype(np.int64)
+    return Report(step, step / 10, None, None, losses, counts, samples, samples, np.array(passes))
+
+
+def test_training_feedback_is_a_moving_average_of_the_losses_of_drawn_domains() -> None:
+    actor = controller(Constant(), smoothing=0.75)
+    actor.begin(1, None)
+    exchange(actor, report(0, [9, 9], [1, 1]))
+    told = [drawn(10, 4.0, None, (1, 0)), drawn(20, 2.0, 3.0, (2, 1)), drawn(30, None, 1.0, (2, 2)), drawn(40, 5.5, 2.5, (3, 3))]
+    lines = [exchange(actor, one)[0].line for one in told]
+    assert [line["loss"] for line in lines] == [
+        {"law": 4.0, "code": 9.0},  # the first training loss as it is; code still has the loss measured before step 1
+        {"law": 3.5, "code": 3.0},  # 0.75 · 4 + 0.25 · 2
+        {"law": 3.5, "code": 2.5},  # law was not drawn; 0.75 · 3 + 0.25 · 1
+        {"law": 4.0, "code": 2.5},  # 0.75 · 3.5 + 0.25 · 5.5; 0.75 · 2.5 + 0.25 · 2.5
+    ]
+    assert [line["train_loss"]["law"] for line in lines] == [4.0, 2.0, None, 5.5]
+    assert [line["feedback"] for line in lines] == ["train"] * 4
+
+
+def test_held_out_feedback_is_not_averaged() -> None:
+    actor = controller(smoothing=0.75)
+    actor.begin(1, None)
+    exchange(actor, report(0, [4, 4], [1, 1]))
+    (decision,) = exchange(actor, report(10, [2, 3], [1, 1]))
+    assert decision.line["loss"] == {"law": 2.0, "code": 3.0}
+    assert decision.line["feedback"] == "held_out"
+
+
+def test_the_average_and_the_warnings_go_on_after_a_restore() -> None:
+    told = [report(0, [9, 9], [1, 1]), *(drawn(10 * n, 3 + n / 7, 2 + n / 3, (n, 2.3 * n)) for n in range(1, 6))]
+    whole = controller(smoothing=0.5)
+    whole.begin(1, None)
+    lines = [exchange(whole, one)[0].line for one in told]
+    assert [bool(line["warnings"]) for line in lines] == [False, False, True, True, False, True]
+    for cut in range(1, 6):
+        first, second = controller(smoothing=0.5), controller(smoothing=0.5)
+        first.begin(1, None)
+        for one in told[:cut]:
+            exchange(first, one)
+        second.begin(1, json.loads(json.dumps(first.state_dict(1))))
+        assert lines[cut:] == [exchange(second, one)[0].line for one in told[cut:]]
+
+
+def test_a_line_tells_what_is_new_and_nothing_where_nothing_is() -> None:
+    actor = controller(Constant(), reference=(1.0, 1.0), warn_passes=0.5)
+    actor.begin(1, None)
+    (calm,) = exchange(actor, report(0, [4, 4], [1, 1]))
+    assert calm.line["warnings"] == []
+    some = np.ones(2, dtype=np.int64)
+    told = Report(10, 1.0, np.array([2.0, 2.0]), np.ones(2), np.ones(2), np.ones(2), some, some, np.array([0.2, 0.8]))
+    (decision,) = exchange(actor, told)
+    (warning,) = decision.line["warnings"]
+    assert warning.startswith("records repeat in code (0.8 passes); beyond 0.5 passes")

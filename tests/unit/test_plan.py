@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from versatune_ray.config import load
@@ -58,3 +60,50 @@ def test_steps_and_adjustments_follow_the_paper() -> None:
     recipe = plan.recipe(config, train_records=100, unit="nats/token")
     assert recipe.steps == 1875
     assert plan.adjust_every(config, recipe.steps) == 469
+
+
+@pytest.mark.parametrize(
+    ("overrides", "refusal"),
+    [
+        # 40 steps of 10 are 400 samples; 10 + 20 + 70 = 100 records allow 4 · 100, and at 3.99 only 39 + 79 + 279 = 397.
+        (["mixture.max_passes=4"], None),
+        (["mixture.max_passes=3.99"], "mixture.max_passes: 3.99 over the 100 records of law, code, general give 397 samples"),
+        (["mixture.start=detected", "mixture.max_passes=2"], "over the 100 records of law, code, general give 200 samples"),
+        # A domain without a share stays without one: 30 records · 13 = 390, unless a floor or a target brings it back.
+        (["mixture.start={law: 1, code: 1, general: 0}", "mixture.max_passes=13"], "13 over the 30 records of law, code give 390 samples"),
+        (["mixture.start={law: 1, code: 1, general: 0}", "mixture.max_passes=13", "mixture.min_share=0.1"], None),
+        (
+            ["mixture.start={law: 1, code: 1, general: 0}", "mixture.max_passes=13", "mixture.min_share=0.1", "mixture.policy=constant"],
+            "390",
+        ),
+    ],
+)
+def test_a_run_longer_than_the_records_last_is_refused(overrides: list[str], refusal: str | None) -> None:
+    config = load([], ["training.epochs=4", "training.batch_size=10", "mixture.start=uniform", *overrides])
+    recipe = plan.recipe(config, train_records=100, unit="nats/token")
+    assert recipe.max_passes == config.mixture.max_passes
+    if refusal is None:
+        plan.check_passes(config, NAMES, [10, 20, 70], recipe)
+    else:
+        with pytest.raises(UserError, match=re.escape(refusal)):
+            plan.check_passes(config, NAMES, [10, 20, 70], recipe)
+
+
+def test_a_target_without_a_share_can_get_one() -> None:
+    domains = [f"domains.{name}=a" for name in NAMES]
+    settings = [
+        "model.path=m",
+        *domains,
+        "mixture.policy=expansion",
+        "mixture.targets=general",
+        "mixture.start={law: 1, code: 1, general: 0}",
+    ]
+    config = load([], [*settings, "mixture.max_passes=13", "training.epochs=4", "training.batch_size=10"])
+    plan.check_passes(config, NAMES, [10, 20, 70], plan.recipe(config, train_records=100, unit="nats/token"))
+
+
+def test_without_a_cap_any_run_is_long_enough() -> None:
+    config = load([], ["training.epochs=1000"])
+    recipe = plan.recipe(config, train_records=100, unit="nats/token")
+    assert recipe.max_passes is None
+    plan.check_passes(config, NAMES, [10, 20, 70], recipe)

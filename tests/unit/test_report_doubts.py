@@ -1,4 +1,4 @@
-"""A doubtful detection is pointed out, a sound one is not."""
+"""A doubtful detection is pointed out, a sound one is not; what fine-tuning warned of is shown."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
+from versatune_ray.report.data import Adjustment, RunData
 from versatune_ray.report.detections import Detection
-from versatune_ray.report.doubts import doubts
+from versatune_ray.report.doubts import doubts, told
+from versatune_ray.report.outcome import outcomes
+from versatune_ray.report.summary import warnings
 
 QUALITY = {"records": [50, 50], "confusion": [[0.9, 0.1], [0.1, 0.9]], "recall": [0.9, 0.9], "accuracy": 0.9}
 QUALITY |= {"log_loss": 0.3, "chance": 0.693, "mass": 0.9}
@@ -79,3 +82,17 @@ def test_models_with_the_same_doubt_share_one_sentence_and_a_judge_is_told_off_o
     assert found[0].startswith("/lost could not be detected")
     assert found[1].startswith("The judge puts only")
     assert "a (p < 0.001) and b (p < 0.001)" in found[2]
+
+
+def test_warnings_of_fine_tuning_are_shown_with_their_steps() -> None:
+    lines = (Adjustment(step=0), Adjustment(step=1000, warnings=["code went", "law\ncame"]), Adjustment(step=2000, warnings=["code came"]))
+    expected = ["At step 1,000: code went.", "At step 1,000: law came.", "At step 2,000: code came."]
+    assert told(lines) == expected
+    run = RunData(name="r", folder="r", adjustments=lines)
+    assert list(warnings(run, outcomes(run))) == expected
+
+
+def test_of_many_warnings_the_first_are_shown_and_the_others_counted() -> None:
+    found = told([Adjustment(step=step, warnings=["code went"]) for step in range(20)])
+    assert found[7:] == ["At step 7: code went.", "Fine-tuning warned 12 more times; see finetune/adjustments.jsonl."]
+    assert len(told([Adjustment(step=step, warnings=["code went"]) for step in range(8)])) == 8

@@ -1,10 +1,12 @@
 """Which domain the next samples come from: metrics, policies, starting shares and the sampler, in pure NumPy.
 
 Read in this order: ``metrics`` (Eq. 2, Eq. 3) → ``feedback`` → ``policies`` (Algorithms 2 and 3) → ``sampler``. ``shares`` holds
-starting points, ``replay`` runs a policy over recorded losses. Every array is in the order of the configured domain list.
+starting points, ``replay`` runs a policy over recorded losses, ``diagnostics`` reads signs of trouble off a log. Every array is in the
+order of the configured domain list.
 Equations and algorithms are those of VersaTune (arXiv 2411.11266); a choice the paper leaves open is named as ours where it is made.
 """
 
+from versatune_ray.mixture.diagnostics import new_warnings
 from versatune_ray.mixture.feedback import Feedback
 from versatune_ray.mixture.metrics import forgetting_degree, learnable_potential
 from versatune_ray.mixture.policies import Constant, Expansion, GuardState, Policy, VersaTune
@@ -24,6 +26,7 @@ __all__ = [
     "forgetting_degree",
     "inverse",
     "learnable_potential",
+    "new_warnings",
     "proportional",
     "replay",
     "specific",

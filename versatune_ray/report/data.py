@@ -74,6 +74,7 @@ class Adjustment(Record):
     train_loss: PerDomain | None = None
     guard: Guard | None = None
     seconds: dict[str, Number] | None = None
+    warnings: list[str] = Field(default_factory=list)
 
 
 class Result(Record):

@@ -1,9 +1,10 @@
-"""What makes a detection doubtful: one sentence per kind of doubt, naming the models it is about."""
+"""What a reader should doubt: of detections, one sentence per kind of doubt, naming the models; of fine-tuning, what it warned of."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from versatune_ray.report.data import Adjustment
 from versatune_ray.report.detections import Detection, JudgeQuality
 from versatune_ray.report.writing import count, decimal, listing, ordinal, percent, short
 
@@ -15,6 +16,8 @@ _MASS = 0.5
 _DIFFER = 0.001  # p-value below which repeats do not look like repeats
 _POSITION = 0.02  # liking for a place in the list of options, in probability …
 _ERRORS = 3  # … and in standard errors
+_WARNINGS = 8  # shown; a run of a thousand adjustments may have told many
+_LETTERS = 500  # of a warning, whose domains may have any names
 
 
 def doubts(detections: Sequence[Detection], failed: Iterable[str]) -> list[str]:
@@ -41,6 +44,14 @@ def doubts(detections: Sequence[Detection], failed: Iterable[str]) -> list[str]:
         told = [f"{short(detection.called)} ({text})" for detection in detections if (text := about(detection))]
         found += [sentence.replace("{}", listing(told))] if told else []
     return found
+
+
+def told(adjustments: Sequence[Adjustment]) -> list[str]:
+    """The warnings of fine-tuning as they came, with their steps; of many, the first ones and how many more there are."""
+    lines = [(adjustment.step, short(warning, _LETTERS)) for adjustment in adjustments for warning in adjustment.warnings]
+    found = [f"At step {count(step)}: {warning}." for step, warning in lines[:_WARNINGS]]
+    left = len(lines) - len(found)
+    return found + ([f"Fine-tuning warned {count(left)} more times; see finetune/adjustments.jsonl."] if left else [])
 
 
 def judges(detections: Sequence[Detection]) -> list[tuple[list[Detection], JudgeQuality]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from versatune_ray.report.data import RunData
 from versatune_ray.report.detections import Detection
-from versatune_ray.report.doubts import doubts
+from versatune_ray.report.doubts import doubts, told
 from versatune_ray.report.outcome import Outcomes
 from versatune_ray.report.writing import interval, listing, percent, short, signed_percent
 
@@ -24,8 +24,8 @@ def summary(run: RunData, result: Outcomes) -> tuple[str, ...]:
 
 
 def warnings(run: RunData, result: Outcomes) -> tuple[str, ...]:
-    """What a careful reader should look at twice: doubtful detections, and the failure signatures of loss-driven mixing."""
-    found = doubts(run.detections, run.failed)
+    """What a careful reader should look at twice: doubtful detections, what fine-tuning warned of, and failure signs."""
+    found = doubts(run.detections, run.failed) + told(run.adjustments)
     changes = [row.loss_change for row in result.domains if row.loss_change is not None]
     if len(changes) > 1 and all(change > 0 for change in changes):
         found.append(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from versatune_ray.settings.common import Paths, Section, Shares, nearest, setting
+from versatune_ray.settings.common import Paths, Section, Shares, Sinks, nearest, setting
 from versatune_ray.settings.detection import Detection, Engine, Generation, Http, Judge, Subject
 from versatune_ray.storage import root
 
@@ -121,20 +121,33 @@ class Mixture(Section):
     max_share: float = setting(0.95, "expansion: ceiling of the targets' share", "share", gt=0, le=1)
     min_share: float = setting(0.0, "floor under every share", "share", ge=0, lt=1)
     feedback: Literal["held_out", "train"] = setting("held_out", "loss that drives the shares; `train` costs nothing")
+    smoothing: float = setting(
+        0.5,
+        "feedback=train: weight of earlier losses in each domain's moving average; 0: the last interval's alone. 0.5 leaves a third of "
+        "the variance that comes from few samples, and lags by one adjustment",
+        ge=0,
+        lt=1,
+    )
+    warn_passes: float = setting(
+        4, "warn once a domain is repeated more often; up to four passes are nearly as good as new data", "passes", gt=0
+    )
+    max_passes: float | None = setting(
+        None, "most passes over a domain; what it would have had goes to the others; none: no cap", "passes", gt=0, allow_inf_nan=False
+    )
 
 
 class Lora(Section):
     """Low-rank adapters (peft) instead of full fine-tuning."""
 
     rank: int | None = setting(None, "rank of the added matrices; none: full fine-tuning, as in the paper", ge=1)
-    alpha: float = setting(32.0, "their scale is alpha / rank", gt=0)
+    alpha: int = setting(32, "their scale is alpha / rank", ge=1)
     dropout: float = setting(0.0, "dropout before them", ge=0, lt=1)
     targets: Paths = setting(lambda: ["all-linear"], "names of the modules that get them; all-linear: all but the output embedding")
     export: Literal["merged", "adapter"] = setting("merged", "leave a whole model, or the adapter alone")
 
 
 class Training(Section):
-    workers: int = setting(2, "Ray Train workers", ge=1)
+    workers: int | list[int] = setting(2, "Ray Train workers; [least, most]: as many as the cluster has room for at the moment")
     cpus_per_worker: int = setting(1, "CPUs (torch threads) per worker", ge=1)
     epochs: float = setting(4, "passes of samples_per_epoch", "epochs", gt=0)
     samples_per_epoch: int | None = setting(None, "samples per epoch over all domains; none: all training records", "samples", ge=1)
@@ -157,9 +170,25 @@ class Training(Section):
     max_grad_norm: float = setting(1.0, "gradient clipping; 0: none", ge=0)
     adjust_every: int | None = setting(None, "optimizer steps between adjustments; none: once per epoch", "steps", ge=1)
     checkpoint_every: int | None = setting(None, "optimizer steps between checkpoints; none: at each adjustment", "steps", ge=1)
-    keep_checkpoints: int = setting(2, "newest checkpoints kept", ge=1)
+    keep_checkpoints: int = setting(2, "checkpoints kept: the newest ones", ge=1)
+    keep_best: str | None = setting(
+        None, "keep those of the lowest held-out loss instead, and the newest: `loss` (mean over domains) or `loss.NAME` of one"
+    )
+    metrics: Sinks = setting(lambda: ["tensorboard"], "where to watch the run, besides Ray's metrics; an empty list: nowhere")
     max_failures: int = setting(3, "worker-group failures survived before giving up", ge=0)
-    exchange_timeout: float = setting(600.0, "longest wait for the slowest rank at an adjustment", "s", gt=0)
+    exchange_timeout: float = setting(600.0, "longest wait for the slowest rank, in a step or at an adjustment", "s", gt=0)
+
+    @field_validator("workers")
+    @classmethod
+    def _ordered(cls, value: int | list[int]) -> int | list[int]:
+        least, most = (value, value) if isinstance(value, int) else value if len(value) == 2 else (0, 0)
+        if not 1 <= least <= most:
+            raise ValueError(f"write the number of workers, or [least, most] with 1 ≤ least ≤ most; found {value}")
+        return value
+
+    @property
+    def least_and_most(self) -> tuple[int, int]:
+        return (self.workers, self.workers) if isinstance(self.workers, int) else (self.workers[0], self.workers[1])
 
 
 class Evaluation(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -24,6 +24,7 @@ def _as_list(value: object) -> object:
 
 
 Paths = Annotated[list[str], BeforeValidator(_as_list)]
+Sinks = Annotated[list[Literal["tensorboard", "wandb", "mlflow"]], BeforeValidator(_as_list)]
 
 
 class Section(BaseModel):

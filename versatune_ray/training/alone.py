@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from versatune_ray.cache import write_json
 from versatune_ray.domains import load_domains
 from versatune_ray.domains.chat import load_tokenizer, tokenizer_fingerprint
 from versatune_ray.domains.tokenize import build_stores
@@ -28,7 +31,8 @@ from versatune_ray.settings import Config
 from versatune_ray.training import plan
 from versatune_ray.training.controller import Decision, Report, WeightController
 from versatune_ray.training.loop import Job, run
-from versatune_ray.training.recipe import given_losses
+from versatune_ray.training.recipe import Unit, given_losses
+from versatune_ray.training.sinks import Sink
 
 _PRINT_EVERY = 5.0  # seconds
 
@@ -45,7 +49,8 @@ def finetune_alone(config: Config) -> Path:
     if gpu:
         torch.cuda.set_device(device)
     if "RANK" in os.environ:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+        timeout = timedelta(seconds=config.training.exchange_timeout)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timeout)
     try:
         with ExitStack() as held:
             if rank == 0:
@@ -73,15 +78,10 @@ def _finetune(config: Config, rank: int, world: int, device: torch.device) -> Pa
     tokenizer = tokenizer_fingerprint(load_tokenizer(model, config.data.chat_template, config.model.trust_remote_code))
     detected = _detected(config, model) if plan.needs_detection(config) else None
     reference = given_losses(_reference_file(config), names, tokenizer) if plan.needs_reference(config) else None
-    unit = reference["unit"] if reference else "nats/token"
+    unit: Unit = reference["unit"] if reference else "nats/token"
     recipe = plan.recipe(config, sum(sizes), unit)
-    controller = WeightController(
-        names,
-        plan.policy(config, names),
-        plan.starting_shares(config, names, detected, sizes),
-        None if reference is None else np.array([reference["domains"][name]["loss"] for name in names]),
-        config.training.exchange_timeout,
-    )
+    plan.check_passes(config, names, sizes, recipe)
+    controller = WeightController(**plan.controller_arguments(config, names, sizes, detected, reference))
     job = Job(config, model, paths, recipe, plan.adjust_every(config, recipe.steps), folder)
     host = PlainHost(job, controller, rank, world, device)
     run(job, host)
@@ -115,7 +115,8 @@ class PlainHost:
         self.rank, self.world, self.device = rank, world, device
         self._job, self._controller = job, controller
         self._folder = job.folder / "checkpoints"
-        self._pending: tuple[Path, Future[Any]] | None = None
+        self._pending: Future[None] | None = None
+        self._placing = ThreadPoolExecutor(1)
         self._began, self._printed, self._first = time.monotonic(), 0.0, -1
 
     @contextmanager
@@ -143,21 +144,44 @@ class PlainHost:
         self.finish()
         place = self._folder / f"step-{metrics['step']:08}"
         partial = place.with_name(f".{place.name}")
-        self._pending = place, write(partial)
-
-    def finish(self) -> None:
-        """Put the last checkpoint, once every rank has written its part, in its place, and remove the oldest."""
-        pending, self._pending = self._pending, None
-        if pending is None:
-            return
-        place, written = pending
-        written.result()
+        if self.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed, with other workers perhaps
         if self.world > 1:
             dist.barrier()
+        written = write(partial)
+        if self.rank == 0:
+            write_json(partial / "metrics.json", metrics)
+        self._pending = self._placing.submit(self._place, place, written)
+
+    def finish(self) -> None:
+        """Until the last checkpoint is in its place."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _place(self, place: Path, written: Future[Any]) -> None:
+        """Once all is written, put a checkpoint in its place, and remove those that are not kept."""
+        written.result()  # of rank 0: when all ranks have written theirs
         if self.rank == 0:
             place.with_name(f".{place.name}").rename(place)
-            for old in sorted(self._folder.glob("step-????????"))[: -self._job.config.training.keep_checkpoints]:
-                shutil.rmtree(old)
+            for old in self._ranked()[self._job.config.training.keep_checkpoints :]:
+                if old != place:
+                    shutil.rmtree(old)
+
+    @contextmanager
+    def best(self) -> Iterator[Path | None]:
+        self.finish()
+        if self.world > 1:
+            dist.barrier()
+        yield self._ranked()[0] if self._job.config.training.keep_best else None
+
+    def _ranked(self) -> list[Path]:
+        """Checkpoints, those worth most first."""
+        key = self._job.config.training.keep_best
+        newest_first = sorted(self._folder.glob("step-????????"), reverse=True)
+        if key is None:
+            return newest_first
+        return sorted(newest_first, key=lambda folder: json.loads((folder / "metrics.json").read_text()).get(key, math.inf))
 
     def progress(self, step: int, note: str) -> None:
         if self._first < 0:
@@ -166,3 +190,15 @@ class PlainHost:
             self._printed = time.monotonic()
             state = State(step, self._job.recipe.steps, "step", note)
             print(line("fine-tuning", state, self._printed - self._began, step - self._first), file=sys.stderr, flush=True)
+
+    def watch(self, place: Callable[[], float]) -> None:
+        """Nobody asks here: a rank that hangs is named by torchrun's own log."""
+
+    def missing(self) -> list[int]:
+        return []
+
+    def sink(self) -> Sink | None:
+        return None
+
+    def warn(self, text: str) -> None:
+        print(f"[fine-tuning] warning: {text}", file=sys.stderr, flush=True)

@@ -54,6 +54,7 @@ def _varlen(
     """
     from torch.nn.attention.varlen import varlen_attn
 
+    assert cu_seq_lens_q is not None and max_length_q is not None
     if dropout:
         raise ValueError("attention dropout is not supported by varlen attention; choose training.attention=sdpa")
     q, k, v = (states.transpose(1, 2)[0] for states in (query, key, value))
@@ -61,6 +62,7 @@ def _varlen(
         q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
         scale=scaling, window_size=(-1 if sliding_window is None else sliding_window - 1, 0), enable_gqa=q.shape[1] != k.shape[1],
     )  # fmt: skip
+    assert isinstance(out, torch.Tensor)
     return out[None], None
 
 

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict
 
 from versatune_ray.training.core import Tuner
@@ -60,8 +61,8 @@ class Checkpoints:
                 "controller": controller,
             }
             (folder / "state.json").write_text(json.dumps(state))
-        writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        self._pending = dcp.async_save(self._tensors(), storage_writer=writer, process_group=self._group)  # type: ignore[assignment]
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        self._pending = state_dict_saver.async_save(self._tensors(), storage_writer=writer, process_group=self._group)  # type: ignore[assignment]
         assert self._pending is not None
         return self._pending
 
@@ -78,8 +79,8 @@ class Checkpoints:
     def load(self, folder: Path) -> dict[str, Any] | None:
         """Go on from a save, of whatever number of ranks; returns the controller's state."""
         tuner = self.tuner
-        reader = dcp.HuggingFaceStorageReader(str(folder))
-        dcp.load(self._tensors(), storage_reader=reader, process_group=self._group)  # into the very tensors that train
+        reader = HuggingFaceStorageReader(str(folder))
+        state_dict_loader.load(self._tensors(), storage_reader=reader, process_group=self._group)  # into the very tensors that train
         state: dict[str, Any] = json.loads((folder / "state.json").read_text())
         tuner.schedule.load_state_dict(state["schedule"])
         for group, rate in zip(tuner.optimizer.param_groups, tuner.schedule.get_last_lr(), strict=True):
@@ -103,7 +104,7 @@ class Checkpoints:
         """The whole model by the names of ``model.state_dict()``, on the CPU of rank 0; nothing elsewhere. Called by every rank."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         found = get_model_state_dict(self.tuner.parallel.module, options=options)
-        return {name.removeprefix("model."): values for name, values in found.items()}
+        return {name.removeprefix("model."): values for name, values in found.items() if isinstance(values, torch.Tensor)}
 
     def _tensors(self) -> dict[str, Any]:
         options = StateDictOptions(flatten_optimizer_state_dict=True, ignore_frozen_params=True)

@@ -7,16 +7,18 @@ with the model: losing the actor, a worker or a node loses no decision and repea
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from versatune_ray.mixture import Feedback, Policy, check_shares, forgetting_degree, learnable_potential
+from versatune_ray.mixture import Feedback, Policy, check_shares, forgetting_degree, learnable_potential, new_warnings
 
 Array = NDArray[np.float64]
+PULSE = 2.0  # seconds between two signs of life of a rank
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Decision:
-    """Numbered shares [k], the same for every rank, and the line for ``adjustments.jsonl``."""
+    """Numbered shares [k], the same for every rank, and for rank 0 the line for ``adjustments.jsonl``."""
 
     number: int
     share: Array
@@ -53,8 +55,18 @@ class Decision:
 class WeightController:
     """Aggregates, decides, remembers. One round of ``exchange`` is one adjustment; the round at step 0 only measures."""
 
-    def __init__(self, domains: Sequence[str], policy: Policy, start: Array, reference_loss: Array | None, timeout: float):
+    def __init__(
+        self,
+        domains: Sequence[str],
+        policy: Policy,
+        start: Array,
+        reference_loss: Array | None,
+        timeout: float,
+        warn_passes: float = 4.0,
+        smoothing: float = 0.0,
+    ):
         self.domains, self.policy, self.reference_loss, self.timeout = tuple(domains), policy, reference_loss, timeout
+        self.warn_passes, self.smoothing = warn_passes, smoothing
         self.start = check_shares(start, k=len(self.domains), names=self.domains)
         self.attempt, self.world = 0, 0
         self.number = 0
@@ -62,6 +74,8 @@ class WeightController:
         self.previous_loss: Array | None = None
         self.lines: list[dict[str, Any]] = []
         self._round = _Round()
+        self._heard: dict[int, tuple[float, float]] = {}  # rank: when it last spoke, and how far it was
+        self.stopped: str | None = None
 
     def begin(self, world: int, state: dict[str, Any] | None) -> tuple[int, list[float], list[dict[str, Any]]]:
         """Start an attempt of ``world`` ranks from a checkpoint's ``state`` (None: from the start). Called by rank 0 alone.
@@ -70,6 +84,7 @@ class WeightController:
         """
         self.attempt += 1
         self.world = world
+        self._heard = {rank: (time.monotonic(), 0.0) for rank in range(world)}
         self._restore(state)
         return self.attempt, self.share.tolist(), self.lines
 
@@ -84,9 +99,9 @@ class WeightController:
         if attempt != self.attempt:
             raise RuntimeError(f"rank {rank} belongs to attempt {attempt}; attempt {self.attempt} is running")
         round_ = self._round
-        for other in round_.reports.values():
-            if other.step != report.step:
-                raise RuntimeError(f"rank {rank} reports step {report.step} while the others are at step {other.step}")
+        first = next(iter(round_.reports.values()), report)
+        if first.step != report.step:
+            raise RuntimeError(f"rank {rank} reports step {report.step} while the others are at step {first.step}")
         round_.reports[rank] = report
         if len(round_.reports) == self.world and not round_.decision.done():
             self._round = _Round()
@@ -95,10 +110,30 @@ class WeightController:
             except ValueError as error:
                 round_.decision.set_exception(error)
         try:
-            return await asyncio.wait_for(asyncio.shield(round_.decision), self.timeout)
+            decision = await asyncio.wait_for(asyncio.shield(round_.decision), self.timeout)
+            return decision if rank == 0 else replace(decision, line={})  # a thousand lines would take longer than all the rest
         except TimeoutError:
             missing = sorted(set(range(self.world)) - set(round_.reports))
             raise TimeoutError(f"adjustment at step {report.step}: no word from rank(s) {missing} within {self.timeout:g} s") from None
+
+    def beat(self, attempt: int, rank: int, place: float) -> None:
+        """``rank`` is alive and has come to ``place`` (see ``Tuner.place``)."""
+        if attempt == self.attempt:
+            self._heard[rank] = time.monotonic(), place
+
+    def missing(self) -> list[int]:
+        """Ranks that have fallen silent; or, where all still speak, those that are furthest behind."""
+        now = time.monotonic()
+        silent = [rank for rank, (when, _) in self._heard.items() if now - when > 3 * PULSE]
+        last = min(place for _, place in self._heard.values())
+        return sorted(silent or [rank for rank, (_, place) in self._heard.items() if place == last])
+
+    def stop(self, reason: str) -> None:
+        """What no further attempt would mend; the first reason stands."""
+        self.stopped = self.stopped or reason
+
+    def reason(self) -> str | None:
+        return self.stopped
 
     def state_dict(self, attempt: int) -> dict[str, Any]:
         """Plain JSON; floats come back exactly.
@@ -139,9 +174,7 @@ class WeightController:
             counts = np.asarray(sum(r.token_counts for r in reports if r.token_counts is not None))
             loss = np.divide(sum(r.loss_sums for r in reports if r.loss_sums is not None), counts)
         else:
-            # A domain that was not drawn since the last adjustment has no new training loss: its last one stands.
-            loss = train_loss if self.previous_loss is None else np.where(np.isnan(train_loss), self.previous_loss, train_loss)
-
+            loss = self._smoothed(train_loss)
         feedback = Feedback(first.step, loss, self.previous_loss, self.reference_loss, self.domains)
         guard = None
         if first.step > 0:
@@ -153,7 +186,7 @@ class WeightController:
         potential = None if self.reference_loss is None else learnable_potential(loss, self.reference_loss, self.domains)
         forgetting = None if self.previous_loss is None else forgetting_degree(loss, self.previous_loss, self.domains)
         self.previous_loss = loss
-        line = {
+        line: dict[str, Any] = {
             "step": first.step,
             "epoch": round(first.epoch, 6),
             "loss": self._named(loss),
@@ -165,12 +198,24 @@ class WeightController:
             "passes": self._named(first.passes),
             "train_loss": self._named(train_loss),
             "guard": guard,
+            "feedback": "train" if first.loss_sums is None else "held_out",
             "seconds": {name: round(seconds, 3) for name, seconds in first.seconds.items()},
         }
+        line["warnings"] = new_warnings([*self.lines, line], self.warn_passes)
         self.lines.append(line)
         decision = Decision(self.number, self.share, line)
         self.number += 1
         return decision
+
+    def _smoothed(self, train_loss: Array) -> Array:
+        """Training feedback, [k]: the moving average of each domain's training losses; NaN, not drawn since: as it was."""
+        if self.previous_loss is None:
+            return train_loss
+        # Until a domain was drawn, its previous loss is a held-out one: a mean with that would be of two different quantities.
+        passes = self.lines[-1]["passes"] or {}
+        weight = np.array([self.smoothing if passes.get(name) else 0.0 for name in self.domains])
+        average = weight * self.previous_loss + (1 - weight) * train_loss
+        return np.where(np.isnan(train_loss), self.previous_loss, average)
 
     def _named(self, values: Any) -> dict[str, float | None] | None:
         if values is None or np.isnan(values).all():
@@ -200,4 +245,7 @@ def start_actor(controller_arguments: dict[str, Any]) -> Any:
     """The controller as an actor that comes back empty if it dies; the next attempt hands it the checkpoint's state."""
     import ray
 
-    return ray.remote(WeightController).options(num_cpus=0, max_restarts=-1, max_concurrency=10_000).remote(**controller_arguments)
+    from versatune_ray.cluster import beside_the_driver
+
+    options = {"num_cpus": 0, "max_restarts": -1, "max_concurrency": 10_000, "scheduling_strategy": beside_the_driver()}
+    return ray.remote(WeightController).options(**options).remote(**controller_arguments)

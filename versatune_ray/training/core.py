@@ -41,6 +41,19 @@ class Sample:
     index: int
 
 
+@dataclass(frozen=True)
+class Made:
+    """An optimizer step, the same on every rank. lengths, responses: tokens and response tokens of its samples, [batch size].
+
+    norm: of the gradient before clipping. rate: the learning rate.
+    """
+
+    lengths: NDArray[np.int64]
+    responses: NDArray[np.int64]
+    norm: float
+    rate: float
+
+
 class Tuner:
     """One rank of a training run: ``step`` with shares, ``held_out`` to measure, ``checkpoint.save`` and ``load`` to resume exactly."""
 
@@ -59,7 +72,7 @@ class Tuner:
         self.data, self.recipe, self.device, self.rank, self.world = list(data), recipe, device, rank, world
         self.model = model
         self.attention = choose(setup.attention, device)
-        self._parameters, self._width = _size(model)
+        self._parameters, _, self._width = model_size(model)
         self.parallel = Parallel(ResponseLoss(model), setup, device, rank, world)
         trained = [parameter for parameter in self.parallel.module.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
@@ -68,7 +81,9 @@ class Tuner:
         sizes = [len(domain.train) for domain in data]
         self.sampler = DomainSampler(sizes, recipe.batch_size, recipe.seed, names=names, max_passes=recipe.max_passes)
         self.steps_done = 0
-        self.tokens_done = 0  # of this rank, in the last step: what it computed on, without padding
+        self.place = 0.0  # steps done, and a half more while this rank waits for the others' gradients
+        self.last: Made | None = None
+        self.tokens_done = 0  # of all ranks, in the last step: what they computed on, without padding
         # Since the last adjustment: this rank's training loss, and every rank's samples and response tokens per domain.
         self.train_loss = LossSums.zeros(len(names))
         self.samples = np.zeros(len(names), dtype=np.int64)
@@ -87,16 +102,22 @@ class Tuner:
         self.parallel.module.train()
         batches = self._mine(samples)
         sums = self._zeros()
+        self.place = float(self.steps_done)
         for place, rows in enumerate(batches):
             batch = _collate(rows, self.attention, self.device)
-            with self.parallel.last_backward(place == len(batches) - 1):
+            last = place == len(batches) - 1
+            with self.parallel.last_backward(last):
                 nats = self.parallel.forward(batch.inputs, train=True)
+                self.place += last / 2
                 (nats.sum() * (scale * batch.weight)).backward()  # type: ignore[no-untyped-call]
             batch.add_to(sums, nats)
         norm = self.parallel.clip(self.recipe.max_grad_norm)
         found = self._losses(sums, [sample for rows in batches for sample in rows])
         if not math.isfinite(norm):
             self._stop(batches, found)
+        lengths = np.array([sample.records.lengths[sample.index] for sample in samples])
+        self.last = Made(lengths, tokens, norm, float(self.schedule.get_last_lr()[0]))
+        self.tokens_done = int(lengths.sum())
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -104,7 +125,6 @@ class Tuner:
         np.add.at(self.tokens, domain, tokens)
         self.train_loss += found
         self.steps_done += 1
-        self.tokens_done = int(sum(sample.records.lengths[sample.index] for rows in batches for sample in rows))
         return float(found.nats.sum() / max(1, sum(int(s.records.response_tokens[s.index]) for rows in batches for s in rows)))
 
     @torch.no_grad()
@@ -214,10 +234,11 @@ def _collate(samples: Sequence[Sample], attention: str, device: torch.device) ->
     return MicroBatch(tensors | more, domain, 1.0 if samples else 0.0)
 
 
-def _size(model: PreTrainedModel) -> tuple[int, int]:
-    """Parameters that every token meets, embeddings aside, and layers × heads × head size (see ``attention_cost``)."""
+def model_size(model: PreTrainedModel) -> tuple[int, int, int]:
+    """Parameters that every token meets, embeddings aside; those of them that train; layers × heads × head size (``attention_cost``)."""
     config = model.config
     embeddings = {id(module.weight) for module in (model.get_input_embeddings(), model.get_output_embeddings())}
-    parameters = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in embeddings)
+    parameters = [parameter for parameter in model.parameters() if id(parameter) not in embeddings]
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return parameters, config.num_hidden_layers * config.num_attention_heads * head
+    return sum(parameter.numel() for parameter in parameters), trained, config.num_hidden_layers * config.num_attention_heads * head

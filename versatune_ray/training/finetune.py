@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from versatune_ray.cache import cached
 from versatune_ray.domains import DomainPaths, load_domains
+from versatune_ray.errors import Incomplete
 from versatune_ray.run_folder import say
-from versatune_ray.settings import Config
+from versatune_ray.settings import Config, Training
 from versatune_ray.storage import fetch, is_mirrored, pull, uri_of
 from versatune_ray.training import plan
 from versatune_ray.training.controller import start_actor
@@ -39,52 +39,51 @@ def finetune(
     """
     import ray
     import ray.train
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     from versatune_ray.cluster import fitting
     from versatune_ray.training.loop import Job
-    from versatune_ray.training.worker import train_loop
+    from versatune_ray.training.worker import Failures, train_loop
 
     names = list(paths)
     data = load_domains(paths, config.data)
     sizes = [len(data[name].train) for name in names]
     recipe = plan.recipe(config, sum(sizes), unit)
-    controller = start_actor(
-        {
-            "domains": names,
-            "policy": plan.policy(config, names),
-            "start": plan.starting_shares(config, names, detected, sizes),
-            "reference_loss": None if reference is None else np.array([reference["domains"][name]["loss"] for name in names]),
-            "timeout": config.training.exchange_timeout,
-        }
-    )
+    plan.check_passes(config, names, sizes, recipe)
+    controller = start_actor(plan.controller_arguments(config, names, sizes, detected, reference))
     folder = config.run_folder / "finetune"
     folder.mkdir(parents=True, exist_ok=True)
     if config.data.chat_template is not None and is_mirrored(folder):  # rank 0 may be on a machine that lacks the file
         config = _with_stored_template(config, Path(config.data.chat_template))
     job = Job(config, model, dict(paths), recipe, plan.adjust_every(config, recipe.steps), folder)
     training = config.training
-    workers = fitting(training.workers, training.cpus_per_worker, gpu, config.device)
-    if workers < training.workers:  # Ray Train would wait for the missing ones for ever; the samples per step stay the same
-        say("fine-tuning", f"training.workers: {training.workers} do not fit on this cluster; going on with {workers}")
+    least, most = training.least_and_most
+    workers = fitting(most, training.cpus_per_worker, gpu, config.device)
+    if workers < least:  # Ray Train would wait for the missing ones for ever; the samples per step stay the same
+        say("fine-tuning", f"training.workers: {least} do not fit on this cluster; going on with {workers}")
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={"job": job, "controller": controller},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers,
+            num_workers=min(least, workers) if least == most else (min(least, workers), most),
             use_gpu=gpu,
-            resources_per_worker={"CPU": config.training.cpus_per_worker} | ({"GPU": 1} if gpu else {}),
+            resources_per_worker={"CPU": training.cpus_per_worker} | ({"GPU": 1} if gpu else {}),
         ),
+        torch_config=TorchConfig("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout_s=math.ceil(training.exchange_timeout)),
         run_config=ray.train.RunConfig(
             name="checkpoints",
             storage_path=uri_of(folder),
-            failure_config=ray.train.FailureConfig(max_failures=config.training.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.training.keep_checkpoints),
+            failure_config=ray.train.FailureConfig(max_failures=training.max_failures),
+            checkpoint_config=_checkpoint_config(training),
+            callbacks=[Failures()],
         ),
     )
     before = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
+        reason = ray.get(controller.reason.remote())
+        if reason is not None:
+            raise Incomplete(reason)
     except SystemExit:  # Ray Train's answer to Ctrl-C, once its workers are stopped
         raise KeyboardInterrupt from None
     finally:
@@ -103,3 +102,14 @@ def _with_stored_template(config: Config, file: Path) -> Config:
     folder, _ = cached(config.cache_folder, "chat-template", {"text": text}, write)
     data = config.data.model_copy(update={"chat_template": str(folder / "chat_template.jinja")})
     return config.model_copy(update={"data": data})
+
+
+def _checkpoint_config(training: Training) -> Any:
+    """The newest checkpoints; or, with ``keep_best``, those with the lowest losses (Ray Train keeps the newest one beside them)."""
+    import ray.train
+
+    if training.keep_best is None:
+        return ray.train.CheckpointConfig(num_to_keep=training.keep_checkpoints)
+    return ray.train.CheckpointConfig(
+        num_to_keep=training.keep_checkpoints, checkpoint_score_attribute=training.keep_best, checkpoint_score_order="min"
+    )

@@ -22,8 +22,10 @@ from versatune_ray.training.attention import choose
 from versatune_ray.training.checkpoint import Checkpoints
 from versatune_ray.training.controller import Decision, Report
 from versatune_ray.training.core import Tuner
+from versatune_ray.training.metrics import Metrics
 from versatune_ray.training.model import add_lora, export, load_model
 from versatune_ray.training.recipe import Recipe, Setup
+from versatune_ray.training.sinks import Sink
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,23 @@ class Host(Protocol):
     def save(self, write: Callable[[Path], Future[Any]], metrics: dict[str, Any]) -> None:
         """Keep a checkpoint that ``write`` begins to write into a folder. Returns as soon as training may go on."""
 
+    def best(self) -> AbstractContextManager[Path | None]:
+        """The kept checkpoint of the lowest ``training.keep_best``, as a local folder; None where the last model counts."""
+
     def progress(self, step: int, note: str) -> None:
         """For a person who waits."""
+
+    def watch(self, place: Callable[[], float]) -> None:
+        """From now on, ``place()`` says how far this rank is (see ``Tuner.place``)."""
+
+    def missing(self) -> list[int]:
+        """Ranks that others wait for, as far as it is known."""
+
+    def warn(self, text: str) -> None:
+        """One sentence that a person should read now, told by rank 0 alone."""
+
+    def sink(self) -> Sink | None:
+        """Where metrics go here, besides ``training.metrics``."""
 
 
 def run(job: Job, host: Host) -> None:
@@ -78,15 +95,24 @@ def run(job: Job, host: Host) -> None:
         torch.manual_seed(config.seed + host.rank)
     data = list(load_domains(job.paths, config.data).values())
     tuner = Tuner(model, data, job.recipe, host.device, host.rank, host.world, setup)
+    host.watch(lambda: tuner.place)
     checkpoints = Checkpoints(tuner)
     with host.resume() as folder:
         state = None if folder is None else checkpoints.load(folder)
-    _Run(job, host, tuner, checkpoints, *host.begin(state)).to_the_end()
+    share, lines = host.begin(state)
+    with Metrics.begin(config, job.folder, tuner, lines, host.sink() if host.rank == 0 else None, host.warn) as meter:
+        _Run(job, host, tuner, checkpoints, share, lines, meter).to_the_end()
+    if host.rank == 0:
+        _send(job)
 
 
 class _Run:
-    def __init__(self, job: Job, host: Host, tuner: Tuner, checkpoints: Checkpoints, share: np.ndarray, lines: list[dict[str, Any]]):
+    def __init__(
+        self, job: Job, host: Host, tuner: Tuner, checkpoints: Checkpoints, share: np.ndarray, lines: list[dict[str, Any]], meter: Metrics
+    ):
+        self.meter = meter
         self.job, self.host, self.tuner, self.checkpoints, self.share, self.lines = job, host, tuner, checkpoints, share, lines
+        self.measured: tuple[int, dict[str, float | None]] = (-1, {})
         self.began = time.monotonic()
         self.log = job.folder / "adjustments.jsonl"
         if host.rank == 0:  # what an interrupted run logged after its last checkpoint is done again
@@ -98,18 +124,38 @@ class _Run:
         if not self.lines:
             self.adjust()
         while tuner.steps_done < recipe.steps:
-            loss = tuner.step(self.share)
-            self.host.progress(tuner.steps_done, f"loss {loss:.3f}")
+            began = time.perf_counter()
+            loss = self.step()
+            self.host.progress(tuner.steps_done, self.meter.step(loss, time.perf_counter() - began))
             last = tuner.steps_done == recipe.steps
             adjusted = last or tuner.steps_done % self.job.adjust_every == 0
             if adjusted:
                 self.adjust()
             if last or (tuner.steps_done % checkpoint_every == 0 if checkpoint_every else adjusted):
-                self.host.save(self.save, {"step": tuner.steps_done})
+                self.meter.flush()  # what a checkpoint has behind it is not measured again
+                self.host.save(self.save, self.metrics())
         self.checkpoints.wait()
+        with self.host.best() as folder:
+            if folder is not None:
+                self.checkpoints.load(folder)
         weights = self.checkpoints.weights()
         if self.host.rank == 0:
             self.export(weights)
+
+    def step(self) -> float:
+        """One step; where torch.distributed waited in vain, the error names the rank that it waited for.
+
+        Raises:
+            TimeoutError: another rank hangs.
+        """
+        try:
+            return self.tuner.step(self.share)
+        except RuntimeError as error:
+            if "timed out" not in str(error).lower():
+                raise
+            missing = ", ".join(map(str, self.host.missing())) or "unknown"
+            seconds = self.job.config.training.exchange_timeout
+            raise TimeoutError(f"step {self.tuner.steps_done + 1}: no word from rank(s) {missing} within {seconds:g} s") from error
 
     def adjust(self) -> None:
         """Measure, tell the controller, and go on with the shares that it answers."""
@@ -135,9 +181,21 @@ class _Run:
         self.share = decision.share
         self.began = time.monotonic()
         if self.host.rank == 0:
+            self.measured = decision.line["step"], decision.line["loss"]
+            self.meter.adjusted(decision.line)
             with self.log.open("a") as log:
                 log.write(json.dumps(decision.line) + "\n")
-            push(self.log)
+            _send(self.job)
+            for warning in decision.line["warnings"]:
+                self.host.warn(warning)
+
+    def metrics(self) -> dict[str, Any]:
+        """What checkpoints are compared by: the losses, one by one and their mean, where they were measured at this very step."""
+        found: dict[str, Any] = {"step": self.tuner.steps_done}
+        if self.measured[0] == self.tuner.steps_done:
+            loss = {name: value for name, value in self.measured[1].items() if value is not None}
+            found |= {"loss": float(np.mean(list(loss.values())))} | {f"loss.{name}": value for name, value in loss.items()}
+        return found
 
     def save(self, folder: Path) -> Future[Any]:
         return self.checkpoints.save(folder, self.host.state())
@@ -148,3 +206,9 @@ class _Run:
         export(self.tuner.model, weights, folder, self.job.model, config.model.trust_remote_code, config.training.lora)
         load_tokenizer(self.job.model, config.data.chat_template, config.model.trust_remote_code).save_pretrained(folder)
         push(folder)
+
+
+def _send(job: Job) -> None:
+    """What rank 0 logs, for those who follow the run in a storage behind a URI."""
+    for file in (job.folder / "adjustments.jsonl", *job.folder.glob("tensorboard/*")):
+        push(file)

@@ -73,5 +73,7 @@ def export(model: PreTrainedModel, weights: dict[str, torch.Tensor], folder: Pat
             return
         model = model.merge_and_unload()  # type: ignore[operator]
         weights = model.state_dict()
-    model.config.dtype = stored
-    model.save_pretrained(folder, state_dict={name: values.to(stored) for name, values in weights.items()})
+    with torch.device("meta"):  # a model without weights, for its names and its configuration: the real one may be sharded
+        skeleton = AutoModelForCausalLM.from_config(model.config, dtype=stored, trust_remote_code=trust_remote_code)
+    skeleton.generation_config = model.generation_config
+    skeleton.save_pretrained(folder, state_dict={name: values.to(stored) for name, values in weights.items()})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from versatune_ray import mixture as mix
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Config
+from versatune_ray.training import sinks
 from versatune_ray.training.recipe import Recipe, Unit
 
 
@@ -42,16 +44,20 @@ def policy(config: Config, names: Sequence[str]) -> mix.Policy:
 
 
 def check(config: Config, names: Sequence[str]) -> None:
-    """Everything about the mixture and the batch that can be wrong before anything is computed.
+    """Everything about mixture, batch and trackers that can be wrong before anything is computed.
 
     Raises:
         UserError: as ``policy`` and ``starting_shares``; or fewer samples per step than workers.
     """
+    sinks.check(config)
     policy(config, names)
     starting_shares(config, names, [1 / len(names)] * len(names), [1] * len(names))
-    batch, workers = config.training.batch_size, config.training.workers
+    batch, workers = config.training.batch_size, config.training.least_and_most[1]
     if batch < workers:
         raise UserError(f"training.batch_size: {batch} is less than one sample for each of {workers} workers")
+    best = config.training.keep_best
+    if best is not None and best not in ("loss", *(f"loss.{name}" for name in names)):
+        raise UserError(f"training.keep_best: {best!r}; valid: loss, {', '.join(f'loss.{name}' for name in names)}")
 
 
 def targets(config: Config, names: Sequence[str]) -> tuple[int, ...]:
@@ -92,6 +98,26 @@ def starting_shares(config: Config, names: Sequence[str], detected: Sequence[flo
         raise UserError(f"mixture.start={start}: {error}") from None
 
 
+def controller_arguments(
+    config: Config, names: Sequence[str], sizes: Sequence[int], detected: Sequence[float] | None, reference: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What ``WeightController`` is made of.
+
+    Args:
+        sizes: training records per domain, [k].
+        detected: detected shares [k], if the start needs them; reference: content of ``losses.json``, if the policy needs it.
+    """
+    return {
+        "domains": names,
+        "policy": policy(config, names),
+        "start": starting_shares(config, names, detected, sizes),
+        "reference_loss": None if reference is None else np.array([reference["domains"][name]["loss"] for name in names]),
+        "timeout": config.training.exchange_timeout,
+        "warn_passes": config.mixture.warn_passes,
+        "smoothing": config.mixture.smoothing,
+    }
+
+
 def needs_detection(config: Config) -> bool:
     return config.mixture.start in ("detected", "inverse")
 
@@ -114,7 +140,39 @@ def recipe(config: Config, train_records: int, unit: Unit) -> Recipe:
         max_grad_norm=training.max_grad_norm,
         seed=config.seed,
         unit=unit,
+        max_passes=config.mixture.max_passes,
     )
+
+
+def check_passes(config: Config, names: Sequence[str], sizes: Sequence[int], recipe: Recipe) -> None:
+    """Whether the records last for the run under ``mixture.max_passes``, before it begins.
+
+    Args:
+        sizes: training records per domain, [k].
+
+    Raises:
+        UserError: the run's samples are more than the cap allows over all domains that can have a share.
+    """
+    cap = config.mixture.max_passes
+    if cap is None:
+        return
+    drawn = _drawn(config, names, sizes)
+    allowed, asked = sum(math.floor(cap * size) for size in drawn.values()), recipe.steps * recipe.batch_size
+    if asked > allowed:
+        raise UserError(
+            f"mixture.max_passes: {cap:g} over the {sum(drawn.values()):,} records of {', '.join(drawn)} give {allowed:,} samples, "
+            f"but the run trains on {asked:,}; lower training.epochs, raise mixture.max_passes, or add records"
+        )
+
+
+def _drawn(config: Config, names: Sequence[str], sizes: Sequence[int]) -> dict[str, int]:
+    """Sizes of the domains that have a share or can get one: policies multiply, so that 0 stays 0 but for a target or a floor."""
+    settings, all_ = config.mixture, dict(zip(names, sizes, strict=True))
+    if needs_detection(config) or (settings.policy != "constant" and settings.min_share > 0):
+        return all_
+    start = starting_shares(config, names, None, sizes)
+    raised = settings.targets if settings.policy == "expansion" else []
+    return {name: size for (name, size), share in zip(all_.items(), start, strict=True) if share > 0 or name in raised}
 
 
 def adjust_every(config: Config, steps: int) -> int:

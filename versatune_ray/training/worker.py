@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -16,17 +17,32 @@ import ray.train.torch
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2.api.report_config import CheckpointUploadMode
 
+from versatune_ray.errors import one_line
 from versatune_ray.progress import Bar
-from versatune_ray.training.controller import Decision, Report
+from versatune_ray.training.controller import PULSE, Decision, Report
+from versatune_ray.training.core import NotFinite
+from versatune_ray.training.gauges import Gauges
 from versatune_ray.training.loop import Job, run
+from versatune_ray.training.sinks import Sink
 
 
 def train_loop(settings: dict[str, Any]) -> None:
     """The function that ``TorchTrainer`` runs on every rank."""
     job: Job = settings["job"]
     host = RayHost(job, settings["controller"])
-    with host.bar:
-        run(job, host)
+    with host.bar, host:
+        try:
+            run(job, host)
+        except NotFinite as error:  # all ranks raise it, and the same would happen again
+            ray.get(settings["controller"].stop.remote(str(error)))
+
+
+class Failures(ray.train.UserCallback):  # type: ignore[misc]
+    """Tells on the driver's screen why a worker group is started again; Ray Train itself tells only its log."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        told = "; ".join(f"rank {rank}: {one_line(error)}" for rank, error in sorted(worker_exceptions.items()))
+        Bar("fine-tuning", 1).say(f"workers failed ({told}); they are started again from the last checkpoint, unless that was the last try")
 
 
 class RayHost:
@@ -37,7 +53,32 @@ class RayHost:
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         self.bar = Bar("fine-tuning", job.recipe.steps)
+        self._run, self._keep_best = job.config.run, job.config.training.keep_best
         self._controller, self._attempt = controller, 0
+        self._place: Callable[[], float] = float
+        self._ended = threading.Event()
+
+    def __enter__(self) -> RayHost:
+        threading.Thread(target=self._pulse, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+
+    def _pulse(self) -> None:
+        while not self._ended.wait(PULSE):
+            if self._attempt:
+                self._controller.beat.remote(self._attempt, self.rank, self._place())
+
+    def watch(self, place: Callable[[], float]) -> None:
+        self._place = place
+
+    def sink(self) -> Sink | None:
+        return Gauges(self._run)
+
+    def missing(self) -> list[int]:
+        missing: list[int] = ray.get(self._controller.missing.remote())
+        return missing
 
     @contextmanager
     def resume(self) -> Iterator[Path | None]:
@@ -76,6 +117,19 @@ class RayHost:
             delete_local_checkpoint_after_upload=True,
         )
 
+    @contextmanager
+    def best(self) -> Iterator[Path | None]:
+        if self._keep_best is None:
+            yield None
+            return
+        reported = ray.train.get_all_reported_checkpoints()
+        best = min((one for one in reported if self._keep_best in one.metrics), key=lambda one: one.metrics[self._keep_best])
+        with best.checkpoint.as_directory() as folder:
+            yield Path(folder)
+
     def progress(self, step: int, note: str) -> None:
         if self.rank == 0:
             self.bar.to(step, note)
+
+    def warn(self, text: str) -> None:
+        self.bar.say(f"warning: {text}")

@@ -1,0 +1,193 @@
+"""One run on a cluster of several nodes that meets every fault in turn: it finishes by itself, with the log of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from conftest import random_samples, write_store
+
+from versatune_ray.config import parse
+from versatune_ray.domains import DomainPaths
+from versatune_ray.errors import Incomplete
+from versatune_ray.progress import Display
+from versatune_ray.training.finetune import finetune
+
+NAMES = ("law", "medicine", "code")
+STEPS, EVERY, TIMEOUT = 360, 40, 8
+
+
+class Machines:
+    """A head without room for workers' nodes of one CPU each, so that every worker has a node to itself."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        self.nodes = [self.cluster.add_node(num_cpus=1)]
+
+    def lose(self) -> None:
+        """The newest node dies without a word; another one comes."""
+        self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
+        self.nodes.append(self.cluster.add_node(num_cpus=1))
+
+    def preempt(self) -> None:
+        """The newest node is told that it will go, and goes; another one comes."""
+        import ray
+
+        last = self.nodes.pop()
+        self.nodes.append(self.cluster.add_node(num_cpus=1))
+        command = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", self.cluster.address, "--node-id", last.node_id]
+        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "1"]
+        subprocess.run([*command, *reason], check=True, capture_output=True)
+        assert ray.is_initialized()
+        time.sleep(1)
+        self.cluster.remove_node(last, allow_graceful=False)
+
+
+def process(title: str) -> psutil.Process:
+    """The newest process of this test's cluster with ``title`` in its command line."""
+    family = psutil.Process().children(recursive=True)
+    return max((one for one in family if title in " ".join(one.cmdline())), key=lambda one: one.create_time())
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[Machines]:
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="vt")
+    before = os.environ.get("TMPDIR")
+    os.environ |= {"TMPDIR": folder, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+    machines = Machines()
+    ray.init(address=machines.cluster.address, logging_level="ERROR", log_to_driver=bool(os.environ.get("SHOW")))
+    try:
+        yield machines
+    finally:
+        ray.shutdown()
+        machines.cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+        del os.environ["TMPDIR"], os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"]
+        if before is not None:
+            os.environ["TMPDIR"] = before
+
+
+@pytest.fixture(scope="module")
+def tune(machines: Machines, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("faults")
+    paths = {
+        name: DomainPaths(
+            write_store(folder / name, random_samples(seed, 40)), write_store(folder / f"{name}-v", random_samples(seed + 9, 9))
+        )
+        for seed, name in enumerate(NAMES)
+    }
+    reference = {"domains": {name: {"loss": loss} for name, loss in zip(NAMES, (1.0, 2.0, 4.0), strict=True)}}
+
+    def run(name: str, faults: list[Callable[[], None]], workers: Any = 2, model: Path = tiny_model) -> list[dict[str, Any]]:
+        """The log without its timings; each of ``faults`` happens after one more adjustment."""
+        config = parse(
+            {
+                "run": name,
+                "storage": str(folder),
+                "model": {"path": str(model)},
+                "domains": {name: f"{folder}/{name}.jsonl" for name in NAMES},
+                "mixture": {"start": "uniform", "sigma": 2.0},
+                "training": {
+                    "workers": workers,
+                    "epochs": 1,
+                    "samples_per_epoch": STEPS * 8,
+                    "batch_size": 8,
+                    "learning_rate": 1e-3,
+                    "adjust_every": EVERY,
+                    "exchange_timeout": TIMEOUT,
+                    "max_failures": 8,
+                },
+            }
+        )
+        log = folder / name / "finetune" / "adjustments.jsonl"
+        happened = []
+
+        def watch() -> None:
+            for place, fault in enumerate(faults, 2):
+                deadline = time.monotonic() + 120
+                while not (log.is_file() and len(log.read_text().splitlines()) > place):
+                    if time.monotonic() > deadline:
+                        return
+                    time.sleep(0.02)
+                fault()
+                happened.append(fault)
+                if os.environ.get("SHOW"):
+                    print("FAULT", place, time.time(), flush=True)
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        with Display():
+            finetune(config, str(model), paths, None, reference, "nats/token", gpu=False)
+        thread.join()
+        assert happened == faults
+        return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in log.read_text().splitlines()]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tune: Callable[..., list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return tune("undisturbed", [])
+
+
+def test_no_fault_costs_a_decision_or_repeats_one(
+    machines: Machines, tune: Callable[..., list[dict[str, Any]]], undisturbed: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    stopped: list[psutil.Process] = []
+
+    def hang() -> None:
+        stopped.append(process("RayTrainWorker"))
+        stopped[0].send_signal(signal.SIGSTOP)
+
+    def kill_worker() -> None:
+        process("RayTrainWorker").kill()
+
+    def kill_controller() -> None:
+        process("WeightController").kill()
+
+    log = tune("disturbed", [kill_worker, kill_controller, machines.lose, machines.preempt, hang])
+    assert [line["step"] for line in log] == list(range(0, STEPS + 1, EVERY))
+    assert log == undisturbed
+    told = [line for line in capfd.readouterr().out.splitlines() if "workers failed" in line]
+    assert len(told) == 5, told
+    assert re.search(rf"no word from rank\(s\) [01] within {TIMEOUT} s", told[-1]), told
+    assert not stopped[0].is_running() or stopped[0].status() == psutil.STATUS_ZOMBIE
+
+
+def test_with_a_range_of_workers_the_run_goes_on_with_those_that_are_left(
+    machines: Machines, tune: Callable[..., list[dict[str, Any]]], undisturbed: list[dict[str, Any]]
+) -> None:
+    log = tune("elastic", [lambda: machines.cluster.remove_node(machines.nodes.pop(), allow_graceful=False)], workers=[1, 2])
+    assert [line["step"] for line in log] == [line["step"] for line in undisturbed]
+    for one, other in zip(log, undisturbed, strict=True):
+        np.testing.assert_allclose(list(one["loss"].values()), list(other["loss"].values()), rtol=1e-4)
+        assert one["share_achieved"] == other["share_achieved"] or one["step"] > EVERY
+
+
+def test_a_loss_that_is_no_number_stops_the_run_at_once(tune: Callable[..., Any], tiny_model: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(tiny_model, tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.get_input_embeddings().weight.data.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises((Incomplete, ValueError), match=r"."):
+        tune("nan", [], model=tmp_path / "model")

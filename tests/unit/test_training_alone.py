@@ -1,0 +1,146 @@
+"""A run without Ray that is broken off at any moment and goes on: the same samples, the same log, the same bits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_samples, write_store
+from safetensors.torch import load_file
+
+from versatune_ray.config import parse
+from versatune_ray.domains import DomainPaths, load_domains
+from versatune_ray.mixture import DomainSampler
+from versatune_ray.training import plan
+from versatune_ray.training.alone import PlainHost
+from versatune_ray.training.controller import Decision, Report, WeightController
+from versatune_ray.training.loop import Job, run
+
+NAMES = ("law", "code")
+STEPS, EVERY, SAVE = 9, 3, 2  # an epoch of both domains is 5 steps: resumes fall inside epochs and at their ends
+REFERENCE = np.array([1.0, 3.0])
+
+
+class Broken(BaseException):
+    """What ends a process, no error handler notwithstanding."""
+
+
+class Breaking(PlainHost):
+    """Counts what happens, and breaks off at event number ``at``."""
+
+    def __init__(self, *arguments: Any, at: int):
+        super().__init__(*arguments)
+        self.left = at
+        self.killed = False
+
+    def happens(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.killed = True
+            raise Broken
+
+    def exchange(self, report: Report) -> Decision:
+        decision = super().exchange(report)
+        self.happens()  # decided, but neither logged nor saved
+        return decision
+
+    def save(self, write: Callable[[Path], Future[Any]], metrics: dict[str, Any]) -> None:
+        self.happens()
+        super().save(write, metrics)
+        if self.left == 1:
+            self.killed = True
+        self.happens()  # begun to write, but not in its place
+        self.finish()
+
+    def _place(self, place: Path, written: Future[Any]) -> None:
+        written.result()
+        if not self.killed:
+            super()._place(place, written)
+
+    def progress(self, step: int, note: str) -> None:
+        self.happens()
+
+
+@pytest.fixture(scope="module")
+def attempt(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[list[Any], list[Any], Any]]:
+    folder = tmp_path_factory.mktemp("alone")
+    paths = {
+        name: DomainPaths(
+            write_store(folder / name, random_samples(seed, 20)), write_store(folder / f"{name}-v", random_samples(seed + 9, 5))
+        )
+        for seed, name in enumerate(NAMES)
+    }
+
+    def once(name: str, at: int = 0, **more: Any) -> tuple[list[Any], list[Any], Any]:
+        """Log without timings, samples drawn (step, domains, indices), and the tuned weights if the run ended."""
+        training = {"workers": 1, "epochs": 1, "samples_per_epoch": STEPS * 8, "batch_size": 8, "learning_rate": 1e-2}
+        config = parse(
+            {
+                "run": name,
+                "storage": str(folder),
+                "model": {"path": str(tiny_model)},
+                "domains": dict.fromkeys(NAMES, "x.jsonl"),
+                "mixture": {"start": "uniform", "sigma": 2.0},
+                "training": training | {"adjust_every": EVERY, "checkpoint_every": SAVE, "metrics": []} | more,
+            }
+        )
+        sizes = [len(domain.train) for domain in load_domains(paths, config.data).values()]
+        recipe = plan.recipe(config, sum(sizes), "nats/token")
+        start = plan.starting_shares(config, NAMES, None, sizes)
+        controller = WeightController(NAMES, plan.policy(config, NAMES), start, REFERENCE, 60)
+        (config.run_folder / "finetune").mkdir(parents=True, exist_ok=True)
+        job = Job(config, str(tiny_model), paths, recipe, plan.adjust_every(config, recipe.steps), config.run_folder / "finetune")
+        host = Breaking(job, controller, 0, 1, torch.device("cpu"), at=at)
+        drawn: list[Any] = []
+        before = DomainSampler.next_batch
+
+        def next_batch(self: DomainSampler, shares: Any) -> Any:
+            domain, index = before(self, shares)
+            drawn.append((self.state_dict()["step"], domain.tolist(), index.tolist()))
+            return domain, index
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(DomainSampler, "next_batch", next_batch)
+            try:
+                run(job, host)
+                host.finish()
+            except Broken:
+                host.finish()
+                return [], drawn, None
+        lines = [json.loads(line) for line in (job.folder / "adjustments.jsonl").read_text().splitlines()]
+        for line in lines:
+            del line["seconds"]
+        return lines, drawn, load_file(job.folder / "model" / "model.safetensors")
+
+    return once
+
+
+def test_a_run_that_is_broken_off_anywhere_ends_like_one_that_was_not(attempt: Callable[..., tuple[list[Any], list[Any], Any]]) -> None:
+    log, drawn, weights = attempt("whole")
+    assert [line["step"] for line in log] == [0, 3, 6, 9] and len(drawn) == STEPS
+    events = 4 + 2 * 5 + STEPS  # adjustments; saves after 2, 4, 6, 8 and 9 steps; steps
+    for at in range(1, events + 1):
+        ended, first, _ = attempt(f"broken-{at}", at)
+        assert not ended, "every event breaks off a run"
+        log_again, second, weights_again = attempt(f"broken-{at}")
+        assert log_again == log
+        begun = second[0][0] if second else STEPS + 1  # what came after the checkpoint is drawn again
+        assert [one for one in first if one[0] < begun] + second == drawn
+        assert begun > len(first) - SAVE - 1, "at most the steps since the last checkpoint are done again"
+        assert all(torch.equal(weights[name], weights_again[name]) for name in weights)
+
+
+def test_the_best_checkpoint_is_kept_and_exported(attempt: Callable[..., tuple[list[Any], list[Any], Any]], tiny_model: Path) -> None:
+    """At this rate losses fall, then rise; adjustments and checkpoints meet at steps 6 and 9."""
+    log, _, best = attempt("best", learning_rate=0.05, keep_best="loss", keep_checkpoints=1)
+    loss = {line["step"]: np.mean(list(line["loss"].values())) for line in log}
+    _, _, last = attempt("last", learning_rate=0.05)
+    assert loss[6] != loss[9]
+    same = all(torch.equal(best[name], last[name]) for name in best)
+    assert same == (loss[9] < loss[6])

@@ -1,0 +1,206 @@
+"""Nats of response tokens against a plain computation: families, attention over packed rows, chunked logits, LoRA, what is not finite."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_samples, write_store
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+
+from versatune_ray.domains import DomainData, DomainPaths, load_domains
+from versatune_ray.errors import UserError
+from versatune_ray.settings import Data, Lora
+from versatune_ray.training import loss as loss_module
+from versatune_ray.training.attention import choose
+from versatune_ray.training.checkpoint import Checkpoints
+from versatune_ray.training.core import NotFinite, Tuner
+from versatune_ray.training.model import add_lora, export, load_model
+from versatune_ray.training.recipe import Recipe, Setup
+
+SHAPE = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+FAMILIES = {
+    "llama": LlamaConfig(**SHAPE, num_key_value_heads=2),
+    "qwen2": Qwen2Config(**SHAPE, num_key_value_heads=2, tie_word_embeddings=True),
+    "qwen3": Qwen3Config(**SHAPE, num_key_value_heads=2, head_dim=16),
+    "mistral": MistralConfig(**SHAPE, num_key_value_heads=2, sliding_window=6),
+}
+RECIPE = Recipe(steps=4, batch_size=6, micro_batch_tokens=64, learning_rate=1e-2, warmup=0.0, weight_decay=0.0, max_grad_norm=0.0, seed=3)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> list[DomainData]:
+    """Two domains; masks with several stretches of response, as conversations of several turns have."""
+    folder = tmp_path_factory.mktemp("stores")
+    rng = np.random.default_rng(0)
+    paths = {}
+    for seed, name in enumerate(("law", "code")):
+        stores = [write_store(folder / f"{name}{part}", random_samples(seed + part * 9, 12)) for part in range(2)]
+        for store in stores:
+            mask = np.load(store / "mask.npy")
+            offsets = np.load(store / "offsets.npy")
+            mask &= rng.random(len(mask)) < 0.7
+            mask[offsets[1:] - 1] = True
+            np.save(store / "mask.npy", mask)
+            np.save(store / "response_tokens.npy", np.add.reduceat(mask.astype(np.int64), offsets[:-1]))
+        paths[name] = DomainPaths(*stores)
+    return list(load_domains(paths, Data()).values())
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / request.param
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(FAMILIES[request.param]).save_pretrained(folder)
+    return folder
+
+
+def plain(model: Path, records: Sequence[tuple[Any, Any]]) -> torch.Tensor:
+    """One sample at a time, no padding, eager attention, the library's own full logits: nats of the tokens that carry loss."""
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+    found = []
+    for tokens, mask in records:
+        logits = network(torch.from_numpy(tokens.astype(np.int64))[None]).logits[0, :-1]
+        nats = functional.cross_entropy(logits, torch.from_numpy(tokens[1:].astype(np.int64)), reduction="none")
+        found.append(nats[torch.from_numpy(mask[1:].copy())])
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("attention", ["padded", "sdpa", "flex"])
+def test_every_attention_gives_the_plain_loss(model: Path, data: list[DomainData], attention: Any) -> None:
+    tuner = Tuner(load_model(str(model), attention=attention), data, RECIPE, CPU)
+    tuner.attention = attention  # flex has no backward pass on a CPU, and is refused there
+    sums = tuner.held_out()
+    for place, domain in enumerate(data):
+        nats = plain(model, [domain.validation[i] for i in range(len(domain.validation))])
+        assert sums.nats[place] == pytest.approx(nats.sum().item(), rel=1e-5)
+        assert sums.count[place] == len(nats)
+
+
+@pytest.mark.parametrize("attention", ["padded", "sdpa"])
+def test_every_attention_gives_the_plain_gradient(model: Path, data: list[DomainData], attention: Any) -> None:
+    tuner = Tuner(load_model(str(model), attention=attention), data, RECIPE, CPU, setup=Setup(attention=attention))
+    twin = Tuner(load_model(str(model)), data, RECIPE, CPU)
+    domain, index = twin.sampler.next_batch(np.array([0.5, 0.5]))
+    records = [data[d].train[i] for d, i in zip(domain, index, strict=True)]
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+    nats = []
+    for tokens, mask in records:
+        logits = network(torch.from_numpy(tokens.astype(np.int64))[None]).logits[0, :-1]
+        each = functional.cross_entropy(logits, torch.from_numpy(tokens[1:].astype(np.int64)), reduction="none")
+        nats.append(each[torch.from_numpy(mask[1:].copy())])
+    torch.cat(nats).mean().backward()
+    kept: dict[str, torch.Tensor] = {}
+    tuner.optimizer.zero_grad = lambda set_to_none=True: kept.update(  # type: ignore[method-assign]
+        {name: parameter.grad.clone() for name, parameter in tuner.model.named_parameters()}
+    )
+    tuner.step(np.array([0.5, 0.5]))
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(kept[name], parameter.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_chunked_logits_give_the_same_loss_and_gradient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A vocabulary of 5,000 in small chunks; 40 targets."""
+    config = LlamaConfig(**(SHAPE | {"vocab_size": 5000}), tie_word_embeddings=True)
+    torch.manual_seed(0)
+    network = AutoModelForCausalLM.from_config(config)
+    tokens = torch.randint(0, 5000, (4, 12))
+    kept = torch.arange(40)
+    targets = torch.randint(0, 5000, (40,))
+    found = []
+    for limit in (1 << 40, 0):
+        monkeypatch.setattr(loss_module, "_WHOLE_LOGITS", limit)
+        monkeypatch.setattr(loss_module, "_CHUNK", 16)
+        monkeypatch.setattr(loss_module, "_OPTIONS", torch.nn.LinearCrossEntropyOptions(batch_chunk_size=16, chunking_method=None))
+        network.zero_grad()
+        nats = loss_module.ResponseLoss(network)(tokens, kept, targets)
+        (nats * torch.linspace(0, 1, 40)).sum().backward()
+        found.append((nats.detach(), [parameter.grad.clone() for parameter in network.parameters()]))
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-5, rtol=1e-5)
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_what_has_no_backward_pass_here_is_refused() -> None:
+    with pytest.raises(UserError, match=r"training\.attention=flex: needs a GPU"):
+        choose("flex", CPU)
+    assert choose("auto", CPU) == "padded"
+
+
+@pytest.mark.parametrize("kind", ["merged", "adapter"])
+def test_lora_trains_few_weights_and_exports_what_it_trained(tiny_model: Path, data: list[DomainData], tmp_path: Path, kind: Any) -> None:
+    settings = Lora(rank=4, export=kind)
+    tuner = Tuner(add_lora(load_model(str(tiny_model)), settings, 0), data, RECIPE, CPU)
+    trained = sum(parameter.numel() for parameter in tuner.model.parameters() if parameter.requires_grad)
+    # q, k, v, o: 4·(32+32)·4; gate, up, down: 3·(32+64)·4, in two layers.
+    assert trained == 2 * (4 * 64 * 4 + 3 * 96 * 4)
+    before = tuner.held_out().nats.sum()
+    for _ in range(4):
+        tuner.step(np.array([0.5, 0.5]))
+    after = tuner.held_out().nats
+    assert after.sum() < before
+    export(tuner.model, Checkpoints(tuner).weights(), tmp_path / "out", str(tiny_model), False, settings)
+    if kind == "adapter":
+        from peft import PeftModel
+
+        loaded = (
+            PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path / "out")
+            .merge_and_unload()
+            .requires_grad_(True)
+        )
+        assert not (tmp_path / "out" / "model.safetensors").exists()
+    else:
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+        assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == 64
+    np.testing.assert_allclose(Tuner(loaded, data, RECIPE, CPU).held_out().nats, after, rtol=1e-5)
+
+
+def test_unknown_lora_targets_are_told(tiny_model: Path) -> None:
+    with pytest.raises(UserError, match=r"training\.lora\.targets: .*q_porj"):
+        add_lora(load_model(str(tiny_model)), Lora(rank=4, targets=["q_porj"]), 0)
+
+
+def test_a_full_model_is_exported_in_the_precision_of_its_base(tiny_model: Path, data: list[DomainData], tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
+    tuner = Tuner(load_model(str(tmp_path / "base")), data, RECIPE, CPU)
+    assert next(tuner.model.parameters()).dtype == torch.float32
+    tuner.step(np.array([0.5, 0.5]))
+    export(tuner.model, Checkpoints(tuner).weights(), tmp_path / "out", str(tmp_path / "base"), False, Lora())
+    tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert tuned.dtype == torch.bfloat16
+    for name, values in tuner.model.state_dict().items():
+        assert torch.equal(values.to(torch.bfloat16), tuned.state_dict()[name])
+
+
+def test_a_loss_that_is_no_number_names_step_domain_and_record(tmp_path: Path) -> None:
+    """One embedding is NaN; one record of the second domain has its token."""
+    torch.manual_seed(0)
+    network = AutoModelForCausalLM.from_config(FAMILIES["llama"])
+    network.get_input_embeddings().weight.data[63] = float("nan")
+    network.save_pretrained(tmp_path / "model")
+    good = [([3, 4, 5, 6], 1)] * 8
+    paths = {
+        "law": DomainPaths(write_store(tmp_path / "law", good), write_store(tmp_path / "law-v", good[:2])),
+        "code": DomainPaths(
+            write_store(tmp_path / "code", [*good[:5], ([3, 63, 5], 1), *good[5:]]), write_store(tmp_path / "code-v", good[:2])
+        ),
+    }
+    domains = list(load_domains(paths, Data()).values())
+    place = next(i for i in range(len(domains[1].train)) if 63 in domains[1].train[i][0])
+    tuner = Tuner(load_model(str(tmp_path / "model")), domains, RECIPE, CPU)
+    with pytest.raises(
+        NotFinite, match=rf"step \d: the loss is not finite on code: {domains[1].train.location(place)}; the last checkpoint"
+    ) as caught:
+        for _ in range(4):
+            before = [parameter.clone() for parameter in tuner.model.parameters()]
+            tuner.step(np.array([0.4, 0.6]))
+    assert f"step {tuner.steps_done + 1}:" in str(caught.value)
+    for one, other in zip(before, tuner.model.parameters(), strict=True):
+        assert torch.equal(one.nan_to_num(), other.nan_to_num())

@@ -1,0 +1,153 @@
+"""What is measured while a run trains, by rank 0: every step, and the domains at every adjustment. No Ray here."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from versatune_ray.settings import Config
+from versatune_ray.training.core import Tuner, model_size
+from versatune_ray.training.sinks import Background, Row, Sink, open_sinks, scalars
+
+# Dense bf16 operations per second of tensor cores, in units of 1e12: NVIDIA's and AMD's data sheets, halved where those count sparsity.
+_PEAK = {
+    "GB200": 2500, "B200": 2250, "GH200": 989, "H200 NVL": 836, "H200": 989, "H100 NVL": 835, "H100 PCIe": 756, "H100": 989,
+    "A100": 312, "A40": 149.7, "A30": 165, "A10": 125, "L40S": 362, "L40": 181, "L4": 121, "RTX 4090": 165.2, "RTX 3090": 71,
+    "MI300X": 1307,
+}  # fmt: skip
+_KINDS = {
+    "share": "share",
+    "loss": "loss",
+    "train_loss": "train_loss",
+    "learnable_potential": "learnable_potential",
+    "forgetting_degree": "forgetting_degree",
+    "passes": "passes",
+    "token_share": "token_share_achieved",
+}
+
+
+class Metrics:
+    """Measures for ``sinks`` (none on other ranks than the first); a context manager that ends them.
+
+    Each step, under ``train/``: ``loss`` (nats per response token, of this rank's part of the batch), ``learning_rate``, ``gradient_norm``,
+    ``step_seconds``, ``tokens_per_second`` (of all ranks), ``mfu`` (where the peak is known), ``peak_memory_gib`` (of this rank's GPU).
+    Each adjustment, per domain: ``share/NAME`` and so on, see ``_KINDS``; ``loss`` is held out.
+    """
+
+    def __init__(self, tuner: Tuner, sinks: Sequence[Background] = ()):
+        self._tuner, self._sinks = tuner, sinks
+        self._work = Work.of(tuner)
+        bf16 = tuner.device.type == "cuda" and tuner.parallel.bf16
+        self._peak = peak_flops(torch.cuda.get_device_name(tuner.device)) if bf16 else None
+
+    @classmethod
+    def begin(
+        cls, config: Config, folder: Path, tuner: Tuner, lines: Sequence[Mapping[str, Any]], ours: Sink | None, warn: Callable[[str], None]
+    ) -> Metrics:
+        """For a run that starts, or goes on after ``lines`` of its log.
+
+        Args:
+            ours: a sink beside the configured ones, which remembers nothing from earlier attempts.
+            warn: gets a sentence when a sink fails.
+
+        Raises:
+            UserError: see ``open_sinks``.
+        """
+        if tuner.rank:
+            return cls(tuner)
+        first = tuner.steps_done + 1 if lines else 0
+        sinks = [Background(name, sink, warn) for name, sink in open_sinks(config, folder, first, warn).items()]
+        if ours is not None:
+            sinks.append(Background("gauges", ours, warn))
+            if lines:
+                sinks[-1].put(Row(lines[-1]["step"], time.time(), domain_scalars(lines[-1])))
+        return cls(tuner, sinks)
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for sink in self._sinks:
+            sink.close(failed=kind is not None)
+
+    def step(self, loss: float, seconds: float) -> str:
+        """Note the step that was just made; returns it in words."""
+        tuner, rate = self._tuner, self._tuner.tokens_done / seconds
+        if self._sinks and tuner.last is not None:
+            values = {
+                "loss": loss,
+                "learning_rate": tuner.last.rate,
+                "gradient_norm": tuner.last.norm,
+                "step_seconds": seconds,
+                "tokens_per_second": rate,
+            }
+            if self._peak is not None:
+                flops = self._work.flops(tuner.last.lengths, tuner.last.responses)
+                values["mfu"] = flops / seconds / (self._peak * tuner.world)
+            if tuner.device.type == "cuda":
+                values["peak_memory_gib"] = torch.cuda.max_memory_allocated(tuner.device) / 2**30
+            self._put(tuner.steps_done, scalars("train", values))
+        return f"loss {loss:.3f}  {rate:,.0f} tokens/s"
+
+    def adjusted(self, line: Mapping[str, Any]) -> None:
+        """Note a line of ``adjustments.jsonl``."""
+        self._put(line["step"], domain_scalars(line))
+
+    def flush(self) -> None:
+        """What was measured so far outlives this process."""
+        for sink in self._sinks:
+            sink.flush()
+
+    def _put(self, step: int, values: Mapping[str, float]) -> None:
+        row = Row(step, time.time(), values)
+        for sink in self._sinks:
+            sink.put(row)
+
+
+@dataclass(frozen=True)
+class Work:
+    """The model's floating-point operations in training; what is computed twice to save memory counts once.
+
+    2 forward and 2 backward per weight and token, 2 more where the weight is trained; causal attention 6 · ``width`` per pair of positions
+    (Kaplan et al. 2020, table 1; PaLM, appendix B). weights: those that every token meets; head: those of the output embedding, which only
+    response tokens meet; each with the trained ones of them.
+    """
+
+    weights: tuple[int, int]
+    head: tuple[int, int]
+    width: int
+
+    @classmethod
+    def of(cls, tuner: Tuner) -> Work:
+        model = tuner.model
+        weights, trained, width = model_size(model)
+        head = model.get_output_embeddings().weight
+        return cls((weights, trained), (head.numel(), head.numel() if head.requires_grad else 0), width)
+
+    def flops(self, lengths: NDArray[np.int64], responses: NDArray[np.int64]) -> float:
+        """Of samples of so many tokens, of which so many are response tokens, each [n]."""
+        length = lengths.astype(np.float64)
+        body = sum(factor * weights for factor, weights in zip((4, 2), self.weights, strict=True))
+        head = sum(factor * weights for factor, weights in zip((4, 2), self.head, strict=True))
+        return float(body * length.sum() + 6 * self.width * np.square(length).sum() + head * responses.sum())
+
+
+def peak_flops(name: str) -> float | None:
+    """Dense bf16 operations per second of the GPU that calls itself ``name``; None where unknown, or a part of one."""
+    words = set(re.split(r"[ -]", name))
+    known = (1e12 * peak for gpu, peak in _PEAK.items() if words.issuperset(gpu.split()))
+    return None if "MIG" in words else next(known, None)
+
+
+def domain_scalars(line: Mapping[str, Any]) -> dict[str, float]:
+    """A line of ``adjustments.jsonl`` by kind and domain."""
+    return {name: value for kind, key in _KINDS.items() for name, value in scalars(kind, line[key]).items()}
