@@ -13,6 +13,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from versatune_ray.storage import bring, here, is_mirrored, push, remove
+
 
 def key_of(parts: Mapping[str, Any]) -> str:
     """Sixteen hexadecimal digits that change when any part changes."""
@@ -28,19 +30,31 @@ def cached(root: Path, kind: str, parts: Mapping[str, Any], build: Callable[[Pat
     Returns:
         The folder, and whether it was there already.
     """
-    entry = root / kind / key_of(parts)
+    entry = here(root) / kind / key_of(parts)
     entry.parent.mkdir(parents=True, exist_ok=True)
-    if entry.is_dir():
+    if have(entry):
         return entry, True
     with held(entry):
-        if entry.is_dir():
+        if have(entry):
             return entry, True
         work = entry.with_name(f"{entry.name}.partial")
         work.mkdir(exist_ok=True)
         build(work)
         write_json(work / "key.json", parts)
+        push(entry, work)
         work.replace(entry)
+        remove(work)
     return entry, False
+
+
+def have(entry: Path) -> bool:
+    """Whether an entry is there: brought from the storage if it is not here, sent to it if it is not there."""
+    if bring(entry):
+        return True
+    if is_mirrored(entry) and entry.is_dir():
+        push(entry)
+        return True
+    return False
 
 
 @contextmanager

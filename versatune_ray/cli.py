@@ -16,6 +16,7 @@ from versatune_ray.pipeline import Run
 from versatune_ray.progress import Display
 from versatune_ray.run_folder import RunFolder
 from versatune_ray.settings import Config
+from versatune_ray.storage import shown
 from versatune_ray.training import plan
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "quickstart.yaml"
@@ -59,7 +60,7 @@ def main(job: Callable[[Run], Path], description: str, plan_of: Callable[[Config
             connect(verbose=arguments.debug)
             with Display():
                 made = job(Run(folder))
-        print(f"\n{made}", flush=True)
+        print(f"\n{shown(made)}", flush=True)
         sys.exit(0)
     except UserError as error:
         _fail(error, arguments.debug, 2)

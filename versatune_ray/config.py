@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Config, Section, nearest
 from versatune_ray.settings.detection import with_preset
+from versatune_ray.storage import resolve, shown
 
 
 def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
@@ -71,7 +72,7 @@ def parse(tree: Mapping[str, Any]) -> Config:
     models = [model.model_copy(update={"path": local(model.path)}) for model in config.detection.models]
     return config.model_copy(
         update={
-            "storage": str(Path(config.storage).expanduser().absolute()),
+            "storage": resolve(config.storage),
             "model": config.model.model_copy(update={"path": local(config.model.path)}),
             "data": config.data.model_copy(update={"chat_template": local(config.data.chat_template)}),
             "detection": config.detection.model_copy(
@@ -85,8 +86,10 @@ def parse(tree: Mapping[str, Any]) -> Config:
 
 
 def dump(config: Config) -> str:
-    """The whole resolved configuration as YAML that ``load`` accepts."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    """The whole resolved configuration as YAML that ``load`` accepts; a URI without its parameters."""
+    return yaml.safe_dump(
+        config.model_dump(mode="json") | {"storage": shown(config.storage)}, sort_keys=False, allow_unicode=True, width=120
+    )
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

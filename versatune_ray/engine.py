@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from versatune_ray.settings import Engine
+from versatune_ray.storage import fetch, is_mirrored
 
 Row = dict[str, Any]
 
@@ -59,4 +60,19 @@ def vllm_stage(
         detokenize_stage=False,
         log_engine_metrics=False,
     )
-    return build_processor(config, preprocess=preprocess, postprocess=postprocess)
+    processor = build_processor(config, preprocess=preprocess, postprocess=postprocess)
+    if is_mirrored(model):
+        stage = processor.get_stage_by_name("vLLMEngineStage")
+        # Not by assignment: pydantic would validate the stage anew, and lose what the engine asks for.
+        vars(stage)["fn"] = _fetching(stage.fn)
+    return processor
+
+
+def _fetching(engine: Any) -> Any:
+    """An engine that first brings its model to the machine that it starts on."""
+
+    class Engine(engine):  # type: ignore[misc]
+        def __init__(self, *, model: str, **options: Any):
+            super().__init__(model=fetch(model), **options)
+
+    return Engine

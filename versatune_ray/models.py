@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ray.errors import UserError
+from versatune_ray.storage import fetch
 
 _CONTENT = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
 
@@ -83,4 +84,4 @@ def load_plain_tokenizer(path: str, trust_remote_code: bool) -> Any:
     """The tokenizer as it is, loaded once per process."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    return AutoTokenizer.from_pretrained(fetch(path), trust_remote_code=trust_remote_code)

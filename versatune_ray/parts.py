@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 
 from versatune_ray.errors import DiskFull, is_disk_full
 from versatune_ray.progress import Bar
+from versatune_ray.storage import here, pull, push
 
 
 def finished_ids(folder: Path) -> NDArray[np.int64]:
     """The ``id`` of every row already in ``folder``, int64 [n], but for those that say their request ``failed``: it is made again."""
+    pull(folder)
     found = [np.zeros(0, dtype=np.int64)]
     for part in folder.glob("*.parquet"):
         columns = [name for name in ("id", "failed") if name in pyarrow.parquet.read_schema(part).names]
@@ -70,14 +72,19 @@ def write_parts(rows: Any, folders: Sequence[Path], schema: Mapping[str, pa.Data
         for counts in rows.map_batches(write, batch_format="pyarrow", batch_size=None).iter_batches(batch_size=None, prefetch_batches=0):
             done += int(counts["rows"].sum())
             bar.to(done)
+    for folder in folders:  # of what was written on other machines
+        pull(folder)
     return done
 
 
 def _write_part(table: pa.Table, folder: Path) -> None:
+    folder = here(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{hashlib.sha256(np.sort(table['id'].to_numpy()).tobytes()).hexdigest()[:16]}.parquet"
     temporary = part.with_suffix(".tmp")  # readers of the folder take *.parquet
     try:
         pyarrow.parquet.write_table(table, temporary)
+        push(part, temporary)
         temporary.replace(part)
     except OSError as error:
         with suppress(OSError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from versatune_ray.errors import Incomplete, UserError
 from versatune_ray.models import check_length, model_fingerprint
 from versatune_ray.run_folder import RunFolder, Step, say
 from versatune_ray.settings import Config, Subject
+from versatune_ray.storage import fetch, push, shown
 from versatune_ray.training import plan
 from versatune_ray.training.recipe import Unit, given_losses
 
@@ -91,9 +93,9 @@ class Run:
         check_length("data.max_length", self.config.data.max_length, self.model, self.config.model.trust_remote_code)
         paths = self.folder.step("token store", lambda: self._build_stores(self.model))
         counts = {name: domain.counts for name, domain in load_domains(paths, self.config.data).items()}
-        self.folder.write("data.json", {"domains": counts, "tokenizer": self.model, "unit": self.unit})
-        shown = ", ".join(f"{name} {count['train']}+{count['validation']}" for name, count in counts.items())
-        say("data", f"{shown} records (train+held out)")
+        self.folder.write("data.json", {"domains": counts, "tokenizer": shown(self.model), "unit": self.unit})
+        listed = ", ".join(f"{name} {count['train']}+{count['validation']}" for name, count in counts.items())
+        say("data", f"{listed} records (train+held out)")
         for name, count in counts.items():
             odd = {what: n for what, n in count.items() if what in ("bad", "cut", "over_long_kept", "duplicates_removed") and n}
             if odd:
@@ -144,8 +146,8 @@ class Run:
             return known
         found, _ = self._detect([Subject(path=self.model, engine=settings.engine)])
         (distribution,) = found.values()
-        shown = zip(names, distribution["share"], strict=True)
-        say("detection", ", ".join(f"{name} {100 * share:.1f} %" for name, share in shown))
+        shares = zip(names, distribution["share"], strict=True)
+        say("detection", ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares))
         return distribution
 
     def _detect(self, subjects: Sequence[Subject]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
@@ -214,14 +216,17 @@ class Run:
             before = json.loads(begun.read_text(encoding="utf-8"))
             changed = [name for name in inputs if before.get(name) != json.loads(json.dumps(inputs[name]))]
             if changed:
-                raise UserError(f"{folder}: {', '.join(changed)} changed since this fine-tuning began; choose another name with run=…")
+                raise UserError(
+                    f"{shown(folder)}: {', '.join(changed)} changed since this fine-tuning began; choose another name with run=…"
+                )
         self.folder.write("finetune/inputs.json", inputs)
 
         def run() -> Step:
             if done.is_file():
-                return Step(folder / "model", True)
+                return Step(fetch(folder / "model"), True)
             tuned = finetune(self.config, self.model, self.stores, detected, reference, self.unit, gpu=self.gpu)
             done.touch()
+            push(done)
             return Step(tuned, False)
 
         tuned: Path = self.folder.step("fine-tuning", run)
@@ -269,14 +274,17 @@ class Run:
             say("report", "this run was finished before; nothing was done again")
             return page
         self.folder.finish()
-        return build_report(self.folder.path)
+        page = build_report(self.folder.path)
+        push(page)
+        return page
 
     def _build_stores(self, tokenizer: str) -> Step:
         from versatune_ray.domains.tokenize import build_stores
 
-        there = set(self.cache.glob("tokens/*"))
+        began = int(time.time())
         paths = build_stores(self.config, self.config.domains, tokenizer, self.cache)
-        return Step(paths, all(folder in there for pair in paths.values() for folder in pair if folder is not None))
+        stores = [folder for pair in paths.values() for folder in pair if folder is not None]
+        return Step(paths, all((folder / "meta.json").stat().st_mtime < began for folder in stores))
 
     def _tokenizer_of(self, model: str) -> str:
         from versatune_ray.domains.chat import load_tokenizer, tokenizer_fingerprint

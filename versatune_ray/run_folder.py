@@ -19,7 +19,9 @@ from filelock import FileLock, Timeout
 from versatune_ray.cache import write_json
 from versatune_ray.config import changed_keys, dump
 from versatune_ray.errors import UserError
+from versatune_ray.lease import Lease
 from versatune_ray.settings import Config
+from versatune_ray.storage import check, pull, push, shown, told
 
 # Settings that a resumed run may change: they decide how fast or how robustly it runs, or what is measured afterwards.
 _FREE = (
@@ -43,15 +45,17 @@ class RunFolder:
     """``{storage}/{run}``, as a context manager.
 
     Raises:
-        UserError: on entry: another process works on the same run, or its fine-tuning was begun with other settings.
+        UserError: on entry: the storage cannot be used, another process works on the same run, or its fine-tuning was begun with
+            other settings.
     """
 
     def __init__(self, config: Config):
         self.config = config
         self.path = config.run_folder
-        self._resources = ExitStack()
+        self._resources, self._lease = ExitStack(), Lease(self.path)
 
     def __enter__(self) -> RunFolder:
+        check(self.config.storage)
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._resources.enter_context(FileLock(self.path / ".lock", timeout=0))
@@ -59,6 +63,9 @@ class RunFolder:
             name = self.config.run
             raise UserError(f"run {name!r} is in use by another process; wait for it, or choose another name with run=…") from None
         try:
+            with told(self.config.storage):
+                self._resources.enter_context(self._lease)
+                pull(self.path, exact=True, without="checkpoints")
             self._check_unchanged()
         except UserError:
             self._resources.close()
@@ -67,6 +74,7 @@ class RunFolder:
         saved = self.path / "config.yaml"
         if not saved.is_file() or saved.read_text(encoding="utf-8") != text:
             saved.write_text(text, encoding="utf-8")
+            push(saved)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -76,7 +84,9 @@ class RunFolder:
         """Write a JSON file of the run, unless it says the same already: its time tells when its content was last new."""
         path = self.path / name
         if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(value, default=str)):
+            self._lease.hold()
             write_json(path, value)
+            push(path)
 
     def step(self, name: str, work: Callable[[], Step]) -> Any:
         """Do a step, say so, and note its time; a reused step keeps the time that it once took in this run."""
@@ -116,7 +126,7 @@ class RunFolder:
         if changed:
             raise UserError(
                 f"run {self.config.run!r} was begun with other settings ({'; '.join(changed[:5])}); "
-                f"choose another name with run=…, or delete {self.path}"
+                f"choose another name with run=…, or delete {shown(self.path)}"
             )
 
 

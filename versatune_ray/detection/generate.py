@@ -21,6 +21,7 @@ from versatune_ray.engine import decisive, vllm_stage
 from versatune_ray.models import check_length, check_weights, model_fingerprint
 from versatune_ray.parts import finished_ids, write_parts
 from versatune_ray.settings import Config, Engine, Generation
+from versatune_ray.storage import push
 
 Row = dict[str, Any]
 
@@ -104,6 +105,7 @@ def generate(source: Generator, count: int, *, gpu: bool) -> int:
         if not len(missing):
             return 0
         write_json(source.folder / "about.json", {"model": source.path, "generation": source.generation.model_dump()})
+        push(source.folder / "about.json")
         sampling = source.generation.model_dump(exclude={"seeded", "start"})
         start, seed, seeded = source.start, source.seed, source.generation.seeded
 

@@ -25,6 +25,7 @@ from versatune_ray.engine import decisive
 from versatune_ray.models import check_weights, load_plain_tokenizer, model_fingerprint
 from versatune_ray.parts import finished_ids, read_rows, write_parts
 from versatune_ray.settings import Config, Judge
+from versatune_ray.storage import fetch, push
 
 Array = NDArray[np.float64]
 
@@ -157,6 +158,7 @@ def judge(spec: JudgeSpec, texts: Sequence[Texts]) -> list[int]:
         if parts:
             for source in texts:
                 write_json(source.judged / "about.json", {"judge": spec.model, "texts": str(source.folder)})
+                push(source.judged / "about.json")
             write_parts(stage(spec, requests(spec, parts)), [source.judged for source in texts], JUDGED, "judging", sum(asked))
     return [-(-requests // spec.requests) for requests in asked]
 
@@ -168,7 +170,7 @@ def requests(spec: JudgeSpec, parts: Sequence[Part]) -> Any:
     orders, each, longest = spec.question.orders, spec.requests, spec.longest_text
 
     def read(batch: pa.Table) -> pa.Table:
-        table = pyarrow.parquet.read_table(batch["part"][0].as_py(), columns=["id", "text"]).sort_by("id")
+        table = pyarrow.parquet.read_table(fetch(batch["part"][0].as_py()), columns=["id", "text"]).sort_by("id")
         ids = batch["ids"][0].values.to_numpy()
         numbers = ids // each
         texts = table["text"].take(pa.array(np.searchsorted(table["id"].to_numpy(), numbers)))

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from versatune_ray.detection.judge import JUDGED, JudgeSpec
 from versatune_ray.errors import UserError
+from versatune_ray.storage import fetch
 
 
 class Classifier:
@@ -19,6 +20,7 @@ class Classifier:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        path = fetch(path)
         self._torch, self._classes = torch, list(classes)
         self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         if self._tokenizer.pad_token is None:

@@ -24,6 +24,7 @@ from versatune_ray.detection.prompt import order_of
 from versatune_ray.errors import UserError
 from versatune_ray.parts import read_rows
 from versatune_ray.settings import Detection
+from versatune_ray.storage import bring, push, shown
 
 if TYPE_CHECKING:
     from versatune_ray.detection.detect import Detected
@@ -100,7 +101,7 @@ def summarize(one: Detected, spec: JudgeSpec, settings: Detection, labelled: Lab
     cap = settings.samples * settings.repeats
     return {
         "name": source.name,
-        "model": source.path,
+        "model": shown(source.path),
         "domains": list(domains),
         "share": raw.share.tolist(),
         "ci95": raw.ci95.tolist(),
@@ -116,7 +117,7 @@ def summarize(one: Detected, spec: JudgeSpec, settings: Detection, labelled: Lab
             "distinct": len(np.unique(found.text_hash)),
         },
         "tolerance": {"asked": settings.tolerance, "reached": half_width(raw), "rounds": one.rounds, "cap": cap},
-        "judge": spec.model,
+        "judge": shown(spec.model),
         "mass": float(found.mass[kept].mean()),
         "judge_quality": None if quality is None else _shown(quality, mass),
         "positions": _positions(spec, found.ids[kept], shares),
@@ -139,7 +140,7 @@ def starting_share(distribution: Mapping[str, Any]) -> list[float]:
 def place_detection(one: Detected, spec: JudgeSpec, settings: Detection, folder: Path) -> None:
     """Write ``distribution.json`` and ``samples/`` of one model to a run's folder, unless they say the same already."""
     file, samples = folder / "distribution.json", folder / "samples"
-    if file.is_file() and samples.is_dir():
+    if file.is_file() and bring(samples):
         before = json.loads(file.read_text(encoding="utf-8"))
         if {**before, "work": 0} == {**json.loads(json.dumps(one.distribution)), "work": 0}:
             return
@@ -159,9 +160,11 @@ def place_detection(one: Detected, spec: JudgeSpec, settings: Detection, folder:
         table = table.append_column("answer", pa.array([found.answer[row] for row in rows], pa.string()))
         table = table.append_column("discarded", pa.array([found.discarded[row] for row in rows], pa.string()))
         pyarrow.parquet.write_table(table, work / part.name)
+    push(samples, work)
     shutil.rmtree(samples, ignore_errors=True)
     work.replace(samples)
     write_json(file, one.distribution)
+    push(file)
 
 
 def account(distributions: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -214,6 +217,7 @@ def write_comparison(distributions: Mapping[str, Mapping[str, Any]], file: Path)
                 others = [(values or {}).get("share", [""] * len(found["domains"]))[place] for values in (better, published)]
                 known = "" if found["known"] is None else found["known"][place]
                 lines.writerow([name, domain, found["share"][place], *found["ci95"][place], others[0], *right, others[1], known])
+    push(file)
 
 
 def comparison(distributions: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -22,6 +22,7 @@ import jinja2
 
 from versatune_ray.domains.records import BadRecord, Message
 from versatune_ray.errors import UserError
+from versatune_ray.storage import fetch
 
 # The prompt ends without a space: byte-pair vocabularies join a space to the word after it, that is, to the answer.
 PLAIN_TEMPLATE = (
@@ -53,6 +54,7 @@ def load_tokenizer(path: str, chat_template_file: str | None = None, trust_remot
     """
     from transformers import AutoTokenizer
 
+    path = fetch(path)
     if Path(path).is_absolute() and not Path(path).is_dir():
         raise UserError(f"{path}: no such folder with a tokenizer")
     try:
@@ -65,7 +67,7 @@ def load_tokenizer(path: str, chat_template_file: str | None = None, trust_remot
     if chat_template_file is not None:
         origin = chat_template_file
         try:
-            tokenizer.chat_template = Path(chat_template_file).expanduser().read_text(encoding="utf-8")
+            tokenizer.chat_template = Path(fetch(chat_template_file)).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{chat_template_file}: cannot be read: {_one_line(error)} (data.chat_template)") from error
     elif not tokenizer.chat_template:

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from versatune_ray.errors import UserError
+from versatune_ray.storage import fetch
 
 Format = Literal["jsonl", "json", "csv", "tsv", "parquet", "txt", "hub"]
 _RECORD_SUFFIXES: dict[str, Format] = {
@@ -174,7 +175,7 @@ def fingerprint(inputs: Sequence[Input]) -> str:
 
 
 def _open(source: Input) -> Any:
-    return fsspec.open(source.path, "rb", compression="infer")
+    return fsspec.open(fetch(source.path), "rb", compression="infer")
 
 
 def _format(name: str, suffixes: dict[str, Format]) -> Format | None:

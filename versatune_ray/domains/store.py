@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from versatune_ray.domains.sources import Input
+from versatune_ray.storage import fetch, push
 
 STORE_FORMAT = 1  # part of every cache key: raise it whenever the same records would give other files
 
@@ -117,6 +118,7 @@ class TokenStoreWriter:
             **self._counts,
         }
         (self._partial / "meta.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
+        push(self._folder, self._partial)
         os.replace(self._partial, self._folder)  # noqa: PTH105 - Path.replace is documented for files only
         return self._folder
 
@@ -153,10 +155,10 @@ class TokenStoreWriter:
 
 
 class TokenStore:
-    """A finished store, opened read-only. Pickles as its path: each process maps the files itself."""
+    """A finished store, opened read-only. Pickles as its path: each process maps the files itself, its machine fetches them once."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = fetch(Path(folder))
         self.meta: dict[str, Any] = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
         if self.meta["format"] != STORE_FORMAT:
             raise ValueError(f"{self.folder}: token store of format {self.meta['format']}, expected {STORE_FORMAT}")

@@ -2,7 +2,7 @@
 
 One task reads each input and hands on its conversations in small blocks; encoding tasks, which do the real work, take a block
 each, on any node; the driver appends what they return, in order, and holds a few blocks at a time. Sources must be readable
-from every node (a shared folder or a URI); the cache is written by the driver alone.
+from every node (a shared folder or a URI); token stores are written by the driver alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from versatune_ray.cache import held, key_of
+from versatune_ray.cache import have, held, key_of
 from versatune_ray.domains import chat, records, sources
 from versatune_ray.domains.split import DomainPaths
 from versatune_ray.domains.store import STORE_FORMAT, Batch, TokenStore, TokenStoreWriter
@@ -120,9 +120,9 @@ def build_stores(
 def _build_missing(jobs: Mapping[Path, _Job], encoding: _Encoding, distributed: bool) -> None:
     with ExitStack() as locks:
         for folder in sorted(jobs):  # one order for every run, so that two runs cannot wait for each other
-            if not folder.exists():
+            if not have(folder):
                 locks.enter_context(held(folder))
-        missing = [job for folder, job in jobs.items() if not folder.exists()]
+        missing = [job for folder, job in jobs.items() if not have(folder)]
         if missing:
             _build(missing, encoding, distributed)
 

@@ -17,6 +17,7 @@ from versatune_ray.domains.records import Question, read_questions
 from versatune_ray.engine import vllm_stage
 from versatune_ray.parts import finished_ids, write_parts
 from versatune_ray.settings import Config, Evaluation
+from versatune_ray.storage import remove
 
 Row = dict[str, Any]
 
@@ -86,6 +87,7 @@ def ask(
             write_parts(answered, [work / "answers"], {"id": pa.int64(), "answer": pa.string(), "error": pa.string()}, "answers", len(left))
         errors = _read(work / "answers")["error"].to_pylist()
         if all(errors):
+            remove(work / "answers")
             shutil.rmtree(work / "answers")  # nothing in it is worth keeping
             raise RuntimeError(f"{model}: none of {len(errors)} questions could be asked: {errors[0]}")
 

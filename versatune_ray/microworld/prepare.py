@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from versatune_ray.cache import cached, key_of
+from versatune_ray.cache import cached, have, key_of
 from versatune_ray.detection.prompt import TINY_JUDGE_PROMPT
 from versatune_ray.domains.labelled import text_hash
 from versatune_ray.domains.sources import read_texts
@@ -19,6 +19,7 @@ from versatune_ray.errors import UserError
 from versatune_ray.microworld.world import DOMAINS, MIXTURE, SPECS, World
 from versatune_ray.progress import Bar
 from versatune_ray.settings import Base, Config, Domain
+from versatune_ray.storage import fetch
 
 _FORMAT = 2  # raised when the code of world.py or tiny.py makes something else of the same settings
 _CHARACTERS_PER_TOKEN = 4
@@ -137,16 +138,16 @@ def _make(wanted: list[str], config: Config, missing_too: bool) -> dict[str, tup
 
     # A cached model needs no task: the second run of a job should not wait for workers to start.
     entries = {name: config.cache_folder / name / key_of(parts[name]) for name in wanted}
-    if not missing_too:
-        return {name: (entry / name, True) for name, entry in entries.items() if entry.is_dir()}
+    there = {name: (entry / name, True) for name, entry in entries.items() if have(entry)}
+    if not missing_too or len(there) == len(entries):
+        return there
     import ray
 
     remote = ray.remote(num_cpus=config.base.cpus, max_retries=0)(make)
-    shared_texts = ray.put(texts) if not all(entry.is_dir() for entry in entries.values()) else None
-    tasks = {name: remote.remote(name, shared_texts) for name, entry in entries.items() if not entry.is_dir()}
-    done = {name: ray.get(task) for name, task in tasks.items()}
-    found = {name: done.get(name, (entries[name], True)) for name in wanted}
-    return {name: (entry / name, reused) for name, (entry, reused) in found.items()}
+    shared_texts = ray.put(texts)
+    tasks = {name: remote.remote(name, shared_texts) for name in entries if name not in there}
+    made = {name: ray.get(task) for name, task in tasks.items()}
+    return there | {name: (fetch(entry / name), reused) for name, (entry, reused) in made.items()}
 
 
 def _texts(config: Config) -> tuple[dict[str, list[str]], dict[str, list[str]]]:

@@ -19,6 +19,7 @@ from versatune_ray.errors import UserError
 from versatune_ray.report.detections import Detection, read_detections, read_failed
 from versatune_ray.report.reading import Number, Problems, Record, attempt, one_line, text_of
 from versatune_ray.report.writing import clean
+from versatune_ray.storage import shown
 
 PerDomain = dict[str, Number]
 
@@ -176,7 +177,7 @@ def read_run(folder: Path) -> RunData:
     name = config.get("run")
     return RunData(
         name=name if isinstance(name, str) and name else clean(folder.resolve().name),
-        folder=clean(str(folder)),
+        folder=clean(shown(folder)),
         config_text=config_text,
         config=config,
         counts=counts,

@@ -10,6 +10,7 @@ from pydantic import field_validator, model_validator
 
 from versatune_ray.settings.common import Paths, Section, Shares, Sinks, nearest, setting
 from versatune_ray.settings.detection import Detection, Engine, Generation, Http, Judge, Subject
+from versatune_ray.storage import root
 
 __all__ = [
     "Base",
@@ -198,7 +199,7 @@ class Evaluation(Section):
 
 class Config(Section):
     run: str = setting("quickstart", "name of the run, and of its folder; the same name resumes", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    storage: str = setting("runs", "folder of runs and cache; every node must see it")
+    storage: str = setting("runs", "runs and cache: a folder that every node sees, or a URI (s3://, gs://, …) that each reaches")
     seed: int = setting(0, "seed of sampling, training and detection")
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto", "auto: GPUs if the cluster has some now; cuda: also those that it would start for the job"
@@ -252,8 +253,8 @@ class Config(Section):
 
     @property
     def run_folder(self) -> Path:
-        return Path(self.storage) / self.run
+        return root(self.storage) / self.run
 
     @property
     def cache_folder(self) -> Path:
-        return Path(self.storage) / ".cache"
+        return root(self.storage) / ".cache"

@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from versatune_ray.cache import cached
 from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.errors import Incomplete
 from versatune_ray.run_folder import say
 from versatune_ray.settings import Config, Training
+from versatune_ray.storage import fetch, is_mirrored, pull, uri_of
 from versatune_ray.training import plan
 from versatune_ray.training.controller import start_actor
 from versatune_ray.training.recipe import Unit
@@ -51,6 +53,8 @@ def finetune(
     controller = start_actor(plan.controller_arguments(config, names, sizes, detected, reference))
     folder = config.run_folder / "finetune"
     folder.mkdir(parents=True, exist_ok=True)
+    if config.data.chat_template is not None and is_mirrored(folder):  # rank 0 may be on a machine that lacks the file
+        config = _with_stored_template(config, Path(config.data.chat_template))
     job = Job(config, model, dict(paths), recipe, plan.adjust_every(config, recipe.steps), folder)
     training = config.training
     least, most = training.least_and_most
@@ -68,7 +72,7 @@ def finetune(
         torch_config=TorchConfig("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout_s=math.ceil(training.exchange_timeout)),
         run_config=ray.train.RunConfig(
             name="checkpoints",
-            storage_path=str(folder),
+            storage_path=uri_of(folder),
             failure_config=ray.train.FailureConfig(max_failures=training.max_failures),
             checkpoint_config=_checkpoint_config(training),
             callbacks=[Failures()],
@@ -85,7 +89,19 @@ def finetune(
     finally:
         signal.signal(signal.SIGINT, before)  # which Ray Train leaves in place
         ray.kill(controller)
-    return folder / "model"
+    pull(folder, without="checkpoints")
+    return fetch(folder / "model")
+
+
+def _with_stored_template(config: Config, file: Path) -> Config:
+    text = file.expanduser().read_text(encoding="utf-8")
+
+    def write(work: Path) -> None:
+        (work / "chat_template.jinja").write_text(text, encoding="utf-8")
+
+    folder, _ = cached(config.cache_folder, "chat-template", {"text": text}, write)
+    data = config.data.model_copy(update={"chat_template": str(folder / "chat_template.jinja")})
+    return config.model_copy(update={"data": data})
 
 
 def _checkpoint_config(training: Training) -> Any:

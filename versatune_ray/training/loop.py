@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ import torch
 from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.domains.chat import load_tokenizer
 from versatune_ray.settings import Config
+from versatune_ray.storage import fetch, here, push
 from versatune_ray.training.attention import choose
 from versatune_ray.training.checkpoint import Checkpoints
 from versatune_ray.training.controller import Decision, Report
@@ -82,6 +83,8 @@ class Host(Protocol):
 
 def run(job: Job, host: Host) -> None:
     """Train from the last checkpoint, or the start, to the end, and leave the tuned model in ``job.folder / "model"``."""
+    job = replace(job, model=fetch(job.model), folder=here(job.folder))
+    job.folder.mkdir(parents=True, exist_ok=True)
     config, training = job.config, job.config.training
     torch.set_num_threads(training.cpus_per_worker)
     torch.manual_seed(config.seed + host.rank)
@@ -99,6 +102,8 @@ def run(job: Job, host: Host) -> None:
     share, lines = host.begin(state)
     with Metrics.begin(config, job.folder, tuner, lines, host.sink() if host.rank == 0 else None, host.warn) as meter:
         _Run(job, host, tuner, checkpoints, share, lines, meter).to_the_end()
+    if host.rank == 0:
+        _send(job)
 
 
 class _Run:
@@ -180,6 +185,7 @@ class _Run:
             self.meter.adjusted(decision.line)
             with self.log.open("a") as log:
                 log.write(json.dumps(decision.line) + "\n")
+            _send(self.job)
             for warning in decision.line["warnings"]:
                 self.host.warn(warning)
 
@@ -199,3 +205,10 @@ class _Run:
         config, folder = self.job.config, self.job.folder / "model"
         export(self.tuner.model, weights, folder, self.job.model, config.model.trust_remote_code, config.training.lora)
         load_tokenizer(self.job.model, config.data.chat_template, config.model.trust_remote_code).save_pretrained(folder)
+        push(folder)
+
+
+def _send(job: Job) -> None:
+    """What rank 0 logs, for those who follow the run in a storage behind a URI."""
+    for file in (job.folder / "adjustments.jsonl", *job.folder.glob("tensorboard/*")):
+        push(file)

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from versatune_ray.cache import cached, write_json
+from versatune_ray.cache import cached, have, key_of, write_json
 from versatune_ray.domains import DomainData, DomainPaths, Records, load_domains
 from versatune_ray.settings import Config, Reference
+from versatune_ray.storage import fetch, shown
 from versatune_ray.training.core import Tuner
 from versatune_ray.training.model import load_model
 from versatune_ray.training.recipe import Recipe, Unit
@@ -109,17 +110,15 @@ def reference_losses(
                     bar.to(step, f"held-out {loss:.3f}", steps)
 
                 def build(work: Path) -> None:
-                    result = tune_alone(model_path, self.data[name], settings, config, unit, self.device, progress)
+                    result = tune_alone(fetch(model_path), self.data[name], settings, config, unit, self.device, progress)
                     write_json(work / "result.json", result)
 
                 cached(cache, "reference", keys[name], build)
             return name
 
     def stored(name: str) -> dict[str, Any] | None:
-        from versatune_ray.cache import key_of
-
-        file = cache / "reference" / key_of(keys[name]) / "result.json"
-        return json.loads(file.read_text()) if file.is_file() else None
+        entry = cache / "reference" / key_of(keys[name])
+        return json.loads((entry / "result.json").read_text()) if have(entry) else None
 
     missing = [name for name in paths if stored(name) is None]
     if missing:
@@ -132,4 +131,4 @@ def reference_losses(
         for worker in workers:
             ray.kill(worker)
     domains = {name: stored(name) for name in paths}
-    return {"domains": domains, "model": model_path, "unit": unit, "measure": settings.measure}, not missing
+    return {"domains": domains, "model": shown(model_path), "unit": unit, "measure": settings.measure}, not missing
