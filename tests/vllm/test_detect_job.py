@@ -22,6 +22,7 @@ from conftest import ROOT
 
 from versatune_ray.config import parse
 from versatune_ray.detection.detect import Detected, Detections, detect
+from versatune_ray.detection.prompt import order_of
 from versatune_ray.detection.summary import place_detection
 from versatune_ray.microworld.prepare import prepare
 from versatune_ray.settings import Config
@@ -287,9 +288,10 @@ def test_options_in_every_order_show_what_the_judge_likes(storage: Path) -> None
     assert min(positions["standard_error"]) > 0
     # What the judge gives to A, to B … counts for the domain that stood there.
     rows = answers(one)
-    by_letter = [np.mean([row["values"] for number, row in rows.items() if number % 4 == order], axis=0) for order in range(4)]
+    orders = dict(zip(rows, order_of(np.array(list(rows)), len(DOMAINS)), strict=True))
+    by_letter = [np.mean([row["values"] for number, row in rows.items() if orders[number] == order], axis=0) for order in range(4)]
     np.testing.assert_allclose(positions["share"], np.mean(by_letter, axis=0), atol=1e-9)
-    shares = [np.roll(row["values"], number % 4) for number, row in rows.items()]
+    shares = [np.roll(row["values"], orders[number]) for number, row in rows.items()]
     np.testing.assert_allclose(one.distribution["share"], np.mean(shares, axis=0), atol=1e-9)
 
 
