@@ -19,6 +19,7 @@ from versatune_ray.errors import UserError
 
 def main() -> int:
     from versatune_ray.training.alone import finetune_alone
+    from versatune_ray.training.core import NotFinite
 
     parser = argparse.ArgumentParser(
         prog="python -m versatune_ray.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -33,6 +34,10 @@ def main() -> int:
         if first:
             print(f"error: {error}", file=sys.stderr)
         return 2
+    except NotFinite as error:
+        if first:
+            print(f"error: {error}", file=sys.stderr)
+        return 1
     if first:
         print(f"\n{made}")
     return 0

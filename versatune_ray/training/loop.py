@@ -16,12 +16,13 @@ import torch
 
 from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.domains.chat import load_tokenizer
+from versatune_ray.errors import one_line
 from versatune_ray.settings import Config
 from versatune_ray.storage import fetch, here, push
 from versatune_ray.training.attention import choose
 from versatune_ray.training.checkpoint import Checkpoints
 from versatune_ray.training.controller import Decision, Report
-from versatune_ray.training.core import Tuner
+from versatune_ray.training.core import NotFinite, Tuner
 from versatune_ray.training.metrics import Metrics
 from versatune_ray.training.model import add_lora, export, load_model
 from versatune_ray.training.recipe import Recipe, Setup
@@ -177,7 +178,10 @@ class _Run:
             passes=tuner.sampler.passes,
             seconds={"training": training, "measuring": time.monotonic() - self.began - training},
         )
-        decision = self.host.exchange(report)
+        try:
+            decision = self.host.exchange(report)
+        except ValueError as error:  # the controller refuses a loss, and would again
+            raise NotFinite(f"adjustment at step {tuner.steps_done}: {one_line(error)}; the last checkpoint is intact") from error
         self.share = decision.share
         self.began = time.monotonic()
         if self.host.rank == 0:
