@@ -32,7 +32,7 @@ SIZES = {"long": (512, 12), "short": (1024, 60)}  # sequences of ours and of the
 QUICK = {"long": (64, 2)}
 SAMPLING = {"max_tokens": TOKENS, "start": "eos", "repetition_penalty": 1.0}
 # One engine and a fresh store, so one seed for the engine does: half of vLLM's time on a CPU goes into a generator per request.
-OURS: dict[str, Any] = {"seeded": False, "replicas": 2, "engine": {"max_num_seqs": 256}}
+OURS: dict[str, Any] = {"seeded": False, "engine": {"max_num_seqs": 256}}
 
 
 def ours(given: dict[str, Any]) -> Any:
@@ -42,7 +42,7 @@ def ours(given: dict[str, Any]) -> Any:
 
     found: dict[str, Any] = {}
     plain = writing.vllm_stage
-    engine = {"options": given["settings"]["engine"], "replicas": given["settings"].get("replicas", 1)}
+    engine = {"options": given["settings"]["engine"]}
     with common.ray_session():
         for case, (count, _) in given["sizes"].items():
             folder = Path(tempfile.mkdtemp())
