@@ -62,15 +62,15 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return folder
 
 
-def plain(model: Path, records: Sequence[tuple[Any, Any]]) -> torch.Tensor:
-    """One sample at a time, no padding, eager attention, the library's own full logits: nats of the tokens that carry loss."""
+def plain(model: Path, records: Sequence[tuple[Any, Any]]) -> tuple[torch.Tensor, Any]:
+    """One sample at a time, no padding, eager attention, the library's own full logits: nats of the tokens that carry loss, and the model."""
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
     found = []
     for tokens, mask in records:
         logits = network(torch.from_numpy(tokens.astype(np.int64))[None]).logits[0, :-1]
         nats = functional.cross_entropy(logits, torch.from_numpy(tokens[1:].astype(np.int64)), reduction="none")
         found.append(nats[torch.from_numpy(mask[1:].copy())])
-    return torch.cat(found)
+    return torch.cat(found), network
 
 
 @pytest.mark.parametrize("attention", ["padded", "sdpa", "flex"])
@@ -79,7 +79,7 @@ def test_every_attention_gives_the_plain_loss(model: Path, data: list[DomainData
     tuner.attention = attention  # flex has no backward pass on a CPU, and is refused there
     sums = tuner.held_out()
     for place, domain in enumerate(data):
-        nats = plain(model, [domain.validation[i] for i in range(len(domain.validation))])
+        nats, _ = plain(model, [domain.validation[i] for i in range(len(domain.validation))])
         assert sums.nats[place] == pytest.approx(nats.sum().item(), rel=1e-5)
         assert sums.count[place] == len(nats)
 
@@ -89,14 +89,8 @@ def test_every_attention_gives_the_plain_gradient(model: Path, data: list[Domain
     tuner = Tuner(load_model(str(model), attention=attention), data, RECIPE, CPU, setup=Setup(attention=attention))
     twin = Tuner(load_model(str(model)), data, RECIPE, CPU)
     domain, index = twin.sampler.next_batch(np.array([0.5, 0.5]))
-    records = [data[d].train[i] for d, i in zip(domain, index, strict=True)]
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
-    nats = []
-    for tokens, mask in records:
-        logits = network(torch.from_numpy(tokens.astype(np.int64))[None]).logits[0, :-1]
-        each = functional.cross_entropy(logits, torch.from_numpy(tokens[1:].astype(np.int64)), reduction="none")
-        nats.append(each[torch.from_numpy(mask[1:].copy())])
-    torch.cat(nats).mean().backward()
+    nats, network = plain(model, [data[d].train[i] for d, i in zip(domain, index, strict=True)])
+    nats.mean().backward()
     kept: dict[str, torch.Tensor] = {}
     tuner.optimizer.zero_grad = lambda set_to_none=True: kept.update(  # type: ignore[method-assign]
         {name: parameter.grad.clone() for name, parameter in tuner.model.named_parameters()}
