@@ -63,7 +63,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def plain(model: Path, records: Sequence[tuple[Any, Any]]) -> tuple[torch.Tensor, Any]:
-    """Nats of the tokens that carry loss, and the model: one sample at a time, no padding, eager attention, the library's own full logits."""
+    """Nats of the tokens that carry loss, and the model: sample by sample, no padding, eager attention, the library's own logits."""
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
     found = []
     for tokens, mask in records:
