@@ -14,7 +14,7 @@ Row = dict[str, Any]
 # Engine arguments that change how fast a model runs and not what it says.
 _SPEED = {
     "gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size",
-    "enforce_eager", "enable_prefix_caching", "enable_chunked_prefill", "disable_log_stats", "load_format", "distributed_executor_backend",
+    "enforce_eager", "enable_prefix_caching", "enable_chunked_prefill", "disable_log_stats", "distributed_executor_backend",
 }  # fmt: skip
 
 

@@ -20,9 +20,6 @@ GOAL = 1.1
 SIZES = (2_000, 20_000)
 QUICK = (200, 2_000)
 TOKENS = 16
-# vLLM's cache of keys and values has a fixed size, 1 GiB here, but the system counts a page only once it is written to, and 20,000 texts
-# reach more of it than 2,000 do. With 1,024 blocks both fill it, so that what is left is growth.
-ENGINE = {"options": {"num_gpu_blocks_override": 1024}}
 WORKERS = ("engine actor", "engine core", "engine worker", "map tasks")
 
 
@@ -34,11 +31,11 @@ def detect(given: dict[str, Any]) -> Any:
     count = given["count"]
     folder = Path(tempfile.mkdtemp())
     with common.ray_session():
-        source = common.generation_source(given["models"]["long"], folder / "parts", {"max_tokens": TOKENS}, ENGINE)
+        source = common.generation_source(given["models"]["long"], folder / "parts", {"max_tokens": TOKENS}, {})
         made = generate(source, count, gpu=False)
         assert made == count
         if given.get("judging", True):
-            (answered,) = judge(common.judge_source(given["models"]["judge"], ENGINE), [Texts(folder / "parts", count, folder / "judged")])
+            (answered,) = judge(common.judge_source(given["models"]["judge"], {}), [Texts(folder / "parts", count, folder / "judged")])
             assert answered >= 0.99 * count  # an empty generation is not judged
     return {"parts": len(list((folder / "parts").glob("*.parquet"))), "judged_parts": len(list((folder / "judged").glob("*.parquet")))}
 

@@ -324,6 +324,7 @@ def test_broken_models_do_not_stop_the_others_and_alone_are_tried_again(folder: 
     check(first, ["base-1", "base-2"], ["missing", "cut-off"])
     failed = json.loads((folder / "broken" / "detection" / "failed.json").read_text())
     assert "no such model folder" in failed["missing"]
+    assert "safetensors" in failed["cut-off"].casefold(), "the reason is not the engine's start but what is wrong with the file"
 
     weights.write_bytes(whole)
     second = run_job(config)

@@ -65,11 +65,10 @@ def _judge(spec: JudgeSpec | None, config: Config, unjudged: int, labelled: int)
 
 def _unasked(spec: JudgeSpec | None, subject: Subject, name: str, config: Config, cap: int) -> int:
     """Sequences that the judge has yet to read, those that have yet to be written among them."""
-    source = generator(name, subject.path, subject.engine, config)
-    there = finished_ids(source.folder)
-    left = cap - int((there < cap).sum())
     if spec is None:
         return cap
+    source = generator(name, subject.path, subject.engine, config)
+    left = cap - int((finished_ids(source.folder) < cap).sum())
     texts = Texts(source.folder, cap, spec.folder(config.cache_folder, source.folder.name), config.detection.exclude_degenerate)
     return left + sum(len(part.ids) for part in unjudged_parts(spec, 0, texts)) // spec.requests
 
