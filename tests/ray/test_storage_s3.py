@@ -212,6 +212,7 @@ def test_a_storage_that_is_not_there_is_told_before_anything_starts(
     assert len(printed.splitlines()) == 1 and re.search(said[wrong], printed), printed
 
 
+@pytest.mark.usefixtures("ray_cluster")  # building a stage of Ray's LLM module starts a Ray where none is
 def test_an_engine_brings_its_model_to_the_machine_that_it_starts_on(
     bucket: Bucket, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

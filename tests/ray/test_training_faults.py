@@ -38,7 +38,8 @@ class Machines:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        # Not at exit but by ``machines``: Ray's hooks for that cannot be set outside the main thread, where new nodes come.
+        self.cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args={"num_cpus": 1, "include_dashboard": False})
         self.nodes = [self.cluster.add_node(num_cpus=1)]
 
     def lose(self) -> None:

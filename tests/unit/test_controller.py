@@ -26,7 +26,7 @@ def report(step: int, sums: list[float], counts: list[float], samples: tuple[int
 
 def exchange(actor: WeightController, *reports: Report, attempt: int = 1) -> list[Any]:
     async def run() -> list[Any]:
-        return await asyncio.gather(*(actor.exchange(attempt, rank, told) for rank, told in enumerate(reports)))
+        return await asyncio.gather(*(actor.exchange(attempt, {rank: told}) for rank, told in enumerate(reports)))
 
     return asyncio.run(run())
 
@@ -43,6 +43,22 @@ def test_all_ranks_get_the_same_numbered_shares_from_the_sums_of_all() -> None:
     assert first.line["loss"] == {"law": 2.0, "code": 1.0}
     assert first.line["learnable_potential"] == {"law": 0.5, "code": 0.0}
     assert first.line["share_achieved"] == {"law": 0.75, "code": 0.25}
+
+
+def test_ranks_of_one_node_report_together_and_rank_0_alone_gets_the_line() -> None:
+    actor = controller()
+    actor.begin(3, None)
+    node = {1: report(10, [6, 1], [2, 1]), 2: report(10, [1, 0.5], [1, 0.5])}
+
+    async def run() -> list[Any]:
+        return await asyncio.gather(actor.exchange(1, node), actor.exchange(1, {0: report(10, [1, 0.5], [1, 0.5])}))
+
+    others, zero = asyncio.run(run())
+    # The same sums as of two ranks above: law 8 / 4, code 2 / 2.
+    np.testing.assert_allclose(zero.share, [0.6, 0.4], atol=1e-12)
+    np.testing.assert_array_equal(others.share, zero.share)
+    assert zero.line["loss"] == {"law": 2.0, "code": 1.0}
+    assert others.line == {}
 
 
 def test_the_measurement_before_step_1_moves_no_share_but_is_remembered() -> None:
@@ -63,7 +79,7 @@ def test_a_rank_that_stays_silent_is_named() -> None:
     actor.begin(3, None)
 
     async def two_of_three() -> None:
-        await asyncio.gather(actor.exchange(1, 0, report(10, [1, 1], [1, 1])), actor.exchange(1, 2, report(10, [1, 1], [1, 1])))
+        await actor.exchange(1, {rank: report(10, [1, 1], [1, 1]) for rank in (0, 2)})  # of one node
 
     with pytest.raises(TimeoutError, match=r"step 10: no word from rank\(s\) \[1\]"):
         asyncio.run(two_of_three())

@@ -1,5 +1,7 @@
 """The weight controller: gathers every rank's losses, lets the policy decide, answers all ranks with the same numbered shares.
 
+Ranks of one node report together, so that a thousand ranks are about a hundred calls.
+
 A plain class; ``WeightControllerActor`` at the end makes it an actor. Its state rides in the checkpoint, so that shares roll back
 with the model: losing the actor, a worker or a node loses no decision and repeats none.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -88,21 +90,23 @@ class WeightController:
         self._restore(state)
         return self.attempt, self.share.tolist(), self.lines
 
-    async def exchange(self, attempt: int, rank: int, report: Report) -> Decision:
-        """Report ``rank``'s part of an adjustment; returns once all ranks of the current attempt have reported.
+    async def exchange(self, attempt: int, reports: Mapping[int, Report]) -> Decision:
+        """Some ranks' parts of an adjustment, by rank; returns once all ranks of the current attempt have reported.
 
         Raises:
-            RuntimeError: a report of an earlier attempt, or of another step than the others'.
+            RuntimeError: reports of an earlier attempt, or of another step than the others'.
             TimeoutError: some ranks did not report within the time-out; they are named.
             ValueError: a loss is missing, negative, NaN or infinite; the domain is named.
         """
+        report = next(iter(reports.values()))
         if attempt != self.attempt:
-            raise RuntimeError(f"rank {rank} belongs to attempt {attempt}; attempt {self.attempt} is running")
+            raise RuntimeError(f"rank {min(reports)} belongs to attempt {attempt}; attempt {self.attempt} is running")
         round_ = self._round
-        first = next(iter(round_.reports.values()), report)
-        if first.step != report.step:
-            raise RuntimeError(f"rank {rank} reports step {report.step} while the others are at step {first.step}")
-        round_.reports[rank] = report
+        for rank, told in reports.items():
+            first = next(iter(round_.reports.values()), report)
+            if first.step != told.step:
+                raise RuntimeError(f"rank {rank} reports step {told.step} while the others are at step {first.step}")
+            round_.reports[rank] = told
         if len(round_.reports) == self.world and not round_.decision.done():
             self._round = _Round()
             try:
@@ -111,7 +115,7 @@ class WeightController:
                 round_.decision.set_exception(error)
         try:
             decision = await asyncio.wait_for(asyncio.shield(round_.decision), self.timeout)
-            return decision if rank == 0 else replace(decision, line={})  # a thousand lines would take longer than all the rest
+            return decision if 0 in reports else replace(decision, line={})  # a thousand lines would take longer than all the rest
         except TimeoutError:
             missing = sorted(set(range(self.world)) - set(round_.reports))
             raise TimeoutError(f"adjustment at step {report.step}: no word from rank(s) {missing} within {self.timeout:g} s") from None

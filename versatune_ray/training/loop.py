@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -126,7 +126,8 @@ class _Run:
             self.adjust()
         while tuner.steps_done < recipe.steps:
             began = time.perf_counter()
-            loss = self.step()
+            with self.in_time(tuner.steps_done + 1):
+                loss = tuner.step(self.share)
             self.host.progress(tuner.steps_done, self.meter.step(loss, time.perf_counter() - began))
             last = tuner.steps_done == recipe.steps
             adjusted = last or tuner.steps_done % self.job.adjust_every == 0
@@ -143,30 +144,50 @@ class _Run:
         if self.host.rank == 0:
             self.export(weights)
 
-    def step(self) -> float:
-        """One step; where torch.distributed waited in vain, the error names the rank that it waited for.
+    @contextmanager
+    def in_time(self, step: int) -> Iterator[None]:
+        """Where torch.distributed waited in vain, the error names the rank that it waited for.
 
         Raises:
             TimeoutError: another rank hangs.
         """
         try:
-            return self.tuner.step(self.share)
+            yield
         except RuntimeError as error:
             if "timed out" not in str(error).lower():
                 raise
             missing = ", ".join(map(str, self.host.missing())) or "unknown"
             seconds = self.job.config.training.exchange_timeout
-            raise TimeoutError(f"step {self.tuner.steps_done + 1}: no word from rank(s) {missing} within {seconds:g} s") from error
+            raise TimeoutError(f"step {step}: no word from rank(s) {missing} within {seconds:g} s") from error
 
     def adjust(self) -> None:
         """Measure, tell the controller, and go on with the shares that it answers."""
+        step = self.tuner.steps_done
+        with self.in_time(step):
+            report = self.report()
+            try:
+                decision = self.host.exchange(report)
+            except ValueError as error:  # the controller refuses a loss, and would again
+                raise NotFinite(f"adjustment at step {step}: {one_line(error)}; the last checkpoint is intact") from error
+        self.share = decision.share
+        self.began = time.monotonic()
+        if self.host.rank == 0:
+            self.measured = decision.line["step"], decision.line["loss"]
+            self.meter.adjusted(decision.line)
+            with self.log.open("a") as log:
+                log.write(json.dumps(decision.line) + "\n")
+            _send(self.job)
+            for warning in decision.line["warnings"]:
+                self.host.warn(warning)
+
+    def report(self) -> Report:
         tuner, recipe, config = self.tuner, self.job.recipe, self.job.config
         training = time.monotonic() - self.began
         first_or_last = tuner.steps_done in (0, recipe.steps)  # before and after are always measured held out
         measured = tuner.held_out() if config.mixture.feedback == "held_out" or first_or_last else None
         train, samples, tokens = tuner.take_counts()
         samples_per_epoch = config.training.samples_per_epoch or sum(len(domain.train) for domain in tuner.data)
-        report = Report(
+        return Report(
             step=tuner.steps_done,
             epoch=tuner.steps_done * recipe.batch_size / samples_per_epoch,
             loss_sums=measured.nats if measured else None,
@@ -178,20 +199,6 @@ class _Run:
             passes=tuner.sampler.passes,
             seconds={"training": training, "measuring": time.monotonic() - self.began - training},
         )
-        try:
-            decision = self.host.exchange(report)
-        except ValueError as error:  # the controller refuses a loss, and would again
-            raise NotFinite(f"adjustment at step {tuner.steps_done}: {one_line(error)}; the last checkpoint is intact") from error
-        self.share = decision.share
-        self.began = time.monotonic()
-        if self.host.rank == 0:
-            self.measured = decision.line["step"], decision.line["loss"]
-            self.meter.adjusted(decision.line)
-            with self.log.open("a") as log:
-                log.write(json.dumps(decision.line) + "\n")
-            _send(self.job)
-            for warning in decision.line["warnings"]:
-                self.host.warn(warning)
 
     def metrics(self) -> dict[str, Any]:
         """What checkpoints are compared by: the losses, one by one and their mean, where they were measured at this very step."""

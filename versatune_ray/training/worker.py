@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 import ray
 import ray.train
 import ray.train.torch
+import torch.distributed as dist
+from ray.exceptions import RayTaskError
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2.api.report_config import CheckpointUploadMode
 
@@ -45,6 +48,33 @@ class Failures(ray.train.UserCallback):  # type: ignore[misc]
         Bar("fine-tuning", 1).say(f"workers failed ({told}); they are started again from the last checkpoint, unless that was the last try")
 
 
+class _Node:
+    """The ranks on this rank's node, of which the first speaks to the controller for all."""
+
+    def __init__(self, world: int, timeout: float):
+        nodes = [0] * world
+        if world > 1:
+            dist.all_gather_object(nodes, ray.train.get_context().get_node_rank())
+        here = ray.train.get_context().get_node_rank()
+        self.ranks = [rank for rank, node in enumerate(nodes) if node == here]
+        if len(self.ranks) > 1:
+            self._group = dist.new_group(self.ranks, timedelta(seconds=timeout), "gloo", use_local_synchronization=True)
+
+    def gather(self, rank: int, report: Report) -> dict[int, Report] | None:
+        """On the node's first rank: the reports of all; None elsewhere."""
+        found: list[Any] | None = [report] * len(self.ranks) if rank == self.ranks[0] else None
+        if len(self.ranks) > 1:
+            dist.gather_object(report, found, self.ranks[0], self._group)
+        return None if found is None else dict(zip(self.ranks, found, strict=True))
+
+    def tell(self, answer: Any) -> Any:
+        """What the node's first rank was answered."""
+        told = [answer]
+        if len(self.ranks) > 1:
+            dist.broadcast_object_list(told, self.ranks[0], self._group)
+        return told[0]
+
+
 class RayHost:
     """``loop.Host`` on Ray Train."""
 
@@ -54,6 +84,7 @@ class RayHost:
         self.device = ray.train.torch.get_device()
         self.bar = Bar("fine-tuning", job.recipe.steps)
         self._run, self._keep_best = job.config.run, job.config.training.keep_best
+        self._timeout = job.config.training.exchange_timeout
         self._controller, self._attempt = controller, 0
         self._place: Callable[[], float] = float
         self._ended = threading.Event()
@@ -92,11 +123,21 @@ class RayHost:
     def begin(self, state: dict[str, Any] | None) -> tuple[np.ndarray, list[dict[str, Any]]]:
         begun = ray.get(self._controller.begin.remote(self.world, state)) if self.rank == 0 else None
         self._attempt, share, lines = broadcast_from_rank_zero(begun)
+        self._node = _Node(self.world, self._timeout)
         return np.array(share), lines
 
     def exchange(self, report: Report) -> Decision:
-        decision: Decision = ray.get(self._controller.exchange.remote(self._attempt, self.rank, report))
-        return decision
+        reports, answer = self._node.gather(self.rank, report), None
+        if reports is not None:
+            try:
+                answer = ray.get(self._controller.exchange.remote(self._attempt, reports))
+            except RayTaskError as error:
+                answer = error.cause
+        answer = self._node.tell(answer)
+        if isinstance(answer, Exception):
+            raise answer
+        assert isinstance(answer, Decision)
+        return answer
 
     def state(self) -> dict[str, Any] | None:
         return None if self.rank else ray.get(self._controller.state_dict.remote(self._attempt))
