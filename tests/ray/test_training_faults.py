@@ -29,7 +29,7 @@ from versatune_ray.progress import Display
 from versatune_ray.training.finetune import finetune
 
 NAMES = ("law", "medicine", "code")
-STEPS, EVERY, TIMEOUT = 360, 40, 8
+STEPS, EVERY, TIMEOUT = 600, 40, 8
 
 
 class Machines:
@@ -61,14 +61,18 @@ class Machines:
         self.cluster.remove_node(last, allow_graceful=False)
 
 
-def process(title: str) -> psutil.Process:
-    """The newest process of this test's cluster with ``title`` in its command line."""
-    found = []
+def processes(title: str) -> dict[int, float]:
+    """When the processes of this test's cluster with ``title`` in their command lines began, by number, the newest last."""
+    found = {}
     for one in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):  # it may have ended just now
             if title in " ".join(one.cmdline()):
-                found.append((one.create_time(), one.pid))
-    return psutil.Process(max(found)[1])
+                found[one.pid] = one.create_time()
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def process(title: str) -> psutil.Process:
+    return psutil.Process(list(processes(title))[-1])
 
 
 @pytest.fixture(scope="module")
@@ -127,13 +131,22 @@ def tune(machines: Machines, tiny_model: Path, tmp_path_factory: pytest.TempPath
         happened, failed = [], []
         ended = threading.Event()
 
+        def in_midst(lines: int, gone: set[int]) -> bool:
+            """Workers that none of ``gone`` is among have logged since they began, and the log is longer than ``lines``."""
+            workers = processes("RayTrainWorker")
+            if not workers or gone & workers.keys() or not log.is_file():
+                return False
+            return log.stat().st_mtime > max(workers.values()) and len(log.read_text().splitlines()) > lines
+
         def watch() -> None:
+            gone: set[int] = set()
             for place, fault in enumerate(faults, 2):
                 deadline = time.monotonic() + 120
-                while not (log.is_file() and len(log.read_text().splitlines()) > place):
+                while not in_midst(place, gone):
                     if time.monotonic() > deadline or ended.is_set():
                         return
                     time.sleep(0.02)
+                gone |= processes("RayTrainWorker").keys()
                 try:
                     fault()
                 except Exception as error:
@@ -179,7 +192,7 @@ def test_no_fault_costs_a_decision_or_repeats_one(
     assert [line["step"] for line in log] == list(range(0, STEPS + 1, EVERY))
     assert log == undisturbed
     told = [line for line in capfd.readouterr().out.splitlines() if "workers failed" in line]
-    assert len(told) == 5, told
+    assert len(told) >= 5, told  # a node that goes can cost an attempt when it is announced and another when it is gone
     assert re.search(rf"no word from rank\(s\) [01] within {TIMEOUT} s", told[-1]), told
     assert not stopped[0].is_running() or stopped[0].status() == psutil.STATUS_ZOMBIE
 

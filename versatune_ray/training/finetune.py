@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -78,6 +79,8 @@ def finetune(
             callbacks=[Failures()],
         ),
     )
+    # The same patience where ranks meet in Ray Train's own code, which by itself waits for ever for one that hangs.
+    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(training.exchange_timeout)
     before = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()

@@ -135,7 +135,8 @@ class _Run:
                 self.adjust()
             if last or (tuner.steps_done % checkpoint_every == 0 if checkpoint_every else adjusted):
                 self.meter.flush()  # what a checkpoint has behind it is not measured again
-                self.host.save(self.save, self.metrics())
+                with self.in_time(tuner.steps_done):
+                    self.host.save(self.save, self.metrics())
         self.checkpoints.wait()
         with self.host.best() as folder:
             if folder is not None:
@@ -146,7 +147,7 @@ class _Run:
 
     @contextmanager
     def in_time(self, step: int) -> Iterator[None]:
-        """Where torch.distributed waited in vain, the error names the rank that it waited for.
+        """Where the ranks' meeting timed out, the error names the rank that the others waited for.
 
         Raises:
             TimeoutError: another rank hangs.

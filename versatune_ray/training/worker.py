@@ -150,13 +150,16 @@ class RayHost:
             written.result()
             return ray.train.get_context().get_storage().persist_current_checkpoint(checkpoint, name)
 
-        ray.train.report(
-            metrics,
-            checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
-            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=upload,
-            delete_local_checkpoint_after_upload=True,
-        )
+        try:
+            ray.train.report(
+                metrics,
+                checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
+                checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+                checkpoint_upload_fn=upload,
+                delete_local_checkpoint_after_upload=True,
+            )
+        except RayTaskError as error:  # Ray Train waits for all ranks here, and says in many lines that one did not come
+            raise RuntimeError(str(error.cause)) from error
 
     @contextmanager
     def best(self) -> Iterator[Path | None]:
