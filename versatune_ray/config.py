@@ -6,6 +6,7 @@ value, and the nearest valid key.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args, get_origin
@@ -38,15 +39,24 @@ def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Con
             value = yaml.safe_load(text) if text else None
         except yaml.YAMLError:
             value = text
-        branch: dict[str, Any] = {}
-        leaf = branch
-        *path, last = key.split(".")
-        for part in path:
-            leaf = leaf.setdefault(part, {})
-        leaf[last] = value
-        _merge(given, branch)
+        _merge(given, _branch(key, value))
     _merge(tree, _with_preset(given))
     return parse(tree)
+
+
+def with_keys(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of ``tree`` with the values of dotted keys."""
+    changed = copy.deepcopy(dict(tree))
+    for key, value in changes.items():
+        _merge(changed, _branch(key, value))
+    return changed
+
+
+def _branch(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    branch: dict[str, Any] = value
+    return branch
 
 
 def _with_preset(source: dict[str, Any]) -> dict[str, Any]:
@@ -78,6 +88,7 @@ def parse(tree: Mapping[str, Any]) -> Config:
             "detection": config.detection.model_copy(
                 update={"distribution": local(config.detection.distribution), "judge": judge, "models": models}
             ),
+            "mixture": config.mixture.model_copy(update={"trajectory": local(config.mixture.trajectory)}),
             "reference": config.reference.model_copy(
                 update={"model": local(config.reference.model), "losses": local(config.reference.losses)}
             ),

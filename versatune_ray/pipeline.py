@@ -23,10 +23,10 @@ _FEW = 20  # held-out records, below which a loss is mostly noise
 
 
 class Run:
-    """A run and its steps, inside a ``RunFolder`` and on a Ray that is connected."""
+    """A run and its steps, inside a ``RunFolder`` and on a Ray that is connected; ``callbacks`` are Ray Train's, of the fine-tuning."""
 
-    def __init__(self, folder: RunFolder):
-        self.folder = folder
+    def __init__(self, folder: RunFolder, callbacks: Sequence[Any] = ()):
+        self.folder, self.callbacks = folder, callbacks
         self.given_config = folder.config
         self.cache = folder.config.cache_folder
         self.needs_model = True
@@ -224,7 +224,9 @@ class Run:
         def run() -> Step:
             if done.is_file():
                 return Step(fetch(folder / "model"), True)
-            tuned = finetune(self.config, self.model, self.stores, detected, reference, self.unit, gpu=self.gpu)
+            tuned = finetune(
+                self.config, self.model, self.stores, detected, reference, self.unit, gpu=self.gpu, callbacks=self.callbacks
+            )
             done.touch()
             push(done)
             return Step(tuned, False)

@@ -1,7 +1,7 @@
 """Which domain the next samples come from: metrics, policies, starting shares and the sampler, in pure NumPy.
 
 Read in this order: ``metrics`` (Eq. 2, Eq. 3) → ``feedback`` → ``policies`` (Algorithms 2 and 3) → ``sampler``. ``shares`` holds
-starting points, ``replay`` runs a policy over recorded losses, ``diagnostics`` reads signs of trouble off a log. Every array is in the
+starting points, ``rivals`` the rules of others, ``replay`` runs a policy over recorded losses, ``diagnostics`` reads signs of trouble off a log. Every array is in the
 order of the configured domain list.
 Equations and algorithms are those of VersaTune (arXiv 2411.11266); a choice the paper leaves open is named as ours where it is made.
 """
@@ -10,7 +10,8 @@ from versatune_ray.mixture.diagnostics import new_warnings
 from versatune_ray.mixture.feedback import Feedback
 from versatune_ray.mixture.metrics import forgetting_degree, learnable_potential
 from versatune_ray.mixture.policies import Constant, Expansion, GuardState, Policy, VersaTune
-from versatune_ray.mixture.replay import replay
+from versatune_ray.mixture.replay import mean_shares, replay
+from versatune_ray.mixture.rivals import ExponentialLoss
 from versatune_ray.mixture.sampler import DomainSampler
 from versatune_ray.mixture.shares import check_shares, inverse, proportional, specific, temperature, uniform, uniform_remainder
 
@@ -18,6 +19,7 @@ __all__ = [
     "Constant",
     "DomainSampler",
     "Expansion",
+    "ExponentialLoss",
     "Feedback",
     "GuardState",
     "Policy",
@@ -26,6 +28,7 @@ __all__ = [
     "forgetting_degree",
     "inverse",
     "learnable_potential",
+    "mean_shares",
     "new_warnings",
     "proportional",
     "replay",

@@ -107,6 +107,8 @@ class Expansion:
         min_share: floor under every share, applied last; it may take from the targets.
         guard: False raises at every adjustment, the paper's ablation; previous losses are then not needed.
         mean_over: "k" divides the others' forgetting by k as printed, "k-1" by the number of others.
+        remainder: how the others divide what the targets leave: "potential", in proportion to P' as printed; "uniform", equally, the
+            paper's other baseline.
 
     Raises:
         ValueError: a setting out of range; ``update`` with a target ≥ k, without a reference loss, without a previous loss
@@ -121,6 +123,7 @@ class Expansion:
     min_share: float = 0.0
     guard: bool = True
     mean_over: Literal["k", "k-1"] = "k"
+    remainder: Literal["potential", "uniform"] = "potential"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", check_targets(self.targets))
@@ -131,6 +134,8 @@ class Expansion:
         _check("min_share", self.min_share, 0 <= self.min_share <= 1, "within 0 and 1")
         if self.mean_over not in ("k", "k-1"):
             raise ValueError(f"mean_over: {self.mean_over!r} is unknown; valid: 'k', 'k-1'")
+        if self.remainder not in ("potential", "uniform"):
+            raise ValueError(f"remainder: {self.remainder!r} is unknown; valid: 'potential', 'uniform'")
 
     def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
         before = check_shares(shares, feedback.loss.size, feedback.names)
@@ -145,6 +150,8 @@ class Expansion:
         elif (after := float(result[targets].sum())) > (ceiling := max(self.max_share, total)):
             result[targets] *= ceiling / after
         rest = max(1 - float(result[targets].sum()), 0.0)
+        if self.remainder == "uniform":
+            weights[~targets] = 1.0
         if (others := float(weights[~targets].sum())) > 0:
             result[~targets] = weights[~targets] / others * rest
         return floored(result, self.min_share)

@@ -51,3 +51,23 @@ def replay(
         rows.append(policy.update(rows[-1], Feedback(adjustment, loss, previous, reference_loss, names)))
         previous = loss
     return np.stack(rows)
+
+
+def mean_shares(steps: npt.ArrayLike, shares: npt.ArrayLike, names: Sequence[str] | None = None) -> FloatArray:
+    """The average mixture of a finished run, [k]: each adjustment's shares weighted by the steps they were in force.
+
+    Training on it without change tells whether a run's dynamics helped, or only the mixture that it came to.
+
+    Args:
+        steps: [t + 1], the optimizer step of each adjustment, from 0 to the last.
+        shares: [t + 1, k], the shares decided at each; the last ones were never trained on.
+
+    Raises:
+        ValueError: fewer than two adjustments, steps that do not rise, or a row that is no distribution.
+    """
+    at = np.asarray(steps, dtype=np.float64)
+    table = np.stack([check_shares(row, names=names) for row in np.asarray(shares, dtype=np.float64)])
+    lasted = np.diff(at)
+    if at.shape != (len(table),) or len(at) < 2 or (lasted <= 0).any():
+        raise ValueError("steps: expected the rising steps of at least two adjustments, one for each row of shares")
+    return check_shares(lasted @ table[:-1] / lasted.sum(), names=names)

@@ -107,10 +107,23 @@ class Reference(Section):
 
 
 class Mixture(Section):
-    start: Literal["detected", "uniform", "inverse", "proportional", "specific", "uniform_remainder"] | Shares = setting(
-        "detected", "shares before step 1: a rule, or a share per domain"
-    )
-    policy: Literal["constant", "versatune", "expansion"] = setting("versatune", "how shares follow the losses")
+    start: (
+        Literal[
+            "detected",
+            "uniform",
+            "inverse",
+            "inverse_complement",
+            "proportional",
+            "temperature",
+            "specific",
+            "uniform_remainder",
+            "trajectory",
+        ]
+        | Shares
+    ) = setting("detected", "shares before step 1: a rule, or a share per domain")
+    policy: Literal["constant", "versatune", "expansion", "exponential_loss"] = setting("versatune", "how shares follow the losses")
+    tau: float = setting(3.3, "start=temperature: shares go as records^(1/τ); 1 is proportional, large is uniform", gt=0)
+    trajectory: str | None = setting(None, "start=trajectory: an adjustments.jsonl; the start is its average mixture")
     sigma: float = setting(1.0, "σ, strength of the learnable potential (unpublished in the paper)", ge=0)
     delta: float = setting(0.05, "δ, raise of the targets per adjustment (expansion; unpublished)", "share", gt=0, lt=1)
     epsilon: float = setting(1.0, "ε, forgetting tolerated per unit of target potential (expansion; unpublished)", ge=0)
@@ -118,6 +131,9 @@ class Mixture(Section):
     target_share: float = setting(0.5, "starting share of the targets with uniform_remainder", "share", gt=0, lt=1)
     guard: bool = setting(True, "expansion: raise only while the others forget little (Algorithm 3)")
     mean_over: Literal["k", "k-1"] = setting("k", "expansion: the guard's mean over k (as printed) or over the k-1 others")
+    remainder: Literal["potential", "uniform"] = setting(
+        "potential", "expansion: how the others divide the rest: by their potential (Algorithm 3), or equally (a baseline)"
+    )
     max_share: float = setting(0.95, "expansion: ceiling of the targets' share", "share", gt=0, le=1)
     min_share: float = setting(0.0, "floor under every share", "share", ge=0, lt=1)
     feedback: Literal["held_out", "train"] = setting("held_out", "loss that drives the shares; `train` costs nothing")
@@ -246,6 +262,8 @@ class Config(Section):
                         raise ValueError(f"{key}: unknown domain {name!r}; {nearest(name, names)}")
         if self.mixture.targets == [] and (self.mixture.policy == "expansion" or self.mixture.start in ("specific", "uniform_remainder")):
             raise ValueError("mixture.targets: missing; name at least one domain to expand")
+        if self.mixture.start == "trajectory" and self.mixture.trajectory is None:
+            raise ValueError("mixture.trajectory: missing; name the adjustments.jsonl of the run whose average mixture to start from")
         return self
 
     def _start_names(self) -> Sequence[str]:

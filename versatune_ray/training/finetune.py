@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ def finetune(
     unit: Unit,
     *,
     gpu: bool,
+    callbacks: Sequence[Any] = (),
 ) -> Path:
     """Train ``model`` with shares that follow its losses; returns the folder of the tuned model.
 
@@ -37,6 +39,7 @@ def finetune(
     Args:
         detected: detected shares [k] in domain order, if the start needs them.
         reference: content of ``losses.json``, if the policy needs it.
+        callbacks: more callbacks for Ray Train.
     """
     import ray
     import ray.train
@@ -76,7 +79,7 @@ def finetune(
             storage_path=uri_of(folder),
             failure_config=ray.train.FailureConfig(max_failures=training.max_failures),
             checkpoint_config=_checkpoint_config(training),
-            callbacks=[Failures()],
+            callbacks=[Failures(), *callbacks],
         ),
     )
     # The same patience where ranks meet in Ray Train's own code, which by itself waits for ever for one that hangs.
@@ -90,7 +93,8 @@ def finetune(
     except SystemExit:  # Ray Train's answer to Ctrl-C, once its workers are stopped
         raise KeyboardInterrupt from None
     finally:
-        signal.signal(signal.SIGINT, before)  # which Ray Train leaves in place
+        if threading.current_thread() is threading.main_thread():  # a trial of Ray Tune runs in another one
+            signal.signal(signal.SIGINT, before)  # which Ray Train leaves in place
         ray.kill(controller)
     pull(folder, without="checkpoints")
     return fetch(folder / "model")

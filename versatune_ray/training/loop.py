@@ -113,6 +113,7 @@ class _Run:
     ):
         self.meter = meter
         self.job, self.host, self.tuner, self.checkpoints, self.share, self.lines = job, host, tuner, checkpoints, share, lines
+        self.before: dict[str, float] = lines[0]["loss"] if lines else {}
         self.measured: tuple[int, dict[str, float | None]] = (-1, {})
         self.began = time.monotonic()
         self.log = job.folder / "adjustments.jsonl"
@@ -174,6 +175,7 @@ class _Run:
         self.began = time.monotonic()
         if self.host.rank == 0:
             self.measured = decision.line["step"], decision.line["loss"]
+            self.before = self.before or decision.line["loss"]
             self.meter.adjusted(decision.line)
             with self.log.open("a") as log:
                 log.write(json.dumps(decision.line) + "\n")
@@ -202,11 +204,13 @@ class _Run:
         )
 
     def metrics(self) -> dict[str, Any]:
-        """What checkpoints are compared by: the losses, one by one and their mean, where they were measured at this very step."""
+        """What checkpoints and trials are compared by: where they were measured at this very step, the losses, one by one and their mean,
+        and beside them those before training."""
         found: dict[str, Any] = {"step": self.tuner.steps_done}
         if self.measured[0] == self.tuner.steps_done:
             loss = {name: value for name, value in self.measured[1].items() if value is not None}
             found |= {"loss": float(np.mean(list(loss.values())))} | {f"loss.{name}": value for name, value in loss.items()}
+            found |= {f"loss_before.{name}": value for name, value in self.before.items()}
         return found
 
     def save(self, folder: Path) -> Future[Any]:

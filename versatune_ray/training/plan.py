@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,8 @@ def policy(config: Config, names: Sequence[str]) -> mix.Policy:
         return mix.Constant()
     if settings.policy == "versatune":
         return mix.VersaTune(sigma=settings.sigma, min_share=settings.min_share)
+    if settings.policy == "exponential_loss":
+        return mix.ExponentialLoss()
     return mix.Expansion(
         targets=targets(config, names),
         sigma=settings.sigma,
@@ -40,6 +44,7 @@ def policy(config: Config, names: Sequence[str]) -> mix.Policy:
         min_share=settings.min_share,
         guard=settings.guard,
         mean_over=settings.mean_over,
+        remainder=settings.remainder,
     )
 
 
@@ -87,15 +92,32 @@ def starting_shares(config: Config, names: Sequence[str], detected: Sequence[flo
             return mix.uniform(k)
         if start == "proportional":
             return mix.proportional(sizes)
+        if start == "temperature":
+            return mix.temperature(mix.proportional(sizes), config.mixture.tau)
+        if start == "trajectory":
+            return _trajectory(config, names)
         if start == "specific":
             return mix.specific(k, targets(config, names))
         if start == "uniform_remainder":
             return mix.uniform_remainder(k, targets(config, names), config.mixture.target_share)
         assert detected is not None, "detected shares are needed"
         shares = np.asarray(detected, dtype=np.float64)
-        return shares if start == "detected" else mix.inverse(shares)
+        return shares if start == "detected" else mix.inverse(shares, "reciprocal" if start == "inverse" else "complement")
     except ValueError as error:
         raise UserError(f"mixture.start={start}: {error}") from None
+
+
+def _trajectory(config: Config, names: Sequence[str]) -> NDArray[np.float64]:
+    """The average mixture of the run that ``mixture.trajectory`` names."""
+    file = Path(config.mixture.trajectory or "")
+    if not file.is_file():
+        raise UserError(f"mixture.trajectory: {file}: no such file; name the adjustments.jsonl of a finished run")
+    try:
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        shares = [[line["share"][name] for name in names] for line in lines]
+        return mix.mean_shares([line["step"] for line in lines], shares, names)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"mixture.trajectory: {file}: no log of a run over {', '.join(names)}: {error}") from None
 
 
 def controller_arguments(
@@ -119,7 +141,7 @@ def controller_arguments(
 
 
 def needs_detection(config: Config) -> bool:
-    return config.mixture.start in ("detected", "inverse")
+    return config.mixture.start in ("detected", "inverse", "inverse_complement")
 
 
 def needs_reference(config: Config) -> bool:

@@ -1,0 +1,57 @@
+"""What a run achieved, in one number per aim; and the runs that no other beats. Pure NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+OBJECTIVES = ("gain", "target_gain", "forgetting")
+Losses = Mapping[str, float]
+
+
+def achieved(before: Losses, after: Losses, targets: Sequence[str] = ()) -> dict[str, float]:
+    """The objectives of a run from its held-out losses before training and now, both in the same unit.
+
+    - ``gain``: mean over all domains of the relative decrease of the loss, (ℓ(0) − ℓ) / ℓ(0).
+    - ``target_gain``: the same mean over ``targets``; ``forgetting``: mean over all other domains of the relative increase, (ℓ − ℓ(0)) / ℓ(0),
+      negative where they learn. Both are missing where there are no targets.
+
+    Raises:
+        ValueError: a domain lacks a loss, a loss before training is 0, or every domain is a target.
+    """
+    missing = [name for name in before if name not in after or not before[name] > 0]
+    if missing:
+        raise ValueError(f"{missing[0]}: no loss after training, or one of 0 before")
+    gains = {name: (before[name] - after[name]) / before[name] for name in before}
+    found = {"gain": float(np.mean(list(gains.values())))}
+    if targets:
+        others = [gain for name, gain in gains.items() if name not in targets]
+        if not others:
+            raise ValueError("targets: every domain is one, so that none can be forgotten")
+        found |= {"target_gain": float(np.mean([gains[name] for name in targets])), "forgetting": -float(np.mean(others))}
+    return found
+
+
+def score(found: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """Σ weight · objective: higher is better, so a weight of forgetting is negative."""
+    return float(sum(weight * found[name] for name, weight in weights.items()))
+
+
+def pareto_front(points: npt.ArrayLike) -> list[int]:
+    """Indices of the points [n, m] that no other point beats, in their order; higher is better in each of the m columns.
+
+    A point is beaten by one that is at least as good in every column and better in one. Equal points stay together.
+    """
+    table = np.asarray(points, dtype=np.float64)
+    if table.size == 0:
+        return []
+    better = (table[None, :, :] >= table[:, None, :]).all(axis=2) & (table[None, :, :] > table[:, None, :]).any(axis=2)
+    return np.flatnonzero(~better.any(axis=1)).tolist()
+
+
+def losses_of(lines: Sequence[Mapping[str, Any]]) -> tuple[Losses, Losses]:
+    """Losses before training and at the last adjustment, from the lines of ``adjustments.jsonl``."""
+    return lines[0]["loss"], lines[-1]["loss"]
