@@ -11,7 +11,6 @@ from typing import NoReturn
 from versatune_ray.cluster import connect
 from versatune_ray.config import describe, dump, load
 from versatune_ray.errors import Incomplete, UserError, is_disk_full, one_line, root_cause
-from versatune_ray.microworld.world import DOMAINS
 from versatune_ray.pipeline import Run
 from versatune_ray.progress import Display
 from versatune_ray.run_folder import RunFolder
@@ -22,10 +21,15 @@ from versatune_ray.training import plan
 QUICKSTART = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "quickstart.yaml"
 
 
-def main(job: Callable[[Run], Path], description: str, plan_of: Callable[[Config], str] | None = None) -> NoReturn:
+def main(
+    job: Callable[[Run], Path],
+    description: str,
+    plan_of: Callable[[Config], str] | None = None,
+    check: Callable[[Config], None] | None = None,
+) -> NoReturn:
     """Read the configuration, join or start Ray, do ``job(run)``, print the path of what it made.
 
-    ``plan_of`` is what ``--plan`` prints, where a job has it.
+    ``plan_of`` is what ``--plan`` prints, where a job has it; ``check`` refuses what this job alone cannot do, before anything starts.
     Exit status: 0 done, 1 failed or done in part, 2 wrong input (one line says what and how to mend it), 130 interrupted.
     """
     parser = argparse.ArgumentParser(
@@ -51,8 +55,9 @@ def main(job: Callable[[Run], Path], description: str, plan_of: Callable[[Config
         if arguments.print_config:
             print(dump(config), end="")
             sys.exit(0)
-        names = list(config.domains or config.base.corpora or DOMAINS)
-        plan.check(config, names)  # a wrong target, start or floor is told before anything is spent
+        plan.check(config, plan.domain_names(config))  # a wrong target, start or floor is told before anything is spent
+        if check is not None:
+            check(config)
         if plan_of is not None and arguments.plan:
             print(plan_of(config))
             sys.exit(0)

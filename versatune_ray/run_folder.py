@@ -29,7 +29,7 @@ _FREE = (
     "detection.judge.records", "reference.workers", "reference.cpus", "mixture.warn_passes", "training.workers",
     "training.cpus_per_worker", "training.micro_batch_tokens", "training.parallel", "training.attention",
     "training.activation_checkpointing", "training.cpu_offload", "training.compile", "training.keep_best", "training.keep_checkpoints",
-    "training.max_failures", "training.exchange_timeout", "training.metrics", "base.cpus",
+    "training.max_failures", "training.exchange_timeout", "training.metrics", "base.cpus", "sweep", "study", "replay",
 )  # fmt: skip
 
 

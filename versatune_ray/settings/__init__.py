@@ -10,6 +10,7 @@ from pydantic import field_validator, model_validator
 
 from versatune_ray.settings.common import Paths, Section, Shares, Sinks, nearest, setting
 from versatune_ray.settings.detection import Detection, Engine, Generation, Http, Judge, Subject
+from versatune_ray.settings.tuning import Replay, Study, Sweep
 from versatune_ray.storage import root
 
 __all__ = [
@@ -29,9 +30,12 @@ __all__ = [
     "Model",
     "Paths",
     "Reference",
+    "Replay",
     "Section",
     "Shares",
+    "Study",
     "Subject",
+    "Sweep",
     "Training",
     "nearest",
     "setting",
@@ -214,7 +218,7 @@ class Evaluation(Section):
 
 
 class Config(Section):
-    run: str = setting("quickstart", "name of the run, and of its folder; the same name resumes", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    run: str = setting("quickstart", "name of the run, and of its folder; the same name resumes", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")
     storage: str = setting("runs", "runs and cache: a folder that every node sees, or a URI (s3://, gs://, …) that each reaches")
     seed: int = setting(0, "seed of sampling, training and detection")
     device: Literal["auto", "cpu", "cuda"] = setting(
@@ -228,6 +232,9 @@ class Config(Section):
     mixture: Mixture = setting(Mixture, "starting shares and policy")
     training: Training = setting(Training, "fine-tuning")
     evaluation: Evaluation = setting(Evaluation, "questions before and after")
+    sweep: Sweep = setting(Sweep, "search over settings (jobs/sweep.py)")
+    study: Study = setting(Study, "methods compared over seeds (jobs/study.py)")
+    replay: Replay = setting(Replay, "recorded losses through other settings (jobs/replay.py)")
     base: Base = setting(Base, "tiny base model made here")
     microworld: Microworld = setting(Microworld, "embedded default world")
 

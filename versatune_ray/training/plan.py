@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from versatune_ray import mixture as mix
 from versatune_ray.errors import UserError
+from versatune_ray.microworld.world import DOMAINS
 from versatune_ray.settings import Config
 from versatune_ray.training import sinks
 from versatune_ray.training.recipe import Recipe, Unit
@@ -46,6 +47,11 @@ def policy(config: Config, names: Sequence[str]) -> mix.Policy:
         mean_over=settings.mean_over,
         remainder=settings.remainder,
     )
+
+
+def domain_names(config: Config) -> list[str]:
+    """Also of a configuration whose microworld is not filled in yet."""
+    return list(config.domains or config.base.corpora or DOMAINS)
 
 
 def check(config: Config, names: Sequence[str]) -> None:

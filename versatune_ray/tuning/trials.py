@@ -7,18 +7,21 @@ was all done. So nothing of Tune's own state has to survive.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ray.tune import Callback
+
 from versatune_ray.cache import key_of, write_json
 from versatune_ray.config import parse, with_keys
 from versatune_ray.errors import one_line
-from versatune_ray.run_folder import RunFolder
+from versatune_ray.run_folder import RunFolder, say
 from versatune_ray.settings import Config
-from versatune_ray.storage import push
-from versatune_ray.tuning.objectives import achieved, score
+from versatune_ray.storage import push, uri_of
+from versatune_ray.tuning.objectives import OBJECTIVES, achieved, score
 
 _FREE_TREE = ("sweep", "study", "replay")  # what a trial does not depend on
 
@@ -44,12 +47,13 @@ class Plan:
         tree = self.base.model_dump(mode="json", exclude=set(_FREE_TREE))
         return parse(with_keys(tree, {**changes, "run": f"{self.base.run}/trials/{name}"}))
 
-    def folder(self, name: str) -> Path:
-        return self.base.run_folder / "trials" / name
+    @property
+    def trials(self) -> Path:
+        return self.base.run_folder / "trials"
 
     def outcome(self, name: str) -> dict[str, Any] | None:
         """What a finished trial left, or None."""
-        file = self.folder(name) / "outcome.json"
+        file = self.trials / name / "outcome.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
     def objectives(self, before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
@@ -76,14 +80,60 @@ def concurrency(config: Config) -> int:
     return max(1, int(fit))
 
 
-def train(changes: Mapping[str, Any], plan: Plan, name: str | None = None) -> None:
+def run_trials(
+    plan: Plan,
+    listed: Mapping[str, Mapping[str, Any]],
+    title: str,
+    at_once: int | None,
+    *,
+    search: Any = None,
+    trials: int = 0,
+    scheduler: Any = None,
+) -> dict[str, str]:
+    """Do the trials that have no outcome yet; returns why some failed, by name.
+
+    Args:
+        listed: name → changes of the trials to do; empty where a ``search`` chooses them, ``trials`` in number.
+        scheduler: of Ray Tune, which may stop trials by ``score``.
+    """
+    from ray import tune
+
+    left = {name: dict(changes) for name, changes in listed.items() if plan.outcome(name) is None}
+    total = trials if search is not None else len(listed)
+    done = len(list(plan.trials.glob("*/outcome.json"))) if search is not None else len(listed) - len(left)
+    if done:
+        say(title, f"{done} of {total} trials were done before")
+    account = _Account(plan, title, total, done)
+    if done >= total:
+        return {}
+    limit = at_once or concurrency(plan.base)
+    say(title, f"{total - done} trials, {limit} at a time")
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the job, as everywhere; Tune's own would return as if all was done
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(_train, plan=plan), {"CPU": 0}),  # it only waits; its workers take the CPUs
+        param_space={} if search is not None else {"trial": tune.grid_search(list(left.items()))},
+        tune_config=tune.TuneConfig(
+            num_samples=total - done if search is not None else 1,
+            search_alg=search,
+            scheduler=scheduler,
+            max_concurrent_trials=limit,
+        ),
+        run_config=tune.RunConfig(
+            name="tune", storage_path=uri_of(plan.base.run_folder / title), verbose=0, callbacks=[account]
+        ),
+    )
+    tuner.fit()
+    return account.failed
+
+
+def _train(params: Mapping[str, Any], plan: Plan) -> None:
     """One trial, as a function that Ray Tune runs: reports the objectives at every adjustment."""
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from versatune_ray.pipeline import Run
 
-    name = name or name_of(changes)
+    name, changes = _trial_of(params)
     config = plan.config(name, changes)
 
     class Reports(TuneReportCallback):  # type: ignore[misc]
@@ -97,31 +147,46 @@ def train(changes: Mapping[str, Any], plan: Plan, name: str | None = None) -> No
     with RunFolder(config) as folder:
         run = Run(folder, callbacks=[Reports()])
         lines = [json.loads(line) for line in (run.tuned.parent / "adjustments.jsonl").read_text(encoding="utf-8").splitlines()]
-        found = plan.objectives(lines[0]["loss"], lines[-1]["loss"])
-        outcome = {"changes": dict(changes), "before": lines[0]["loss"], "after": lines[-1]["loss"], "objectives": found, "pruned_at": None}
-        folder.write("outcome.json", outcome)
+        before, after = lines[0]["loss"], lines[-1]["loss"]
+        found = plan.objectives(before, after)
+        folder.write("outcome.json", {"changes": changes, "before": before, "after": after, "objectives": found, "pruned_at": None})
     tune.report(found | {"step": lines[-1]["step"]})
 
 
-class Account:
-    """What became of every trial: prints a line for each, and keeps those that were pruned from being begun again."""
+def _trial_of(params: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and changes of a trial from what Tune hands it: a listed one, or values that a search chose."""
+    if "trial" in params:
+        name, changes = params["trial"]
+        return name, dict(changes)
+    changes = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in params.items()}
+    return name_of(changes), changes
 
-    def __init__(self, plan: Plan, title: str, total: int, done: int, say: Callable[[str, str], None]):
-        self.plan, self.title, self.total, self.done, self.say = plan, title, total, done, say
+
+class _Account(Callback):  # type: ignore[misc]
+    """Prints a line for every trial that ended, and keeps those that were pruned from being begun again."""
+
+    def __init__(self, plan: Plan, title: str, total: int, done: int):
+        self.plan, self.title, self.total, self.done = plan, title, total, done
         self.failed: dict[str, str] = {}
 
-    def ended(self, name: str, changes: Mapping[str, Any], result: Mapping[str, Any] | None, error: str | None) -> None:
-        self.done += 1
-        shown = ", ".join(f"{key.rpartition('.')[2]}={value:.4g}" if isinstance(value, float) else f"{key.rpartition('.')[2]}={value}" for key, value in changes.items())
-        if error is not None or result is None:
-            self.failed[name] = error or "it reported nothing"
-            self.say(self.title, f"{self.done}/{self.total} failed: {shown or name}: {self.failed[name]}")
-            return
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        name, changes = _trial_of(trial.config)
+        result = trial.last_result
         pruned = self.plan.outcome(name) is None
+        objectives = {key: result[key] for key in (*OBJECTIVES, "score") if key in result}
         if pruned:
-            file = self.plan.folder(name) / "outcome.json"
-            objectives = {key: result[key] for key in ("gain", "target_gain", "forgetting", "score") if key in result}
-            write_json(file, {"changes": dict(changes), "objectives": objectives, "pruned_at": result["step"]})
+            file = self.plan.trials / name / "outcome.json"
+            write_json(file, {"changes": changes, "objectives": objectives, "pruned_at": result["step"]})
             push(file)
-        told = ", ".join(f"{key} {100 * result[key]:.2f} %" for key in ("gain", "target_gain", "forgetting") if key in result)
-        self.say(self.title, f"{self.done}/{self.total} {'stopped early' if pruned else 'done'}: {shown or name}: {told}")
+        told = ", ".join(f"{key} {100 * value:.2f} %" for key, value in objectives.items() if key != "score")
+        self._tell(name, changes, f"stopped early at step {result['step']}" if pruned else "done", told)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        name, changes = _trial_of(trial.config)
+        self.failed[name] = one_line(trial.get_error() or RuntimeError("it ended without a word"))
+        self._tell(name, changes, "failed", self.failed[name])
+
+    def _tell(self, name: str, changes: Mapping[str, Any], what: str, more: str) -> None:
+        self.done += 1
+        shown = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in changes.items())
+        say(self.title, f"{self.done}/{self.total} {what}: {shown or name}: {more}")

@@ -1,0 +1,10 @@
+"""Search over ε, δ, σ (or any other key) with Ray Tune: every trial is a fine-tuning of its own, on shared detection, references and tokens.
+
+usage: python jobs/sweep.py [--config FILE] [key=value …]      leaves {storage}/{run}/sweep/{results.parquet,pareto.json,best.yaml} and the report
+"""
+
+from versatune_ray.cli import main
+from versatune_ray.tuning.sweep import check, sweep
+
+if __name__ == "__main__":
+    main(sweep, __doc__, check=check)

@@ -1,0 +1,73 @@
+"""Keys of the jobs that compare many fine-tunings: sweep, study, replay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import field_validator
+
+from versatune_ray.settings.common import Section, Shares, setting
+
+Changes = dict[str, dict[str, Any]]
+
+
+class Sweep(Section):
+    """Ray Tune over settings of the mixture, or any other key."""
+
+    space: dict[str, Any] = setting(
+        lambda: {"mixture.epsilon": [0.25, 0.5, 1.0, 2.0], "mixture.delta": [0.02, 0.05, 0.1, 0.2]},
+        "dotted key → list of values, or {min, max} with `log: true` for a logarithmic range",
+    )
+    search: Literal["grid", "random", "optuna", "optuna_pareto"] = setting(
+        "grid", "every combination; random ones; Optuna on the weighted objective; or Optuna on each objective by itself"
+    )
+    trials: int = setting(16, "trials of random and Optuna search", ge=1)
+    objective: Shares = setting(
+        lambda: {"target_gain": 1.0, "forgetting": -1.0},
+        "weights of gain, target_gain and forgetting in the score that is raised",
+    )
+    prune: bool = setting(False, "stop trials early whose score is low for their number of adjustments (ASHA)")
+    grace: int = setting(3, "prune: adjustments before a trial may be stopped", "adjustments", ge=1)
+    concurrency: int | None = setting(None, "trials at the same time; none: as many as the cluster has room for", ge=1)
+
+    @field_validator("objective")
+    @classmethod
+    def _known(cls, value: Shares) -> Shares:
+        unknown = sorted(value.keys() - {"gain", "target_gain", "forgetting"})
+        if unknown or not any(value.values()):
+            raise ValueError(f"weights of gain, target_gain and forgetting, not all 0; found {', '.join(unknown) or value}")
+        return value
+
+    @field_validator("space")
+    @classmethod
+    def _readable(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key, values in value.items():
+            if isinstance(values, Mapping):
+                low, high = values.get("min"), values.get("max")
+                numbers = isinstance(low, int | float) and isinstance(high, int | float)
+                if values.keys() - {"min", "max", "log"} or not numbers or not low < high:  # type: ignore[operator]
+                    raise ValueError(f"{key}: write a list of values, or {{min: 0.1, max: 2}}, with log: true if wanted; found {dict(values)}")
+                if values.get("log") and not low > 0:  # type: ignore[operator]
+                    raise ValueError(f"{key}: a logarithmic range needs min above 0; found {low}")
+            elif not isinstance(values, list) or not values:
+                raise ValueError(f"{key}: write a list of values, or {{min: 0.1, max: 2}}; found {values!r}")
+        return value
+
+
+class Study(Section):
+    """Methods × seeds."""
+
+    methods: Changes = setting(
+        dict, "name → dotted keys that the method changes; mixture.trajectory: \"@NAME\" is the log of another method with the same seed"
+    )
+    seeds: list[int] = setting(lambda: [0, 1, 2, 3, 4], "seeds that every method is run with")
+    baseline: str = setting("uniform", "method that the others are compared with, seed by seed")
+    concurrency: int | None = setting(None, "fine-tunings at the same time; none: as many as the cluster has room for", ge=1)
+
+
+class Replay(Section):
+    """Recorded losses through other settings."""
+
+    losses: str | None = setting(None, "an adjustments.jsonl; none: this run's own")
+    settings: Changes = setting(dict, "name → dotted keys, such as mixture.sigma; none: σ, δ and ε each halved and doubled")

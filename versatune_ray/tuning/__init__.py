@@ -1,0 +1,1 @@
+"""Many fine-tunings compared: ``sweep`` (Ray Tune over settings), ``study`` (methods × seeds), ``lookahead`` (recorded losses)."""

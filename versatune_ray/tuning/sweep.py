@@ -1,0 +1,170 @@
+"""Search over ε, δ, σ, or any other key: a table of trials, those that no other beats, and the best as a configuration."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from versatune_ray.config import dump
+from versatune_ray.errors import Incomplete, UserError
+from versatune_ray.pipeline import Run
+from versatune_ray.run_folder import say
+from versatune_ray.settings import Config
+from versatune_ray.settings.tuning import Sweep
+from versatune_ray.storage import push
+from versatune_ray.training import plan as training_plan
+from versatune_ray.tuning.objectives import OBJECTIVES, pareto_front
+from versatune_ray.tuning.trials import Plan, name_of, run_trials
+
+
+def check(config: Config) -> None:
+    """Everything about a sweep that can be wrong before anything is computed.
+
+    Raises:
+        UserError: an unknown key, a value out of range, a range where a grid needs values, or an objective without targets.
+    """
+    settings = config.sweep
+    if not settings.space:
+        raise UserError("sweep.space: empty; name a key and its values, for example sweep.space.mixture.sigma=[0.5,1,2]")
+    shared = _plan(config)
+    for key, values in settings.space.items():
+        if isinstance(values, Mapping) and settings.search == "grid":
+            raise UserError(f"sweep.space.{key}: a grid needs a list of values; sweep.search=random or optuna takes a range")
+        for value in [values["min"], values["max"]] if isinstance(values, Mapping) else values:
+            changed = shared.config("check", {key: value})
+            training_plan.check(changed, training_plan.domain_names(changed))
+    aimed = [name for name, weight in settings.objective.items() if weight and name != "gain"]
+    if aimed and not config.mixture.targets:
+        raise UserError(f"sweep.objective: {aimed[0]} needs mixture.targets; name the domains to expand, or weigh gain alone")
+
+
+def sweep(run: Run) -> Path:
+    """Run what is missing of the sweep; returns the report.
+
+    Raises:
+        Incomplete: some trials failed; the others are in the table.
+    """
+    config, settings = run.config, run.config.sweep
+    shared = _plan(config)
+    _prepare(run, shared)
+    search, scheduler = None, None
+    listed: dict[str, dict[str, Any]] = {}
+    if settings.search in ("grid", "random"):
+        combinations = _grid(settings) if settings.search == "grid" else _random(settings, config.seed)
+        listed = {name_of(changes): changes for changes in combinations}
+    else:
+        search = _optuna(settings, config.seed, shared)
+    if settings.prune:
+        from ray.tune.schedulers import ASHAScheduler
+
+        scheduler = ASHAScheduler(metric="score", mode="max", grace_period=settings.grace, max_t=10**6, reduction_factor=2)
+    failed = run_trials(
+        shared, listed, "sweep", settings.concurrency, search=search, trials=settings.trials, scheduler=scheduler
+    )
+    _write_results(run, shared, failed)
+    if failed:
+        told = "; ".join(f"{name}: {reason}" for name, reason in list(failed.items())[:3])
+        raise Incomplete(f"{len(failed)} trials failed ({told}); the same command tries them again")
+    return run.report()
+
+
+def _plan(config: Config) -> Plan:
+    return Plan(config, tuple(config.mixture.targets), dict(config.sweep.objective))
+
+
+def _prepare(run: Run, shared: Plan) -> None:
+    """Token store, detection and reference losses, once for all trials: each finds them in the cache."""
+    assert run.stores
+    alternatives = [run.config]
+    for key in ("mixture.start", "mixture.policy"):
+        alternatives += [shared.config("check", {key: value}) for value in run.config.sweep.space.get(key, [])]
+    if any(training_plan.needs_detection(one) for one in alternatives):
+        assert run.detection
+    if any(training_plan.needs_reference(one) for one in alternatives):
+        assert run.reference
+
+
+def _grid(settings: Sweep) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*settings.space.values()):
+        yield dict(zip(settings.space, values, strict=True))
+
+
+def _random(settings: Sweep, seed: int) -> Iterator[dict[str, Any]]:
+    rng = np.random.default_rng(seed)
+    for _ in range(settings.trials):
+        yield {key: _draw(values, rng) for key, values in settings.space.items()}
+
+
+def _draw(values: Any, rng: np.random.Generator) -> Any:
+    if not isinstance(values, Mapping):
+        return values[int(rng.integers(len(values)))]
+    low, high = float(values["min"]), float(values["max"])
+    value = float(np.exp(rng.uniform(np.log(low), np.log(high)))) if values.get("log") else float(rng.uniform(low, high))
+    return float(f"{value:.6g}")
+
+
+def _optuna(settings: Sweep, seed: int, shared: Plan) -> Any:
+    """Optuna, told of what earlier trials found."""
+    from ray import tune
+    from ray.tune.search.optuna import OptunaSearch
+
+    def domain(values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return tune.choice(values)
+        return (tune.loguniform if values.get("log") else tune.uniform)(float(values["min"]), float(values["max"]))
+
+    aims = {"score": 1.0} if settings.search == "optuna" else {name: weight for name, weight in settings.objective.items() if weight}
+    metrics = list(aims)
+    known = [outcome for _, outcome in _outcomes(shared) if outcome["pruned_at"] is None and set(outcome["changes"]) == set(settings.space)]
+    rewards = [[outcome["objectives"][metric] for metric in metrics] for outcome in known]
+    single = len(metrics) == 1
+    return OptunaSearch(
+        {key: domain(values) for key, values in settings.space.items()},
+        metric=metrics[0] if single else metrics,
+        mode=("max" if aims[metrics[0]] > 0 else "min") if single else ["max" if aims[metric] > 0 else "min" for metric in metrics],
+        points_to_evaluate=[outcome["changes"] for outcome in known] or None,
+        evaluated_rewards=([reward[0] for reward in rewards] if single else rewards) or None,
+        seed=seed + len(known),
+    )
+
+
+def _outcomes(shared: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
+    for file in sorted(shared.trials.glob("*/outcome.json")):
+        yield file.parent.name, json.loads(file.read_text(encoding="utf-8"))
+
+
+def _write_results(run: Run, shared: Plan, failed: Mapping[str, str]) -> None:
+    """``sweep/results.parquet``, ``pareto.json`` and ``best.yaml``."""
+    settings = run.config.sweep
+    found = [(name, one) for name, one in _outcomes(shared) if set(one["changes"]) == set(settings.space)]
+    if not found:
+        raise Incomplete("no trial is done: " + "; ".join(f"{name}: {reason}" for name, reason in failed.items()))
+    rows = [
+        {"trial": name, **one["changes"], **one["objectives"], "pruned_at": one["pruned_at"], "error": None} for name, one in found
+    ] + [{"trial": name, "error": reason} for name, reason in failed.items()]
+    folder = run.folder.path / "sweep"
+    folder.mkdir(exist_ok=True)
+    columns = ["trial", *settings.space, *(name for name in (*OBJECTIVES, "score") if name in found[0][1]["objectives"]), "pruned_at", "error"]
+    pq.write_table(pa.table({column: [row.get(column) for row in rows] for column in columns}), folder / "results.parquet")
+    push(folder / "results.parquet")
+    finished = [(name, one) for name, one in found if one["pruned_at"] is None]
+    aims = [name for name, weight in settings.objective.items() if weight]
+    signed = [[np.sign(settings.objective[aim]) * one["objectives"][aim] for aim in aims] for _, one in finished]
+    front = [{"trial": finished[i][0], **finished[i][1]["changes"], **finished[i][1]["objectives"]} for i in pareto_front(signed)]
+    run.folder.write("sweep/pareto.json", front)
+    if not finished:
+        return
+    name, best = max(finished, key=lambda item: item[1]["objectives"]["score"])
+    config = shared.config("check", best["changes"]).model_copy(update={"run": f"{run.config.run}-best"})
+    file = folder / "best.yaml"
+    file.write_text(f"# the best of {len(finished)} trials of {run.config.run!r}: python jobs/finetune.py --config THIS\n" + dump(config), encoding="utf-8")
+    push(file)
+    changes = ", ".join(f"{key}={value}" for key, value in best["changes"].items())
+    say("sweep", f"best: {changes} (score {best['objectives']['score']:.4f}); {len(front)} of {len(finished)} trials are beaten by none: {file}")
