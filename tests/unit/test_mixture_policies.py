@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from versatune_ray.mixture import Constant, Expansion, Feedback, GuardState, Policy, VersaTune, specific, uniform
+from versatune_ray.mixture import Constant, Expansion, ExponentialLoss, Feedback, GuardState, Policy, VersaTune, specific, uniform
 
 SHARES = [0.5, 0.3, 0.2]
 # γ = (0.5, 0, 0.5), so P' = (0.75, 0.3, 0.3), Σ 1.35; φ = (0, 0.25, 0)
@@ -278,3 +278,21 @@ def test_policies_without_a_guard_have_no_guard_state():
 
 def test_policies_are_values():
     assert Expansion(targets=[2, 0]) == Expansion(targets=(2, 0)) and hash(VersaTune()) == hash(VersaTune(1.0))
+
+
+def test_a_uniform_remainder_divides_the_rest_equally():
+    # mean φ = 0.25/3 < 0.5: target 0.25, the others (1 - 0.25) / 2
+    close(Expansion(targets=[2], remainder="uniform").update(SHARES, FEEDBACK), [0.375, 0.375, 0.25])
+    # closed: the target has what Algorithm 2 gives it, the others halve the rest
+    rest = (1 - ALGORITHM_2[2]) / 2
+    close(Expansion(targets=[2], remainder="uniform", epsilon=0).update(SHARES, FEEDBACK), [rest, rest, ALGORITHM_2[2]])
+    with pytest.raises(ValueError, match="remainder: 'equal' is unknown"):
+        Expansion(targets=[2], remainder="equal")
+
+
+def test_the_released_rule_multiplies_by_the_exponential_of_the_loss():
+    # losses ln 2, ln 3, 0: weights 0.5·2, 0.3·3, 0.2·1 = 1, 0.9, 0.2; Σ 2.1
+    feedback = Feedback(1, loss=[np.log(2), np.log(3), 0])
+    close(ExponentialLoss().update(SHARES, feedback), [1 / 2.1, 0.9 / 2.1, 0.2 / 2.1])
+    # a loss of 1,000 nats overflows no exponential
+    close(ExponentialLoss().update(SHARES, Feedback(1, loss=[1000, 0, 0])), [1, 0, 0])

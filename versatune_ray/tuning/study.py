@@ -10,7 +10,7 @@ from versatune_ray.errors import Incomplete, UserError
 from versatune_ray.pipeline import Run
 from versatune_ray.settings import Config
 from versatune_ray.training import plan as training_plan
-from versatune_ray.tuning.trials import Plan, run_trials
+from versatune_ray.tuning.trials import Plan, run_trials, with_artefacts
 
 
 def check(config: Config) -> None:
@@ -41,14 +41,10 @@ def study(run: Run) -> Path:
         Incomplete: some runs failed; the tables have the others.
     """
     config, settings = run.config, run.config.study
-    shared = Plan(config, tuple(config.mixture.targets))
     listed = {_trial(name, seed): dict(changes) | {"seed": seed} for name, changes in settings.methods.items() for seed in settings.seeds}
-    configs = [shared.config(trial, {key: value for key, value in changes.items() if _source(changes) is None}) for trial, changes in listed.items()]
-    assert run.stores
-    if any(training_plan.needs_detection(one) for one in configs):
-        assert run.detection
-    if any(training_plan.needs_reference(one) for one in configs):
-        assert run.reference
+    alone = [{key: value for key, value in changes.items() if _source(changes) is None} for changes in settings.methods.values()]
+    targets = tuple(config.mixture.targets)
+    shared = Plan(with_artefacts(run, [Plan(config).config("check", changes) for changes in alone]), targets)
     first = {trial: changes for trial, changes in listed.items() if _source(changes) is None}
     failed = run_trials(shared, first, "study", settings.concurrency)
     then = {

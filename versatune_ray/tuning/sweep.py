@@ -21,7 +21,10 @@ from versatune_ray.settings.tuning import Sweep
 from versatune_ray.storage import push
 from versatune_ray.training import plan as training_plan
 from versatune_ray.tuning.objectives import OBJECTIVES, pareto_front
-from versatune_ray.tuning.trials import Plan, name_of, run_trials
+from versatune_ray.tuning.trials import Plan, name_of, run_trials, with_artefacts
+
+
+_DECISIVE = ("mixture.start", "mixture.policy")  # keys by which a trial needs detection or reference losses
 
 
 def check(config: Config) -> None:
@@ -52,8 +55,8 @@ def sweep(run: Run) -> Path:
         Incomplete: some trials failed; the others are in the table.
     """
     config, settings = run.config, run.config.sweep
-    shared = _plan(config)
-    _prepare(run, shared)
+    alternatives = [_plan(config).config("check", {key: value}) for key in _DECISIVE for value in settings.space.get(key, [])]
+    shared = _plan(with_artefacts(run, [config, *alternatives]))
     search, scheduler = None, None
     listed: dict[str, dict[str, Any]] = {}
     if settings.search in ("grid", "random"):
@@ -77,18 +80,6 @@ def sweep(run: Run) -> Path:
 
 def _plan(config: Config) -> Plan:
     return Plan(config, tuple(config.mixture.targets), dict(config.sweep.objective))
-
-
-def _prepare(run: Run, shared: Plan) -> None:
-    """Token store, detection and reference losses, once for all trials: each finds them in the cache."""
-    assert run.stores
-    alternatives = [run.config]
-    for key in ("mixture.start", "mixture.policy"):
-        alternatives += [shared.config("check", {key: value}) for value in run.config.sweep.space.get(key, [])]
-    if any(training_plan.needs_detection(one) for one in alternatives):
-        assert run.detection
-    if any(training_plan.needs_reference(one) for one in alternatives):
-        assert run.reference
 
 
 def _grid(settings: Sweep) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from ray.tune import Callback
 from versatune_ray.cache import key_of, write_json
 from versatune_ray.config import parse, with_keys
 from versatune_ray.errors import one_line
+from versatune_ray.pipeline import Run
 from versatune_ray.run_folder import RunFolder, say
 from versatune_ray.settings import Config
 from versatune_ray.storage import push, uri_of
+from versatune_ray.training import plan as training_plan
 from versatune_ray.tuning.objectives import OBJECTIVES, achieved, score
 
 _FREE_TREE = ("sweep", "study", "replay")  # what a trial does not depend on
@@ -59,6 +61,20 @@ class Plan:
     def objectives(self, before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
         found = achieved(before, after, self.targets)
         return found | {"score": score(found, self.weights)}
+
+
+def with_artefacts(run: Run, configs: Sequence[Config]) -> Config:
+    """What ``configs`` need of token store, detection and reference losses, made once; returns the run's configuration with it given.
+
+    So trials with other seeds share them as well: what differs between two seeds is the fine-tuning alone.
+    """
+    assert run.stores
+    tree = run.config.model_dump(mode="json")
+    if any(training_plan.needs_detection(one) for one in configs) and run.detection:
+        tree["detection"]["distribution"] = str(run.folder.path / "detection" / Path(run.model).name / "distribution.json")
+    if any(training_plan.needs_reference(one) for one in configs) and run.reference:
+        tree["reference"]["losses"] = str(run.folder.path / "reference" / "losses.json")
+    return parse(tree)
 
 
 def name_of(changes: Mapping[str, Any]) -> str:
@@ -130,8 +146,6 @@ def _train(params: Mapping[str, Any], plan: Plan) -> None:
     """One trial, as a function that Ray Tune runs: reports the objectives at every adjustment."""
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
-
-    from versatune_ray.pipeline import Run
 
     name, changes = _trial_of(params)
     config = plan.config(name, changes)

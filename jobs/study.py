@@ -1,0 +1,10 @@
+"""Compare methods over seeds: every pair is a fine-tuning of its own; tables with 95 % intervals and differences seed by seed.
+
+usage: python jobs/study.py --config jobs/configs/study_microworld.yaml [key=value …]      leaves {storage}/{run}/study/ and the report
+"""
+
+from versatune_ray.cli import main
+from versatune_ray.tuning.study import check, study
+
+if __name__ == "__main__":
+    main(study, __doc__, check=check)

@@ -1,0 +1,70 @@
+"""Gains, forgetting, scores, Pareto fronts and intervals, against numbers worked by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from versatune_ray.tuning.objectives import achieved, pareto_front, score
+from versatune_ray.tuning.statistics import estimate, paired_difference
+
+BEFORE = {"law": 4.0, "code": 2.0, "general": 5.0}
+AFTER = {"law": 3.0, "code": 2.2, "general": 4.5}
+
+
+def test_gains_are_relative_decreases_and_forgetting_the_mean_increase_of_the_others() -> None:
+    # law (4 - 3) / 4 = 0.25, code (2 - 2.2) / 2 = -0.1, general (5 - 4.5) / 5 = 0.1
+    found = achieved(BEFORE, AFTER, ["law"])
+    assert found == pytest.approx({"gain": 0.25 / 3, "target_gain": 0.25, "forgetting": 0.0})
+    found = achieved(BEFORE, AFTER, ["law", "general"])
+    assert found == pytest.approx({"gain": 0.25 / 3, "target_gain": 0.175, "forgetting": 0.1})
+    assert achieved(BEFORE, AFTER) == pytest.approx({"gain": 0.25 / 3})
+    assert score(found, {"target_gain": 1.0, "forgetting": -0.5}) == pytest.approx(0.125)
+
+
+def test_losses_that_allow_no_comparison_are_named() -> None:
+    with pytest.raises(ValueError, match="code: no loss after"):
+        achieved(BEFORE, {"law": 1.0, "general": 1.0})
+    with pytest.raises(ValueError, match="law: .*0 before"):
+        achieved(BEFORE | {"law": 0.0}, AFTER)
+    with pytest.raises(ValueError, match="every domain is one"):
+        achieved(BEFORE, AFTER, list(BEFORE))
+
+
+def test_the_front_is_what_no_other_point_beats() -> None:
+    points = [[1, 1], [2, 0], [0, 2], [1, 0], [1, 1], [0, 0]]
+    assert pareto_front(points) == [0, 1, 2, 4]
+    assert pareto_front(np.zeros((0, 2))) == []
+    rng = np.random.default_rng(0)
+    table = rng.integers(0, 6, (60, 3))
+
+    def beaten(one: np.ndarray, by: np.ndarray) -> bool:
+        return all(by >= one) and any(by > one)
+
+    brute = [i for i, one in enumerate(table) if not any(beaten(one, other) for other in table)]
+    assert pareto_front(table) == brute
+
+
+def test_the_interval_is_students() -> None:
+    # sd 1, so 1 / √3 times t(0.975; 2) = 4.302653 (from a table)
+    found = estimate([1.0, 2.0, 3.0])
+    assert (found.mean, found.n) == (2.0, 3)
+    assert found.half_width == pytest.approx(4.302653 / math.sqrt(3), abs=1e-6)
+    assert not found.sure and estimate([9.0, 10.0, 11.0]).sure
+    assert math.isnan(estimate([1.0]).half_width) and not estimate([1.0]).sure
+    with pytest.raises(ValueError, match="none"):
+        estimate([])
+
+
+def test_differences_are_taken_seed_by_seed() -> None:
+    ours, theirs = {0: 1.0, 1: 5.0, 2: 9.0, 3: 7.0}, {2: 8.0, 1: 4.0, 0: 0.0}
+    found = paired_difference(ours, theirs)
+    assert (found.mean, found.half_width, found.n) == (1.0, 0.0, 3)
+    assert found.sure
+    for order in itertools.permutations(theirs):
+        assert paired_difference(ours, {seed: theirs[seed] for seed in order}) == found
+    with pytest.raises(ValueError):
+        paired_difference({0: 1.0}, {1: 1.0})
