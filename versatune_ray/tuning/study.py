@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from versatune_ray.errors import Incomplete, UserError
 from versatune_ray.pipeline import Run
 from versatune_ray.settings import Config
+from versatune_ray.storage import push
 from versatune_ray.training import plan as training_plan
+from versatune_ray.tuning.tables import Table, table
 from versatune_ray.tuning.trials import Plan, run_trials, with_artefacts
 
 
@@ -54,7 +56,7 @@ def study(run: Run) -> Path:
     }
     if then:
         failed |= run_trials(shared, then, "study", settings.concurrency)
-    # tables
+    _write_tables(run, shared)
     if failed:
         told = "; ".join(f"{name}: {reason}" for name, reason in list(failed.items())[:3])
         raise Incomplete(f"{len(failed)} of {len(listed)} runs failed ({told}); the same command tries them again")
@@ -69,3 +71,44 @@ def _source(changes: Mapping[str, Any]) -> str | None:
     """The method whose average mixture this one is trained on."""
     value = changes.get("mixture.trajectory")
     return value[1:] if isinstance(value, str) and value.startswith("@") else None
+
+
+def _write_tables(run: Run, shared: Plan) -> None:
+    """``study/tables.md`` and one CSV per table: final held-out losses, accuracies, and for expansion what each epoch won and lost."""
+    settings = run.config.study
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for method in settings.methods:
+        outcomes = {seed: shared.outcome(_trial(method, seed)) for seed in settings.seeds}
+        found[method] = {seed: one for seed, one in outcomes.items() if one is not None}
+    if not found[settings.baseline]:
+        raise Incomplete(f"no run of the baseline {settings.baseline!r} is done")
+    names = run.names
+    tables = [_table(f"Held-out loss after training ({run.unit}, lower is better)", found, "after", names, settings.baseline, 1, 3)]
+    if all(one["accuracy"] for seeds in found.values() for one in seeds.values()):
+        tables.append(_table("Exact match of greedy answers (%, higher is better)", found, "accuracy", names, settings.baseline, 100, 1))
+    if shared.targets:
+        parts = {method: {seed: {k: 100 * v for k, v in one["objectives"].items()} for seed, one in seeds.items()} for method, seeds in found.items()}
+        title = f"Expansion to {', '.join(shared.targets)} (relative change of the held-out loss, %)"
+        tables.append(table(title, parts, ["target_gain", "forgetting", "gain"], "forgetting", settings.baseline, 2))
+    folder = run.folder.path / "study"
+    folder.mkdir(exist_ok=True)
+    note = "Means over seeds with 95 % intervals (Student's t); differences are paired by seed, in bold where the interval leaves 0 out.\n"
+    (folder / "tables.md").write_text(note + "".join(f"\n**{one.title}**\n\n{one.markdown()}\n" for one in tables), encoding="utf-8")
+    for number, one in enumerate(tables, 1):
+        (folder / f"table_{number}.csv").write_text(one.csv(), encoding="utf-8")
+    for file in folder.iterdir():
+        push(file)
+    print("\n" + (folder / "tables.md").read_text(encoding="utf-8"), flush=True)
+
+
+def _table(
+    title: str, found: Mapping[str, Mapping[int, Mapping[str, Any]]], key: str, names: Sequence[str], baseline: str, scale: float, digits: int
+) -> Table:
+    values = {
+        method: {
+            seed: {name: scale * one[key][name] for name in names} | {"mean": scale * sum(one[key][name] for name in names) / len(names)}
+            for seed, one in seeds.items()
+        }
+        for method, seeds in found.items()
+    }
+    return table(title, values, [*names, "mean"], "mean", baseline, digits)

@@ -147,6 +147,9 @@ def _train(params: Mapping[str, Any], plan: Plan) -> None:
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
+    from versatune_ray.evaluation.greedy import greedy_accuracy
+    from versatune_ray.evaluation.questions import load_questions
+
     name, changes = _trial_of(params)
     config = plan.config(name, changes)
 
@@ -163,7 +166,11 @@ def _train(params: Mapping[str, Any], plan: Plan) -> None:
         lines = [json.loads(line) for line in (run.tuned.parent / "adjustments.jsonl").read_text(encoding="utf-8").splitlines()]
         before, after = lines[0]["loss"], lines[-1]["loss"]
         found = plan.objectives(before, after)
-        folder.write("outcome.json", {"changes": changes, "before": before, "after": after, "objectives": found, "pruned_at": None})
+        questions = load_questions(config)
+        template, remote = config.data.chat_template, config.model.trust_remote_code
+        accuracy = greedy_accuracy(str(run.tuned), questions, template, remote) if questions else None
+        outcome = {"changes": changes, "before": before, "after": after, "accuracy": accuracy, "objectives": found, "pruned_at": None}
+        folder.write("outcome.json", outcome)
     tune.report(found | {"step": lines[-1]["step"]})
 
 
