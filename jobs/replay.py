@@ -1,0 +1,10 @@
+"""Look ahead: the losses that a run recorded, through other policies and settings, in milliseconds.
+
+usage: python jobs/replay.py [--config FILE] [run=NAME | replay.losses=FILE] [key=value …]      leaves {storage}/{run}/replay/
+"""
+
+from versatune_ray.cli import main
+from versatune_ray.tuning.lookahead import look_ahead
+
+if __name__ == "__main__":
+    main(look_ahead, __doc__)

@@ -1,0 +1,103 @@
+"""Recorded losses through other policies and settings, in milliseconds: to discard hopeless ones before a sweep.
+
+The losses were made under the shares of the recorded run. What is shown is what another setting would have answered to them, not what
+training under its answers would have measured.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from versatune_ray.config import parse, with_keys
+from versatune_ray.errors import UserError
+from versatune_ray.mixture import replay
+from versatune_ray.pipeline import Run
+from versatune_ray.run_folder import say
+from versatune_ray.settings import Config
+from versatune_ray.storage import push
+from versatune_ray.training import plan
+
+CAVEAT = "These losses were recorded under the shares of the run itself; training under other shares would have measured others."
+
+
+def look_ahead(run: Run) -> Path:
+    """Answers of every setting to the recorded losses, in ``replay/trajectories.csv``; returns the file."""
+    config = run.given_config
+    log = Path(config.replay.losses or run.folder.path / "finetune" / "adjustments.jsonl")
+    lines = _read(log)
+    names = list(lines[0]["loss"])
+    reference = _reference(config, log, lines, names)
+    trajectories = {"recorded": np.array([[line["share"][name] for name in names] for line in lines])}
+    for name, changes in settings_of(config).items():
+        trajectories[name] = _answers(parse(with_keys(config.model_dump(mode="json"), changes)), lines, names, reference, trajectories["recorded"][0])
+    folder = run.folder.path / "replay"
+    folder.mkdir(exist_ok=True)
+    file = folder / "trajectories.csv"
+    with file.open("w", newline="", encoding="utf-8") as text:
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["setting", "step", *names])
+        for name, shares in trajectories.items():
+            writer.writerows([name, line["step"], *row] for line, row in zip(lines, shares.tolist(), strict=True))
+    push(file)
+    width = max(map(len, trajectories))
+    for name, shares in trajectories.items():
+        ends = ", ".join(f"{domain} {100 * share:.1f} %" for domain, share in zip(names, shares[-1], strict=True))
+        say("replay", f"{name:<{width}}  {ends}")
+    say("replay", CAVEAT)
+    return file
+
+
+def settings_of(config: Config) -> dict[str, dict[str, Any]]:
+    """``replay.settings``; or each setting of the configured policy halved and doubled."""
+    if config.replay.settings:
+        return config.replay.settings
+    keys = {"versatune": ["sigma"], "expansion": ["sigma", "delta", "epsilon"]}.get(config.mixture.policy, [])
+    found = {}
+    for key in keys:
+        for factor in (0.5, 2):
+            value = getattr(config.mixture, key) * factor
+            found[f"{key}={value:g}"] = {f"mixture.{key}": value}
+    if not found:
+        raise UserError(f"replay.settings: missing; policy {config.mixture.policy} has no settings to vary")
+    return found
+
+
+def _answers(
+    config: Config, lines: Sequence[Mapping[str, Any]], names: Sequence[str], reference: Mapping[str, float] | None, start: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Shares [t + 1, k] of one setting, from its own start where that needs no data, else from the recorded one."""
+    if plan.needs_reference(config) and reference is None:
+        raise UserError("replay.losses: no reference losses beside the log; name them with reference.losses=FILE")
+    if config.mixture.start in ("uniform", "specific", "uniform_remainder") or isinstance(config.mixture.start, dict):
+        start = plan.starting_shares(config, names, None, [1] * len(names))
+    losses = np.array([[line["loss"][name] for name in names] for line in lines])
+    ceiling = None if reference is None else [reference[name] for name in names]
+    return replay(plan.policy(config, names), start, losses[1:], ceiling, losses[0], names)
+
+
+def _read(log: Path) -> list[dict[str, Any]]:
+    if not log.is_file():
+        raise UserError(f"replay.losses: {log}: no such file; name the adjustments.jsonl of a run")
+    try:
+        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        if len(lines) < 2 or any(line["loss"].keys() != lines[0]["share"].keys() for line in lines):
+            raise ValueError("it needs two adjustments or more, each with a loss for every domain")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"replay.losses: {log}: no log of a run: {error}") from None
+    return lines
+
+
+def _reference(config: Config, log: Path, lines: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float] | None:
+    """Reference losses: those configured, or those of the recorded run."""
+    file = Path(config.reference.losses or log.parents[1] / "reference" / "losses.json")
+    if not file.is_file():
+        return None
+    stored = json.loads(file.read_text(encoding="utf-8"))["domains"]
+    return {name: float(stored[name]["loss"]) for name in names}
