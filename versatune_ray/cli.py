@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,6 +27,7 @@ def main(
     description: str,
     plan_of: Callable[[Config], str] | None = None,
     check: Callable[[Config], None] | None = None,
+    needs_ray: bool = True,
 ) -> NoReturn:
     """Read the configuration, join or start Ray, do ``job(run)``, print the path of what it made.
 
@@ -62,8 +64,9 @@ def main(
             print(plan_of(config))
             sys.exit(0)
         with RunFolder(config) as folder:
-            connect(verbose=arguments.debug)
-            with Display():
+            if needs_ray:
+                connect(verbose=arguments.debug)
+            with Display() if needs_ray else nullcontext():
                 made = job(Run(folder))
         print(f"\n{shown(made)}", flush=True)
         sys.exit(0)

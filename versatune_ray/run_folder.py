@@ -66,7 +66,7 @@ class RunFolder:
             with told(self.config.storage):
                 self._resources.enter_context(self._lease)
                 pull(self.path, exact=True, without="checkpoints")
-            self._check_unchanged()
+            check_unchanged(self.config)
         except UserError:
             self._resources.close()
             raise
@@ -115,19 +115,26 @@ class RunFolder:
         file = self.path / "timings.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"steps": [], "finished": None}  # type: ignore[no-any-return]
 
-    def _check_unchanged(self) -> None:
-        saved = self.path / "config.yaml"
-        if not saved.is_file() or not (self.path / "finetune" / "inputs.json").is_file():
-            return
-        before: Mapping[str, Any] = yaml.safe_load(saved.read_text(encoding="utf-8"))
-        now = yaml.safe_load(dump(self.config))
-        old = {key: value for key, value in before.items() if key != "versions"}
-        changed = [line for line in changed_keys(old, now) if not line.startswith(_FREE)]
-        if changed:
-            raise UserError(
-                f"run {self.config.run!r} was begun with other settings ({'; '.join(changed[:5])}); "
-                f"choose another name with run=…, or delete {shown(self.path)}"
-            )
+
+def check_unchanged(config: Config) -> None:
+    """Whether a run was begun with these settings, if it was begun.
+
+    Raises:
+        UserError: its fine-tuning was begun with others; they are named.
+    """
+    folder = config.run_folder
+    saved = folder / "config.yaml"
+    if not saved.is_file() or not (folder / "finetune" / "inputs.json").is_file():
+        return
+    before: Mapping[str, Any] = yaml.safe_load(saved.read_text(encoding="utf-8"))
+    now = yaml.safe_load(dump(config))
+    old = {key: value for key, value in before.items() if key != "versions"}
+    changed = [line for line in changed_keys(old, now) if not line.startswith(_FREE)]
+    if changed:
+        raise UserError(
+            f"run {config.run!r} was begun with other settings ({'; '.join(changed[:5])}); "
+            f"choose another name with run=…, or delete {shown(folder)}"
+        )
 
 
 def say(step: str, text: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,9 @@ def check(config: Config) -> None:
         raise UserError(f"study.baseline: {settings.baseline!r} is no method; valid: {', '.join(settings.methods)}")
     if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
         raise UserError(f"study.seeds: name each seed once; found {settings.seeds}")
+    folder, times = Counter(_trial(name, 0) for name in settings.methods).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"study.methods: {times} names differ in signs only and would share the folder {folder}; use other letters")
     for name, changes in settings.methods.items():
         source = _source(changes)
         if source is not None and (source not in settings.methods or _source(settings.methods[source]) is not None):
@@ -64,7 +69,8 @@ def study(run: Run) -> Path:
 
 
 def _trial(method: str, seed: int) -> str:
-    return f"{method}-{seed}"
+    """Name of a run and its folder."""
+    return f"{re.sub('[^A-Za-z0-9.]+', '-', method).strip('-.') or 'method'}-{seed}"
 
 
 def _source(changes: Mapping[str, Any]) -> str | None:

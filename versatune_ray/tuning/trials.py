@@ -19,7 +19,7 @@ from versatune_ray.cache import key_of, write_json
 from versatune_ray.config import parse, with_keys
 from versatune_ray.errors import one_line
 from versatune_ray.pipeline import Run
-from versatune_ray.run_folder import RunFolder, say
+from versatune_ray.run_folder import RunFolder, check_unchanged, say
 from versatune_ray.settings import Config
 from versatune_ray.storage import push, uri_of
 from versatune_ray.training import plan as training_plan
@@ -115,6 +115,8 @@ def run_trials(
     from ray import tune
 
     left = {name: dict(changes) for name, changes in listed.items() if plan.outcome(name) is None}
+    for name in listed.keys() - left.keys():
+        check_unchanged(plan.config(name, listed[name]))
     total = trials if search is not None else len(listed)
     done = len(list(plan.trials.glob("*/outcome.json"))) if search is not None else len(listed) - len(left)
     if done:

@@ -1,0 +1,181 @@
+"""Sweeps and studies as a user runs them: on shared artefacts, resumed after a kill, pruned, with failures told and not fatal."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from conftest import ROOT
+
+NAMES = ("law", "medicine", "code")
+STEPS, EVERY = 60, 10
+DELTAS, EPSILONS = [0.05, 0.2], [0.0, 5.0]
+
+
+@pytest.fixture(scope="module")
+def job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("data")
+    for name in NAMES:
+        rows = [
+            {"prompt": f"w{row[0]} w{row[1]}", "completion": " ".join(f"w{word}" for word in row[2:])}
+            for row in rng.integers(3, 64, (60, 8))
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "run": "search",
+        "model": {"path": str(tiny_model)},
+        "data": {"max_length": 64},
+        "domains": {name: str(folder / f"{name}.jsonl") for name in NAMES},
+        "mixture": {"start": "uniform", "policy": "expansion", "targets": ["law"], "sigma": 1.0},
+        "reference": {"epochs": 1, "learning_rate": 1e-3, "workers": 2},
+        "training": {
+            "workers": 1,
+            "epochs": 1,
+            "samples_per_epoch": STEPS * 8,
+            "batch_size": 8,
+            "learning_rate": 1e-2,
+            "adjust_every": EVERY,
+            "metrics": [],
+        },
+        "sweep": {"space": {"mixture.delta": DELTAS, "mixture.epsilon": EPSILONS}},
+    }
+
+
+def start(job: dict[str, Any], script: str, folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    (folder / "job.yaml").write_text(yaml.safe_dump(job, sort_keys=False))
+    command = [sys.executable, str(ROOT / "jobs" / script), "--config", str(folder / "job.yaml"), f"storage={folder / 'runs'}", *overrides]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.Popen(
+        command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def finish(process: subprocess.Popen[str], status: int = 0) -> str:
+    printed, _ = process.communicate(timeout=500)
+    assert process.returncode == status, printed
+    return printed
+
+
+def logs(folder: Path) -> dict[str, float]:
+    """When the log of each finished trial was last written."""
+    return {file.parent.name: (file.parent / "finetune" / "adjustments.jsonl").stat().st_mtime for file in folder.glob("trials/*/outcome.json")}
+
+
+def test_a_sweep_survives_a_kill_and_repeats_no_finished_trial(job: dict[str, Any], tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "search"
+    process = start(job, "sweep.py", tmp_path, "sweep.concurrency=2")
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None and len(logs(run)) < 2:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    printed, _ = process.communicate()
+    before = logs(run)
+    assert 2 <= len(before) < 4, printed
+
+    printed = finish(start(job, "sweep.py", tmp_path, "sweep.concurrency=2"))
+    assert f"{len(before)} of 4 trials were done before" in printed
+    after = logs(run)
+    assert len(after) == 4 and {name: after[name] for name in before} == before
+
+    table = pq.read_table(run / "sweep" / "results.parquet").to_pylist()
+    assert sorted((row["mixture.delta"], row["mixture.epsilon"]) for row in table) == [(d, e) for d in DELTAS for e in EPSILONS]
+    for row in table:
+        lines = [json.loads(line) for line in (run / "trials" / row["trial"] / "finetune" / "adjustments.jsonl").read_text().splitlines()]
+        first, last = lines[0]["loss"], lines[-1]["loss"]
+        gain = {name: 1 - last[name] / first[name] for name in NAMES}
+        np.testing.assert_allclose(row["target_gain"], gain["law"], atol=1e-12)
+        np.testing.assert_allclose(row["forgetting"], -(gain["medicine"] + gain["code"]) / 2, atol=1e-12)
+        np.testing.assert_allclose(row["score"], row["target_gain"] - row["forgetting"], atol=1e-12)
+        opened = [line["guard"]["open"] for line in lines[1:]]
+        assert any(opened) == (row["mixture.epsilon"] > 0)  # ε = 0 never opens the guard
+    best = max(table, key=lambda row: row["score"])
+    front = json.loads((run / "sweep" / "pareto.json").read_text())
+    assert best["trial"] in [row["trial"] for row in front]
+
+    # Its best is a configuration that the fine-tuning job takes as is, and that gives the same numbers.
+    printed = finish(start(yaml.safe_load((run / "sweep" / "best.yaml").read_text()), "finetune.py", tmp_path))
+    tuned = tmp_path / "runs" / "search-best" / "finetune" / "adjustments.jsonl"
+    assert json.loads(tuned.read_text().splitlines()[-1])["loss"] == json.loads(
+        (run / "trials" / best["trial"] / "finetune" / "adjustments.jsonl").read_text().splitlines()[-1]
+    )["loss"]
+
+
+def test_hopeless_trials_are_stopped_early_and_failed_ones_are_told(job: dict[str, Any], tmp_path: Path) -> None:
+    # Learning rates of which the smallest learns nothing; one of 1e30 makes a loss that is no number.
+    sweep = {"space": {"training.learning_rate": [1e-2, 5e-3, 1e-7, 1e30]}, "objective": {"gain": 1.0}, "prune": True, "grace": 2, "concurrency": 1}
+    job = job | {"run": "pruned", "mixture": {"start": "uniform", "policy": "constant"}, "sweep": sweep}
+    printed = finish(start(job, "sweep.py", tmp_path), status=1)
+    run = tmp_path / "runs" / "pruned"
+    rows = {row["training.learning_rate"]: row for row in pq.read_table(run / "sweep" / "results.parquet").to_pylist() if row["error"] is None}
+    assert set(rows) == {1e-2, 5e-3, 1e-7}
+    assert rows[1e-2]["pruned_at"] is None and rows[1e-7]["pruned_at"] is not None
+    lines = (run / "trials" / rows[1e-7]["trial"] / "finetune" / "adjustments.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] < STEPS
+    assert "1 trials failed" in printed and "nan" in printed.lower()
+
+
+def test_optuna_searches_a_range_and_knows_what_was_tried_before(job: dict[str, Any], tmp_path: Path) -> None:
+    sweep = {"space": {"mixture.delta": {"min": 0.01, "max": 0.3, "log": True}}, "search": "optuna_pareto", "trials": 2}
+    finish(start(job | {"run": "optuna", "sweep": sweep}, "sweep.py", tmp_path))
+    before = logs(tmp_path / "runs" / "optuna")
+    assert len(before) == 2
+    finish(start(job | {"run": "optuna", "sweep": sweep | {"trials": 3}}, "sweep.py", tmp_path))
+    after = logs(tmp_path / "runs" / "optuna")
+    assert len(after) == 3 and {name: after[name] for name in before} == before
+    table = pq.read_table(tmp_path / "runs" / "optuna" / "sweep" / "results.parquet").to_pylist()
+    assert len({row["mixture.delta"] for row in table}) == 3 and all(0.01 <= row["mixture.delta"] <= 0.3 for row in table)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("mixture.delta", [0.1, 1.0], r"mixture.delta: 1.0 is not valid: input should be less than 1"),
+        ("mixture.epsilon", [-0.5], r"mixture.epsilon: -0.5 is not valid: input should be greater than or equal to 0"),
+        ("mixture.targets", [["lew"]], "mixture.targets: unknown domain 'lew'; did you mean 'law'"),
+        ("mixture.sgima", [1.0], "mixture.sgima: unknown key; did you mean 'mixture.sigma'"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_before_anything_starts(job: dict[str, Any], tmp_path: Path, key: str, value: Any, told: str) -> None:
+    printed = finish(start(job | {"sweep": {"space": {key: value}}}, "sweep.py", tmp_path), status=2)
+    assert told in printed and len(printed.splitlines()) == 1, printed
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_study_compares_methods_seed_by_seed_on_shared_artefacts(job: dict[str, Any], tmp_path: Path) -> None:
+    methods = {
+        "uniform": {"mixture.start": "uniform", "mixture.policy": "constant"},
+        "VersaTune, σ = 2": {"mixture.policy": "versatune", "mixture.sigma": 2.0},
+        "average": {"mixture.start": "trajectory", "mixture.policy": "constant", "mixture.trajectory": "@VersaTune, σ = 2"},
+    }
+    job = job | {"run": "compare", "study": {"methods": methods, "seeds": [3, 4]}}
+    printed = finish(start(job, "study.py", tmp_path))
+    run = tmp_path / "runs" / "compare"
+    assert len(logs(run)) == 6
+    assert len(list((tmp_path / "runs" / ".cache" / "reference").glob("*/result.json"))) == len(NAMES)  # once for both seeds
+    for seed in (3, 4):
+        lines = [json.loads(line) for line in (run / "trials" / f"VersaTune-2-{seed}" / "finetune" / "adjustments.jsonl").read_text().splitlines()]
+        average = json.loads((run / "trials" / f"average-{seed}" / "finetune" / "adjustments.jsonl").read_text().splitlines()[0])["share"]
+        for name in NAMES:  # adjustments are evenly spaced, so the average over steps is the one over all but the last
+            np.testing.assert_allclose(average[name], np.mean([line["share"][name] for line in lines[:-1]]), atol=1e-12)
+    table = (run / "study" / "tables.md").read_text()
+    assert "| method | law | medicine | code | mean | mean − uniform |" in table and table in printed
+    ends = {
+        (method, seed): np.mean(list(json.loads((run / "trials" / f"{method}-{seed}" / "outcome.json").read_text())["after"].values()))
+        for method in ("uniform", "average")
+        for seed in (3, 4)
+    }
+    differences = [ends["average", seed] - ends["uniform", seed] for seed in (3, 4)]
+    # 12.706205 is t(0.975; 1), from a table.
+    half = 12.706205 * np.std(differences, ddof=1) / np.sqrt(2)
+    row = next(line for line in table.splitlines() if line.startswith("| average"))
+    assert f"{np.mean(differences):+.3f} ± {half:.3f}" in row, row
