@@ -117,7 +117,8 @@ def parent(quick: bool) -> None:
         for _ in range(rounds):
             took: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
             for number in range(turns):
-                for side in sides if number % 2 == 0 else sides[::-1]:
+                first = number % len(sides)  # no side has two turns running, in which its data would still be in the caches
+                for side in sides[first:] + sides[:first]:
                     took[side].append(players[side].turn())
             for unit in ("wall", "cpu"):
                 one = {side: statistics.median(each[unit] for each in took[side]) for side in sides}
