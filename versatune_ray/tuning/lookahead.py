@@ -6,7 +6,6 @@ training under its answers would have measured.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,14 +20,13 @@ from versatune_ray.mixture import replay
 from versatune_ray.pipeline import Run
 from versatune_ray.run_folder import say
 from versatune_ray.settings import Config
-from versatune_ray.storage import push
 from versatune_ray.training import plan
 
 CAVEAT = "These losses were recorded under the shares of the run itself; training under other shares would have measured others."
 
 
 def look_ahead(run: Run) -> Path:
-    """Answers of every setting to the recorded losses, in ``replay/trajectories.csv``; returns the file."""
+    """Answers of every setting to the recorded losses, in ``replay/trajectories.json``; returns the report, which draws them."""
     config = run.given_config
     log = Path(config.replay.losses or run.folder.path / "finetune" / "adjustments.jsonl")
     lines = _read(log)
@@ -37,21 +35,14 @@ def look_ahead(run: Run) -> Path:
     trajectories = {"recorded": np.array([[line["share"][name] for name in names] for line in lines])}
     for name, changes in settings_of(config).items():
         trajectories[name] = _answers(parse(with_keys(config.model_dump(mode="json"), changes)), lines, names, reference, trajectories["recorded"][0])
-    folder = run.folder.path / "replay"
-    folder.mkdir(exist_ok=True)
-    file = folder / "trajectories.csv"
-    with file.open("w", newline="", encoding="utf-8") as text:
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["setting", "step", *names])
-        for name, shares in trajectories.items():
-            writer.writerows([name, line["step"], *row] for line, row in zip(lines, shares.tolist(), strict=True))
-    push(file)
+    content = {name: shares.tolist() for name, shares in trajectories.items()}
+    run.folder.write("replay/trajectories.json", {"steps": [line["step"] for line in lines], "domains": names, "shares": content})
     width = max(map(len, trajectories))
     for name, shares in trajectories.items():
         ends = ", ".join(f"{domain} {100 * share:.1f} %" for domain, share in zip(names, shares[-1], strict=True))
         say("replay", f"{name:<{width}}  {ends}")
     say("replay", CAVEAT)
-    return file
+    return run.report()
 
 
 def settings_of(config: Config) -> dict[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ def _write_tables(run: Run, shared: Plan) -> None:
     folder.mkdir(exist_ok=True)
     note = "Means over seeds with 95 % intervals (Student's t); differences are paired by seed, in bold where the interval leaves 0 out.\n"
     (folder / "tables.md").write_text(note + "".join(f"\n**{one.title}**\n\n{one.markdown()}\n" for one in tables), encoding="utf-8")
+    run.folder.write("study/tables.json", [asdict(one) for one in tables])
     for number, one in enumerate(tables, 1):
         (folder / f"table_{number}.csv").write_text(one.csv(), encoding="utf-8")
     for file in folder.iterdir():
