@@ -1,6 +1,6 @@
-"""Search over ε, δ, σ (or any other key) with Ray Tune: every trial is a fine-tuning of its own, on shared detection, references and tokens.
+"""Search over ε, δ, σ (or any other key) with Ray Tune: every trial is a fine-tuning, on shared detection, references and tokens.
 
-usage: python jobs/sweep.py [--config FILE] [key=value …]      leaves {storage}/{run}/sweep/{results.parquet,pareto.json,best.yaml} and the report
+usage: python jobs/sweep.py [--config FILE] [key=value …]      leaves {storage}/{run}/sweep/ with best.yaml for jobs/finetune.py
 """
 
 from versatune_ray.cli import main

@@ -68,7 +68,9 @@ def finish(process: subprocess.Popen[str], status: int = 0) -> str:
 
 def logs(folder: Path) -> dict[str, float]:
     """When the log of each finished trial was last written."""
-    return {file.parent.name: (file.parent / "finetune" / "adjustments.jsonl").stat().st_mtime for file in folder.glob("trials/*/outcome.json")}
+    return {
+        file.parent.name: (file.parent / "finetune" / "adjustments.jsonl").stat().st_mtime for file in folder.glob("trials/*/outcome.json")
+    }
 
 
 def test_a_sweep_survives_a_kill_and_repeats_no_finished_trial(job: dict[str, Any], tmp_path: Path) -> None:
@@ -105,18 +107,27 @@ def test_a_sweep_survives_a_kill_and_repeats_no_finished_trial(job: dict[str, An
     # Its best is a configuration that the fine-tuning job takes as is, and that gives the same numbers.
     printed = finish(start(yaml.safe_load((run / "sweep" / "best.yaml").read_text()), "finetune.py", tmp_path))
     tuned = tmp_path / "runs" / "search-best" / "finetune" / "adjustments.jsonl"
-    assert json.loads(tuned.read_text().splitlines()[-1])["loss"] == json.loads(
-        (run / "trials" / best["trial"] / "finetune" / "adjustments.jsonl").read_text().splitlines()[-1]
-    )["loss"]
+    assert (
+        json.loads(tuned.read_text().splitlines()[-1])["loss"]
+        == json.loads((run / "trials" / best["trial"] / "finetune" / "adjustments.jsonl").read_text().splitlines()[-1])["loss"]
+    )
 
 
 def test_hopeless_trials_are_stopped_early_and_failed_ones_are_told(job: dict[str, Any], tmp_path: Path) -> None:
     # Learning rates of which the smallest learns nothing; one of 1e30 makes a loss that is no number.
-    sweep = {"space": {"training.learning_rate": [1e-2, 5e-3, 1e-7, 1e30]}, "objective": {"gain": 1.0}, "prune": True, "grace": 2, "concurrency": 1}
+    sweep = {
+        "space": {"training.learning_rate": [1e-2, 5e-3, 1e-7, 1e30]},
+        "objective": {"gain": 1.0},
+        "prune": True,
+        "grace": 2,
+        "concurrency": 1,
+    }
     job = job | {"run": "pruned", "mixture": {"start": "uniform", "policy": "constant"}, "sweep": sweep}
     printed = finish(start(job, "sweep.py", tmp_path), status=1)
     run = tmp_path / "runs" / "pruned"
-    rows = {row["training.learning_rate"]: row for row in pq.read_table(run / "sweep" / "results.parquet").to_pylist() if row["error"] is None}
+    rows = {
+        row["training.learning_rate"]: row for row in pq.read_table(run / "sweep" / "results.parquet").to_pylist() if row["error"] is None
+    }
     assert set(rows) == {1e-2, 5e-3, 1e-7}
     assert rows[1e-2]["pruned_at"] is None and rows[1e-7]["pruned_at"] is not None
     lines = (run / "trials" / rows[1e-7]["trial"] / "finetune" / "adjustments.jsonl").read_text().splitlines()
@@ -145,7 +156,9 @@ def test_optuna_searches_a_range_and_knows_what_was_tried_before(job: dict[str, 
         ("mixture.sgima", [1.0], "mixture.sgima: unknown key; did you mean 'mixture.sigma'"),
     ],
 )
-def test_what_cannot_be_searched_is_refused_before_anything_starts(job: dict[str, Any], tmp_path: Path, key: str, value: Any, told: str) -> None:
+def test_what_cannot_be_searched_is_refused_before_anything_starts(
+    job: dict[str, Any], tmp_path: Path, key: str, value: Any, told: str
+) -> None:
     printed = finish(start(job | {"sweep": {"space": {key: value}}}, "sweep.py", tmp_path), status=2)
     assert told in printed and len(printed.splitlines()) == 1, printed
     assert not (tmp_path / "runs").exists()
@@ -163,7 +176,10 @@ def test_a_study_compares_methods_seed_by_seed_on_shared_artefacts(job: dict[str
     assert len(logs(run)) == 6
     assert len(list((tmp_path / "runs" / ".cache" / "reference").glob("*/result.json"))) == len(NAMES)  # once for both seeds
     for seed in (3, 4):
-        lines = [json.loads(line) for line in (run / "trials" / f"VersaTune-2-{seed}" / "finetune" / "adjustments.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(line)
+            for line in (run / "trials" / f"VersaTune-2-{seed}" / "finetune" / "adjustments.jsonl").read_text().splitlines()
+        ]
         average = json.loads((run / "trials" / f"average-{seed}" / "finetune" / "adjustments.jsonl").read_text().splitlines()[0])["share"]
         for name in NAMES:  # adjustments are evenly spaced, so the average over steps is the one over all but the last
             np.testing.assert_allclose(average[name], np.mean([line["share"][name] for line in lines[:-1]]), atol=1e-12)

@@ -28,7 +28,7 @@ def test_gains_are_relative_decreases_and_forgetting_the_mean_increase_of_the_ot
 def test_losses_that_allow_no_comparison_are_named() -> None:
     with pytest.raises(ValueError, match="code: no loss after"):
         achieved(BEFORE, {"law": 1.0, "general": 1.0})
-    with pytest.raises(ValueError, match="law: .*0 before"):
+    with pytest.raises(ValueError, match=r"law: .*0 before"):
         achieved(BEFORE | {"law": 0.0}, AFTER)
     with pytest.raises(ValueError, match="every domain is one"):
         achieved(BEFORE, AFTER, list(BEFORE))

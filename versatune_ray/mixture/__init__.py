@@ -1,8 +1,8 @@
 """Which domain the next samples come from: metrics, policies, starting shares and the sampler, in pure NumPy.
 
 Read in this order: ``metrics`` (Eq. 2, Eq. 3) → ``feedback`` → ``policies`` (Algorithms 2 and 3) → ``sampler``. ``shares`` holds
-starting points, ``rivals`` the rules of others, ``replay`` runs a policy over recorded losses, ``diagnostics`` reads signs of trouble off a log. Every array is in the
-order of the configured domain list.
+starting points, ``rivals`` the rules of others, ``replay`` runs a policy over recorded losses, ``diagnostics`` reads signs of trouble
+off a log. Every array is in the order of the configured domain list.
 Equations and algorithms are those of VersaTune (arXiv 2411.11266); a choice the paper leaves open is named as ours where it is made.
 """
 

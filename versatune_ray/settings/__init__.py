@@ -218,7 +218,11 @@ class Evaluation(Section):
 
 
 class Config(Section):
-    run: str = setting("quickstart", "name of the run, and of its folder; the same name resumes", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")
+    run: str = setting(
+        "quickstart",
+        "name of the run, and of its folder; the same name resumes",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$",
+    )
     storage: str = setting("runs", "runs and cache: a folder that every node sees, or a URI (s3://, gs://, …) that each reaches")
     seed: int = setting(0, "seed of sampling, training and detection")
     device: Literal["auto", "cpu", "cuda"] = setting(

@@ -47,7 +47,9 @@ class Sweep(Section):
                 low, high = values.get("min"), values.get("max")
                 numbers = isinstance(low, int | float) and isinstance(high, int | float)
                 if values.keys() - {"min", "max", "log"} or not numbers or not low < high:  # type: ignore[operator]
-                    raise ValueError(f"{key}: write a list of values, or {{min: 0.1, max: 2}}, with log: true if wanted; found {dict(values)}")
+                    raise ValueError(
+                        f"{key}: write a list of values, or {{min: 0.1, max: 2}}, with log: true if wanted; found {dict(values)}"
+                    )
                 if values.get("log") and not low > 0:  # type: ignore[operator]
                     raise ValueError(f"{key}: a logarithmic range needs min above 0; found {low}")
             elif not isinstance(values, list) or not values:
@@ -59,7 +61,7 @@ class Study(Section):
     """Methods × seeds."""
 
     methods: Changes = setting(
-        dict, "name → dotted keys that the method changes; mixture.trajectory: \"@NAME\" is the log of another method with the same seed"
+        dict, 'name → dotted keys that the method changes; mixture.trajectory: "@NAME" is the log of another method with the same seed'
     )
     seeds: list[int] = setting(lambda: [0, 1, 2, 3, 4], "seeds that every method is run with")
     baseline: str = setting("uniform", "method that the others are compared with, seed by seed")

@@ -34,7 +34,9 @@ def look_ahead(run: Run) -> Path:
     reference = _reference(config, log, lines, names)
     trajectories = {"recorded": np.array([[line["share"][name] for name in names] for line in lines])}
     for name, changes in settings_of(config).items():
-        trajectories[name] = _answers(parse(with_keys(config.model_dump(mode="json"), changes)), lines, names, reference, trajectories["recorded"][0])
+        trajectories[name] = _answers(
+            parse(with_keys(config.model_dump(mode="json"), changes)), lines, names, reference, trajectories["recorded"][0]
+        )
     content = {name: shares.tolist() for name, shares in trajectories.items()}
     run.folder.write("replay/trajectories.json", {"steps": [line["step"] for line in lines], "domains": names, "shares": content})
     width = max(map(len, trajectories))
@@ -61,7 +63,11 @@ def settings_of(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def _answers(
-    config: Config, lines: Sequence[Mapping[str, Any]], names: Sequence[str], reference: Mapping[str, float] | None, start: NDArray[np.float64]
+    config: Config,
+    lines: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    reference: Mapping[str, float] | None,
+    start: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Shares [t + 1, k] of one setting, from its own start where that needs no data, else from the recorded one."""
     if plan.needs_reference(config) and reference is None:

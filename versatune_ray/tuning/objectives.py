@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +15,8 @@ def achieved(before: Losses, after: Losses, targets: Sequence[str] = ()) -> dict
     """The objectives of a run from its held-out losses before training and now, both in the same unit.
 
     - ``gain``: mean over all domains of the relative decrease of the loss, (ℓ(0) − ℓ) / ℓ(0).
-    - ``target_gain``: the same mean over ``targets``; ``forgetting``: mean over all other domains of the relative increase, (ℓ − ℓ(0)) / ℓ(0),
-      negative where they learn. Both are missing where there are no targets.
+    - ``target_gain``: the same mean over ``targets``. ``forgetting``: mean over all other domains of the relative increase,
+      (ℓ − ℓ(0)) / ℓ(0), negative where they learn. Both are missing where there are no targets.
 
     Raises:
         ValueError: a domain lacks a loss, a loss before training is 0, or every domain is a target.
@@ -48,10 +47,4 @@ def pareto_front(points: npt.ArrayLike) -> list[int]:
     table = np.asarray(points, dtype=np.float64)
     if table.size == 0:
         return []
-    better = (table[None, :, :] >= table[:, None, :]).all(axis=2) & (table[None, :, :] > table[:, None, :]).any(axis=2)
-    return np.flatnonzero(~better.any(axis=1)).tolist()
-
-
-def losses_of(lines: Sequence[Mapping[str, Any]]) -> tuple[Losses, Losses]:
-    """Losses before training and at the last adjustment, from the lines of ``adjustments.jsonl``."""
-    return lines[0]["loss"], lines[-1]["loss"]
+    return [place for place, one in enumerate(table) if not ((table >= one).all(axis=1) & (table > one).any(axis=1)).any()]

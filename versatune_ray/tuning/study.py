@@ -94,7 +94,10 @@ def _write_tables(run: Run, shared: Plan) -> None:
     if all(one["accuracy"] for seeds in found.values() for one in seeds.values()):
         tables.append(_table("Exact match of greedy answers (%, higher is better)", found, "accuracy", names, settings.baseline, 100, 1))
     if shared.targets:
-        parts = {method: {seed: {k: 100 * v for k, v in one["objectives"].items()} for seed, one in seeds.items()} for method, seeds in found.items()}
+        parts = {
+            method: {seed: {k: 100 * v for k, v in one["objectives"].items()} for seed, one in seeds.items()}
+            for method, seeds in found.items()
+        }
         title = f"Expansion to {', '.join(shared.targets)} (relative change of the held-out loss, %)"
         tables.append(table(title, parts, ["target_gain", "forgetting", "gain"], "forgetting", settings.baseline, 2))
     folder = run.folder.path / "study"
@@ -110,7 +113,13 @@ def _write_tables(run: Run, shared: Plan) -> None:
 
 
 def _table(
-    title: str, found: Mapping[str, Mapping[int, Mapping[str, Any]]], key: str, names: Sequence[str], baseline: str, scale: float, digits: int
+    title: str,
+    found: Mapping[str, Mapping[int, Mapping[str, Any]]],
+    key: str,
+    names: Sequence[str],
+    baseline: str,
+    scale: float,
+    digits: int,
 ) -> Table:
     values = {
         method: {

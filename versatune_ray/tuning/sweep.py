@@ -23,7 +23,6 @@ from versatune_ray.training import plan as training_plan
 from versatune_ray.tuning.objectives import OBJECTIVES, pareto_front
 from versatune_ray.tuning.trials import Plan, name_of, run_trials, with_artefacts
 
-
 _DECISIVE = ("mixture.start", "mixture.policy")  # keys by which a trial needs detection or reference losses
 
 
@@ -68,9 +67,7 @@ def sweep(run: Run) -> Path:
         from ray.tune.schedulers import ASHAScheduler
 
         scheduler = ASHAScheduler(metric="score", mode="max", grace_period=settings.grace, max_t=10**6, reduction_factor=2)
-    failed = run_trials(
-        shared, listed, "sweep", settings.concurrency, search=search, trials=settings.trials, scheduler=scheduler
-    )
+    failed = run_trials(shared, listed, "sweep", settings.concurrency, search=search, trials=settings.trials, scheduler=scheduler)
     _write_results(run, shared, failed)
     if failed:
         told = "; ".join(f"{name}: {reason}" for name, reason in list(failed.items())[:3])
@@ -137,12 +134,18 @@ def _write_results(run: Run, shared: Plan, failed: Mapping[str, str]) -> None:
     found = [(name, one) for name, one in _outcomes(shared) if set(one["changes"]) == set(settings.space)]
     if not found:
         raise Incomplete("no trial is done: " + "; ".join(f"{name}: {reason}" for name, reason in failed.items()))
-    rows = [
-        {"trial": name, **one["changes"], **one["objectives"], "pruned_at": one["pruned_at"], "error": None} for name, one in found
-    ] + [{"trial": name, "error": reason} for name, reason in failed.items()]
+    rows = [{"trial": name, **one["changes"], **one["objectives"], "pruned_at": one["pruned_at"], "error": None} for name, one in found] + [
+        {"trial": name, "error": reason} for name, reason in failed.items()
+    ]
     folder = run.folder.path / "sweep"
     folder.mkdir(exist_ok=True)
-    columns = ["trial", *settings.space, *(name for name in (*OBJECTIVES, "score") if name in found[0][1]["objectives"]), "pruned_at", "error"]
+    columns = [
+        "trial",
+        *settings.space,
+        *(name for name in (*OBJECTIVES, "score") if name in found[0][1]["objectives"]),
+        "pruned_at",
+        "error",
+    ]
     pq.write_table(pa.table({column: [row.get(column) for row in rows] for column in columns}), folder / "results.parquet")
     push(folder / "results.parquet")
     finished = [(name, one) for name, one in found if one["pruned_at"] is None]
@@ -152,10 +155,16 @@ def _write_results(run: Run, shared: Plan, failed: Mapping[str, str]) -> None:
     run.folder.write("sweep/pareto.json", front)
     if not finished:
         return
-    name, best = max(finished, key=lambda item: item[1]["objectives"]["score"])
+    _, best = max(finished, key=lambda item: item[1]["objectives"]["score"])
     config = shared.config("check", best["changes"]).model_copy(update={"run": f"{run.config.run}-best"})
     file = folder / "best.yaml"
-    file.write_text(f"# the best of {len(finished)} trials of {run.config.run!r}: python jobs/finetune.py --config THIS\n" + dump(config), encoding="utf-8")
+    file.write_text(
+        f"# the best of {len(finished)} trials of {run.config.run!r}: python jobs/finetune.py --config THIS\n" + dump(config),
+        encoding="utf-8",
+    )
     push(file)
     changes = ", ".join(f"{key}={value}" for key, value in best["changes"].items())
-    say("sweep", f"best: {changes} (score {best['objectives']['score']:.4f}); {len(front)} of {len(finished)} trials are beaten by none: {file}")
+    say(
+        "sweep",
+        f"best: {changes} (score {best['objectives']['score']:.4f}); {len(front)} of {len(finished)} trials are beaten by none: {file}",
+    )

@@ -59,7 +59,9 @@ def table(title: str, values: Values, columns: Sequence[str], of: str, baseline:
         raise ValueError(f"baseline {baseline!r} has no run")
     theirs = {seed: one[of] for seed, one in values[baseline].items()}
     rows = {
-        method: {column: estimate([one[column] for one in seeds.values()]) for column in columns} for method, seeds in values.items() if seeds
+        method: {column: estimate([one[column] for one in seeds.values()]) for column in columns}
+        for method, seeds in values.items()
+        if seeds
     }
     differences: dict[str, Estimate | None] = {
         method: None if method == baseline else paired_difference({seed: one[of] for seed, one in values[method].items()}, theirs)

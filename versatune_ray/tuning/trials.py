@@ -136,9 +136,7 @@ def run_trials(
             scheduler=scheduler,
             max_concurrent_trials=limit,
         ),
-        run_config=tune.RunConfig(
-            name="tune", storage_path=uri_of(plan.base.run_folder / title), verbose=0, callbacks=[account]
-        ),
+        run_config=tune.RunConfig(name="tune", storage_path=uri_of(plan.base.run_folder / title), verbose=0, callbacks=[account]),
     )
     tuner.fit()
     return account.failed
