@@ -224,9 +224,7 @@ class Run:
         def run() -> Step:
             if done.is_file():
                 return Step(fetch(folder / "model"), True)
-            tuned = finetune(
-                self.config, self.model, self.stores, detected, reference, self.unit, gpu=self.gpu, callbacks=self.callbacks
-            )
+            tuned = finetune(self.config, self.model, self.stores, detected, reference, self.unit, gpu=self.gpu, callbacks=self.callbacks)
             done.touch()
             push(done)
             return Step(tuned, False)

@@ -181,9 +181,9 @@ def test_a_finished_run_gives_one_page_with_every_section_and_chart(run: Path) -
     body = body_of(page)
     ids = re.findall(r'<section id="(\w+)"', body)
     assert ids == ["summary", "outcome", "detection", "finetuning", "data", "generations", "answers", "settings", "timings"]
-    assert set(figures_of(body)) == {"detected-0", "shares", "losses", "potential", "forgetting", "passes"}
+    assert set(figures_of(body)) == {"detected-0", "shares", "losses", "potential", "forgetting", "guard", "passes"}
     assert "not finished" not in body and 'class="missing"' not in body
-    assert body.count("<figcaption>Each ") == 6 and body.count("<summary>The numbers</summary>") == 6
+    assert body.count("<figcaption>Each ") == 7 and body.count("<summary>The numbers</summary>") == 7
 
 
 def test_every_chart_is_valid_plotly_and_names_a_domain_only_where_there_is_one(run: Path) -> None:

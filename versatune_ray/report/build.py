@@ -10,7 +10,6 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from importlib import resources
 from itertools import groupby, islice
 from pathlib import Path
@@ -27,8 +26,11 @@ from versatune_ray.report.detected import judge_section, model_section
 from versatune_ray.report.doubts import judges
 from versatune_ray.report.generations import CHARACTERS, PER_DOMAIN, PER_REASON
 from versatune_ray.report.outcome import outcomes
+from versatune_ray.report.replay import replayed
+from versatune_ray.report.study import study_section
 from versatune_ray.report.summary import summary, warnings
-from versatune_ray.report.writing import cut, duration
+from versatune_ray.report.sweep import sweep_section
+from versatune_ray.report.writing import cut, duration, setting
 
 ANSWERS_PER_DOMAIN = 3
 MOST_OPEN = 3  # models whose sections are open at first
@@ -39,12 +41,18 @@ _PARTS = {
     "reference": "reference losses",
     "adjustments": "fine-tuning",
     "evaluation": "evaluation",
+    "sweep": "sweep",
+    "study": "study",
+    "replay": "replay",
     "timings": "timings",
 }
 _SECTIONS = (  # anchor, what a link to it says, and the parts whose problems are told in it
     ("outcome", "Before and after", ("evaluation",)),
+    ("sweep", "Sweep", ("sweep",)),
+    ("study", "Study", ("study",)),
     ("detection", "Detected shares", ("detection",)),
     ("finetuning", "Fine-tuning", ("adjustments", "reference")),
+    ("replay", "Replay", ("replay",)),
     ("data", "Data", ("data",)),
     ("generations", "Generations", ()),
     ("answers", "Answers", ()),
@@ -103,13 +111,16 @@ def render(run: RunData) -> str:
     result = outcomes(run)
     compared = comparison(run)
     models = [model_section(run, detection, number) for number, detection in enumerate(run.detections)]
-    made = (figures.shares, figures.losses, figures.learnable_potential, figures.forgetting_degree, figures.passes)
+    made = (figures.shares, figures.losses, figures.learnable_potential, figures.forgetting_degree, figures.guard, figures.passes)
     training = [figure for build in made if (figure := build(run)) is not None]
+    sweep, study, replay = sweep_section(run), study_section(run), replayed(run)
     drawn = [*([compared] if compared else []), *(item["figure"] for item in models), *training]
+    drawn += [*(sweep["figures"] if sweep else []), *(item["figure"] for item in study if item["figure"]), *([replay] if replay else [])]
     before_after, other = tables.before_after(run, result), tables.other_measurements(run)
     counts, timings = tables.data_counts(run), tables.timings(run)
     content: dict[str, Any] = {"outcome": before_after or other, "detection": models or run.failed, "finetuning": training, "data": counts}
     content |= {"generations": models, "answers": run.evaluation, "settings": run.config, "timings": timings}
+    content |= {"sweep": sweep, "study": study, "replay": replay}
     shown = {anchor: text for anchor, text, parts in _SECTIONS if content[anchor] or any(_broken(run, part) for part in parts)}
     told = {part for anchor, _, parts in _SECTIONS if anchor in shown for part in parts}
     plotly, script = _closed(get_plotlyjs()), _closed(_resource("charts.js.jinja"))
@@ -124,8 +135,8 @@ def render(run: RunData) -> str:
         figures_json=script_json({figure.id: _drawn(figure) for figure in drawn}),
         facts=_facts(run),
         shown=shown,
-        untold=[sentence for part, sentence in run.problems.items() if part not in told],
-        waiting=", ".join(text for part, text in _PARTS.items() if part in run.problems),
+        untold=[sentence for part, sentence in run.missing.items() if part not in told],
+        waiting=", ".join(text for part, text in _PARTS.items() if part in run.missing),
         summary=summary(run, result),
         warnings=warnings(run, result),
         before_after=before_after,
@@ -137,6 +148,9 @@ def render(run: RunData) -> str:
         most_open=MOST_OPEN,
         judges=[judge_section(run, group, quality) for group, quality in judges(run.detections)],
         training=training,
+        sweep=sweep,
+        study=study,
+        replay=replay,
         counts=counts,
         answers=_answers(run),
         answers_per_domain=ANSWERS_PER_DOMAIN,
@@ -185,8 +199,8 @@ def _facts(run: RunData) -> list[str]:
         facts.append(f"finished {run.timings.finished[:16].replace('T', ' ')}")
     if run.timings and run.timings.steps:
         facts.append(f"{duration(sum(step.seconds or 0 for step in run.timings.steps))} in all")
-    if run.setting("mixture.policy") and not run.detects_only:
-        facts.append(f"policy {run.setting('mixture.policy')}, start {_value(run.setting('mixture.start'))}")
+    if run.setting("mixture.policy") and not run.detects_only and not run.compares:
+        facts.append(f"policy {run.setting('mixture.policy')}, start {setting(run.setting('mixture.start'))}")
     versions = run.setting("versions")
     if isinstance(versions, dict):
         facts += [f"{name} {versions[name]}" for name in ("versatune_ray", "versatune-ray") if name in versions]
@@ -212,19 +226,16 @@ def _bare(text: str | None) -> str:
     return " ".join((text or "").split()).rstrip(".").casefold()
 
 
+def _varied(run: RunData) -> set[str]:
+    """Keys that a sweep or a study gives each of its runs another value of."""
+    methods = run.setting("study.methods") if run.study and run.compares else None
+    changed = {key for changes in methods.values() if isinstance(changes, dict) for key in changes} if isinstance(methods, dict) else set()
+    return changed | set(run.sweep.keys if run.sweep and run.compares else ())
+
+
 def _settings(run: RunData) -> list[tuple[str, str]]:
     shown = _DETECTION_SETTINGS if run.detects_only else _TRAINING_SETTINGS
-    found = [(name, run.setting(key)) for key, name in shown.items()]
+    found = [(name, run.setting(key)) for key, name in shown.items() if key not in _varied(run)]
     versions = run.setting("versions")
     found += list(versions.items()) if isinstance(versions, dict) else []
-    return [(str(name), _value(value)) for name, value in found if value not in (None, [], {})]
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_value(item)}" for key, item in value.items())
-    if isinstance(value, list):
-        return ", ".join(_value(item) for item in value)
-    if isinstance(value, float) and abs(value) < 1e-3 and value:
-        return f"{value:g}"
-    return str(value)
+    return [(str(name), setting(value)) for name, value in found if value not in (None, [], {})]

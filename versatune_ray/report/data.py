@@ -18,10 +18,12 @@ from pydantic import Field
 from versatune_ray.errors import UserError
 from versatune_ray.report.detections import Detection, read_detections, read_failed
 from versatune_ray.report.reading import Number, Problems, Record, attempt, one_line, text_of
+from versatune_ray.report.tuning import Replay, StudyTable, Sweep, read_replay, read_study, read_sweep
 from versatune_ray.report.writing import clean
 from versatune_ray.storage import shown
 
 PerDomain = dict[str, Number]
+_COMPARING = frozenset({"sweep", "study", "replay"})
 
 
 class Counts(Record):
@@ -133,6 +135,9 @@ class RunData:
     adjustments: tuple[Adjustment, ...] = ()
     evaluation: Evaluation | None = None
     timings: Timings | None = None
+    sweep: Sweep | None = None
+    study: tuple[StudyTable, ...] = ()
+    replay: Replay | None = None
     problems: dict[str, str] = field(default_factory=dict)
     absent: frozenset[str] = frozenset()
     domains: tuple[str, ...] = ()
@@ -151,7 +156,18 @@ class RunData:
     @property
     def detects_only(self) -> bool:
         """Whether the run is finished and all that it did is knowledge detection."""
-        return self.finished and bool(self.detections) and {"adjustments", "evaluation"} <= self.absent
+        return self.finished and bool(self.detections) and {"adjustments", "evaluation"} <= self.absent and not self.compares
+
+    @property
+    def compares(self) -> bool:
+        """Whether all that the run does is to compare fine-tunings or settings: a sweep, a study or a replay in a folder of its own."""
+        there = self.sweep or self.study or self.replay or _COMPARING & self.problems.keys()
+        return bool(there) and {"adjustments", "evaluation"} <= self.absent
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """``problems`` without what a run that only compares never makes: its trials are runs of their own."""
+        return {part: told for part, told in self.problems.items() if part == "config" or part not in self.absent or not self.compares}
 
     @property
     def unit(self) -> str:
@@ -174,6 +190,7 @@ def read_run(folder: Path) -> RunData:
     timings = _read(folder, "timings.json", Timings, "timings", "no step was timed", problems)
     detections, failed = read_detections(folder, problems), read_failed(folder, problems)
     adjustments = _read_adjustments(folder, problems)
+    replay = read_replay(folder, problems)
     name = config.get("run")
     return RunData(
         name=name if isinstance(name, str) and name else clean(folder.resolve().name),
@@ -187,9 +204,12 @@ def read_run(folder: Path) -> RunData:
         adjustments=adjustments,
         evaluation=evaluation,
         timings=timings,
+        sweep=read_sweep(folder, problems),
+        study=read_study(folder, problems),
+        replay=replay,
         problems=problems.said,
         absent=frozenset(problems.absent),
-        domains=_domain_order(config, counts, detections, adjustments, reference, evaluation),
+        domains=_domain_order(config, counts, detections, adjustments, reference, evaluation, replay),
     )
 
 
@@ -252,6 +272,7 @@ def _domain_order(
     adjustments: tuple[Adjustment, ...],
     reference: Reference | None,
     evaluation: Evaluation | None,
+    replay: Replay | None,
 ) -> tuple[str, ...]:
     """Configured order first: a domain keeps its colour from chart to chart and from run to run."""
     names: list[str] = []
@@ -265,4 +286,5 @@ def _domain_order(
         names += [*adjustment.share, *adjustment.loss]
     names += reference.domains if reference else []
     names += [result.domain for result in evaluation.results] if evaluation else []
+    names += replay.domains if replay else []
     return tuple(dict.fromkeys(names))

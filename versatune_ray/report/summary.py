@@ -6,7 +6,9 @@ from versatune_ray.report.data import RunData
 from versatune_ray.report.detections import Detection
 from versatune_ray.report.doubts import doubts, told
 from versatune_ray.report.outcome import Outcomes
-from versatune_ray.report.writing import interval, listing, percent, short, signed_percent
+from versatune_ray.report.sweep import told_changes
+from versatune_ray.report.tuning import StudyTable
+from versatune_ray.report.writing import count, interval, listing, percent, short, signed_percent
 
 _POLICIES = {
     "constant": "kept the starting shares all along",
@@ -18,7 +20,7 @@ _STEADY = 0.0005  # shares that move less than 0.05 percentage points are called
 
 def summary(run: RunData, result: Outcomes) -> tuple[str, ...]:
     """Sentences for the top of the page: what was tuned, found, given and gained. What is not there is not mentioned."""
-    sentences = [_opening(run), *_detections(run), *_shares(run)]
+    sentences = [*([] if run.compares else [_opening(run)]), *_compared(run), *_detections(run), *_shares(run)]
     sentences += [*_losses(result), *_accuracy(result), *_forgetting(run)]
     return tuple(sentence for sentence in sentences if sentence)
 
@@ -26,6 +28,10 @@ def summary(run: RunData, result: Outcomes) -> tuple[str, ...]:
 def warnings(run: RunData, result: Outcomes) -> tuple[str, ...]:
     """What a careful reader should look at twice: doubtful detections, what fine-tuning warned of, and failure signs."""
     found = doubts(run.detections, run.failed) + told(run.adjustments)
+    lost = [trial for trial in run.sweep.trials if trial.error is not None] if run.sweep else []
+    if lost:
+        told_how = "its error is in the table of trials" if len(lost) == 1 else "their errors are in the table of trials"
+        found.append(f"{count(len(lost))} of {count(len(run.sweep.trials if run.sweep else ()))} trials failed; {told_how}.")
     changes = [row.loss_change for row in result.domains if row.loss_change is not None]
     if len(changes) > 1 and all(change > 0 for change in changes):
         found.append(
@@ -62,6 +68,44 @@ def _model(run: RunData) -> str:
     if run.setting("detection.models") or not run.config:
         return run.detections[0].called if len(run.detections) == 1 else "several base models" if run.detections else "a base model"
     return str(run.setting("model.path") or "a tiny base model made for this run")
+
+
+def _compared(run: RunData) -> list[str]:
+    """What a sweep, a study and a replay were about and what came of them."""
+    found = []
+    if run.sweep and run.sweep.trials:
+        found.append(f"This run searched {listing([short(key) for key in run.sweep.keys])} in {_number(len(run.sweep.trials), 'trial')}.")
+        best = run.sweep.best
+        found += [f"The best had {short(told_changes(best), 120)}, with a score of {percent(best.score, 2)}."] if best else []
+    if run.study:
+        names = {method for table in run.study for method in table.rows}
+        seeds = max((n for table in run.study for n in table.seeds), default=0)
+        over = f" over {_number(seeds, 'seed')}" if seeds else ""
+        found.append(f"This run compared {_number(len(names), 'method')}{over}.")
+        found += [_told_apart(table) for table in run.study[:1]]
+    if run.replay and run.replay.settings:
+        found.append(f"Recorded losses were put through {_number(len(run.replay.settings), 'other setting')}, without training.")
+    if run.compares and not found:
+        found.append("This run compares settings; what it found could not be read.")
+    return found
+
+
+def _told_apart(table: StudyTable) -> str:
+    """Which methods the first table tells from its baseline; its title says whether lower or higher is better."""
+    clear = [(f"“{short(name)}”", one) for name, one in table.differences.items() if one is not None and one.clear]
+    sides = [
+        ("below", [name for name, one in clear if (one.mean or 0) < 0]),
+        ("above", [name for name, one in clear if (one.mean or 0) > 0]),
+    ]
+    parts = [f"{listing(names, 4)} {'is' if len(names) == 1 else 'are'} clearly {side}" for side, names in sides if names]
+    if not parts and all(one is None or one.half_width is None for one in table.differences.values()):
+        return "One seed gives no intervals, so no method is told apart from another."
+    told_apart = " and ".join(parts) if parts else "no method is clearly apart from"
+    return f"{short(table.title, 80)}: {told_apart} “{short(table.baseline)}”."
+
+
+def _number(n: int, thing: str) -> str:
+    return f"{count(n)} {thing}{'s' if n != 1 else ''}"
 
 
 def _detections(run: RunData) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 ABSENT = "–"
@@ -23,6 +23,11 @@ def count(value: float | None) -> str:
 def decimal(value: float | None, digits: int = 3) -> str:
     """A plain number: ``2.314``."""
     return ABSENT if not _finite(value) else f"{value:,.{digits}f}".replace("-", _MINUS)
+
+
+def signed_decimal(value: float | None, digits: int = 3) -> str:
+    """A difference with its sign: ``+0.012``."""
+    return ABSENT if value is None or not _finite(value) else _signed(value, digits)
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -82,6 +87,17 @@ def listing(names: Sequence[str], limit: int = 6) -> str:
     if len(shown) > limit:
         shown = [*shown[: limit - 1], f"{len(names) - limit + 1} more"]
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}" if shown else ""
+
+
+def setting(value: Any) -> str:
+    """The value of a configuration key: ``0.05``, ``law, code``, ``law 0.3, code 0.7``."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {setting(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(setting(item) for item in value)
+    if isinstance(value, float) and abs(value) < 1e-3 and value:
+        return f"{value:g}"
+    return str(value)
 
 
 def cut(text: str, limit: int) -> str:

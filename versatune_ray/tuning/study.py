@@ -15,7 +15,7 @@ from versatune_ray.settings import Config
 from versatune_ray.storage import push
 from versatune_ray.training import plan as training_plan
 from versatune_ray.tuning.tables import Table, table
-from versatune_ray.tuning.trials import Plan, run_trials, with_artefacts
+from versatune_ray.tuning.trials import Plan, finish, run_trials, with_artefacts
 
 
 def check(config: Config) -> None:
@@ -63,10 +63,7 @@ def study(run: Run) -> Path:
     if then:
         failed |= run_trials(shared, then, "study", settings.concurrency)
     _write_tables(run, shared)
-    if failed:
-        told = "; ".join(f"{name}: {reason}" for name, reason in list(failed.items())[:3])
-        raise Incomplete(f"{len(failed)} of {len(listed)} runs failed ({told}); the same command tries them again")
-    return run.report()
+    return finish(run, failed)
 
 
 def _trial(method: str, seed: int) -> str:

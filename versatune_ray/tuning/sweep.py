@@ -21,7 +21,7 @@ from versatune_ray.settings.tuning import Sweep
 from versatune_ray.storage import push
 from versatune_ray.training import plan as training_plan
 from versatune_ray.tuning.objectives import OBJECTIVES, pareto_front
-from versatune_ray.tuning.trials import Plan, name_of, run_trials, with_artefacts
+from versatune_ray.tuning.trials import Failure, Plan, finish, name_of, run_trials, with_artefacts
 
 _DECISIVE = ("mixture.start", "mixture.policy")  # keys by which a trial needs detection or reference losses
 
@@ -69,10 +69,7 @@ def sweep(run: Run) -> Path:
         scheduler = ASHAScheduler(metric="score", mode="max", grace_period=settings.grace, max_t=10**6, reduction_factor=2)
     failed = run_trials(shared, listed, "sweep", settings.concurrency, search=search, trials=settings.trials, scheduler=scheduler)
     _write_results(run, shared, failed)
-    if failed:
-        told = "; ".join(f"{name}: {reason}" for name, reason in list(failed.items())[:3])
-        raise Incomplete(f"{len(failed)} trials failed ({told}); the same command tries them again")
-    return run.report()
+    return finish(run, failed)
 
 
 def _plan(config: Config) -> Plan:
@@ -128,14 +125,14 @@ def _outcomes(shared: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
         yield file.parent.name, json.loads(file.read_text(encoding="utf-8"))
 
 
-def _write_results(run: Run, shared: Plan, failed: Mapping[str, str]) -> None:
+def _write_results(run: Run, shared: Plan, failed: Mapping[str, Failure]) -> None:
     """``sweep/results.parquet``, ``pareto.json`` and ``best.yaml``."""
     settings = run.config.sweep
     found = [(name, one) for name, one in _outcomes(shared) if set(one["changes"]) == set(settings.space)]
     if not found:
-        raise Incomplete("no trial is done: " + "; ".join(f"{name}: {reason}" for name, reason in failed.items()))
+        raise Incomplete("no trial is done: " + "; ".join(f"{name}: {one.reason}" for name, one in failed.items()))
     rows = [{"trial": name, **one["changes"], **one["objectives"], "pruned_at": one["pruned_at"], "error": None} for name, one in found] + [
-        {"trial": name, "error": reason} for name, reason in failed.items()
+        {"trial": name, **one.changes, "error": one.reason} for name, one in failed.items()
     ]
     folder = run.folder.path / "sweep"
     folder.mkdir(exist_ok=True)

@@ -17,7 +17,7 @@ from ray.tune import Callback
 
 from versatune_ray.cache import key_of, write_json
 from versatune_ray.config import parse, with_keys
-from versatune_ray.errors import one_line
+from versatune_ray.errors import Incomplete, one_line
 from versatune_ray.pipeline import Run
 from versatune_ray.run_folder import RunFolder, check_unchanged, say
 from versatune_ray.settings import Config
@@ -26,6 +26,14 @@ from versatune_ray.training import plan as training_plan
 from versatune_ray.tuning.objectives import OBJECTIVES, achieved, score
 
 _FREE_TREE = ("sweep", "study", "replay")  # what a trial does not depend on
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A trial that ended by an error: what it changed, and why it ended, in one line."""
+
+    changes: Mapping[str, Any]
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -105,8 +113,8 @@ def run_trials(
     search: Any = None,
     trials: int = 0,
     scheduler: Any = None,
-) -> dict[str, str]:
-    """Do the trials that have no outcome yet; returns why some failed, by name.
+) -> dict[str, Failure]:
+    """Do the trials that have no outcome yet; returns those that failed, by name.
 
     Args:
         listed: name → changes of the trials to do; empty where a ``search`` chooses them, ``trials`` in number.
@@ -140,6 +148,19 @@ def run_trials(
     )
     tuner.fit()
     return account.failed
+
+
+def finish(run: Run, failed: Mapping[str, Failure]) -> Path:
+    """Write the report; then say what is missing in it.
+
+    Raises:
+        Incomplete: some trials failed.
+    """
+    page = run.report()
+    if failed:
+        told = "; ".join(f"{name}: {one.reason}" for name, one in list(failed.items())[:3])
+        raise Incomplete(f"{len(failed)} trials failed ({told}); the same command tries them again. The others: {page}")
+    return page
 
 
 def _train(params: Mapping[str, Any], plan: Plan) -> None:
@@ -188,7 +209,7 @@ class _Account(Callback):  # type: ignore[misc]
 
     def __init__(self, plan: Plan, title: str, total: int, done: int):
         self.plan, self.title, self.total, self.done = plan, title, total, done
-        self.failed: dict[str, str] = {}
+        self.failed: dict[str, Failure] = {}
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name, changes = _trial_of(trial.config)
@@ -204,8 +225,8 @@ class _Account(Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name, changes = _trial_of(trial.config)
-        self.failed[name] = one_line(trial.get_error() or RuntimeError("it ended without a word"))
-        self._tell(name, changes, "failed", self.failed[name])
+        self.failed[name] = Failure(changes, one_line(trial.get_error() or RuntimeError("it ended without a word")))
+        self._tell(name, changes, "failed", self.failed[name].reason)
 
     def _tell(self, name: str, changes: Mapping[str, Any], what: str, more: str) -> None:
         self.done += 1
