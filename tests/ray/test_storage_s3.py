@@ -172,6 +172,7 @@ def test_a_job_on_machines_without_a_shared_disk_gives_the_same_numbers(
         assert b"endpoint_override" not in bucket.read(f"two/test/{name}")
 
 
+@pytest.mark.slow
 def test_a_job_that_was_killed_goes_on_from_another_machine(bucket: Bucket, job: dict[str, Any], expected: Path, tmp_path: Path) -> None:
     storage, log = bucket.uri("killed"), "killed/test/finetune/adjustments.jsonl"
     process = start(job, storage, tmp_path)

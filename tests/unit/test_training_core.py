@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from versatune_ray.settings import Data
 from versatune_ray.training.checkpoint import Checkpoints
 from versatune_ray.training.core import Tuner
 from versatune_ray.training.model import load_model
-from versatune_ray.training.recipe import Recipe
+from versatune_ray.training.recipe import Recipe, Setup
 
 RECIPE = Recipe(steps=8, batch_size=6, micro_batch_tokens=40, learning_rate=1e-2, warmup=0.1, weight_decay=0.01, max_grad_norm=1.0, seed=3)
 SHARES = np.array([0.7, 0.3])
@@ -130,3 +131,25 @@ def test_the_core_imports_no_ray() -> None:
 
     code = "import sys, versatune_ray.training.alone, versatune_ray.training.plan; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_bf16_forward_passes_leave_the_weights_in_float32(tiny_model: Path, data: list[DomainData]) -> None:
+    exact, half = (
+        tuner(tiny_model, data),
+        Tuner(load_model(str(tiny_model)), data, RECIPE, torch.device("cpu"), setup=Setup(precision="bf16")),
+    )
+    for _ in range(4):
+        wanted, found = exact.step(SHARES), half.step(SHARES)
+        assert found == pytest.approx(wanted, rel=0.02)  # bf16 has eight bits
+        assert found != wanted
+    assert {parameter.dtype for parameter in half.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")
+def test_compiled_blocks_give_the_same_losses(tiny_model: Path, data: list[DomainData]) -> None:
+    plain, compiled = (
+        tuner(tiny_model, data),
+        Tuner(load_model(str(tiny_model)), data, RECIPE, torch.device("cpu"), setup=Setup(compile=True)),
+    )
+    assert compiled.step(SHARES) == pytest.approx(plain.step(SHARES), rel=1e-5)
+    assert compiled.step(SHARES) == pytest.approx(plain.step(SHARES), rel=1e-5)

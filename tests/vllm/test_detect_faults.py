@@ -42,6 +42,9 @@ COUNT, REPEATS = 600, 2
 PATIENCE = 400.0  # seconds until a job has come to a certain point; an engine starts in 20 to 100, as busy as the machine is
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
     """Storage of this module, with a short path: Ray's sockets lie in it too, and what a killed job leaves goes with it."""

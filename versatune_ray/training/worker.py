@@ -43,9 +43,14 @@ def train_loop(settings: dict[str, Any]) -> None:
 class Failures(ray.train.UserCallback):  # type: ignore[misc]
     """Tells on the driver's screen why a worker group is started again; Ray Train itself tells only its log."""
 
+    def __init__(self) -> None:
+        self._count = 0  # a screen shows the same words once
+
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        self._count += 1
         told = "; ".join(f"rank {rank}: {one_line(error)}" for rank, error in sorted(worker_exceptions.items()))
-        Bar("fine-tuning", 1).say(f"workers failed ({told}); they are started again from the last checkpoint, unless that was the last try")
+        text = f"failure {self._count}: {told}; the workers are started again from the last checkpoint, unless that was the last try"
+        Bar("fine-tuning", 1).say(text)
 
 
 class _Node:
