@@ -97,7 +97,9 @@ class Run:
         listed = ", ".join(f"{name} {count['train']}+{count['validation']}" for name, count in counts.items())
         say("data", f"{listed} records (train+held out)")
         for name, count in counts.items():
-            odd = {what: n for what, n in count.items() if what in ("bad", "cut", "over_long_kept", "duplicates_removed") and n}
+            odd = {
+                what: n for what, n in count.items() if what in ("bad", "cut", "over_long_kept", "duplicates_removed", "train_unused") and n
+            }
             if odd:
                 say("data", f"{name}: " + ", ".join(f"{n} {what.replace('_', ' ')}" for what, n in odd.items()))
             if count["validation"] < _FEW:

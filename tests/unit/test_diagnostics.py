@@ -141,3 +141,19 @@ def test_many_domains_are_named_in_part() -> None:
 def test_lines_read_back_from_the_log_say_the_same() -> None:
     lines = shares(0.2, 0.021, 0.019, 0.01, 0.021, 0.015)
     assert history(json.loads(json.dumps(lines))) == history(lines)
+
+
+def test_a_domain_that_overfits_and_is_given_more_is_told() -> None:
+    def scarce(loss: float, share: float, passes: float, feedback: str = "held_out") -> dict[str, Any]:
+        return line(share=(share, 1 - share), loss=(loss, 1.0), passes=(passes, 0.5), feedback=feedback)
+
+    # 1 % above 2.0 is 2.02
+    course = [scarce(3.0, 0.2, 0), scarce(2.0, 0.25, 1.5), scarce(2.02, 0.3, 2.5), scarce(2.1, 0.35, 3.5), scarce(2.2, 0.4, 4)]
+    told = history(course)
+    assert told[:3] == [[], [], []] and told[4] == []
+    assert len(told[3]) == 1
+    assert "law (loss 2.000 → 2.100, share 25 % → 35 %, 3.5 passes)" in told[3][0] and "mixture.heed_overfitting=true" in told[3][0]
+    falling_share = [scarce(2.0, 0.25, 1.5), scarce(2.3, 0.2, 3)]
+    first_passes = [scarce(2.0, 0.25, 0.5), scarce(2.3, 0.3, 1.9)]
+    training = [scarce(2.0, 0.25, 1.5, "train"), scarce(2.3, 0.3, 3, "train")]
+    assert not any(map(any, (history(falling_share), history(first_passes), history(training))))

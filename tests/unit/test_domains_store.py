@@ -106,7 +106,7 @@ def test_a_view_shows_its_records_in_its_order_also_in_another_process(tmp_path:
 
 
 def adds_up(counts: dict[str, int]) -> bool:
-    parts = ("bad", "train", "validation", "duplicates_removed", "validation_duplicates", "validation_unused")
+    parts = ("bad", "train", "train_unused", "validation", "duplicates_removed", "validation_duplicates", "validation_unused")
     return counts["read"] == sum(counts[part] for part in parts)
 
 
@@ -129,18 +129,21 @@ def test_every_record_is_accounted_for(tmp_path: Path) -> None:
     }
     data = split(domains, Data(validation_fraction=0.25, max_validation=2))
     assert data["law"].counts == {
-        "read": 8, "bad": 2, "train": 1, "validation": 2, "duplicates_removed": 1, "validation_duplicates": 1, "validation_unused": 1,
-        "cut": 0, "over_long_kept": 0,
+        "read": 8, "bad": 2, "train": 1, "train_unused": 0, "validation": 2, "duplicates_removed": 1, "validation_duplicates": 1,
+        "validation_unused": 1, "cut": 0, "over_long_kept": 0,
     }  # fmt: skip
     assert data["code"].counts == {
-        "read": 8, "bad": 1, "train": 2, "validation": 2, "duplicates_removed": 2, "validation_duplicates": 1, "validation_unused": 0,
-        "cut": 0, "over_long_kept": 0,
+        "read": 8, "bad": 1, "train": 2, "train_unused": 0, "validation": 2, "duplicates_removed": 2, "validation_duplicates": 1,
+        "validation_unused": 0, "cut": 0, "over_long_kept": 0,
     }  # fmt: skip
     assert all(adds_up(domain.counts) for domain in data.values())
     assert data["law"].validation.hashes.tolist() == [1, 2]
     assert data["law"].train.hashes.tolist() == [high]
     assert data["code"].validation.hashes.tolist() == [high + 1, 9]
     assert data["code"].train.hashes.tolist() == [12, 12]
+    capped = split(domains, Data(validation_fraction=0.25, max_validation=2, max_train={"code": 1}))
+    assert (capped["code"].counts["train"], capped["code"].counts["train_unused"]) == (1, 1)
+    assert capped["law"].counts == data["law"].counts and adds_up(capped["code"].counts)
 
 
 def test_the_account_holds_for_random_domains_and_nothing_measured_is_trained_on(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from versatune_ray.tuning.objectives import achieved, pareto_front, score
+from versatune_ray.tuning.objectives import achieved, by_epoch, pareto_front, score
 from versatune_ray.tuning.statistics import estimate, paired_difference
 
 BEFORE = {"law": 4.0, "code": 2.0, "general": 5.0}
@@ -68,3 +68,14 @@ def test_differences_are_taken_seed_by_seed() -> None:
         assert paired_difference(ours, {seed: theirs[seed] for seed in order}) == found
     with pytest.raises(ValueError):
         paired_difference({0: 1.0}, {1: 1.0})
+
+
+def test_losses_by_epoch_are_those_of_the_last_adjustment_up_to_its_end() -> None:
+    lines = [
+        {"epoch": epoch, "loss": {"law": loss}, "feedback": feedback}
+        for epoch, loss, feedback in [
+            (0.0, 5.0, "held_out"), (0.6, 4.0, "held_out"), (0.9, 3.0, "train"), (1.2, 2.0, "held_out"), (2.0, 1.0, "held_out"),
+        ]
+    ]  # fmt: skip
+    assert by_epoch(lines) == [{"law": 4.0}, {"law": 1.0}]
+    assert by_epoch(lines[:2]) == []

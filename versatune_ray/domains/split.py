@@ -1,6 +1,6 @@
 """Token stores → what is trained on and what is measured, per domain, with every record accounted for.
 
-``read = bad + train + validation + duplicates_removed + validation_duplicates + validation_unused`` holds for each domain.
+``read = bad + train + train_unused + validation + duplicates_removed + validation_duplicates + validation_unused`` holds for each domain.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def split(domains: Mapping[str, DomainStores], data: Data) -> dict[str, DomainDa
     Where no validation is given, a record is held out iff its content hash / 2⁶⁴ < ``data.validation_fraction``: independent of
     order, of other records and of any seed, with all copies of a record on one side. (Where that leaves one side empty, the
     lowest hash is held out, or the highest trains.) Held-out copies count once, and the ``data.max_validation`` lowest hashes
-    are measured. A training record whose content is held out in any domain is removed from training, measured or not.
+    are measured. A training record whose content is held out in any domain is removed from training, measured or not. Of the others,
+    the ``data.max_train`` lowest hashes train.
 
     Raises:
         UserError: a domain has too few distinct records for both sides.
@@ -74,6 +75,8 @@ def split(domains: Mapping[str, DomainStores], data: Data) -> dict[str, DomainDa
                 f"domain {name!r}: all {len(train)} training records are held out in this or another domain; "
                 f"mend domains.{name}.train or domains.{name}.validation"
             )
+        most = data.most_train(name)
+        used = kept if most is None else np.sort(kept[np.argsort(stores.train.hashes[kept], kind="stable")[:most]])
         store = _validation_store(stores)
         by_hash = unique[name][np.argsort(store.hashes[unique[name]])]
         measured = np.sort(by_hash[: data.max_validation])
@@ -81,7 +84,8 @@ def split(domains: Mapping[str, DomainStores], data: Data) -> dict[str, DomainDa
         counts = {
             "read": sum(meta["read"] for meta in metas),
             "bad": sum(meta["read"] - meta["kept"] for meta in metas),
-            "train": len(kept),
+            "train": len(used),
+            "train_unused": len(kept) - len(used),
             "validation": len(measured),
             "duplicates_removed": len(train) - len(kept),
             "validation_duplicates": len(held_out) - len(by_hash),
@@ -89,7 +93,7 @@ def split(domains: Mapping[str, DomainStores], data: Data) -> dict[str, DomainDa
             "cut": sum(meta["cut"] for meta in metas),
             "over_long_kept": sum(meta["over_long_kept"] for meta in metas),
         }
-        result[name] = DomainData(name, Records(stores.train, kept), Records(store, measured), counts)
+        result[name] = DomainData(name, Records(stores.train, used), Records(store, measured), counts)
     return result
 
 

@@ -11,6 +11,7 @@ from versatune_ray.mixture.arrays import FloatArray
 
 VANISHED = 0.1  # of the starting share
 TURNS = 4  # changes of direction in a row …
+RISE = 0.01  # of a held-out loss above its lowest: below, it is noise
 SWING = 0.1  # … of moves at least so large, relative to the share before: below, it is noise that does no harm
 
 Line = Mapping[str, Any]
@@ -25,6 +26,8 @@ def new_warnings(lines: Sequence[Line], warn_passes: float = 4.0) -> list[str]:
     - potential: γ is 0 in every domain, so the policy has nothing left to go by.
     - share: less than a tenth is left of a domain's share at the first line. The ratio needs no scale: it means the same for two domains
       or two hundred, and says that the losses, and not whoever chose the start, have all but removed the domain.
+    - overfitting: after two passes or more over a domain's records, its held-out loss is 1 % or more above its lowest, and its share has
+      grown since. The learnable potential (Eq. 2) counts such a rise as something to learn.
     - swings: a domain's share changed direction at each of the last four adjustments, each time by 10 % of itself or more.
     - passes: more than ``warn_passes`` passes over a domain's records, to one decimal. Up to four are nearly as good as new data
       (Muennighoff et al. 2023, arXiv 2305.16264).
@@ -56,6 +59,7 @@ def _signs(lines: Sequence[Line], names: Sequence[str], warn_passes: float) -> d
         "losses": np.full(len(names), len(rises) == 2 and rises.all()),
         "potential": np.full(len(names), (_values(last, "learnable_potential", names) == 0).all()),
         "share": share < VANISHED * start,
+        "overfitting": _overfits(lines, names),
         "swings": np.zeros(len(names), dtype=np.bool_),
         "passes": np.round(_values(last, "passes", names), 1) > warn_passes,
     }
@@ -65,6 +69,28 @@ def _signs(lines: Sequence[Line], names: Sequence[str], warn_passes: float) -> d
         large = (np.abs(moves) >= SWING * shares[:-1]).all(axis=0)
         signs["swings"] = large & (moves[1:] * moves[:-1] < 0).all(axis=0)
     return signs
+
+
+def _overfits(lines: Sequence[Line], names: Sequence[str]) -> Any:
+    best = _best(lines, names)
+    if best is None:
+        return np.zeros(len(names), dtype=np.bool_)
+    loss, share = best
+    rose = _values(lines[-1], "loss", names) > (1 + RISE) * loss
+    return rose & (_values(lines[-1], "share", names) > share) & (_values(lines[-1], "passes", names) >= 2)
+
+
+def _best(lines: Sequence[Line], names: Sequence[str]) -> tuple[FloatArray, FloatArray] | None:
+    """Each domain's lowest held-out loss and the share decided by it, [k] each; None where the last loss is no held-out one, or one is
+    missing."""
+    held_out = [line for line in lines if line.get("feedback") == "held_out"]
+    if not held_out or held_out[-1] is not lines[-1]:
+        return None
+    losses = np.array([_values(line, "loss", names) for line in held_out])
+    if np.isnan(losses).any():
+        return None
+    at = losses.argmin(axis=0), np.arange(len(names))
+    return losses[at], np.array([_values(line, "share", names) for line in held_out])[at]
 
 
 def _losses(lines: Sequence[Line], names: Sequence[str], begun: Sequence[int], warn_passes: float) -> str:
@@ -87,6 +113,20 @@ def _share(lines: Sequence[Line], names: Sequence[str], begun: Sequence[int], wa
     return f"less than a tenth is left of the starting share of {told}: mixture.min_share is a floor under every share"
 
 
+def _overfitting(lines: Sequence[Line], names: Sequence[str], begun: Sequence[int], warn_passes: float) -> str:
+    loss, share = _best(lines, names) or (np.zeros(0), np.zeros(0))
+    told = _listing(
+        f"{name} (loss {loss[i]:.3f} → {lines[-1]['loss'][name]:.3f}, share {100 * share[i]:.3g} % → {_percent(lines[-1], name)}, "
+        f"{lines[-1]['passes'][name]:.1f} passes)"
+        for i in begun
+        for name in [names[i]]
+    )
+    return (
+        f"records are learned by heart in {told}, and the learnable potential takes the rising loss for something to learn: "
+        "set mixture.heed_overfitting=true and mixture.max_passes, or add records"
+    )
+
+
 def _swings(lines: Sequence[Line], names: Sequence[str], begun: Sequence[int], warn_passes: float) -> str:
     told = _listing(f"{names[i]} (last {_percent(lines[-2], names[i])} → {_percent(lines[-1], names[i])})" for i in begun)
     calmer = "raise mixture.smoothing" if lines[-1].get("feedback") == "train" else "measure on more records (data.max_validation)"
@@ -101,7 +141,14 @@ def _passes(lines: Sequence[Line], names: Sequence[str], begun: Sequence[int], w
     )
 
 
-_SENTENCES = {"losses": _losses, "potential": _potential, "share": _share, "swings": _swings, "passes": _passes}
+_SENTENCES = {
+    "losses": _losses,
+    "potential": _potential,
+    "share": _share,
+    "overfitting": _overfitting,
+    "swings": _swings,
+    "passes": _passes,
+}
 
 
 def _values(line: Line, key: str, names: Sequence[str]) -> FloatArray:

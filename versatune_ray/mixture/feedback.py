@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
 
+import numpy as np
 import numpy.typing as npt
 
 from versatune_ray.mixture import metrics
@@ -21,6 +22,7 @@ class Feedback:
         loss: ℓ(t)[k] now, in nats per response token.
         previous_loss: ℓ(t−1)[k] at the adjustment before (the first time: before step 1), or None if unknown.
         reference_loss: ℓ_ref[k], the mastery ceiling, or None if unknown.
+        best_loss: lowest ℓ[k] so far, this one included, or None if unknown.
         names: domain names, for errors; or None.
 
     Raises:
@@ -32,6 +34,7 @@ class Feedback:
     previous_loss: FloatArray | None = None
     reference_loss: FloatArray | None = None
     names: tuple[str, ...] | None = None
+    best_loss: FloatArray | None = None
 
     def __init__(
         self,
@@ -40,6 +43,7 @@ class Feedback:
         previous_loss: npt.ArrayLike | None = None,
         reference_loss: npt.ArrayLike | None = None,
         names: Sequence[str] | None = None,
+        best_loss: npt.ArrayLike | None = None,
     ) -> None:
         if index(step) < 0:
             raise ValueError(f"step: {step} is negative")
@@ -55,6 +59,7 @@ class Feedback:
         object.__setattr__(self, "loss", read(loss, "loss"))
         object.__setattr__(self, "previous_loss", None if previous_loss is None else read(previous_loss, "previous loss"))
         object.__setattr__(self, "reference_loss", None if reference_loss is None else read(reference_loss, "reference loss"))
+        object.__setattr__(self, "best_loss", None if best_loss is None else read(best_loss, "best loss"))
         object.__setattr__(self, "names", known)
 
     def learnable_potential(self) -> FloatArray:
@@ -62,6 +67,12 @@ class Feedback:
         if self.reference_loss is None:
             raise ValueError(f"step {self.step}: reference_loss is missing; the learnable potential (Eq. 2) needs it")
         return metrics.learnable_potential(self.loss, self.reference_loss, self.names)
+
+    def overfits(self) -> npt.NDArray[np.bool_]:
+        """Where the loss is above its own lowest, [k]. Raises ``ValueError`` without a best loss."""
+        if self.best_loss is None:
+            raise ValueError(f"step {self.step}: best_loss is missing; whether a domain overfits shows only beside its lowest loss so far")
+        return np.asarray(self.loss > self.best_loss)
 
     def forgetting_degree(self) -> FloatArray:
         """φ[k] (Eq. 3). Raises ``ValueError`` without a previous loss."""

@@ -60,6 +60,8 @@ class VersaTune:
     Attributes:
         sigma: σ ≥ 0, strength of the learnable potential. The paper prints no value; 1 is ours.
         min_share: floor under every share (ours), applied last; 0 is the paper's letter.
+        heed_overfitting: True counts γ_j as 0 while ℓ_j is above its own lowest (ours). A scarce domain that overfits has a rising
+            held-out loss, which Eq. 2 reads as potential, so that the letter gives it ever more.
 
     Raises:
         ValueError: a setting out of range; ``update`` without a reference loss, or with k · min_share > 1.
@@ -67,6 +69,7 @@ class VersaTune:
 
     sigma: float = 1.0
     min_share: float = 0.0
+    heed_overfitting: bool = False
 
     def __post_init__(self) -> None:
         _check("sigma", self.sigma, self.sigma >= 0, "≥ 0")
@@ -74,7 +77,7 @@ class VersaTune:
 
     def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
         before = check_shares(shares, feedback.loss.size, feedback.names)
-        return floored(_weights(before, feedback, self.sigma), self.min_share)
+        return floored(before * (1 + self.sigma * _potential(feedback, self.heed_overfitting)), self.min_share)
 
     def guard_state(self, shares: npt.ArrayLike, feedback: Feedback) -> None:
         return None
@@ -109,6 +112,7 @@ class Expansion:
         mean_over: "k" divides the others' forgetting by k as printed, "k-1" by the number of others.
         remainder: how the others divide what the targets leave: "potential", in proportion to P' as printed; "uniform", equally, the
             paper's other baseline.
+        heed_overfitting: as in ``VersaTune``.
 
     Raises:
         ValueError: a setting out of range; ``update`` with a target ≥ k, without a reference loss, without a previous loss
@@ -124,6 +128,7 @@ class Expansion:
     guard: bool = True
     mean_over: Literal["k", "k-1"] = "k"
     remainder: Literal["potential", "uniform"] = "potential"
+    heed_overfitting: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", check_targets(self.targets))
@@ -139,7 +144,7 @@ class Expansion:
 
     def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
         before = check_shares(shares, feedback.loss.size, feedback.names)
-        weights = _weights(before, feedback, self.sigma)
+        weights = self._weights(before, feedback)
         targets = self._mask(before.size)
         guard = self.guard_state(before, feedback)
         total = float(before[targets].sum())
@@ -165,9 +170,13 @@ class Expansion:
         others = int(np.count_nonzero(~targets))
         terms = before.size if self.mean_over == "k" else max(others, 1)
         forgetting = float(feedback.forgetting_degree()[~targets].sum()) / terms
-        parts = _parts(_weights(before, feedback, self.sigma)[targets])
-        bound = self.epsilon * float(parts @ feedback.learnable_potential()[targets])
+        parts = _parts(self._weights(before, feedback)[targets])
+        bound = self.epsilon * float(parts @ _potential(feedback, self.heed_overfitting)[targets])
         return GuardState(open=forgetting < bound, forgetting=forgetting, bound=bound)
+
+    def _weights(self, shares: FloatArray, feedback: Feedback) -> FloatArray:
+        """P'_j = P_j(t−1)·(1 + σ·γ_j(t)), not normalised."""
+        return shares * (1 + self.sigma * _potential(feedback, self.heed_overfitting))
 
     def _mask(self, k: int) -> npt.NDArray[np.bool_]:
         mask = np.zeros(k, dtype=np.bool_)
@@ -175,9 +184,9 @@ class Expansion:
         return mask
 
 
-def _weights(shares: FloatArray, feedback: Feedback, sigma: float) -> FloatArray:
-    """P'_j = P_j(t−1)·(1 + σ·γ_j(t)), not normalised."""
-    return np.asarray(shares * (1 + sigma * feedback.learnable_potential()), dtype=np.float64)
+def _potential(feedback: Feedback, heed_overfitting: bool) -> FloatArray:
+    potential = feedback.learnable_potential()
+    return np.where(feedback.overfits(), 0.0, potential) if heed_overfitting else potential
 
 
 def _parts(weights: FloatArray) -> FloatArray:

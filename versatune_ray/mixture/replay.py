@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from versatune_ray.mixture.arrays import FloatArray
+from versatune_ray.mixture.arrays import FloatArray, vector
 from versatune_ray.mixture.feedback import Feedback
 from versatune_ray.mixture.policies import Policy
 from versatune_ray.mixture.shares import check_shares
@@ -47,8 +47,10 @@ def replay(
         raise ValueError(f"losses: {table.shape[1]} values per adjustment for {start.size} domains")
     rows = [start]
     previous: npt.ArrayLike | None = initial_loss
+    lowest = None if initial_loss is None else vector(initial_loss, "initial loss", start.size, names)
     for adjustment, loss in enumerate(table, start=1):
-        rows.append(policy.update(rows[-1], Feedback(adjustment, loss, previous, reference_loss, names)))
+        lowest = loss if lowest is None else np.minimum(lowest, loss)
+        rows.append(policy.update(rows[-1], Feedback(adjustment, loss, previous, reference_loss, names, lowest)))
         previous = loss
     return np.stack(rows)
 

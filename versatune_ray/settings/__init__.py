@@ -92,7 +92,22 @@ class Data(Section):
     max_bad_fraction: float = setting(0.0, "tolerated fraction of bad records per domain; above it the job stops", ge=0, le=1)
     validation_fraction: float = setting(0.05, "records held out by hash where no validation is given", gt=0, lt=1)
     max_validation: int = setting(512, "held-out records measured per domain", "records", ge=1)
+    max_train: int | dict[str, int] | None = setting(
+        None, "training records used per domain, chosen by hash: one number for all, or one per domain name; none: all", "records"
+    )
     chat_template: str | None = setting(None, "file with a Jinja chat template; none: the tokenizer's, else a plain one")
+
+    @field_validator("max_train")
+    @classmethod
+    def _some(cls, value: int | dict[str, int] | None) -> int | dict[str, int] | None:
+        values = value.values() if isinstance(value, dict) else [value or 0] if value is not None else []
+        if min(values, default=1) < 1:
+            raise ValueError(f"at least one record is needed; found {value}")
+        return value
+
+    def most_train(self, name: str) -> int | None:
+        """The cap on the training records of domain ``name``, if there is one."""
+        return self.max_train.get(name) if isinstance(self.max_train, dict) else self.max_train
 
 
 class Reference(Section):
@@ -140,6 +155,9 @@ class Mixture(Section):
     )
     max_share: float = setting(0.95, "expansion: ceiling of the targets' share", "share", gt=0, le=1)
     min_share: float = setting(0.0, "floor under every share", "share", ge=0, lt=1)
+    heed_overfitting: bool = setting(
+        False, "no potential for a domain whose loss is above its own lowest; else a scarce domain that overfits is given ever more"
+    )
     feedback: Literal["held_out", "train"] = setting("held_out", "loss that drives the shares; `train` costs nothing")
     smoothing: float = setting(
         0.5,
@@ -267,7 +285,12 @@ class Config(Section):
             raise ValueError(f"base.corpora: domains {sorted(self.base.corpora)} differ from those under `domains` {sorted(self.domains)}")
         names = list(self.domains or self.base.corpora)
         if names:
-            for key, given in (("mixture.targets", self.mixture.targets), ("mixture.start", self._start_names())):
+            capped = list(self.data.max_train) if isinstance(self.data.max_train, dict) else []
+            for key, given in (
+                ("mixture.targets", self.mixture.targets),
+                ("mixture.start", self._start_names()),
+                ("data.max_train", capped),
+            ):
                 for name in given:
                     if name not in names:
                         raise ValueError(f"{key}: unknown domain {name!r}; {nearest(name, names)}")
@@ -279,6 +302,11 @@ class Config(Section):
 
     def _start_names(self) -> Sequence[str]:
         return list(self.mixture.start) if isinstance(self.mixture.start, dict) else []
+
+    @property
+    def title(self) -> str:
+        """What lines of progress call this fine-tuning: one of many goes by its own name."""
+        return self.run.rpartition("/")[2] if "/" in self.run else "fine-tuning"
 
     @property
     def run_folder(self) -> Path:

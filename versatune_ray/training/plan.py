@@ -33,7 +33,7 @@ def policy(config: Config, names: Sequence[str]) -> mix.Policy:
     if settings.policy == "constant":
         return mix.Constant()
     if settings.policy == "versatune":
-        return mix.VersaTune(sigma=settings.sigma, min_share=settings.min_share)
+        return mix.VersaTune(sigma=settings.sigma, min_share=settings.min_share, heed_overfitting=settings.heed_overfitting)
     if settings.policy == "exponential_loss":
         return mix.ExponentialLoss()
     return mix.Expansion(
@@ -46,6 +46,7 @@ def policy(config: Config, names: Sequence[str]) -> mix.Policy:
         guard=settings.guard,
         mean_over=settings.mean_over,
         remainder=settings.remainder,
+        heed_overfitting=settings.heed_overfitting,
     )
 
 

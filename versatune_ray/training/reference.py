@@ -86,7 +86,7 @@ def reference_losses(
     common = {
         "model": fingerprint,
         "settings": settings.model_dump(exclude={"losses", "model", "workers", "cpus"}),
-        "data": config.data.model_dump(include={"validation_fraction", "max_validation"}),
+        "data": config.data.model_dump(include={"validation_fraction", "max_validation", "max_train"}),
         "micro_batch_tokens": config.training.micro_batch_tokens,
         "seed": config.seed,
         "unit": unit,

@@ -43,14 +43,14 @@ def train_loop(settings: dict[str, Any]) -> None:
 class Failures(ray.train.UserCallback):  # type: ignore[misc]
     """Tells on the driver's screen why a worker group is started again; Ray Train itself tells only its log."""
 
-    def __init__(self) -> None:
-        self._count = 0  # a screen shows the same words once
+    def __init__(self, title: str) -> None:
+        self._title, self._count = title, 0  # a screen shows the same words once
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         self._count += 1
         told = "; ".join(f"rank {rank}: {one_line(error)}" for rank, error in sorted(worker_exceptions.items()))
         text = f"failure {self._count}: {told}; the workers are started again from the last checkpoint, unless that was the last try"
-        Bar("fine-tuning", 1).say(text)
+        Bar(self._title, 1).say(text)
 
 
 class _Node:
@@ -87,7 +87,7 @@ class RayHost:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
-        self.bar = Bar("fine-tuning", job.recipe.steps)
+        self.bar = Bar(job.config.title, job.recipe.steps)
         self._run, self._keep_best = job.config.run, job.config.training.keep_best
         self._timeout = job.config.training.exchange_timeout
         self._controller, self._attempt = controller, 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +34,13 @@ def achieved(before: Losses, after: Losses, targets: Sequence[str] = ()) -> dict
             raise ValueError("targets: every domain is one, so that none can be forgotten")
         found |= {"target_gain": float(np.mean([gains[name] for name in targets])), "forgetting": -float(np.mean(others))}
     return found
+
+
+def by_epoch(lines: Sequence[Mapping[str, Any]]) -> list[Losses]:
+    """Held-out losses at the end of each epoch, from ``adjustments.jsonl``: of the last adjustment up to it that measured them."""
+    measured = [line for line in lines if line["feedback"] == "held_out"]
+    ends = range(1, math.floor(lines[-1]["epoch"] + 1e-6) + 1)
+    return [[line["loss"] for line in measured if line["epoch"] <= end + 1e-6][-1] for end in ends]
 
 
 def score(found: Mapping[str, float], weights: Mapping[str, float]) -> float:

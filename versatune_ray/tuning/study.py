@@ -14,8 +14,11 @@ from versatune_ray.pipeline import Run
 from versatune_ray.settings import Config
 from versatune_ray.storage import push
 from versatune_ray.training import plan as training_plan
+from versatune_ray.tuning.objectives import achieved
 from versatune_ray.tuning.tables import Table, table
 from versatune_ray.tuning.trials import Plan, finish, run_trials, with_artefacts
+
+Found = Mapping[str, Mapping[int, Mapping[str, Any]]]  # method → seed → outcome
 
 
 def check(config: Config) -> None:
@@ -80,7 +83,7 @@ def _source(changes: Mapping[str, Any]) -> str | None:
 def _write_tables(run: Run, shared: Plan) -> None:
     """``study/tables.md`` and one CSV per table: final held-out losses, accuracies, and for expansion what each epoch won and lost."""
     settings = run.config.study
-    found: dict[str, dict[int, dict[str, Any]]] = {}
+    found: dict[str, dict[int, Mapping[str, Any]]] = {}
     for method in settings.methods:
         outcomes = {seed: shared.outcome(_trial(method, seed)) for seed in settings.seeds}
         found[method] = {seed: one for seed, one in outcomes.items() if one is not None}
@@ -97,6 +100,7 @@ def _write_tables(run: Run, shared: Plan) -> None:
         }
         title = f"Expansion to {', '.join(shared.targets)} (relative change of the held-out loss, %)"
         tables.append(table(title, parts, ["target_gain", "forgetting", "gain"], "forgetting", settings.baseline, 2))
+        tables += _epoch_tables(found, shared.targets, settings.baseline)
     folder = run.folder.path / "study"
     folder.mkdir(exist_ok=True)
     note = "Means over seeds with 95 % intervals (Student's t); differences are paired by seed, in bold where the interval leaves 0 out.\n"
@@ -109,9 +113,36 @@ def _write_tables(run: Run, shared: Plan) -> None:
     print("\n" + (folder / "tables.md").read_text(encoding="utf-8"), flush=True)
 
 
+def _epoch_tables(found: Found, targets: Sequence[str], baseline: str) -> list[Table]:
+    """What the targets gained and the others lost up to the end of each epoch (Figures 2 and 4 of the paper)."""
+    epochs = min(len(one["by_epoch"]) for seeds in found.values() for one in seeds.values())
+    titles = {"target_gain": f"Gain of {', '.join(targets)} by epoch (%)", "forgetting": "Forgetting of the other domains by epoch (%)"}
+    return [
+        table(
+            title,
+            {
+                method: {
+                    seed: {
+                        f"epoch {number}": 100 * achieved(one["before"], losses, targets)[objective]
+                        for number, losses in enumerate(one["by_epoch"], 1)
+                    }
+                    for seed, one in seeds.items()
+                }
+                for method, seeds in found.items()
+            },
+            [f"epoch {number}" for number in range(1, epochs + 1)],
+            f"epoch {epochs}",
+            baseline,
+            2,
+        )
+        for objective, title in titles.items()
+        if epochs > 1
+    ]
+
+
 def _table(
     title: str,
-    found: Mapping[str, Mapping[int, Mapping[str, Any]]],
+    found: Found,
     key: str,
     names: Sequence[str],
     baseline: str,

@@ -23,7 +23,7 @@ from versatune_ray.run_folder import RunFolder, check_unchanged, say
 from versatune_ray.settings import Config
 from versatune_ray.storage import push, uri_of
 from versatune_ray.training import plan as training_plan
-from versatune_ray.tuning.objectives import OBJECTIVES, achieved, score
+from versatune_ray.tuning.objectives import OBJECTIVES, achieved, by_epoch, score
 
 _FREE_TREE = ("sweep", "study", "replay")  # what a trial does not depend on
 
@@ -190,7 +190,15 @@ def _train(params: Mapping[str, Any], plan: Plan) -> None:
         questions = load_questions(config)
         template, remote = config.data.chat_template, config.model.trust_remote_code
         accuracy = greedy_accuracy(str(run.tuned), questions, template, remote) if questions else None
-        outcome = {"changes": changes, "before": before, "after": after, "accuracy": accuracy, "objectives": found, "pruned_at": None}
+        outcome = {
+            "changes": changes,
+            "before": before,
+            "after": after,
+            "by_epoch": by_epoch(lines),
+            "accuracy": accuracy,
+            "objectives": found,
+            "pruned_at": None,
+        }
         folder.write("outcome.json", outcome)
     tune.report(found | {"step": lines[-1]["step"]})
 
