@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
-from versatune_ray.settings.common import Section, Shares, setting
+from versatune_ray.settings.common import Section, Shares, nearest, setting
 
 Changes = dict[str, dict[str, Any]]
 
@@ -39,6 +39,12 @@ class Sweep(Section):
             raise ValueError(f"weights of gain, target_gain and forgetting, not all 0; found {', '.join(unknown) or value}")
         return value
 
+    @field_validator("space", mode="before")
+    @classmethod
+    def _dotted(cls, value: Any) -> Any:
+        """``space.mixture.sigma=[1, 2]`` on a command line comes as a branch."""
+        return dict(_leaves(value)) if isinstance(value, Mapping) else value
+
     @field_validator("space")
     @classmethod
     def _readable(cls, value: dict[str, Any]) -> dict[str, Any]:
@@ -57,15 +63,36 @@ class Sweep(Section):
         return value
 
 
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and not value.keys() & {"min", "max"}:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 class Study(Section):
     """Methods × seeds."""
 
     methods: Changes = setting(
         dict, 'name → dotted keys that the method changes; mixture.trajectory: "@NAME" is the log of another method with the same seed'
     )
+    only: list[str] = setting(list, "methods to run, of those; none: all")
     seeds: list[int] = setting(lambda: [0, 1, 2, 3, 4], "seeds that every method is run with")
     baseline: str = setting("uniform", "method that the others are compared with, seed by seed")
     concurrency: int | None = setting(None, "fine-tunings at the same time; none: as many as the cluster has room for", ge=1)
+
+    @property
+    def chosen(self) -> Changes:
+        """The methods to run, in order."""
+        return {name: self.methods[name] for name in self.only} if self.only else self.methods
+
+    @model_validator(mode="after")
+    def _known(self) -> Study:
+        for name in self.only:
+            if name not in self.methods:
+                raise ValueError(f"study.only: {name!r} is no method; {nearest(name, list(self.methods))}")
+        return self
 
 
 class Replay(Section):

@@ -30,16 +30,16 @@ def check(config: Config) -> None:
     settings = config.study
     if not settings.methods:
         raise UserError("study.methods: missing; name at least one, for example study.methods.uniform={mixture.start: uniform}")
-    if settings.baseline not in settings.methods:
-        raise UserError(f"study.baseline: {settings.baseline!r} is no method; valid: {', '.join(settings.methods)}")
+    if settings.baseline not in settings.chosen:
+        raise UserError(f"study.baseline: {settings.baseline!r} is no method; valid: {', '.join(settings.chosen)}")
     if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
         raise UserError(f"study.seeds: name each seed once; found {settings.seeds}")
-    folder, times = Counter(_trial(name, 0) for name in settings.methods).most_common(1)[0]
+    folder, times = Counter(_trial(name, 0) for name in settings.chosen).most_common(1)[0]
     if times > 1:
         raise UserError(f"study.methods: {times} names differ in signs only and would share the folder {folder}; use other letters")
-    for name, changes in settings.methods.items():
+    for name, changes in settings.chosen.items():
         source = _source(changes)
-        if source is not None and (source not in settings.methods or _source(settings.methods[source]) is not None):
+        if source is not None and (source not in settings.chosen or _source(settings.chosen[source]) is not None):
             raise UserError(f"study.methods.{name}: mixture.trajectory: '@{source}' is no method that is trained by itself")
         changed = Plan(config).config(_trial(name, 0), {key: value for key, value in changes.items() if source is None})
         training_plan.check(changed, training_plan.domain_names(changed))
@@ -52,8 +52,8 @@ def study(run: Run) -> Path:
         Incomplete: some runs failed; the tables have the others.
     """
     config, settings = run.config, run.config.study
-    listed = {_trial(name, seed): dict(changes) | {"seed": seed} for name, changes in settings.methods.items() for seed in settings.seeds}
-    alone = [{key: value for key, value in changes.items() if _source(changes) is None} for changes in settings.methods.values()]
+    listed = {_trial(name, seed): dict(changes) | {"seed": seed} for name, changes in settings.chosen.items() for seed in settings.seeds}
+    alone = [{key: value for key, value in changes.items() if _source(changes) is None} for changes in settings.chosen.values()]
     targets = tuple(config.mixture.targets)
     shared = Plan(with_artefacts(run, [Plan(config).config("check", changes) for changes in alone]), targets)
     first = {trial: changes for trial, changes in listed.items() if _source(changes) is None}
@@ -84,7 +84,7 @@ def _write_tables(run: Run, shared: Plan) -> None:
     """``study/tables.md`` and one CSV per table: final held-out losses, accuracies, and for expansion what each epoch won and lost."""
     settings = run.config.study
     found: dict[str, dict[int, Mapping[str, Any]]] = {}
-    for method in settings.methods:
+    for method in settings.chosen:
         outcomes = {seed: shared.outcome(_trial(method, seed)) for seed in settings.seeds}
         found[method] = {seed: one for seed, one in outcomes.items() if one is not None}
     if not found[settings.baseline]:
