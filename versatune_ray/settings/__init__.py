@@ -203,6 +203,11 @@ class Training(Section):
     compile: bool = setting(False, "torch.compile every block of the decoder")
     lora: Lora = setting(Lora, "low-rank adapters")
     learning_rate: float = setting(2e-5, "peak rate", gt=0)
+    loss_over: Literal["tokens", "domains"] = setting(
+        "tokens",
+        "loss of a batch. tokens: mean over all its response tokens, so that domains of long answers outweigh the others; domains: each "
+        "domain's own mean, weighted by its share of the samples",
+    )
     warmup: float = setting(0.03, "share of steps with a rising rate", ge=0, lt=1)
     weight_decay: float = setting(0.0, "AdamW", ge=0)
     max_grad_norm: float = setting(1.0, "gradient clipping; 0: none", ge=0)

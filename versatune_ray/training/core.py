@@ -1,6 +1,7 @@
 """The training core, without Ray: one model, one optimizer that never restarts, global batches drawn by share.
 
-Loss is per response token: summed over the global batch and divided by the global token count, across ranks and micro-batches.
+Loss is per response token: summed over the global batch and divided by the global token count, across ranks and micro-batches. Or, with
+``Recipe.loss_over = "domains"``, that mean is taken in each domain, and these means are averaged by the domains' samples in the batch.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ class Tuner:
         domain, index = self.sampler.next_batch(shares)
         samples = [Sample(int(d), self.data[d].train, int(i)) for d, i in zip(domain, index, strict=True)]
         tokens = np.array([sample.records.response_tokens[sample.index] for sample in samples])
-        scale = self.world / tokens.sum()  # gradients are averaged over ranks; the loss is a sum over the global batch
+        # Gradients are averaged over ranks; the loss is a sum over the global batch.
+        weights = torch.from_numpy(self.world * self._token_weights(domain, tokens)).to(self.device, torch.float32)
         self.parallel.module.train()
         batches = self._mine(samples)
         sums = self._zeros()
@@ -109,7 +111,7 @@ class Tuner:
             with self.parallel.last_backward(last):
                 nats = self.parallel.forward(batch.inputs, train=True)
                 self.place += last / 2
-                (nats.sum() * (scale * batch.weight)).backward()  # type: ignore[no-untyped-call]
+                (nats @ weights[batch.domain] * batch.weight).backward()  # type: ignore[no-untyped-call]
             batch.add_to(sums, nats)
         norm = self.parallel.clip(self.recipe.max_grad_norm)
         found = self._losses(sums, [sample for rows in batches for sample in rows])
@@ -146,6 +148,15 @@ class Tuner:
         self.samples[:] = 0
         self.tokens[:] = 0
         return taken
+
+    def _token_weights(self, domain: NDArray[np.int64], tokens: NDArray[np.int64]) -> Array:
+        """What one response token of each domain counts in the loss of a batch, [k], from the domain and tokens of its samples [b]."""
+        k = len(self.data)
+        if self.recipe.loss_over == "tokens":
+            return np.full(k, 1 / tokens.sum())
+        per_domain = np.maximum(np.bincount(domain, tokens, k), 1)
+        found: Array = np.bincount(domain, minlength=k) / (len(domain) * per_domain)
+        return found
 
     def _mine(self, samples: Sequence[Sample]) -> list[list[Sample]]:
         """This rank's micro-batches of ``samples``."""
