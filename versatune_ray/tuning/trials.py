@@ -25,6 +25,7 @@ from versatune_ray.storage import push, uri_of
 from versatune_ray.training import plan as training_plan
 from versatune_ray.tuning.objectives import OBJECTIVES, achieved, by_epoch, score
 
+_MEMORY = 1 << 30  # bytes that Ray sets aside for the process that leads a trial; it takes no CPU, for it waits for its workers
 _FREE_TREE = ("sweep", "study", "replay")  # what a trial does not depend on
 
 
@@ -98,7 +99,7 @@ def concurrency(config: Config) -> int:
 
     most = config.training.least_and_most[1]
     there = ray.cluster_resources()
-    fit = there.get("CPU", 0) // (most * config.training.cpus_per_worker)
+    fit = min(there.get("CPU", 0) // (most * config.training.cpus_per_worker), there.get("memory", 0) // _MEMORY)
     if use_gpus(config.device):
         fit = min(fit, there.get("GPU", 0) // most)
     return max(1, int(fit))
@@ -136,7 +137,7 @@ def run_trials(
     say(title, f"{total - done} trials, {limit} at a time")
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the job, as everywhere; Tune's own would return as if all was done
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(_train, plan=plan), {"CPU": 0}),  # it only waits; its workers take the CPUs
+        tune.with_resources(tune.with_parameters(_train, plan=plan), {"CPU": 0, "memory": _MEMORY}),
         param_space={} if search is not None else {"trial": tune.grid_search(list(left.items()))},
         tune_config=tune.TuneConfig(
             num_samples=total - done if search is not None else 1,
