@@ -25,11 +25,9 @@ DELTAS, EPSILONS = [0.05, 0.2], [0.0, 5.0]
 @pytest.fixture(scope="module")
 def job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("data")
-    for name in NAMES:
-        rows = [
-            {"prompt": f"w{row[0]} w{row[1]}", "completion": " ".join(f"w{word}" for word in row[2:])}
-            for row in rng.integers(3, 64, (60, 8))
-        ]
+    for place, name in enumerate(NAMES):  # each domain has words of its own, and answers with the last one of the question
+        words = rng.integers(3 + 20 * place, 23 + 20 * place, (60, 2))
+        rows = [{"prompt": f"w{one} w{other}", "completion": " ".join([f"w{other}"] * 6)} for one, other in words]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
         "run": "search",
@@ -37,7 +35,7 @@ def job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         "data": {"max_length": 64},
         "domains": {name: str(folder / f"{name}.jsonl") for name in NAMES},
         "mixture": {"start": "uniform", "policy": "expansion", "targets": ["law"], "sigma": 1.0},
-        "reference": {"epochs": 1, "learning_rate": 1e-3, "workers": 2},
+        "reference": {"epochs": 6, "learning_rate": 1e-2, "batch_size": 8, "workers": 2},
         "training": {
             "workers": 1,
             "epochs": 1,
@@ -122,7 +120,8 @@ def test_hopeless_trials_are_stopped_early_and_failed_ones_are_told(job: dict[st
         "grace": 2,
         "concurrency": 1,
     }
-    job = job | {"run": "pruned", "mixture": {"start": "uniform", "policy": "constant"}, "sweep": sweep}
+    training = job["training"] | {"samples_per_epoch": 40 * STEPS * 8, "adjust_every": 40 * EVERY}  # long enough to be stopped in midst
+    job = job | {"run": "pruned", "mixture": {"start": "uniform", "policy": "constant"}, "training": training, "sweep": sweep}
     printed = finish(start(job, "sweep.py", tmp_path), status=1)
     run = tmp_path / "runs" / "pruned"
     rows = {
@@ -131,7 +130,7 @@ def test_hopeless_trials_are_stopped_early_and_failed_ones_are_told(job: dict[st
     assert set(rows) == {1e-2, 5e-3, 1e-7}
     assert rows[1e-2]["pruned_at"] is None and rows[1e-7]["pruned_at"] is not None
     lines = (run / "trials" / rows[1e-7]["trial"] / "finetune" / "adjustments.jsonl").read_text().splitlines()
-    assert json.loads(lines[-1])["step"] < STEPS
+    assert json.loads(lines[-1])["step"] < 40 * STEPS
     assert "1 trials failed" in printed and "nan" in printed.lower()
 
 

@@ -16,7 +16,7 @@ from versatune_ray.storage import push
 from versatune_ray.training import plan as training_plan
 from versatune_ray.tuning.objectives import achieved
 from versatune_ray.tuning.tables import Table, table
-from versatune_ray.tuning.trials import Plan, finish, run_trials, with_artefacts
+from versatune_ray.tuning.trials import Failure, Plan, finish, run_trials, told, with_artefacts
 
 Found = Mapping[str, Mapping[int, Mapping[str, Any]]]  # method → seed → outcome
 
@@ -54,8 +54,8 @@ def study(run: Run) -> Path:
     config, settings = run.config, run.config.study
     listed = {_trial(name, seed): dict(changes) | {"seed": seed} for name, changes in settings.chosen.items() for seed in settings.seeds}
     alone = [{key: value for key, value in changes.items() if _source(changes) is None} for changes in settings.chosen.values()]
-    targets = tuple(config.mixture.targets)
-    shared = Plan(with_artefacts(run, [Plan(config).config("check", changes) for changes in alone]), targets)
+    configs = [Plan(config).config("check", changes) for changes in alone]
+    shared = with_artefacts(run, configs, config.mixture.targets, {"gain": 1.0})
     first = {trial: changes for trial, changes in listed.items() if _source(changes) is None}
     failed = run_trials(shared, first, "study", settings.concurrency)
     then = {
@@ -65,7 +65,7 @@ def study(run: Run) -> Path:
     }
     if then:
         failed |= run_trials(shared, then, "study", settings.concurrency)
-    _write_tables(run, shared)
+    _write_tables(run, shared, failed)
     return finish(run, failed)
 
 
@@ -80,7 +80,7 @@ def _source(changes: Mapping[str, Any]) -> str | None:
     return value[1:] if isinstance(value, str) and value.startswith("@") else None
 
 
-def _write_tables(run: Run, shared: Plan) -> None:
+def _write_tables(run: Run, shared: Plan, failed: Mapping[str, Failure]) -> None:
     """``study/tables.md`` and one CSV per table: final held-out losses, accuracies, and for expansion what each epoch won and lost."""
     settings = run.config.study
     found: dict[str, dict[int, Mapping[str, Any]]] = {}
@@ -88,7 +88,7 @@ def _write_tables(run: Run, shared: Plan) -> None:
         outcomes = {seed: shared.outcome(_trial(method, seed)) for seed in settings.seeds}
         found[method] = {seed: one for seed, one in outcomes.items() if one is not None}
     if not found[settings.baseline]:
-        raise Incomplete(f"no run of the baseline {settings.baseline!r} is done")
+        raise Incomplete(f"no run of the baseline {settings.baseline!r} is done; failed: {told(failed)}")
     names = run.names
     tables = [_table(f"Held-out loss after training ({run.unit}, lower is better)", found, "after", names, settings.baseline, 1, 3)]
     if all(one["accuracy"] for seeds in found.values() for one in seeds.values()):

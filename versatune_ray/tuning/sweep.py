@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ from versatune_ray.settings.tuning import Sweep
 from versatune_ray.storage import push
 from versatune_ray.training import plan as training_plan
 from versatune_ray.tuning.objectives import OBJECTIVES, pareto_front
-from versatune_ray.tuning.trials import Failure, Plan, finish, name_of, run_trials, with_artefacts
+from versatune_ray.tuning.trials import Failure, Plan, finish, name_of, run_trials, told, with_artefacts
 
 _DECISIVE = ("mixture.start", "mixture.policy")  # keys by which a trial needs detection or reference losses
 
@@ -55,7 +55,7 @@ def sweep(run: Run) -> Path:
     """
     config, settings = run.config, run.config.sweep
     alternatives = [_plan(config).config("check", {key: value}) for key in _DECISIVE for value in settings.space.get(key, [])]
-    shared = _plan(with_artefacts(run, [config, *alternatives]))
+    shared = with_artefacts(run, [config, *alternatives], config.mixture.targets, settings.objective)
     search, scheduler = None, None
     listed: dict[str, dict[str, Any]] = {}
     if settings.search in ("grid", "random"):
@@ -73,7 +73,7 @@ def sweep(run: Run) -> Path:
 
 
 def _plan(config: Config) -> Plan:
-    return Plan(config, tuple(config.mixture.targets), dict(config.sweep.objective))
+    return Plan(config, targets=tuple(config.mixture.targets), weights=config.sweep.objective)
 
 
 def _grid(settings: Sweep) -> Iterator[dict[str, Any]]:
@@ -97,6 +97,7 @@ def _draw(values: Any, rng: np.random.Generator) -> Any:
 
 def _optuna(settings: Sweep, seed: int, shared: Plan) -> Any:
     """Optuna, told of what earlier trials found."""
+    import optuna
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch
 
@@ -105,19 +106,22 @@ def _optuna(settings: Sweep, seed: int, shared: Plan) -> Any:
             return tune.choice(values)
         return (tune.loguniform if values.get("log") else tune.uniform)(float(values["min"]), float(values["max"]))
 
+    def within(key: str, value: Any) -> Any:
+        limits = settings.space[key]  # a rounded value may lie beyond
+        return min(max(value, limits["min"]), limits["max"]) if isinstance(limits, Mapping) else value
+
     aims = {"score": 1.0} if settings.search == "optuna" else {name: weight for name, weight in settings.objective.items() if weight}
-    metrics = list(aims)
-    known = [outcome for _, outcome in _outcomes(shared) if outcome["pruned_at"] is None and set(outcome["changes"]) == set(settings.space)]
-    rewards = [[outcome["objectives"][metric] for metric in metrics] for outcome in known]
-    single = len(metrics) == 1
-    return OptunaSearch(
-        {key: domain(values) for key, values in settings.space.items()},
-        metric=metrics[0] if single else metrics,
-        mode=("max" if aims[metrics[0]] > 0 else "min") if single else ["max" if aims[metric] > 0 else "min" for metric in metrics],
-        points_to_evaluate=[outcome["changes"] for outcome in known] or None,
-        evaluated_rewards=([reward[0] for reward in rewards] if single else rewards) or None,
-        seed=seed + len(known),
-    )
+    space = OptunaSearch.convert_search_space({key: domain(values) for key, values in settings.space.items()})
+    storage, name = optuna.storages.InMemoryStorage(), "sweep"
+    directions: list[Literal["maximize", "minimize"]] = ["maximize" if weight > 0 else "minimize" for weight in aims.values()]
+    before = optuna.create_study(storage=storage, study_name=name, directions=directions)
+    known = [one for _, one in _outcomes(shared) if one["pruned_at"] is None and set(one["changes"]) == set(settings.space)]
+    for one in known:
+        params = {key: within(key, value) for key, value in one["changes"].items()}
+        before.add_trial(optuna.trial.create_trial(params=params, distributions=space, values=[one["objectives"][aim] for aim in aims]))
+    modes = [direction[:3] for direction in directions]
+    metric, mode = (list(aims), modes) if len(aims) > 1 else (next(iter(aims)), modes[0])
+    return OptunaSearch(space, metric=metric, mode=mode, storage=storage, study_name=name, seed=seed + len(known))
 
 
 def _outcomes(shared: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -130,7 +134,7 @@ def _write_results(run: Run, shared: Plan, failed: Mapping[str, Failure]) -> Non
     settings = run.config.sweep
     found = [(name, one) for name, one in _outcomes(shared) if set(one["changes"]) == set(settings.space)]
     if not found:
-        raise Incomplete("no trial is done: " + "; ".join(f"{name}: {one.reason}" for name, one in failed.items()))
+        raise Incomplete(f"no trial is done; failed: {told(failed)}")
     rows = [{"trial": name, **one["changes"], **one["objectives"], "pruned_at": one["pruned_at"], "error": None} for name, one in found] + [
         {"trial": name, **one.changes, "error": one.reason} for name, one in failed.items()
     ]

@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ray import cloudpickle
 from ray.tune import Callback
 
 from versatune_ray.cache import key_of, write_json
 from versatune_ray.config import parse, with_keys
+from versatune_ray.domains import DomainPaths
+from versatune_ray.domains.records import Question
 from versatune_ray.errors import Incomplete, one_line
 from versatune_ray.pipeline import Run
 from versatune_ray.run_folder import RunFolder, check_unchanged, say
@@ -41,11 +44,13 @@ class Failure:
 class Plan:
     """What all trials of a job share.
 
-    base: the configuration that trials change, with the model and data filled in. targets: domains that ``target_gain`` is of.
-    weights: of the objectives in ``score``, by which trials are compared.
+    base: the configuration that trials change, with model and artefacts filled in. stores: its token stores. questions: as they were read.
+    targets: domains that ``target_gain`` is of. weights: of the objectives in ``score``, by which trials are compared.
     """
 
     base: Config
+    stores: Mapping[str, DomainPaths] = field(default_factory=dict)
+    questions: Mapping[str, Sequence[Question]] = field(default_factory=dict)
     targets: tuple[str, ...] = ()
     weights: Mapping[str, float] = field(default_factory=lambda: {"gain": 1.0})
 
@@ -72,18 +77,20 @@ class Plan:
         return found | {"score": score(found, self.weights)}
 
 
-def with_artefacts(run: Run, configs: Sequence[Config]) -> Config:
-    """What ``configs`` need of token store, detection and reference losses, made once; returns the run's configuration with it given.
+def with_artefacts(run: Run, configs: Sequence[Config], targets: Sequence[str], weights: Mapping[str, float]) -> Plan:
+    """The plan of a run's trials: what ``configs`` need of token stores, detection and reference losses, made once for all of them.
 
     So trials with other seeds share them as well: what differs between two seeds is the fine-tuning alone.
     """
-    assert run.stores
+    from versatune_ray.evaluation.questions import load_questions
+
+    stores, questions = run.stores, load_questions(run.config)
     tree = run.config.model_dump(mode="json")
     if any(training_plan.needs_detection(one) for one in configs) and run.detection:
         tree["detection"]["distribution"] = str(run.folder.path / "detection" / Path(run.model).name / "distribution.json")
     if any(training_plan.needs_reference(one) for one in configs) and run.reference:
         tree["reference"]["losses"] = str(run.folder.path / "reference" / "losses.json")
-    return parse(tree)
+    return Plan(parse(tree), stores, questions, tuple(targets), weights)
 
 
 def name_of(changes: Mapping[str, Any]) -> str:
@@ -136,6 +143,8 @@ def run_trials(
     limit = at_once or concurrency(plan.base)
     say(title, f"{total - done} trials, {limit} at a time")
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the job, as everywhere; Tune's own would return as if all was done
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths mean the same in a trial
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose reports of errors cannot be turned down; ours are one line
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(_train, plan=plan), {"CPU": 0, "memory": _MEMORY}),
         param_space={} if search is not None else {"trial": tune.grid_search(list(left.items()))},
@@ -151,6 +160,14 @@ def run_trials(
     return account.failed
 
 
+class _Trial(Run):
+    """A run on model, stores and artefacts of the whole job: nothing of them is looked up or made again."""
+
+    def __init__(self, folder: RunFolder, plan: Plan, callbacks: Sequence[Any]):
+        super().__init__(folder, callbacks)
+        self.__dict__ |= {"config": folder.config, "stores": plan.stores}  # in the place of cached properties
+
+
 def finish(run: Run, failed: Mapping[str, Failure]) -> Path:
     """Write the report; then say what is missing in it.
 
@@ -159,9 +176,13 @@ def finish(run: Run, failed: Mapping[str, Failure]) -> Path:
     """
     page = run.report()
     if failed:
-        told = "; ".join(f"{name}: {one.reason}" for name, one in list(failed.items())[:3])
-        raise Incomplete(f"{len(failed)} trials failed ({told}); the same command tries them again. The others: {page}")
+        raise Incomplete(f"{len(failed)} trials failed ({told(failed)}); the same command tries them again. The others: {page}")
     return page
+
+
+def told(failed: Mapping[str, Failure]) -> str:
+    """The first failures in one line."""
+    return "; ".join(f"{name}: {one.reason}" for name, one in list(failed.items())[:3])
 
 
 def _train(params: Mapping[str, Any], plan: Plan) -> None:
@@ -170,7 +191,6 @@ def _train(params: Mapping[str, Any], plan: Plan) -> None:
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from versatune_ray.evaluation.greedy import greedy_accuracy
-    from versatune_ray.evaluation.questions import load_questions
 
     name, changes = _trial_of(params)
     config = plan.config(name, changes)
@@ -184,13 +204,12 @@ def _train(params: Mapping[str, Any], plan: Plan) -> None:
                 super().after_report(run_context, [plan.objectives(before, after) | {"step": told["step"]}], None)
 
     with RunFolder(config) as folder:
-        run = Run(folder, callbacks=[Reports()])
+        run = _Trial(folder, plan, [Reports()])
         lines = [json.loads(line) for line in (run.tuned.parent / "adjustments.jsonl").read_text(encoding="utf-8").splitlines()]
         before, after = lines[0]["loss"], lines[-1]["loss"]
         found = plan.objectives(before, after)
-        questions = load_questions(config)
         template, remote = config.data.chat_template, config.model.trust_remote_code
-        accuracy = greedy_accuracy(str(run.tuned), questions, template, remote) if questions else None
+        accuracy = greedy_accuracy(str(run.tuned), plan.questions, template, remote) if plan.questions else None
         outcome = {
             "changes": changes,
             "before": before,
@@ -234,7 +253,9 @@ class _Account(Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name, changes = _trial_of(trial.config)
-        self.failed[name] = Failure(changes, one_line(trial.get_error() or RuntimeError("it ended without a word")))
+        file = trial.pickled_error_file
+        error = cloudpickle.loads(Path(file).read_bytes()) if file else RuntimeError("it ended without a word")
+        self.failed[name] = Failure(changes, one_line(error))
         self._tell(name, changes, "failed", self.failed[name].reason)
 
     def _tell(self, name: str, changes: Mapping[str, Any], what: str, more: str) -> None:
