@@ -16,8 +16,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from versatune_ray.errors import UserError
-from versatune_ray.settings import Config, Section, nearest
-from versatune_ray.settings.detection import with_preset
+from versatune_ray.settings import Config, Detection, Mixture, Section, nearest
+from versatune_ray.settings.common import WithPreset
 from versatune_ray.storage import resolve, shown
 
 
@@ -46,9 +46,11 @@ def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Con
 
 def with_keys(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of ``tree`` with the values of dotted keys."""
-    changed = copy.deepcopy(dict(tree))
+    given: dict[str, Any] = {}
     for key, value in changes.items():
-        _merge(changed, _branch(key, value))
+        _merge(given, _branch(key, value))
+    changed = copy.deepcopy(dict(tree))
+    _merge(changed, _with_preset(given))
     return changed
 
 
@@ -61,8 +63,8 @@ def _branch(key: str, value: Any) -> dict[str, Any]:
 
 def _with_preset(source: dict[str, Any]) -> dict[str, Any]:
     """A preset overrules what earlier sources say, and gives way to what its own source says."""
-    detection = source.get("detection")
-    return source | {"detection": with_preset(detection)} if isinstance(detection, Mapping) else source
+    sections: dict[str, type[WithPreset]] = {"detection": Detection, "mixture": Mixture}
+    return source | {name: section.with_preset(source[name]) for name, section in sections.items() if name in source}
 
 
 def parse(tree: Mapping[str, Any]) -> Config:

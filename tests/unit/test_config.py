@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from versatune_ray.config import changed_keys, describe, dump, load
+from versatune_ray.config import changed_keys, describe, dump, load, parse, with_keys
 from versatune_ray.errors import UserError
-from versatune_ray.settings import Config
+from versatune_ray.settings import Config, Detection
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "jobs" / "configs").glob("*.yaml"))
 
@@ -90,3 +90,11 @@ def test_help_lists_every_key_with_type_unit_and_default() -> None:
 def test_every_shipped_configuration_is_valid(path: Path) -> None:
     below = re.search(r"--config \S*?(\w+\.yaml) --config", path.read_text())  # one that goes on top of another says so
     assert load([path.parent / below[1], path] if below else [path]).run
+
+
+def test_a_preset_of_the_mixture_gives_way_to_keys_beside_it_and_overrules_earlier_ones() -> None:
+    config = load([], ["mixture.preset=balanced", "mixture.sigma=3"])
+    assert (config.mixture.start, config.mixture.loss_over, config.mixture.sigma) == ("uniform", "domains", 3)
+    paper = parse(with_keys(config.model_dump(mode="json"), {"mixture.preset": "paper", "mixture.sigma": 0.5}))
+    assert (paper.mixture.start, paper.mixture.loss_over, paper.mixture.sigma) == ("detected", "tokens", 0.5)
+    assert load([], ["detection.preset=paper"]).detection.samples == Detection.model_validate({"preset": "paper"}).samples == 40_000

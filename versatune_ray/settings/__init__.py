@@ -10,6 +10,7 @@ from pydantic import field_validator, model_validator
 
 from versatune_ray.settings.common import Paths, Section, Shares, Sinks, nearest, setting
 from versatune_ray.settings.detection import Detection, Engine, Generation, Http, Judge, Subject
+from versatune_ray.settings.mixture import Mixture
 from versatune_ray.settings.tuning import Replay, Study, Sweep
 from versatune_ray.storage import root
 
@@ -125,55 +126,6 @@ class Reference(Section):
     cpus: int = setting(1, "CPUs (threads) per worker", ge=1)
 
 
-class Mixture(Section):
-    start: (
-        Literal[
-            "detected",
-            "uniform",
-            "inverse",
-            "inverse_complement",
-            "proportional",
-            "temperature",
-            "specific",
-            "uniform_remainder",
-            "trajectory",
-        ]
-        | Shares
-    ) = setting("detected", "shares before step 1: a rule, or a share per domain")
-    policy: Literal["constant", "versatune", "expansion", "exponential_loss"] = setting("versatune", "how shares follow the losses")
-    tau: float = setting(3.3, "start=temperature: shares go as records^(1/τ); 1 is proportional, large is uniform", gt=0)
-    trajectory: str | None = setting(None, "start=trajectory: an adjustments.jsonl; the start is its average mixture")
-    sigma: float = setting(1.0, "σ, strength of the learnable potential (unpublished in the paper)", ge=0)
-    delta: float = setting(0.05, "δ, raise of the targets per adjustment (expansion; unpublished)", "share", gt=0, lt=1)
-    epsilon: float = setting(1.0, "ε, forgetting tolerated per unit of target potential (expansion; unpublished)", ge=0)
-    targets: Paths = setting(list, "domains to expand, or to start from with specific / uniform_remainder")
-    target_share: float = setting(0.5, "starting share of the targets with uniform_remainder", "share", gt=0, lt=1)
-    guard: bool = setting(True, "expansion: raise only while the others forget little (Algorithm 3)")
-    mean_over: Literal["k", "k-1"] = setting("k", "expansion: the guard's mean over k (as printed) or over the k-1 others")
-    remainder: Literal["potential", "uniform"] = setting(
-        "potential", "expansion: how the others divide the rest: by their potential (Algorithm 3), or equally (a baseline)"
-    )
-    max_share: float = setting(0.95, "expansion: ceiling of the targets' share", "share", gt=0, le=1)
-    min_share: float = setting(0.0, "floor under every share", "share", ge=0, lt=1)
-    heed_overfitting: bool = setting(
-        False, "no potential for a domain whose loss is above its own lowest; else a scarce domain that overfits is given ever more"
-    )
-    feedback: Literal["held_out", "train"] = setting("held_out", "loss that drives the shares; `train` costs nothing")
-    smoothing: float = setting(
-        0.5,
-        "feedback=train: weight of earlier losses in each domain's moving average; 0: the last interval's alone. 0.5 leaves a third of "
-        "the variance that comes from few samples, and lags by one adjustment",
-        ge=0,
-        lt=1,
-    )
-    warn_passes: float = setting(
-        4, "warn once a domain is repeated more often; up to four passes are nearly as good as new data", "passes", gt=0
-    )
-    max_passes: float | None = setting(
-        None, "most passes over a domain; what it would have had goes to the others; none: no cap", "passes", gt=0, allow_inf_nan=False
-    )
-
-
 class Lora(Section):
     """Low-rank adapters (peft) instead of full fine-tuning."""
 
@@ -203,11 +155,6 @@ class Training(Section):
     compile: bool = setting(False, "torch.compile every block of the decoder")
     lora: Lora = setting(Lora, "low-rank adapters")
     learning_rate: float = setting(2e-5, "peak rate", gt=0)
-    loss_over: Literal["tokens", "domains"] = setting(
-        "tokens",
-        "loss of a batch. tokens: mean over all its response tokens, so that domains of long answers outweigh the others; domains: each "
-        "domain's own mean, weighted by its share of the samples",
-    )
     warmup: float = setting(0.03, "share of steps with a rising rate", ge=0, lt=1)
     weight_decay: float = setting(0.0, "AdamW", ge=0)
     max_grad_norm: float = setting(1.0, "gradient clipping; 0: none", ge=0)

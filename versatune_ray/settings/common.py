@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Shares = dict[str, float]
 
@@ -29,6 +29,32 @@ Sinks = Annotated[list[Literal["tensorboard", "wandb", "mlflow"]], BeforeValidat
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class WithPreset(Section):
+    """A section whose key ``preset`` stands for the values of ``PRESETS`` under that name, where they are not set beside it."""
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_first(cls, given: Any) -> Any:
+        return cls.with_preset(given)
+
+    @classmethod
+    def with_preset(cls, given: Any) -> Any:
+        """The keys of ``given``, and those of the preset that it names and does not overrule."""
+        preset = cls.PRESETS.get(str(given.get("preset"))) if isinstance(given, Mapping) else None
+        return given if preset is None else _under(given, preset)
+
+
+def _under(given: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
+    """``given``, completed with what only ``preset`` has."""
+    merged = dict(preset) | dict(given)
+    for key, value in preset.items():
+        if isinstance(value, Mapping) and isinstance(given.get(key), Mapping):
+            merged[key] = _under(given[key], value)
+    return merged
 
 
 def nearest(name: str, names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import field_validator, model_validator
 
-from versatune_ray.settings.common import Section, setting
+from versatune_ray.settings.common import Section, WithPreset, setting
 
 
 class Engine(Section):
@@ -96,9 +96,10 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class Detection(Section):
+class Detection(WithPreset):
     """Algorithm 1: what the base model knows."""
 
+    PRESETS = _PRESETS
     distribution: str | None = setting(None, "skip detection: a distribution.json, or the name of a published one (such as llama-2-7b)")
     preset: Literal["paper", "release"] | None = setting(None, "settings of the paper or of its release, for every key not set here")
     models: list[Subject] = setting(
@@ -116,11 +117,6 @@ class Detection(Section):
     generation: Generation = setting(Generation, "sampling settings")
     engine: Engine = setting(Engine, "vLLM stage of the base model")
     judge: Judge = setting(Judge, "the judge model")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _with_preset(cls, value: Any) -> Any:
-        return with_preset(value) if isinstance(value, Mapping) else value
 
     @field_validator("models", mode="before")
     @classmethod
@@ -160,21 +156,6 @@ class Detection(Section):
                 raise ValueError(f"models: {name!r} is there {names.count(name)} times; give each its own name with {{path: …, name: …}}")
         object.__setattr__(self, "models", models)
         return self
-
-
-def with_preset(detection: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The keys of ``detection``, and those of the preset that it names and does not overrule."""
-    preset = _PRESETS.get(str(detection.get("preset")))
-    return detection if preset is None else _under(detection, preset)
-
-
-def _under(given: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
-    """``given``, completed with what only ``preset`` has."""
-    merged = dict(preset) | dict(given)
-    for key, value in preset.items():
-        if isinstance(value, Mapping) and isinstance(given.get(key), Mapping):
-            merged[key] = _under(given[key], value)
-    return merged
 
 
 def _listed(file: Path) -> Any:

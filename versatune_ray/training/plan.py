@@ -170,7 +170,7 @@ def recipe(config: Config, train_records: int, unit: Unit) -> Recipe:
         seed=config.seed,
         unit=unit,
         max_passes=config.mixture.max_passes,
-        loss_over=config.training.loss_over,
+        loss_over=config.mixture.loss_over,
     )
 
 
