@@ -262,3 +262,23 @@ def test_the_state_is_small_and_does_not_grow():
     for _ in range(20):
         sampler.next_batch([0.5, 0.5])
     assert len(json.dumps(sampler.state_dict())) < 300
+
+
+def test_a_cap_is_spread_over_the_planned_batches():
+    # four passes over 10 samples are 40, 2 in each of 20 batches, where a share of one half would take 5; the other domain gets the rest
+    sampler = DomainSampler([10, 1000], 10, seed=0, max_passes=4, steps=20)
+    for step in range(1, 21):
+        sampler.next_batch([0.5, 0.5])
+        assert sampler.counts.tolist() == [2 * step, 8 * step]
+    # what was not asked for at first may be had later: a share of 0.1 takes 1 a batch for ten batches, then 5 until 20 are caught up
+    sampler = DomainSampler([10, 1000], 10, seed=0, max_passes=4, steps=20)
+    for _ in range(10):
+        sampler.next_batch([0.1, 0.9])
+    taken = []
+    for _ in range(5):
+        before = sampler.counts[0]
+        sampler.next_batch([0.5, 0.5])
+        taken.append(int(sampler.counts[0] - before))
+    assert taken == [5, 5, 5, 3, 2]  # 22, 24, 26, 28, 30 are allowed by then, of which 10 were taken
+    with pytest.raises(ValueError, match="steps: 0 is below 1"):
+        DomainSampler([5], 1, seed=0, max_passes=1, steps=0)

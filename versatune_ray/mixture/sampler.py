@@ -34,6 +34,7 @@ class DomainSampler:
         seed: int,
         names: Sequence[str] | None = None,
         max_passes: float | None = None,
+        steps: int | None = None,
     ) -> None:
         """Start before the first batch.
 
@@ -44,6 +45,8 @@ class DomainSampler:
             names: domain names, for errors.
             max_passes: most passes over any domain, > 0; None: no cap. A domain's request ends at floor(max_passes · size) samples; what
                 it would have had beyond goes to the other domains in proportion to their shares.
+            steps: batches planned, ≥ 1. These samples are then spread over them: a domain that had them all at the beginning would be
+                forgotten by the end.
 
         Raises:
             ValueError: an argument out of range.
@@ -62,7 +65,10 @@ class DomainSampler:
         self._sizes: IntArray = counted.astype(np.int64)
         self._sizes.flags.writeable = False
         self._batch_size, self._seed, self._names = integer(batch_size), integer(seed), names
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps: {steps} is below 1")
         self._max_passes = None if max_passes is None else float(max_passes)
+        self._steps = None if max_passes is None else steps  # without a cap there is nothing to spread
         self._step = 0
         self._counts: IntArray = np.zeros(counted.size, dtype=np.int64)
         self._deficits: FloatArray = np.zeros(counted.size)
@@ -129,7 +135,7 @@ class DomainSampler:
         """Continue where ``state`` was taken: all later batches are those that the saved sampler would have drawn.
 
         Raises:
-            ValueError: the state lacks a key, is inconsistent, or is of a sampler with other sizes, batch size, seed or max_passes.
+            ValueError: the state lacks a key, is inconsistent, or is of a sampler with other sizes, batch size, seed, max_passes or steps.
         """
         mine = self._identity()
         if missing := [key for key in (*mine, "step", "counts", "deficits") if key not in state]:
@@ -153,6 +159,7 @@ class DomainSampler:
             "batch_size": self._batch_size,
             "sizes": self._sizes.tolist(),
             "max_passes": self._max_passes,
+            "steps": self._steps,
         }
 
     def _request(self, shares: FloatArray) -> FloatArray:
@@ -164,7 +171,8 @@ class DomainSampler:
         request: FloatArray = self._batch_size * (shares / shares.sum())
         if self._max_passes is None:
             return request
-        room = np.floor(self._max_passes * self._sizes) - (self._counts + self._deficits)
+        by_now = 1.0 if self._steps is None else min(1.0, (self._step + 1) / self._steps)
+        room = np.floor(self._max_passes * self._sizes) * by_now - (self._counts + self._deficits)
         open_ = shares > 0
         # What a full domain cannot take may fill the next one; each round closes at least one.
         while (over := open_ & (request > room + EPSILON)).any():

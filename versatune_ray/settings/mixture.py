@@ -68,5 +68,9 @@ class Mixture(WithPreset):
         4, "warn once a domain is repeated more often; up to four passes are nearly as good as new data", "passes", gt=0
     )
     max_passes: float | None = setting(
-        None, "most passes over a domain; what it would have had goes to the others; none: no cap", "passes", gt=0, allow_inf_nan=False
+        None,
+        "most passes over a domain, spread over the run; what it would have had goes to the others; none: no cap",
+        "passes",
+        gt=0,
+        allow_inf_nan=False,
     )

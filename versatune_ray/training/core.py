@@ -80,7 +80,7 @@ class Tuner:
         self.schedule = get_cosine_schedule_with_warmup(self.optimizer, math.ceil(recipe.warmup * recipe.steps), recipe.steps)
         names = [domain.name for domain in data]
         sizes = [len(domain.train) for domain in data]
-        self.sampler = DomainSampler(sizes, recipe.batch_size, recipe.seed, names=names, max_passes=recipe.max_passes)
+        self.sampler = DomainSampler(sizes, recipe.batch_size, recipe.seed, names=names, max_passes=recipe.max_passes, steps=recipe.steps)
         self.steps_done = 0
         self.place = 0.0  # steps done, and a half more while this rank waits for the others' gradients
         self.last: Made | None = None
