@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from versatune_ray.mixture import Constant, Expansion, ExponentialLoss, Feedback, GuardState, Policy, VersaTune, specific, uniform
+from versatune_ray.mixture import Balanced, Constant, Expansion, ExponentialLoss, Feedback, GuardState, Policy, VersaTune, specific, uniform
 
 SHARES = [0.5, 0.3, 0.2]
 # γ = (0.5, 0, 0.5), so P' = (0.75, 0.3, 0.3), Σ 1.35; φ = (0, 0.25, 0)
@@ -308,3 +308,27 @@ def test_heeding_overfitting_counts_no_potential_above_the_lowest_loss():
     assert guard is not None and not guard.open and guard.bound == 0
     with pytest.raises(ValueError, match="step 10: best_loss is missing"):
         VersaTune(heed_overfitting=True).update(SHARES, FEEDBACK)
+
+
+def test_balanced_shares_go_as_the_excess_losses():
+    # e = (1, 0, 1.5, 0): 0.9 of the shares go as 0.4 : 0.6, and 0.1 / 4 to each
+    feedback = Feedback(10, loss=[2, 2, 2, 0.5], reference_loss=[1, 2, 0.5, 1])
+    close(Balanced().update([0.1, 0.2, 0.3, 0.4], feedback), [0.025 + 0.36, 0.025, 0.025 + 0.54, 0.025])
+    close(Balanced(strength=0).update([0.1, 0.2, 0.3, 0.4], feedback), [0.25] * 4)
+    # a floor of 0.1 under two: 0.8 left for 0.385 : 0.565
+    close(Balanced(min_share=0.1).update([0.1, 0.2, 0.3, 0.4], feedback), [0.8 * 0.385 / 0.95, 0.1, 0.8 * 0.565 / 0.95, 0.1])
+    # nothing left to learn: as before
+    close(Balanced().update([0.1, 0.9], Feedback(1, [1, 1], reference_loss=[1, 2])), [0.1, 0.9])
+
+
+def test_balanced_shares_are_the_best_static_ones_of_power_laws():
+    """At its fixed point p ∝ e, no small move of samples between two domains lowers the mean loss."""
+    scale, ceiling, n, a = np.array([3.0, 1.0, 0.2]), np.array([1.0, 2.0, 0.5]), 1000, 0.4
+    shares = uniform(3)
+    for _ in range(200):
+        loss = ceiling + scale * (n * shares) ** -a
+        shares = 0.5 * shares + 0.5 * Balanced(strength=1).update(shares, Feedback(1, loss, reference_loss=ceiling))
+    best = (scale * (n * shares) ** -a).sum()
+    for step in ([1e-3, -1e-3, 0], [-1e-3, 0, 1e-3], [0, 1e-3, -1e-3]):
+        for sign in (1, -1):
+            assert (scale * (n * (shares + sign * np.array(step))) ** -a).sum() > best

@@ -102,6 +102,12 @@ def test_a_target_without_a_share_can_get_one() -> None:
     plan.check_passes(config, NAMES, [10, 20, 70], plan.recipe(config, train_records=100, unit="nats/token"))
 
 
+@pytest.mark.parametrize(("samples", "cap"), [(100, 4.0), (200, 4.0), (250, 5.0)])
+def test_an_automatic_cap_is_four_passes_or_twice_the_runs_average(samples: int, cap: float) -> None:
+    config = load([], ["mixture.max_passes=auto", f"training.samples_per_epoch={samples}", "training.epochs=1", "training.batch_size=10"])
+    assert plan.recipe(config, train_records=100, unit="nats/token").max_passes == cap
+
+
 def test_without_a_cap_any_run_is_long_enough() -> None:
     config = load([], ["training.epochs=1000"])
     recipe = plan.recipe(config, train_records=100, unit="nats/token")

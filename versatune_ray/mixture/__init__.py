@@ -9,13 +9,14 @@ Equations and algorithms are those of VersaTune (arXiv 2411.11266); a choice the
 from versatune_ray.mixture.diagnostics import new_warnings
 from versatune_ray.mixture.feedback import Feedback
 from versatune_ray.mixture.metrics import forgetting_degree, learnable_potential
-from versatune_ray.mixture.policies import Constant, Expansion, GuardState, Policy, VersaTune
+from versatune_ray.mixture.policies import Balanced, Constant, Expansion, GuardState, Policy, VersaTune
 from versatune_ray.mixture.replay import mean_shares, replay
 from versatune_ray.mixture.rivals import ExponentialLoss
 from versatune_ray.mixture.sampler import DomainSampler
 from versatune_ray.mixture.shares import check_shares, inverse, proportional, specific, temperature, uniform, uniform_remainder
 
 __all__ = [
+    "Balanced",
     "Constant",
     "DomainSampler",
     "Expansion",

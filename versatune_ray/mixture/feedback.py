@@ -62,6 +62,12 @@ class Feedback:
         object.__setattr__(self, "best_loss", None if best_loss is None else read(best_loss, "best loss"))
         object.__setattr__(self, "names", known)
 
+    def excess_loss(self) -> FloatArray:
+        """max(ℓ − ℓ_ref, 0)[k], in nats. Raises ``ValueError`` without a reference loss."""
+        if self.reference_loss is None:
+            raise ValueError(f"step {self.step}: reference_loss is missing; the excess loss needs it")
+        return np.maximum(self.loss - self.reference_loss, 0)
+
     def learnable_potential(self) -> FloatArray:
         """γ[k] (Eq. 2). Raises ``ValueError`` without a reference loss."""
         if self.reference_loss is None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from versatune_ray.mixture.arrays import FloatArray, check_targets
 from versatune_ray.mixture.feedback import Feedback
-from versatune_ray.mixture.shares import check_shares, floored
+from versatune_ray.mixture.shares import check_shares, floored, normalised
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,49 @@ class VersaTune:
     def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
         before = check_shares(shares, feedback.loss.size, feedback.names)
         return floored(before * (1 + self.sigma * _potential(feedback, self.heed_overfitting)), self.min_share)
+
+    def guard_state(self, shares: npt.ArrayLike, feedback: Feedback) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Balanced:
+    """Ours: shares in proportion to what each domain has left to learn, P_j(t) = (1 − λ)/k + λ·e_j(t) / Σ e_i(t).
+
+    e_j = max(ℓ_j − ℓ_ref,j, 0) is the excess loss, in nats. Why in proportion: what is wanted is a low mean loss, (1/k)·Σ ℓ_j. Learning
+    curves are power laws to a good approximation: after n_j samples e_j = c_j·n_j^(−a), so that one more sample gains −de_j/dn_j =
+    a·e_j/n_j. No sample can be moved to advantage where these gains are equal in all domains, which is n_j ∝ e_j.
+
+    What this mends in Algorithm 2, both seen in our studies (README):
+
+    - Its γ_j = e_j/ℓ_j is relative: a domain that is all but mastered, at 0.008 nats over a ceiling of 0.001, has γ = 0.8 and keeps
+      being fed, though nothing is left to gain.
+    - Its updates multiply: a constant difference in γ moves shares further at every adjustment, until one domain has everything. Here a
+      share that has done its work comes down by itself, and a domain that is forgotten comes back.
+
+    Attributes:
+        strength: λ, 0 ≤ λ ≤ 1; the rest, (1 − λ)/k for each, keeps what is mastered from being forgotten. 0 is uniform.
+
+        min_share: floor under every share, applied last.
+
+    Raises:
+        ValueError: a setting out of range; ``update`` without a reference loss, or with k · min_share > 1.
+    """
+
+    strength: float = 0.9
+    min_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check("strength", self.strength, 0 <= self.strength <= 1, "within 0 and 1")
+        _check("min_share", self.min_share, 0 <= self.min_share <= 1, "within 0 and 1")
+
+    def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
+        """Shares do not depend on those before, but where nothing is left to learn they stay."""
+        before = check_shares(shares, feedback.loss.size, feedback.names)
+        excess = feedback.excess_loss()
+        if excess.any():
+            before = (1 - self.strength) / before.size + self.strength * normalised(excess)
+        return floored(before, self.min_share)
 
     def guard_state(self, shares: npt.ArrayLike, feedback: Feedback) -> None:
         return None

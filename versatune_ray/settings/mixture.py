@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from versatune_ray.settings.common import Paths, Shares, WithPreset, setting
 
 _PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"start": "detected", "policy": "versatune", "loss_over": "tokens", "heed_overfitting": False},
-    "balanced": {"start": "uniform", "policy": "versatune", "sigma": 1.0, "loss_over": "domains", "heed_overfitting": True},
+    "paper": {"start": "detected", "policy": "versatune", "loss_over": "tokens", "heed_overfitting": False, "max_passes": None},
+    "balanced": {"start": "uniform", "policy": "balanced", "strength": 0.9, "loss_over": "domains", "max_passes": "auto"},
 }
 
 
@@ -33,7 +35,10 @@ class Mixture(WithPreset):
         ]
         | Shares
     ) = setting("detected", "shares before step 1: a rule, or a share per domain")
-    policy: Literal["constant", "versatune", "expansion", "exponential_loss"] = setting("versatune", "how shares follow the losses")
+    policy: Literal["constant", "versatune", "balanced", "expansion", "exponential_loss"] = setting(
+        "versatune", "how shares follow the losses"
+    )
+    strength: float = setting(0.9, "λ, how far the shares of policy=balanced leave equal ones", ge=0, le=1)
     tau: float = setting(3.3, "start=temperature: shares go as records^(1/τ); 1 is proportional, large is uniform", gt=0)
     trajectory: str | None = setting(None, "start=trajectory: an adjustments.jsonl; the start is its average mixture")
     sigma: float = setting(1.0, "σ, strength of the learnable potential (unpublished in the paper)", ge=0)
@@ -67,10 +72,9 @@ class Mixture(WithPreset):
     warn_passes: float = setting(
         4, "warn once a domain is repeated more often; up to four passes are nearly as good as new data", "passes", gt=0
     )
-    max_passes: float | None = setting(
+    max_passes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] | None = setting(
         None,
-        "most passes over a domain, spread over the run; what it would have had goes to the others; none: no cap",
+        "most passes over a domain, spread over the run; what it would have had goes to the others; auto: four, or twice the run's samples "
+        "over all records if that is more; none: no cap",
         "passes",
-        gt=0,
-        allow_inf_nan=False,
     )

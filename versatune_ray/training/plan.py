@@ -18,6 +18,8 @@ from versatune_ray.settings import Config
 from versatune_ray.training import sinks
 from versatune_ray.training.recipe import Recipe, Unit
 
+_GOOD_PASSES = 4.0  # up to which repeated records are nearly as good as new ones (Muennighoff et al. 2023, arXiv 2305.16264)
+
 
 def policy(config: Config, names: Sequence[str]) -> mix.Policy:
     """The configured policy.
@@ -34,6 +36,8 @@ def policy(config: Config, names: Sequence[str]) -> mix.Policy:
         return mix.Constant()
     if settings.policy == "versatune":
         return mix.VersaTune(sigma=settings.sigma, min_share=settings.min_share, heed_overfitting=settings.heed_overfitting)
+    if settings.policy == "balanced":
+        return mix.Balanced(strength=settings.strength, min_share=settings.min_share)
     if settings.policy == "exponential_loss":
         return mix.ExponentialLoss()
     return mix.Expansion(
@@ -152,15 +156,17 @@ def needs_detection(config: Config) -> bool:
 
 
 def needs_reference(config: Config) -> bool:
-    return config.mixture.policy in ("versatune", "expansion")
+    return config.mixture.policy in ("versatune", "balanced", "expansion")
 
 
 def recipe(config: Config, train_records: int, unit: Unit) -> Recipe:
     """Steps = epochs × samples per epoch / batch size, rounded up."""
     training = config.training
     samples = training.samples_per_epoch or train_records
+    steps = math.ceil(training.epochs * samples / training.batch_size)
+    cap = config.mixture.max_passes
     return Recipe(
-        steps=math.ceil(training.epochs * samples / training.batch_size),
+        steps=steps,
         batch_size=training.batch_size,
         micro_batch_tokens=training.micro_batch_tokens,
         learning_rate=training.learning_rate,
@@ -169,7 +175,7 @@ def recipe(config: Config, train_records: int, unit: Unit) -> Recipe:
         max_grad_norm=training.max_grad_norm,
         seed=config.seed,
         unit=unit,
-        max_passes=config.mixture.max_passes,
+        max_passes=max(_GOOD_PASSES, 2 * steps * training.batch_size / train_records) if cap == "auto" else cap,
         loss_over=config.mixture.loss_over,
     )
 
@@ -183,7 +189,7 @@ def check_passes(config: Config, names: Sequence[str], sizes: Sequence[int], rec
     Raises:
         UserError: the run's samples are more than the cap allows over all domains that can have a share.
     """
-    cap = config.mixture.max_passes
+    cap = recipe.max_passes
     if cap is None:
         return
     drawn = _drawn(config, names, sizes)
@@ -198,7 +204,7 @@ def check_passes(config: Config, names: Sequence[str], sizes: Sequence[int], rec
 def _drawn(config: Config, names: Sequence[str], sizes: Sequence[int]) -> dict[str, int]:
     """Sizes of the domains that have a share or can get one: policies multiply, so that 0 stays 0 but for a target or a floor."""
     settings, all_ = config.mixture, dict(zip(names, sizes, strict=True))
-    if needs_detection(config) or (settings.policy != "constant" and settings.min_share > 0):
+    if needs_detection(config) or settings.policy == "balanced" or (settings.policy != "constant" and settings.min_share > 0):
         return all_
     start = starting_shares(config, names, None, sizes)
     raised = settings.targets if settings.policy == "expansion" else []
