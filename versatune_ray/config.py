@@ -7,6 +7,7 @@ value, and the nearest valid key.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args, get_origin
@@ -19,6 +20,8 @@ from versatune_ray.errors import UserError
 from versatune_ray.settings import Config, Detection, Mixture, Section, nearest
 from versatune_ray.settings.common import WithPreset
 from versatune_ray.storage import resolve, shown
+
+_TYPE = re.compile(r"int|float|str|bool|constrained-\w+|(list|dict|literal)\[.*\]", re.DOTALL)  # pydantic's names of a union's members
 
 
 def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
@@ -72,7 +75,7 @@ def parse(tree: Mapping[str, Any]) -> Config:
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError("; ".join(_explain(dict(item)) for item in error.errors())) from None
+        raise UserError("; ".join(_explain(item) for item in _mistakes(error))) from None
 
     def local(path: str | None) -> str | None:
         """Workers run in other folders: what lies on this machine is named by its whole path; anything else is an id."""
@@ -175,6 +178,19 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
             _merge(into[key], value)
         else:
             into[key] = value
+
+
+def _mistakes(error: ValidationError) -> list[dict[str, Any]]:
+    """Pydantic's errors, with one for a value that is none of several types instead of one per type."""
+    found: dict[str, dict[str, Any]] = {}
+    for item in error.errors():
+        loc = tuple(part for part in item["loc"] if not (isinstance(part, str) and _TYPE.fullmatch(part)))
+        key = ".".join(map(str, loc))
+        if key and key in found and len(loc) < len(item["loc"]):
+            found[key]["msg"] += " or " + item["msg"].removeprefix("Input should be ")
+        else:
+            found[key or str(len(found))] = {**item, "loc": loc}
+    return list(found.values())
 
 
 def _explain(error: dict[str, Any]) -> str:
