@@ -239,6 +239,9 @@ class _Account(Callback):  # type: ignore[misc]
         self.plan, self.title, self.total, self.done = plan, title, total, done
         self.failed: dict[str, Failure] = {}
 
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        say(self.title, f"begins: {_called(*_trial_of(trial.config))}")
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name, changes = _trial_of(trial.config)
         result = trial.last_result
@@ -260,5 +263,10 @@ class _Account(Callback):  # type: ignore[misc]
 
     def _tell(self, name: str, changes: Mapping[str, Any], what: str, more: str) -> None:
         self.done += 1
-        shown = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in changes.items())
-        say(self.title, f"{self.done}/{self.total} {what}: {shown or name}: {more}")
+        say(self.title, f"{self.done}/{self.total} {what}: {_called(name, changes)}: {more}")
+
+
+def _called(name: str, changes: Mapping[str, Any]) -> str:
+    """Name and settings of a trial, for a line on the screen."""
+    told = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in changes.items())
+    return f"{name} ({told})"
