@@ -94,7 +94,7 @@ def test_every_shipped_configuration_is_valid(path: Path) -> None:
 
 def test_a_preset_of_the_mixture_gives_way_to_keys_beside_it_and_overrules_earlier_ones() -> None:
     config = load([], ["mixture.preset=balanced", "mixture.sigma=3"])
-    assert (config.mixture.start, config.mixture.loss_over, config.mixture.sigma) == ("uniform", "domains", 3)
+    assert (config.mixture.start, config.mixture.length_correction, config.mixture.sigma) == ("uniform", 0.5, 3)
     paper = parse(with_keys(config.model_dump(mode="json"), {"mixture.preset": "paper", "mixture.sigma": 0.5}))
-    assert (paper.mixture.start, paper.mixture.loss_over, paper.mixture.sigma) == ("detected", "tokens", 0.5)
+    assert (paper.mixture.start, paper.mixture.length_correction, paper.mixture.sigma) == ("detected", 0, 0.5)
     assert load([], ["detection.preset=paper"]).detection.samples == Detection.model_validate({"preset": "paper"}).samples == 40_000

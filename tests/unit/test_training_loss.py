@@ -101,24 +101,28 @@ def test_every_attention_gives_the_plain_gradient(model: Path, data: list[Domain
         torch.testing.assert_close(kept[name], parameter.grad, atol=1e-6, rtol=1e-4)
 
 
-def test_a_mean_over_domains_weighs_each_domains_own_mean_by_its_samples(model: Path, data: list[DomainData]) -> None:
-    tuner = Tuner(load_model(str(model)), data, replace(RECIPE, loss_over="domains"), CPU)
+@pytest.mark.parametrize("correction", [0.5, 1.0])
+def test_a_length_correction_weighs_each_domains_own_mean(model: Path, data: list[DomainData], correction: float) -> None:
+    tuner = Tuner(load_model(str(model)), data, replace(RECIPE, length_correction=correction), CPU)
     twin = Tuner(load_model(str(model)), data, RECIPE, CPU)
     shares = np.array([2 / 3, 1 / 3])
     domain, index = twin.sampler.next_batch(shares)
     assert np.bincount(domain).tolist() == [4, 2]
-    means = []
+    gradients, tokens = [], []
     for place in (0, 1):
         nats, network = plain(model, [data[place].train[int(i)] for i in index[domain == place]])
         nats.mean().backward()
-        means.append([parameter.grad for parameter in network.parameters()])
+        gradients.append([parameter.grad for parameter in network.parameters()])
+        tokens.append(len(nats))
+    weights = np.array([4, 2]) ** correction * np.array(tokens) ** (1 - correction)
+    first, second = weights / weights.sum()
     kept: list[torch.Tensor] = []
     tuner.optimizer.zero_grad = lambda set_to_none=True: kept.extend(  # type: ignore[method-assign]
         parameter.grad.clone() for parameter in tuner.model.parameters()
     )
     tuner.step(shares)
-    for found, first, second in zip(kept, *means, strict=True):
-        torch.testing.assert_close(found, 2 / 3 * first + 1 / 3 * second, atol=1e-6, rtol=1e-4)
+    for found, one, other in zip(kept, *gradients, strict=True):
+        torch.testing.assert_close(found, first * one + second * other, atol=1e-6, rtol=1e-4)
 
 
 def test_chunked_logits_give_the_same_loss_and_gradient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from pydantic import Field
 from versatune_ray.settings.common import Paths, Shares, WithPreset, setting
 
 _PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"start": "detected", "policy": "versatune", "loss_over": "tokens", "heed_overfitting": False, "max_passes": None},
-    "balanced": {"start": "uniform", "policy": "balanced", "strength": 0.9, "loss_over": "domains", "max_passes": "auto"},
+    "paper": {"start": "detected", "policy": "versatune", "length_correction": 0.0, "heed_overfitting": False, "max_passes": None},
+    "balanced": {"start": "uniform", "policy": "balanced", "strength": 0.9, "length_correction": 0.5, "max_passes": "auto"},
 }
 
 
@@ -52,10 +52,12 @@ class Mixture(WithPreset):
         "potential", "expansion: how the others divide the rest: by their potential (Algorithm 3), or equally (a baseline)"
     )
     max_share: float = setting(0.95, "expansion: ceiling of the targets' share", "share", gt=0, le=1)
-    loss_over: Literal["tokens", "domains"] = setting(
-        "tokens",
-        "loss of a batch. tokens: mean over all its response tokens, so that domains of long answers outweigh the others; domains: each "
-        "domain's own mean, weighted by its share of the samples",
+    length_correction: float = setting(
+        0.0,
+        "loss of a batch. 0: mean over its response tokens, so that domains of long answers outweigh the others; 1: mean of each domain, "
+        "weighted by its share of the samples; between: geometric means of both weights",
+        ge=0,
+        le=1,
     )
     min_share: float = setting(0.0, "floor under every share", "share", ge=0, lt=1)
     heed_overfitting: bool = setting(

@@ -1,7 +1,7 @@
 """The training core, without Ray: one model, one optimizer that never restarts, global batches drawn by share.
 
-Loss is per response token: summed over the global batch and divided by the global token count, across ranks and micro-batches. Or, with
-``Recipe.loss_over = "domains"``, that mean is taken in each domain, and these means are averaged by the domains' samples in the batch.
+Loss is per response token: summed over the global batch and divided by the global token count, across ranks and micro-batches;
+``Recipe.length_correction`` weighs domains apart from the length of their answers.
 """
 
 from __future__ import annotations
@@ -150,12 +150,14 @@ class Tuner:
         return taken
 
     def _token_weights(self, domain: NDArray[np.int64], tokens: NDArray[np.int64]) -> Array:
-        """What one response token of each domain counts in the loss of a batch, [k], from the domain and tokens of its samples [b]."""
-        k = len(self.data)
-        if self.recipe.loss_over == "tokens":
-            return np.full(k, 1 / tokens.sum())
-        per_domain = np.maximum(np.bincount(domain, tokens, k), 1)
-        found: Array = np.bincount(domain, minlength=k) / (len(domain) * per_domain)
+        """What one response token of each domain counts in the loss of a batch, [k], from the domain and tokens of its samples [b].
+
+        The mean loss of domain j weighs as n_j^c · T_j^(1−c), for n_j samples of T_j tokens and a correction c: 0 is the mean over tokens.
+        """
+        k, c = len(self.data), self.recipe.length_correction
+        samples, in_domain = np.bincount(domain, minlength=k), np.bincount(domain, tokens, k)
+        weight = samples**c * in_domain ** (1 - c)
+        found: Array = np.divide(weight / weight.sum(), in_domain, out=np.zeros(k), where=in_domain > 0)
         return found
 
     def _mine(self, samples: Sequence[Sample]) -> list[list[Sample]]:

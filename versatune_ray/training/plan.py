@@ -176,7 +176,7 @@ def recipe(config: Config, train_records: int, unit: Unit) -> Recipe:
         seed=config.seed,
         unit=unit,
         max_passes=max(_GOOD_PASSES, 2 * steps * training.batch_size / train_records) if cap == "auto" else cap,
-        loss_over=config.mixture.loss_over,
+        length_correction=config.mixture.length_correction,
     )
 
 

@@ -30,7 +30,7 @@ class Recipe:
     seed: int
     unit: Unit = "nats/token"
     max_passes: float | None = None
-    loss_over: Literal["tokens", "domains"] = "tokens"
+    length_correction: float = 0.0
 
 
 @dataclass(frozen=True)
