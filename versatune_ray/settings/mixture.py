@@ -8,6 +8,12 @@ from pydantic import Field
 
 from versatune_ray.settings.common import Paths, Shares, WithPreset, setting
 
+# balanced is what won in our studies (README). Its shares are derived in ``mixture.Balanced``. Why a length correction of one half: where
+# the mean loss over domains is what counts, each domain's own mean should weigh the same in a step's loss; but the fewer tokens a mean
+# is made of, the noisier its gradient is. For domains with gradients of like norm G that point apart, and noise s² per token, the step
+# that descends most on average weighs a mean of T_j tokens by T_j / (T_j + s²/G²): as T_j (the mean over tokens) where noise rules, as 1
+# (the mean over domains) where it does not. s²/G² is the gradient noise scale (McCandlish et al. 2018, arXiv 1812.06162); one half stands
+# between the two without measuring it.
 _PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"start": "detected", "policy": "versatune", "length_correction": 0.0, "heed_overfitting": False, "max_passes": None},
     "balanced": {"start": "uniform", "policy": "balanced", "strength": 0.9, "length_correction": 0.5, "max_passes": "auto"},
