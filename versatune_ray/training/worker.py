@@ -44,7 +44,7 @@ class Failures(ray.train.UserCallback):  # type: ignore[misc]
     """Tells on the driver's screen why a worker group is started again; Ray Train itself tells only its log."""
 
     def __init__(self) -> None:
-        self._count = 0  # a screen shows the same words once
+        self._count = 0  # told with each failure: the board shows equal words only once
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         self._count += 1
