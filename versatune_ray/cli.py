@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -32,7 +33,7 @@ def main(
     """Read the configuration, join or start Ray, do ``job(run)``, print the path of what it made.
 
     ``plan_of`` is what ``--plan`` prints, where a job has it; ``check`` refuses what this job alone cannot do, before anything starts.
-    Exit status: 0 done, 1 failed or done in part, 2 wrong input (one line says what and how to mend it), 130 interrupted.
+    Exit status: 0 done, 1 failed or done in part, 2 wrong input (one line says what and how to mend it), 130 interrupted, 143 ended.
     """
     parser = argparse.ArgumentParser(
         description=description,
@@ -66,6 +67,7 @@ def main(
         with RunFolder(config) as folder:
             if needs_ray:
                 connect(verbose=arguments.debug)
+                signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Ray's own may end the process before its temporary folder is gone
             with Display() if needs_ray else nullcontext():
                 made = job(Run(folder))
         print(f"\n{shown(made)}", flush=True)

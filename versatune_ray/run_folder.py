@@ -44,13 +44,15 @@ class Step:
 class RunFolder:
     """``{storage}/{run}``, as a context manager.
 
+    With ``wait``, it waits for another process of this machine that works on the same run.
+
     Raises:
         UserError: on entry: the storage cannot be used, another process works on the same run, or its fine-tuning was begun with
             other settings.
     """
 
-    def __init__(self, config: Config):
-        self.config = config
+    def __init__(self, config: Config, wait: bool = False):
+        self.config, self._patience = config, -1 if wait else 0
         self.path = config.run_folder
         self._resources, self._lease = ExitStack(), Lease(self.path)
 
@@ -58,7 +60,7 @@ class RunFolder:
         check(self.config.storage)
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            self._resources.enter_context(FileLock(self.path / ".lock", timeout=0))
+            self._resources.enter_context(FileLock(self.path / ".lock", timeout=self._patience))
         except Timeout:
             name = self.config.run
             raise UserError(f"run {name!r} is in use by another process; wait for it, or choose another name with run=…") from None
@@ -108,7 +110,9 @@ class RunFolder:
 
     def newer_than(self, page: Path) -> bool:
         """Whether anything of the run changed after ``page`` was written."""
-        files = [file for file in self.path.rglob("*.json*") if "checkpoints" not in file.parts] + [self.path / "config.yaml"]
+        kinds = (".json", ".jsonl", ".parquet")
+        files = [file for file in self.path.rglob("*.*") if file.suffix in kinds and "checkpoints" not in file.parts]
+        files.append(self.path / "config.yaml")
         return any(file.stat().st_mtime_ns > page.stat().st_mtime_ns for file in files)
 
     def _timings(self) -> dict[str, Any]:

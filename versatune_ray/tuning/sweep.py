@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,12 +62,15 @@ def sweep(run: Run) -> Path:
         combinations = _grid(settings) if settings.search == "grid" else _random(settings, config.seed)
         listed = {name_of(changes): changes for changes in combinations}
     else:
-        search = _optuna(settings, config.seed, shared)
+        known = {name: one for name, one in _outcomes(shared, settings) if _within(one["changes"], settings)}
+        listed = {name: one["changes"] for name, one in known.items()}
+        search = _optuna(settings, config.seed, list(known.values()))
+    more = 0 if search is None else max(0, settings.trials - len(listed))
     if settings.prune:
         from ray.tune.schedulers import ASHAScheduler
 
         scheduler = ASHAScheduler(metric="score", mode="max", grace_period=settings.grace, max_t=10**6, reduction_factor=2)
-    failed = run_trials(shared, listed, "sweep", settings.concurrency, search=search, trials=settings.trials, scheduler=scheduler)
+    failed = run_trials(shared, listed, "sweep", settings.concurrency, search=search, more=more, scheduler=scheduler)
     _write_results(run, shared, failed)
     return finish(run, failed)
 
@@ -95,8 +98,8 @@ def _draw(values: Any, rng: np.random.Generator) -> Any:
     return float(f"{value:.6g}")
 
 
-def _optuna(settings: Sweep, seed: int, shared: Plan) -> Any:
-    """Optuna, told of what earlier trials found."""
+def _optuna(settings: Sweep, seed: int, known: Sequence[Mapping[str, Any]]) -> Any:
+    """Optuna, told of what the trials with ``known`` outcomes found."""
     import optuna
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch
@@ -106,8 +109,8 @@ def _optuna(settings: Sweep, seed: int, shared: Plan) -> Any:
             return tune.choice(values)
         return (tune.loguniform if values.get("log") else tune.uniform)(float(values["min"]), float(values["max"]))
 
-    def within(key: str, value: Any) -> Any:
-        limits = settings.space[key]  # a rounded value may lie beyond
+    def inside(key: str, value: Any) -> Any:
+        limits = settings.space[key]  # a value rounded to six digits may lie just beyond
         return min(max(value, limits["min"]), limits["max"]) if isinstance(limits, Mapping) else value
 
     aims = {"score": 1.0} if settings.search == "optuna" else {name: weight for name, weight in settings.objective.items() if weight}
@@ -115,24 +118,39 @@ def _optuna(settings: Sweep, seed: int, shared: Plan) -> Any:
     storage, name = optuna.storages.InMemoryStorage(), "sweep"
     directions: list[Literal["maximize", "minimize"]] = ["maximize" if weight > 0 else "minimize" for weight in aims.values()]
     before = optuna.create_study(storage=storage, study_name=name, directions=directions)
-    known = [one for _, one in _outcomes(shared) if one["pruned_at"] is None and set(one["changes"]) == set(settings.space)]
     for one in known:
-        params = {key: within(key, value) for key, value in one["changes"].items()}
-        before.add_trial(optuna.trial.create_trial(params=params, distributions=space, values=[one["objectives"][aim] for aim in aims]))
+        if one["pruned_at"] is None:
+            params = {key: inside(key, value) for key, value in one["changes"].items()}
+            before.add_trial(optuna.trial.create_trial(params=params, distributions=space, values=[one["objectives"][aim] for aim in aims]))
     modes = [direction[:3] for direction in directions]
     metric, mode = (list(aims), modes) if len(aims) > 1 else (next(iter(aims)), modes[0])
     return OptunaSearch(space, metric=metric, mode=mode, storage=storage, study_name=name, seed=seed + len(known))
 
 
-def _outcomes(shared: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
+def _outcomes(shared: Plan, settings: Sweep) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Finished and pruned trials that change the keys of the space, this time's and earlier ones."""
     for file in sorted(shared.trials.glob("*/outcome.json")):
-        yield file.parent.name, json.loads(file.read_text(encoding="utf-8"))
+        outcome = json.loads(file.read_text(encoding="utf-8"))
+        if outcome["changes"].keys() == settings.space.keys():
+            yield file.parent.name, outcome
+
+
+def _within(changes: Mapping[str, Any], settings: Sweep) -> bool:
+    """Whether the space has these values."""
+    return all(_is_in(changes[key], values) for key, values in settings.space.items())
+
+
+def _is_in(value: Any, values: Any) -> bool:
+    if not isinstance(values, Mapping):
+        return value in values
+    slack = 1e-5 * max(abs(values["min"]), abs(values["max"]))  # drawn values are rounded to six digits
+    return bool(values["min"] - slack <= value <= values["max"] + slack)
 
 
 def _write_results(run: Run, shared: Plan, failed: Mapping[str, Failure]) -> None:
     """``sweep/results.parquet``, ``pareto.json`` and ``best.yaml``."""
     settings = run.config.sweep
-    found = [(name, one) for name, one in _outcomes(shared) if set(one["changes"]) == set(settings.space)]
+    found = list(_outcomes(shared, settings))
     if not found:
         raise Incomplete(f"no trial is done; failed: {told(failed)}")
     rows = [{"trial": name, **one["changes"], **one["objectives"], "pruned_at": one["pruned_at"], "error": None} for name, one in found] + [

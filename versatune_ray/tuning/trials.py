@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from versatune_ray.errors import Incomplete, one_line
 from versatune_ray.pipeline import Run
 from versatune_ray.run_folder import RunFolder, check_unchanged, say
 from versatune_ray.settings import Config
-from versatune_ray.storage import push, uri_of
+from versatune_ray.storage import push, remove, uri_of
 from versatune_ray.training import plan as training_plan
 from versatune_ray.tuning.objectives import OBJECTIVES, achieved, by_epoch, score
 
@@ -119,13 +120,14 @@ def run_trials(
     at_once: int | None,
     *,
     search: Any = None,
-    trials: int = 0,
+    more: int = 0,
     scheduler: Any = None,
 ) -> dict[str, Failure]:
     """Do the trials that have no outcome yet; returns those that failed, by name.
 
     Args:
-        listed: name → changes of the trials to do; empty where a ``search`` chooses them, ``trials`` in number.
+        listed: name → changes of the trials to do; with a ``search``, of those that it was told of.
+        search: of Ray Tune, which chooses ``more`` trials.
         scheduler: of Ray Tune, which may stop trials by ``score``.
     """
     from ray import tune
@@ -133,13 +135,12 @@ def run_trials(
     left = {name: dict(changes) for name, changes in listed.items() if plan.outcome(name) is None}
     for name in listed.keys() - left.keys():
         check_unchanged(plan.config(name, listed[name]))
-    total = trials if search is not None else len(listed)
-    done = len(list(plan.trials.glob("*/outcome.json"))) if search is not None else len(listed) - len(left)
+    total, done = len(listed) + more, len(listed) - len(left)
     if done:
         say(title, f"{done} of {total} trials were done before")
-    account = _Account(plan, title, total, done)
-    if done >= total:
+    if done == total:
         return {}
+    account = _Account(plan, title, total, done)
     limit = at_once or concurrency(plan.base)
     say(title, f"{total - done} trials, {limit} at a time")
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the job, as everywhere; Tune's own would return as if all was done
@@ -149,7 +150,7 @@ def run_trials(
         tune.with_resources(tune.with_parameters(_train, plan=plan), {"CPU": 0, "memory": _MEMORY}),
         param_space={} if search is not None else {"trial": tune.grid_search(list(left.items()))},
         tune_config=tune.TuneConfig(
-            num_samples=total - done if search is not None else 1,
+            num_samples=1 if search is None else more,
             search_alg=search,
             scheduler=scheduler,
             max_concurrent_trials=limit,
@@ -157,6 +158,8 @@ def run_trials(
         run_config=tune.RunConfig(name="tune", storage_path=uri_of(plan.base.run_folder / title), verbose=0, callbacks=[account]),
     )
     tuner.fit()
+    for name in account.pruned:
+        _drop_checkpoints(plan.trials / name)  # its workers may have written one more before they were stopped
     return account.failed
 
 
@@ -203,24 +206,31 @@ def _train(params: Mapping[str, Any], plan: Plan) -> None:
                 before = {domain: told[f"loss_before.{domain}"] for domain in after}
                 super().after_report(run_context, [plan.objectives(before, after) | {"step": told["step"]}], None)
 
-    with RunFolder(config) as folder:
-        run = _Trial(folder, plan, [Reports()])
-        lines = [json.loads(line) for line in (run.tuned.parent / "adjustments.jsonl").read_text(encoding="utf-8").splitlines()]
-        before, after = lines[0]["loss"], lines[-1]["loss"]
-        found = plan.objectives(before, after)
-        template, remote = config.data.chat_template, config.model.trust_remote_code
-        accuracy = greedy_accuracy(str(run.tuned), plan.questions, template, remote) if plan.questions else None
-        outcome = {
-            "changes": changes,
-            "before": before,
-            "after": after,
-            "by_epoch": by_epoch(lines),
-            "accuracy": accuracy,
-            "objectives": found,
-            "pruned_at": None,
-        }
-        folder.write("outcome.json", outcome)
-    tune.report(found | {"step": lines[-1]["step"]})
+    with RunFolder(config, wait=True) as folder:  # a search may choose the same values twice at once
+        outcome = plan.outcome(name)
+        if outcome is None:
+            run = _Trial(folder, plan, [Reports()])
+            lines = [json.loads(line) for line in (run.tuned.parent / "adjustments.jsonl").read_text(encoding="utf-8").splitlines()]
+            before, after = lines[0]["loss"], lines[-1]["loss"]
+            template, remote = config.data.chat_template, config.model.trust_remote_code
+            outcome = {
+                "changes": changes,
+                "before": before,
+                "after": after,
+                "by_epoch": by_epoch(lines),
+                "accuracy": greedy_accuracy(str(run.tuned), plan.questions, template, remote) if plan.questions else None,
+                "objectives": plan.objectives(before, after),
+                "pruned_at": None,
+            }
+            folder.write("outcome.json", outcome)
+    tune.report(outcome["objectives"])
+
+
+def _drop_checkpoints(trial: Path) -> None:
+    """What a trial that has its outcome needs no more: several times the size of the model."""
+    folder = trial / "finetune" / "checkpoints"
+    remove(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _trial_of(params: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -238,6 +248,7 @@ class _Account(Callback):  # type: ignore[misc]
     def __init__(self, plan: Plan, title: str, total: int, done: int):
         self.plan, self.title, self.total, self.done = plan, title, total, done
         self.failed: dict[str, Failure] = {}
+        self.pruned: list[str] = []
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         say(self.title, f"begins: {_called(*_trial_of(trial.config))}")
@@ -251,6 +262,8 @@ class _Account(Callback):  # type: ignore[misc]
             file = self.plan.trials / name / "outcome.json"
             write_json(file, {"changes": changes, "objectives": objectives, "pruned_at": result["step"]})
             push(file)
+            self.pruned.append(name)
+        _drop_checkpoints(self.plan.trials / name)
         told = ", ".join(f"{key} {100 * value:.2f} %" for key, value in objectives.items() if key != "score")
         self._tell(name, changes, f"stopped early at step {result['step']}" if pruned else "done", told)
 
