@@ -47,7 +47,8 @@ def finetune(
 
     from versatune_ray.cluster import fitting
     from versatune_ray.training.loop import Job
-    from versatune_ray.training.worker import Failures, train_loop
+    from versatune_ray.training.failures import Failures
+    from versatune_ray.training.worker import train_loop
 
     names = list(paths)
     data = load_domains(paths, config.data)

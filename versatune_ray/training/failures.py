@@ -1,0 +1,29 @@
+"""Why workers are started again. By itself, because Ray Train's controller process loads it, which needs neither torch nor transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
+
+from versatune_ray.errors import one_line
+from versatune_ray.progress import Bar
+
+
+class Failures(ControllerCallback):  # type: ignore[misc]
+    """Tells on the driver's screen why the workers are started again; Ray Train itself tells only its log.
+
+    Not a ``UserCallback``: that one hears of errors that workers raise, not of nodes that were taken away or of workers that did not start.
+    """
+
+    def __init__(self, title: str) -> None:
+        self._title, self._count = title, 0  # told with each failure: the board shows equal words only once
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        if isinstance(current_state, RestartingState | ReschedulingState):
+            self._count += 1
+            error = current_state.training_failed_error
+            ranks = getattr(error, "worker_failures", {})
+            told = "; ".join(f"rank {rank}: {one_line(failure)}" for rank, failure in sorted(ranks.items())) or one_line(error)
+            Bar(self._title, 1).say(f"failure {self._count}: {told}; the workers are started again from the last checkpoint")
