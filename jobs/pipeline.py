@@ -6,7 +6,9 @@ usage: python jobs/pipeline.py [--config FILE] [key=value …]      leaves {stor
 from pathlib import Path
 
 from versatune_ray.cli import main
+from versatune_ray.evaluation.benchmarks import check
 from versatune_ray.pipeline import Run
+from versatune_ray.settings import Config
 
 
 def job(run: Run) -> Path:
@@ -14,5 +16,10 @@ def job(run: Run) -> Path:
     return run.report()
 
 
+def check_benchmarks(config: Config) -> None:
+    if config.evaluation.benchmarks:
+        check(config)
+
+
 if __name__ == "__main__":
-    main(job, __doc__)
+    main(job, __doc__, check=check_benchmarks)

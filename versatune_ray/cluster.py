@@ -35,14 +35,14 @@ def connect(verbose: bool = False) -> None:
         folder = tempfile.mkdtemp(prefix="versatune-ray-")  # short: Ray puts sockets in it, whose paths must stay under 107 bytes
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away: a process less per training
         os.environ["TMPDIR"] = folder  # what workers and engines leave behind, such as vLLM's sockets, goes with it
-        # Ray's CPUs are logical: with fewer than four, a data stage and a worker group can wait for each other for ever.
-        ray.init("local", num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, _temp_dir=folder, **options)
 
         def stop() -> None:
             ray.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
 
-        atexit.register(stop)
+        atexit.register(stop)  # before the start, which may fail
+        # Ray's CPUs are logical: with fewer than four, a data stage and a worker group can wait for each other for ever.
+        ray.init("local", num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, _temp_dir=folder, **options)
     if not verbose:
         _quiet()
 

@@ -242,6 +242,7 @@ class Run:
         from versatune_ray.evaluation.results import results
 
         questions = load_questions(self.config)  # a mistake in them is told before the training and not after it
+        assert self.asked is not None
         tuned, config = self.tuned, self.config
         template, remote = config.data.chat_template, config.model.trust_remote_code
 
@@ -260,12 +261,64 @@ class Run:
             return Step(results(questions, answers, self.folder.path / "finetune" / "adjustments.jsonl", held_out, self.unit), reused)
 
         found: dict[str, Any] = self.folder.step("evaluation", run)
-        self.folder.write("evaluation/results.json", found)
+        self._write_results(found["results"] + self.benchmarks, found["answers"])
         before = {(row["domain"], row["metric"]): row["value"] for row in found["results"] if row["model"] == "base"}
         for row in (row for row in found["results"] if row["model"] == "tuned"):
             was = before[row["domain"], row["metric"]]
             say("evaluation", f"{row['domain']:<12} {row['metric']:<12} {was:.3f} → {row['value']:.3f}  (n = {row['n']})")
         return found
+
+    @cached_property
+    def asked(self) -> list[Any]:
+        """The benchmarks, read and checked."""
+        if not self.given_config.evaluation.benchmarks:
+            return []
+        from versatune_ray.evaluation.benchmarks import asked
+
+        return asked(self.given_config, self.cache)
+
+    @cached_property
+    def benchmarks(self) -> list[dict[str, Any]]:
+        """Rows of ``evaluation/results.json``: base, tuned (where this run has it) and ``evaluation.models`` on every benchmark."""
+        if not self.asked:
+            return []
+        from versatune_ray.evaluation.harness import measure
+
+        tuned = self.folder.path / "finetune"
+        models = {"base": self.model}
+        if (tuned / "done").is_file():
+            models["tuned"] = str(fetch(tuned / "model"))
+        models |= self.config.evaluation.models
+        rows, failed, _ = self.folder.step("benchmarks", lambda: _step(measure(models, self.asked, self.config, self.gpu)))
+        self.folder.write("evaluation/failed.json", failed)
+        self.unmeasured = failed
+        return rows  # type: ignore[no-any-return]
+
+    def measure(self) -> Path:
+        """Benchmarks for their own sake.
+
+        Raises:
+            Incomplete: some could not be measured; the others are in the report.
+        """
+        from versatune_ray.evaluation.scores import scores, table
+
+        rows = self.benchmarks
+        file = self.folder.path / "evaluation" / "results.json"
+        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"results": [], "answers": []}
+        kept = [row for row in before["results"] if row["benchmark"] in ("held_out", "questions")]
+        self._write_results(kept + rows, before["answers"])
+        if rows:
+            print("\n" + table(scores(rows)) + "\n", flush=True)
+        page = self.report()
+        if self.unmeasured:
+            listed = "; ".join(f"{name}: {reason}" for name, reason in list(self.unmeasured.items())[:3])
+            raise Incomplete(
+                f"{len(self.unmeasured)} measurements failed ({listed}); the same command tries them again. The others: {page}"
+            )
+        return page
+
+    def _write_results(self, rows: list[dict[str, Any]], answers: list[dict[str, Any]]) -> None:
+        self.folder.write("evaluation/results.json", {"results": rows, "answers": answers})
 
     def report(self) -> Path:
         """Write ``report.html`` from the run's files, unless none of them changed since it was written."""
@@ -292,6 +345,10 @@ class Run:
         from versatune_ray.domains.chat import load_tokenizer, tokenizer_fingerprint
 
         return tokenizer_fingerprint(load_tokenizer(model, self.config.data.chat_template, self.config.model.trust_remote_code))
+
+
+def _step(measured: tuple[list[dict[str, Any]], dict[str, str], bool]) -> Step:
+    return Step(measured, measured[2])
 
 
 def plan_detection(config: Config) -> str:

@@ -121,23 +121,37 @@ def _flat(fields: Mapping[str, Any], prompt: str, answer: str) -> Conversation:
     return [Message(role="user", content=question), Message(role="assistant", content=reply)]
 
 
-def _multiple_choice(fields: Mapping[str, Any], answer: str) -> tuple[str, str]:
+def chosen(fields: Mapping[str, Any], answer: str = "answer") -> tuple[str, list[str], int]:
+    """Question, choices and the index of the right one, of a record with ``choices``.
+
+    Raises:
+        BadRecord: the choices are no texts, or the answer is none of them.
+    """
     if not isinstance(fields["choices"], list) or not 0 < len(fields["choices"]) <= len(ascii_uppercase):
         raise BadRecord(f"choices must be a list of 1 to {len(ascii_uppercase)} texts")
     choices = [text(choice, f"choice {letter}") for letter, choice in zip(ascii_uppercase, fields["choices"], strict=False)]
-    given = fields.get(answer)
-    reply = text(given, answer)
+    question, given = text(fields.get("question"), "question"), fields.get(answer)
+    if not question.strip():
+        raise BadRecord("no question (question is empty)")
     if isinstance(given, int):
         if not 0 <= given < len(choices):
             raise BadRecord(f"{answer} is {given}, but the choices count from 0 to {len(choices) - 1}")
-        reply = choices[given]
-    elif reply.strip() and reply not in choices:
-        letters = ascii_uppercase[: len(choices)]
-        if len(reply.strip()) != 1 or reply.strip() not in letters:
-            raise BadRecord(f"{answer} is none of the choices; give its index, its letter or its text")
-        reply = choices[letters.index(reply.strip())]
+        return question, choices, given
+    reply = text(given, answer)
+    if not reply.strip():
+        raise BadRecord(f"no answer ({answer} is empty)")
+    if reply in choices:
+        return question, choices, choices.index(reply)
+    letters = ascii_uppercase[: len(choices)]
+    if len(reply.strip()) != 1 or reply.strip() not in letters:
+        raise BadRecord(f"{answer} is none of the choices; give its index, its letter or its text")
+    return question, choices, letters.index(reply.strip())
+
+
+def _multiple_choice(fields: Mapping[str, Any], answer: str) -> tuple[str, str]:
+    question, choices, right = chosen(fields, answer)
     lines = [f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, choices, strict=False)]
-    return "\n".join([text(fields["question"], "question"), *lines]), reply
+    return "\n".join([question, *lines]), choices[right]
 
 
 def _chat(turns: Any, name: str) -> Conversation:

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from versatune_ray.report import colours, figures, tables
+from versatune_ray.report.benchmarks import benchmark_section
 from versatune_ray.report.comparison import comparison, comparison_table
 from versatune_ray.report.data import Answer, RunData, read_run
 from versatune_ray.report.detected import judge_section, model_section
@@ -48,6 +49,7 @@ _PARTS = {
 }
 _SECTIONS = (  # anchor, what a link to it says, and the parts whose problems are told in it
     ("outcome", "Before and after", ("evaluation",)),
+    ("benchmarks", "Benchmarks", ()),
     ("sweep", "Sweep", ("sweep",)),
     ("study", "Study", ("study",)),
     ("detection", "Detected shares", ("detection",)),
@@ -113,14 +115,15 @@ def render(run: RunData) -> str:
     models = [model_section(run, detection, number) for number, detection in enumerate(run.detections)]
     made = (figures.shares, figures.losses, figures.learnable_potential, figures.forgetting_degree, figures.guard, figures.passes)
     training = [figure for build in made if (figure := build(run)) is not None]
-    sweep, study, replay = sweep_section(run), study_section(run), replayed(run)
+    benchmarks, sweep, study, replay = benchmark_section(run), sweep_section(run), study_section(run), replayed(run)
     drawn = [*([compared] if compared else []), *(item["figure"] for item in models), *training]
+    drawn += benchmarks.figures if benchmarks else ()
     drawn += [*(sweep["figures"] if sweep else []), *(item["figure"] for item in study if item["figure"]), *([replay] if replay else [])]
     before_after, other = tables.before_after(run, result), tables.other_measurements(run)
     counts, timings = tables.data_counts(run), tables.timings(run)
     content: dict[str, Any] = {"outcome": before_after or other, "detection": models or run.failed, "finetuning": training, "data": counts}
-    content |= {"generations": models, "answers": run.evaluation, "settings": run.config, "timings": timings}
-    content |= {"sweep": sweep, "study": study, "replay": replay}
+    content |= {"generations": models, "answers": _answers(run), "settings": run.config, "timings": timings}
+    content |= {"benchmarks": benchmarks, "sweep": sweep, "study": study, "replay": replay}
     shown = {anchor: text for anchor, text, parts in _SECTIONS if content[anchor] or any(_broken(run, part) for part in parts)}
     told = {part for anchor, _, parts in _SECTIONS if anchor in shown for part in parts}
     plotly, script = _closed(get_plotlyjs()), _closed(_resource("charts.js.jinja"))
@@ -148,6 +151,7 @@ def render(run: RunData) -> str:
         most_open=MOST_OPEN,
         judges=[judge_section(run, group, quality) for group, quality in judges(run.detections)],
         training=training,
+        benchmarks=benchmarks,
         sweep=sweep,
         study=study,
         replay=replay,

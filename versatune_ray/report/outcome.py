@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from versatune_ray.report.data import Result, RunData
 from versatune_ray.report.reading import Number
 
+_OWN = ("held_out", "questions")
 Key = tuple[str, str]  # (model, domain)
 
 
@@ -88,10 +89,14 @@ def outcomes(run: RunData) -> Outcomes:
 
 
 def other_results(run: RunData) -> tuple[Result, ...]:
-    """What was measured besides held-out loss and the questions' exact match of the base and the tuned model."""
-    known = {("held_out", "loss"), ("questions", "exact_match")}
+    """What was measured besides benchmarks, and the held-out loss and the questions' exact match of the base and the tuned model."""
     results = run.evaluation.results if run.evaluation else []
-    return tuple(r for r in results if (r.benchmark, r.metric) not in known or r.model not in ("base", "tuned"))
+    return tuple(r for r in results if not is_benchmark(r) and (r.benchmark not in _OWN or r.model not in ("base", "tuned")))
+
+
+def is_benchmark(result: Result) -> bool:
+    """A score between 0 and 1 on something else than the run's own held-out records and questions."""
+    return result.benchmark not in _OWN and result.unit == "share"
 
 
 def _mean(rows: list[Outcome]) -> Outcome | None:

@@ -10,12 +10,14 @@ from pydantic import field_validator, model_validator
 
 from versatune_ray.settings.common import Paths, Section, Shares, Sinks, nearest, setting
 from versatune_ray.settings.detection import Detection, Engine, Generation, Http, Judge, Subject
+from versatune_ray.settings.evaluation import Benchmark, Evaluation
 from versatune_ray.settings.mixture import Mixture
 from versatune_ray.settings.tuning import Replay, Study, Sweep
 from versatune_ray.storage import root
 
 __all__ = [
     "Base",
+    "Benchmark",
     "Config",
     "Data",
     "Detection",
@@ -181,12 +183,6 @@ class Training(Section):
         return (self.workers, self.workers) if isinstance(self.workers, int) else (self.workers[0], self.workers[1])
 
 
-class Evaluation(Section):
-    max_tokens: int = setting(32, "longest answer", "tokens", ge=1)
-    limit: int | None = setting(None, "questions per domain; none: all", "questions", ge=1)
-    engine: Engine = setting(Engine, "vLLM stage that answers")
-
-
 class Config(Section):
     run: str = setting(
         "quickstart",
@@ -205,7 +201,7 @@ class Config(Section):
     reference: Reference = setting(Reference, "reference losses")
     mixture: Mixture = setting(Mixture, "starting shares and policy")
     training: Training = setting(Training, "fine-tuning")
-    evaluation: Evaluation = setting(Evaluation, "questions before and after")
+    evaluation: Evaluation = setting(Evaluation, "questions before and after, and benchmarks")
     sweep: Sweep = setting(Sweep, "search over settings (jobs/sweep.py)")
     study: Study = setting(Study, "methods compared over seeds (jobs/study.py)")
     replay: Replay = setting(Replay, "recorded losses through other settings (jobs/replay.py)")

@@ -46,8 +46,8 @@ def finetune(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from versatune_ray.cluster import fitting
-    from versatune_ray.training.loop import Job
     from versatune_ray.training.failures import Failures
+    from versatune_ray.training.loop import Job
     from versatune_ray.training.worker import train_loop
 
     names = list(paths)

@@ -1,0 +1,19 @@
+"""Measure the base model, the tuned one and any others on benchmarks, and put them side by side.
+
+usage: python jobs/evaluate.py [--config FILE] [key=value …]      leaves {storage}/{run}/evaluation/results.json and report.html
+Nothing is trained: without a tuned model in this run, the base and evaluation.models are measured.
+"""
+
+from pathlib import Path
+
+from versatune_ray.cli import main
+from versatune_ray.evaluation.benchmarks import check
+from versatune_ray.pipeline import Run
+
+
+def job(run: Run) -> Path:
+    return run.measure()
+
+
+if __name__ == "__main__":
+    main(job, __doc__, check=check)

@@ -1,0 +1,158 @@
+"""Measure models on benchmarks with lm-evaluation-harness and vLLM, one Ray task per model and group of benchmarks."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from versatune_ray.cache import cached, have, key_of, write_json
+from versatune_ray.engine import decisive
+from versatune_ray.errors import UserError, one_line
+from versatune_ray.evaluation.benchmarks import Asked, task_manager
+from versatune_ray.models import model_fingerprint
+from versatune_ray.progress import Bar
+from versatune_ray.settings import Config, Engine
+from versatune_ray.storage import fetch
+
+Row = dict[str, Any]
+
+
+def measure(models: Mapping[str, str], benchmarks: Sequence[Asked], config: Config, gpu: bool) -> tuple[list[Row], dict[str, str], bool]:
+    """Every model on every benchmark; results that are cached are not measured again.
+
+    Args:
+        models: name → folder or Hugging Face id.
+
+    Returns:
+        Rows as in ``evaluation/results.json``; why others are missing, by "model: benchmark"; whether all was cached.
+    """
+    import ray
+
+    settings = config.evaluation
+    entries = {(name, one.name): _parts(one, path, config) for name, path in models.items() for one in benchmarks}
+    folder = config.cache_folder / "benchmark-result"
+    left = {name: [one for one in benchmarks if not have(folder / key_of(entries[name, one.name]))] for name in models}
+    left = {name: some for name, some in left.items() if some}
+    failed: dict[str, str] = {}
+    if left:
+        engine = settings.engine
+        slots = max(
+            1, int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1) // (engine.tensor_parallel * (1 if gpu else engine.cpus)))
+        )
+        groups = max(1, slots // len(left))  # a cluster with room for more engines than models splits the benchmarks
+        task = ray.remote(_measure).options(**_resources(engine, gpu), max_retries=1)
+        running = {}
+        for name, some in left.items():
+            for start in range(min(groups, len(some))):
+                part = some[start :: min(groups, len(some))]
+                keys = {one.name: entries[name, one.name] for one in part}
+                running[task.remote(name, models[name], part, keys, config, gpu)] = (name, part)
+        waiting = list(running)
+        while waiting:
+            (done,), waiting = ray.wait(waiting)
+            name, part = running[done]
+            try:
+                failed |= {f"{name}: {benchmark}": reason for benchmark, reason in ray.get(done).items()}
+            except Exception as error:
+                failed |= {f"{name}: {one.name}": one_line(error) for one in part}
+    rows = []
+    for name in models:
+        for one in benchmarks:
+            entry = folder / key_of(entries[name, one.name])
+            if have(entry):
+                found = json.loads((entry / "result.json").read_text(encoding="utf-8"))
+                rows.append({"model": name, "domain": one.domain, "benchmark": one.name} | found)
+    return rows, failed, not left
+
+
+def _parts(one: Asked, path: str, config: Config) -> dict[str, Any]:
+    settings = config.evaluation
+    return {
+        "model": model_fingerprint(path),
+        "benchmark": dict(one.identity),
+        "shots": one.shots,
+        "limit": settings.limit,
+        "chat": settings.chat,
+        "template": config.data.chat_template and Path(config.data.chat_template).read_text(encoding="utf-8"),
+        "options": decisive(settings.engine.options),
+        "seed": config.seed,
+    }
+
+
+def _resources(engine: Engine, gpu: bool) -> dict[str, Any]:
+    options: dict[str, Any] = {"num_cpus": engine.cpus, "resources": engine.resources}
+    environment = {"LMEVAL_LOG_LEVEL": "ERROR", "TQDM_DISABLE": "1"}
+    if gpu:
+        options |= {"num_gpus": engine.tensor_parallel, "accelerator_type": engine.accelerator}
+    else:
+        environment |= {"VLLM_CPU_KVCACHE_SPACE": str(engine.kv_cache_gib), "TORCHDYNAMO_DISABLE": "1"}
+    return options | {"runtime_env": {"env_vars": environment}}
+
+
+def _measure(name: str, model: str, benchmarks: Sequence[Asked], keys: Mapping[str, Any], config: Config, gpu: bool) -> dict[str, str]:
+    """In a Ray task: one engine for all ``benchmarks``; each result is cached as it comes. Returns what failed, and why."""
+    import torch
+    from lm_eval.models.vllm_causallms import VLLM
+
+    settings = config.evaluation
+    torch.set_num_threads(settings.engine.cpus)
+    failed: dict[str, str] = {}
+    with Bar(f"evaluation of {name}", len(benchmarks), "benchmark") as bar:
+        bar.to(0, "starting the engine")
+        options: dict[str, Any] = {"enforce_eager": True, "dtype": "float32"} | ({"dtype": "auto"} if gpu else {})
+        options |= {"tensor_parallel_size": settings.engine.tensor_parallel, "trust_remote_code": config.model.trust_remote_code}
+        language_model = VLLM(pretrained=fetch(model), seed=config.seed, **(options | settings.engine.options))
+        manager = task_manager(own_only=all(isinstance(one.spec, dict) for one in benchmarks))
+        for place, one in enumerate(benchmarks):
+            bar.to(place, one.name)
+
+            def work(folder: Path, one: Asked = one) -> None:
+                write_json(folder / "result.json", score(language_model, one, config, manager))
+
+            try:
+                cached(config.cache_folder, "benchmark-result", keys[one.name], work)
+            except Exception as error:  # the others are measured all the same
+                failed[one.name] = one_line(error)
+        bar.to(len(benchmarks))
+    return failed
+
+
+def score(language_model: Any, one: Asked, config: Config, manager: Any) -> Row:
+    """Metric, value, standard error and n of one benchmark, exactly as ``lm_eval.simple_evaluate`` gives them.
+
+    Of several metrics the first that the task lists counts. n is the number of questions asked, of all parts of a group.
+
+    Raises:
+        UserError: the task gives no number.
+    """
+    from lm_eval import simple_evaluate
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    settings = config.evaluation
+    found = simple_evaluate(
+        model=language_model,
+        tasks=[one.spec],
+        num_fewshot=one.shots,
+        limit=settings.limit,
+        task_manager=manager,
+        log_samples=False,
+        apply_chat_template=settings.chat,
+        confirm_run_unsafe_code=settings.run_code,
+        random_seed=config.seed,
+        numpy_random_seed=config.seed,
+        torch_random_seed=config.seed,
+        fewshot_random_seed=config.seed,
+    )
+    name = one.spec if isinstance(one.spec, str) else one.spec["task"]
+    numbers = found.get("groups", {}).get(name) or found["results"].get(name) or {}
+    metric = next((key for key, value in numbers.items() if "," in key and "_stderr" not in key and isinstance(value, int | float)), None)
+    if metric is None:
+        raise UserError(f"{one.name}: the harness gave no number for it")
+    title, _, filters = metric.partition(",")
+    error = numbers.get(f"{title}_stderr,{filters}")
+    asked = sum(part["effective"] for part in found["n-samples"].values())
+    value = float(numbers[metric])
+    return {"metric": title, "unit": "share", "value": value, "standard_error": error if isinstance(error, float) else None, "n": asked}
