@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from versatune_ray.errors import UserError
-from versatune_ray.settings import Config, Detection, Mixture, Section, nearest
+from versatune_ray.settings import Config, Detection, Evaluation, Mixture, Section, nearest
 from versatune_ray.settings.common import WithPreset
 from versatune_ray.storage import resolve, shown
 
@@ -66,7 +66,7 @@ def _branch(key: str, value: Any) -> dict[str, Any]:
 
 def _with_preset(source: dict[str, Any]) -> dict[str, Any]:
     """A preset overrules what earlier sources say, and gives way to what its own source says."""
-    sections: dict[str, type[WithPreset]] = {"detection": Detection, "mixture": Mixture}
+    sections: dict[str, type[WithPreset]] = {"detection": Detection, "evaluation": Evaluation, "mixture": Mixture}
     return source | {name: section.with_preset(source[name]) for name, section in sections.items() if name in source}
 
 
@@ -92,6 +92,9 @@ def parse(tree: Mapping[str, Any]) -> Config:
             "data": config.data.model_copy(update={"chat_template": local(config.data.chat_template)}),
             "detection": config.detection.model_copy(
                 update={"distribution": local(config.detection.distribution), "judge": judge, "models": models}
+            ),
+            "evaluation": config.evaluation.model_copy(
+                update={"models": {name: local(path) for name, path in config.evaluation.models.items()}}
             ),
             "mixture": config.mixture.model_copy(update={"trajectory": local(config.mixture.trajectory)}),
             "reference": config.reference.model_copy(

@@ -17,6 +17,10 @@ class Score:
     value: float
     error: float | None
 
+    def __str__(self) -> str:
+        """In percent."""
+        return f"{100 * self.value:.1f}" + (f" ± {100 * self.error:.1f}" if self.error is not None else "")
+
 
 def mean(scores: Iterable[Score]) -> Score:
     """Every score counts the same."""
@@ -51,9 +55,5 @@ def table(found: Mapping[str, Mapping[str, Score]]) -> str:
     first = max(len("model"), *map(len, found)) + 2
     lines = ["model".ljust(first) + "".join(column.rjust(width) for column in columns)]
     for model, row in found.items():
-        lines.append(model.ljust(first) + "".join(_cell(row[column]).rjust(width) for column in columns))
+        lines.append(model.ljust(first) + "".join(str(row[column]).rjust(width) for column in columns))
     return "\n".join(lines)
-
-
-def _cell(one: Score) -> str:
-    return f"{100 * one.value:.1f}" + (f" ± {100 * one.error:.1f}" if one.error is not None else "")

@@ -10,12 +10,13 @@ import base64
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from importlib import resources
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -25,6 +26,7 @@ from versatune_ray.report.comparison import comparison, comparison_table
 from versatune_ray.report.data import Answer, RunData, read_run
 from versatune_ray.report.detected import judge_section, model_section
 from versatune_ray.report.doubts import judges
+from versatune_ray.report.figures import Figure
 from versatune_ray.report.generations import CHARACTERS, PER_DOMAIN, PER_REASON
 from versatune_ray.report.outcome import outcomes
 from versatune_ray.report.replay import replayed
@@ -89,26 +91,46 @@ _DETECTION_SETTINGS = {
 }
 
 
-def build_report(run_folder: Path) -> Path:
+def build_report(run_folder: Path, refresh: int | None = None) -> Path:
     """Read ``run_folder`` and write ``report.html`` into it, replacing an older one in one step.
 
-    Files that are missing or cannot be read are named on the page; an unfinished run still gives one.
+    Files that are missing or cannot be read are named on the page; an unfinished run still gives one. With ``refresh``, an open page
+    loads itself again after that many seconds.
 
     Raises:
         UserError: ``run_folder`` does not exist.
     """
-    target = run_folder / "report.html"
-    page = render(read_run(run_folder)).encode("utf-8", "replace")
-    temporary = run_folder / f".report-{os.getpid()}.html"
+    return write_page(run_folder / "report.html", render(read_run(run_folder), refresh))
+
+
+def write_page(target: Path, page: str) -> Path:
+    """Write a page in one step."""
+    temporary = target.with_name(f".report-{os.getpid()}.html")
     try:
-        temporary.write_bytes(page)
+        temporary.write_bytes(page.encode("utf-8", "replace"))
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
     return target
 
 
-def render(run: RunData) -> str:
+def fill(template: str, drawn: Iterable[Figure], domains: int, **values: Any) -> str:
+    """A template that extends the shell, with the charts, the style and the only three scripts that its policy lets run."""
+    plotly, script = _closed(get_plotlyjs()), _closed(_resource("charts.js.jinja"))
+    loader = FunctionLoader(_resource)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    return environment.get_template(template).render(
+        policy=Markup(_policy(plotly, script)),
+        colours=Markup(colours.style_rules(domains)),
+        css=Markup(_resource("style.css")),
+        plotly=Markup(plotly),
+        script=Markup(script),
+        figures_json=script_json({figure.id: _drawn(figure) for figure in drawn}),
+        **values,
+    )
+
+
+def render(run: RunData, refresh: int | None = None) -> str:
     """The whole page as text."""
     result = outcomes(run)
     compared = comparison(run)
@@ -126,16 +148,13 @@ def render(run: RunData) -> str:
     content |= {"benchmarks": benchmarks, "sweep": sweep, "study": study, "replay": replay}
     shown = {anchor: text for anchor, text, parts in _SECTIONS if content[anchor] or any(_broken(run, part) for part in parts)}
     told = {part for anchor, _, parts in _SECTIONS if anchor in shown for part in parts}
-    plotly, script = _closed(get_plotlyjs()), _closed(_resource("charts.js.jinja"))
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    return environment.from_string(_resource("page.html.jinja")).render(
+    return fill(
+        "page.html.jinja",
+        drawn,
+        len(run.domains),
         run=run,
-        policy=Markup(_policy(plotly, script)),
-        colours=Markup(colours.style_rules(len(run.domains))),
-        css=Markup(_resource("style.css")),
-        plotly=Markup(plotly),
-        script=Markup(script),
-        figures_json=script_json({figure.id: _drawn(figure) for figure in drawn}),
+        source=run.folder,
+        refresh=None if run.finished else refresh,
         facts=_facts(run),
         shown=shown,
         untold=[sentence for part, sentence in run.missing.items() if part not in told],
@@ -193,7 +212,7 @@ def _resource(name: str) -> str:
     return resources.files("versatune_ray.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _drawn(figure: figures.Figure) -> dict[str, Any]:
+def _drawn(figure: Figure) -> dict[str, Any]:
     return {"traces": figure.traces, "layout": figure.layout, "views": figure.views, "quiet": figure.quiet}
 
 

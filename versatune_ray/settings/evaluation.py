@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, field_validator
 
 from versatune_ray.settings.common import Section, WithPreset, setting
 from versatune_ray.settings.detection import Engine
@@ -53,3 +53,11 @@ class Evaluation(WithPreset):
         False, "run programs that models write (code benchmarks), in a process without network, with little time and memory"
     )
     chat: bool = setting(False, "put benchmarks as turns of a chat, by the model's chat template")
+
+    @field_validator("models")
+    @classmethod
+    def _others(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in ("base", "tuned"):
+            if name in value:
+                raise ValueError(f"{name!r} is the run's own; give this model another name")
+        return value

@@ -1,0 +1,209 @@
+"""The steps of a run as functions, for notebooks and scripts; the jobs do the same from a command line.
+
+Each takes a configuration (YAML file, several of them, or a mapping) and changes by dotted key, does what is missing of its step and of
+those before it, and returns a small result that shows itself as a table. Called again, it returns at once with what is there.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from versatune_ray.cluster import connect
+from versatune_ray.config import load, parse, with_keys
+from versatune_ray.evaluation.scores import Score, scores
+from versatune_ray.pipeline import Run
+from versatune_ray.progress import Display
+from versatune_ray.run_folder import RunFolder
+from versatune_ray.settings import Config
+from versatune_ray.training import plan
+
+Settings = str | Path | Sequence[str | Path] | Mapping[str, Any]
+Table = Sequence[tuple[str, ...]]  # rows of texts, the head first
+
+
+class _Shown:
+    """Shows itself as a table: as text, and in a notebook."""
+
+    def _rows(self) -> Table:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        rows = self._rows()
+        widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+        return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+    def _repr_html_(self) -> str:
+        head, *rows = ["".join(f"<td>{html.escape(text)}</td>" for text in row) for row in self._rows()]
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        return f"<table><thead><tr>{head.replace('td>', 'th>')}</tr></thead><tbody>{body}</tbody></table>"
+
+
+@dataclass(frozen=True, repr=False)
+class Detected(_Shown):
+    """What base models know. shares: model → domain → share, summing to 1. ci95: the same, (low, high). report: the page."""
+
+    shares: dict[str, dict[str, float]]
+    ci95: dict[str, dict[str, tuple[float, float]]]
+    report: Path
+
+    def _rows(self) -> Table:
+        domains = list(next(iter(self.shares.values())))
+        rows = [("model", *domains)]
+        for name, share in self.shares.items():
+            spans = self.ci95[name]
+            rows.append((name, *(f"{100 * share[key]:.1f} % ({100 * spans[key][0]:.1f}–{100 * spans[key][1]:.1f})" for key in domains)))
+        return rows
+
+
+@dataclass(frozen=True, repr=False)
+class References(_Shown):
+    """The mastery ceiling. losses: domain → lowest held-out loss, in ``unit``."""
+
+    losses: dict[str, float]
+    unit: str
+
+    def _rows(self) -> Table:
+        return [("domain", f"reference loss ({self.unit})"), *((name, f"{loss:.4f}") for name, loss in self.losses.items())]
+
+
+@dataclass(frozen=True, repr=False)
+class Tuned(_Shown):
+    """A tuned model. model: its folder. adjustments: the lines of ``adjustments.jsonl``; losses in ``unit``."""
+
+    model: Path
+    adjustments: list[dict[str, Any]]
+    unit: str
+
+    def _rows(self) -> Table:
+        first, last = self.adjustments[0], self.adjustments[-1]
+        rows = [("domain", f"loss before ({self.unit})", "after", "share at first", "at last")]
+        for name, loss in last["loss"].items():
+            shares = (f"{100 * line['share'][name]:.1f} %" for line in (first, last))
+            rows.append((name, f"{first['loss'][name]:.4f}", f"{loss:.4f}", *shares))
+        return rows
+
+
+@dataclass(frozen=True, repr=False)
+class Swept(_Shown):
+    """A sweep. trials: as in ``results.parquet``, the best score first. best: a configuration file for ``finetune``."""
+
+    trials: list[dict[str, Any]]
+    best: Path
+    report: Path
+
+    def _rows(self) -> Table:
+        columns = [name for name in self.trials[0] if name != "trial"]
+        return [tuple(columns), *(tuple(_short(one[name]) for name in columns) for one in self.trials)]
+
+
+@dataclass(frozen=True, repr=False)
+class Evaluated(_Shown):
+    """Benchmarks. scores: model → domain (and ``average``) → score. rows: as in ``results.json``."""
+
+    scores: dict[str, dict[str, Score]]
+    rows: list[dict[str, Any]]
+    report: Path
+
+    def _rows(self) -> Table:
+        columns = list(next(iter(self.scores.values()), {}))
+        return [("model", *columns), *((name, *(str(row[column]) for column in columns)) for name, row in self.scores.items())]
+
+
+def detect(config: Settings, changes: Mapping[str, Any] | None = None) -> Detected:
+    """Find out what the base model knows, or each of ``detection.models``. Algorithm 1 of VersaTune (arXiv 2411.11266).
+
+    Raises:
+        UserError: a mistake in configuration or data. Incomplete: some of several models could not be detected.
+    """
+    with _run(config, changes) as run:
+        page = run.detect()
+        found = {
+            file.parent.name: json.loads(file.read_text(encoding="utf-8"))
+            for file in sorted((run.folder.path / "detection").glob("*/distribution.json"))
+        }
+        shares = {name: dict(zip(one["domains"], one["share"], strict=True)) for name, one in found.items()}
+        spans = {name: dict(zip(one["domains"], map(tuple, one["ci95"]), strict=True)) for name, one in found.items()}
+        return Detected(shares, spans, page)
+
+
+def reference(config: Settings, changes: Mapping[str, Any] | None = None) -> References:
+    """Measure the mastery ceiling of every domain: the reference losses of Eq. 2.
+
+    Raises:
+        UserError: a mistake in configuration or data.
+    """
+    with _run(config, changes) as run:
+        found = run.reference
+        return References({name: one["loss"] for name, one in found["domains"].items()}, found["unit"])
+
+
+def finetune(config: Settings, changes: Mapping[str, Any] | None = None) -> Tuned:
+    """Fine-tune with shares that follow the losses (Algorithms 2 and 3); detects and measures references first where they are missing.
+
+    Raises:
+        UserError: a mistake in configuration or data. Incomplete: the loss was no number.
+    """
+    with _run(config, changes) as run:
+        model = run.tuned
+        lines = (model.parent / "adjustments.jsonl").read_text(encoding="utf-8").splitlines()
+        return Tuned(model, [json.loads(line) for line in lines], run.unit)
+
+
+def sweep(config: Settings, changes: Mapping[str, Any] | None = None) -> Swept:
+    """Search ``sweep.space`` with Ray Tune.
+
+    Raises:
+        UserError: a mistake in configuration or data. Incomplete: some trials failed.
+    """
+    import pyarrow.parquet as pq
+
+    from versatune_ray.tuning.sweep import check
+    from versatune_ray.tuning.sweep import sweep as search
+
+    with _run(config, changes, check) as run:
+        page = search(run)
+        folder = run.folder.path / "sweep"
+        trials = pq.read_table(folder / "results.parquet").to_pylist()
+        return Swept(sorted(trials, key=lambda one: -(one["score"] or 0)), folder / "best.yaml", page)
+
+
+def evaluate(config: Settings, changes: Mapping[str, Any] | None = None) -> Evaluated:
+    """Measure base, tuned and other models on ``evaluation.benchmarks``.
+
+    Raises:
+        UserError: a mistake in configuration or data. Incomplete: some measurements failed.
+    """
+    from versatune_ray.evaluation.benchmarks import check
+
+    with _run(config, changes, check) as run:
+        page = run.measure()
+        return Evaluated(scores(run.benchmarks), run.benchmarks, page)
+
+
+@contextmanager
+def _run(config: Settings, changes: Mapping[str, Any] | None, check: Any = None) -> Iterator[Run]:
+    settings = _load(config, changes or {})
+    plan.check(settings, plan.domain_names(settings))
+    if check is not None:
+        check(settings)
+    with RunFolder(settings) as folder:
+        connect()
+        with Display():
+            yield Run(folder)
+
+
+def _load(config: Settings, changes: Mapping[str, Any]) -> Config:
+    if isinstance(config, Mapping):
+        return parse(with_keys(config, changes))
+    files = [config] if isinstance(config, str | Path) else config
+    return parse(with_keys(load(files).model_dump(mode="json"), changes)) if changes else load(files)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
