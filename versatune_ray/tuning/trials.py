@@ -154,6 +154,7 @@ def run_trials(
             search_alg=search,
             scheduler=scheduler,
             max_concurrent_trials=limit,
+            reuse_actors=True,  # the next trial starts in a process that has torch and transformers loaded
         ),
         run_config=tune.RunConfig(name="tune", storage_path=uri_of(plan.base.run_folder / title), verbose=0, callbacks=[account]),
     )
@@ -223,6 +224,7 @@ def _train(params: Mapping[str, Any], plan: Plan) -> None:
                 "pruned_at": None,
             }
             folder.write("outcome.json", outcome)
+            folder.finish()
     tune.report(outcome["objectives"])
 
 
