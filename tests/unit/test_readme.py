@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import yaml
 from conftest import ROOT
 
@@ -36,9 +40,53 @@ def test_the_python_example_gives_the_shares_that_are_printed() -> None:
 
 def test_every_key_and_file_that_is_named_exists() -> None:
     keys = describe()
-    for key in set(re.findall(r"`((?:data|detection|mixture|training|reference|domains)\.[A-Za-z_.]+)", TEXT)):
+    for key in set(
+        re.findall(r"`((?:data|detection|evaluation|mixture|training|reference|domains|study|sweep|replay)\.[A-Za-z_.]+)", TEXT)
+    ):
         if key.endswith((".json", ".py")):
             continue
         assert f"  {key}" in keys, key
     for path in set(re.findall(r"\]\(([\w./]+)\)", TEXT)):
         assert Path(ROOT / path).exists(), path
+
+
+def test_every_link_within_the_page_leads_somewhere() -> None:
+    anchors = {
+        re.sub(r"[^\w -]", "", line.lstrip("# ")).strip().lower().replace(" ", "-") for line in TEXT.splitlines() if line.startswith("#")
+    }
+    for anchor in set(re.findall(r"\]\(#([\w-]+)\)", TEXT)):
+        assert anchor in anchors, anchor
+
+
+def commands() -> list[str]:
+    """Every line of a shell block that calls one of the jobs."""
+    lines = [line.partition("  #")[0].strip() for shown in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL) for line in shown.splitlines()]
+    return [line for line in lines if "jobs/" in line and ".py" in line]
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_job_that_is_shown_takes_what_it_is_shown_with(line: str) -> None:
+    """With the example of own data for ``my.yaml``; that jobs then do what they say is tested where they are."""
+    words = shlex.split(line)
+    place = next(index for index, word in enumerate(words) if re.fullmatch(r"jobs/\w+\.py", word))
+    assert (ROOT / words[place]).is_file()
+    rest = words[place + 1 :]
+    files = [Path(rest[index + 1]) for index, word in enumerate(rest) if word == "--config"]
+    own = ROOT / "jobs" / "configs" / "own_data.yaml"
+    found = [own if file.name in ("my.yaml", "best.yaml") else ROOT / file for file in files]
+    load(found, [word for word in rest if "=" in word and not word.startswith("-")])
+
+
+def test_the_notebook_example_uses_what_there_is() -> None:
+    import versatune_ray
+    from versatune_ray import steps
+
+    shown = next(one for one in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "from versatune_ray import" in one)
+    tree = ast.parse(shown)
+    (imported,) = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert [name.name for name in imported.names] == sorted(versatune_ray.__all__)
+    results = {"detect": steps.Detected, "evaluate": steps.Evaluated, "sweep": steps.Swept, "tuned": steps.Tuned}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            of = node.value.func.id if isinstance(node.value, ast.Call) else node.value.id if isinstance(node.value, ast.Name) else None
+            assert of is None or node.attr in {field.name for field in dataclasses.fields(results[of])}, ast.unparse(node)
