@@ -302,6 +302,7 @@ class Run:
         """
         from versatune_ray.evaluation.scores import scores, table
 
+        self.needs_judge = False
         rows = self.benchmarks
         file = self.folder.path / "evaluation" / "results.json"
         before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"results": [], "answers": []}

@@ -18,6 +18,7 @@ from versatune_ray.settings import Config, Engine
 from versatune_ray.storage import fetch
 
 Row = dict[str, Any]
+_BATCH = 1024  # requests handed to vLLM at once; with "auto" it would draw a bar, which fails where bars are switched off
 
 
 def measure(models: Mapping[str, str], benchmarks: Sequence[Asked], config: Config, gpu: bool) -> tuple[list[Row], dict[str, str], bool]:
@@ -31,25 +32,23 @@ def measure(models: Mapping[str, str], benchmarks: Sequence[Asked], config: Conf
     """
     import ray
 
-    settings = config.evaluation
-    entries = {(name, one.name): _parts(one, path, config) for name, path in models.items() for one in benchmarks}
+    keys = {(name, one.name): _key(one, path, config) for name, path in models.items() for one in benchmarks}
     folder = config.cache_folder / "benchmark-result"
-    left = {name: [one for one in benchmarks if not have(folder / key_of(entries[name, one.name]))] for name in models}
-    left = {name: some for name, some in left.items() if some}
+    left: dict[str, list[Asked]] = {}
+    wanted: set[str] = set()
+    for name, one in ((name, one) for name in models for one in benchmarks):
+        digest = key_of(keys[name, one.name])
+        if digest not in wanted and not have(folder / digest):  # the same weights under two names are measured once
+            wanted.add(digest)
+            left.setdefault(name, []).append(one)
     failed: dict[str, str] = {}
     if left:
-        engine = settings.engine
-        slots = max(
-            1, int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1) // (engine.tensor_parallel * (1 if gpu else engine.cpus)))
-        )
-        groups = max(1, slots // len(left))  # a cluster with room for more engines than models splits the benchmarks
-        task = ray.remote(_measure).options(**_resources(engine, gpu), max_retries=1)
+        measure_some = ray.remote(_measure).options(**_resources(config.evaluation.engine, gpu), max_retries=1)
         running = {}
         for name, some in left.items():
-            for start in range(min(groups, len(some))):
-                part = some[start :: min(groups, len(some))]
-                keys = {one.name: entries[name, one.name] for one in part}
-                running[task.remote(name, models[name], part, keys, config, gpu)] = (name, part)
+            for part in _parts(some, len(left), config.evaluation.engine, gpu):
+                task = measure_some.remote(name, models[name], part, {one.name: keys[name, one.name] for one in part}, config, gpu)
+                running[task] = (name, part)
         waiting = list(running)
         while waiting:
             (done,), waiting = ray.wait(waiting)
@@ -61,14 +60,26 @@ def measure(models: Mapping[str, str], benchmarks: Sequence[Asked], config: Conf
     rows = []
     for name in models:
         for one in benchmarks:
-            entry = folder / key_of(entries[name, one.name])
+            entry = folder / key_of(keys[name, one.name])
             if have(entry):
                 found = json.loads((entry / "result.json").read_text(encoding="utf-8"))
                 rows.append({"model": name, "domain": one.domain, "benchmark": one.name} | found)
     return rows, failed, not left
 
 
-def _parts(one: Asked, path: str, config: Config) -> dict[str, Any]:
+def _parts(benchmarks: Sequence[Asked], models: int, engine: Engine, gpu: bool) -> list[Sequence[Asked]]:
+    """The benchmarks of one model, split where the cluster has room for more engines than there are models.
+
+    Not without GPUs: there engines share the memory's bandwidth, and starting one takes longer than most benchmarks.
+    """
+    import ray
+
+    room = int(ray.cluster_resources().get("GPU", 0) // engine.tensor_parallel) if gpu else models
+    parts = min(max(1, room // models), len(benchmarks))
+    return [benchmarks[start::parts] for start in range(parts)]
+
+
+def _key(one: Asked, path: str, config: Config) -> dict[str, Any]:
     settings = config.evaluation
     return {
         "model": model_fingerprint(path),
@@ -95,7 +106,6 @@ def _resources(engine: Engine, gpu: bool) -> dict[str, Any]:
 def _measure(name: str, model: str, benchmarks: Sequence[Asked], keys: Mapping[str, Any], config: Config, gpu: bool) -> dict[str, str]:
     """In a Ray task: one engine for all ``benchmarks``; each result is cached as it comes. Returns what failed, and why."""
     import torch
-    from lm_eval.models.vllm_causallms import VLLM
 
     settings = config.evaluation
     torch.set_num_threads(settings.engine.cpus)
@@ -104,7 +114,9 @@ def _measure(name: str, model: str, benchmarks: Sequence[Asked], keys: Mapping[s
         bar.to(0, "starting the engine")
         options: dict[str, Any] = {"enforce_eager": True, "dtype": "float32"} | ({"dtype": "auto"} if gpu else {})
         options |= {"tensor_parallel_size": settings.engine.tensor_parallel, "trust_remote_code": config.model.trust_remote_code}
-        language_model = VLLM(pretrained=fetch(model), seed=config.seed, **(options | settings.engine.options))
+        language_model = _harness_on_vllm()(
+            pretrained=fetch(model), seed=config.seed, batch_size=_BATCH, **(options | settings.engine.options)
+        )
         manager = task_manager(own_only=all(isinstance(one.spec, dict) for one in benchmarks))
         for place, one in enumerate(benchmarks):
             bar.to(place, one.name)
@@ -118,6 +130,21 @@ def _measure(name: str, model: str, benchmarks: Sequence[Asked], keys: Mapping[s
                 failed[one.name] = one_line(error)
         bar.to(len(benchmarks))
     return failed
+
+
+def _harness_on_vllm() -> Any:
+    """The harness's class for vLLM. It asks for the version of a package called vllm, and the CPU build is called otherwise."""
+    from importlib import metadata
+
+    import vllm
+
+    by_name = metadata.version
+    metadata.version = lambda distribution_name: vllm.__version__ if distribution_name == "vllm" else by_name(distribution_name)
+    try:
+        from lm_eval.models.vllm_causallms import VLLM
+    finally:
+        metadata.version = by_name
+    return VLLM
 
 
 def score(language_model: Any, one: Asked, config: Config, manager: Any) -> Row:
