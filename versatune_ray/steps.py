@@ -38,6 +38,8 @@ class _Shown:
         widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
         return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         head, *rows = ["".join(f"<td>{html.escape(text)}</td>" for text in row) for row in self._rows()]
         body = "".join(f"<tr>{row}</tr>" for row in rows)

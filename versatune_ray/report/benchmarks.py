@@ -10,12 +10,11 @@ from typing import Any
 from versatune_ray.evaluation.scores import AVERAGE, Score, scores
 from versatune_ray.report.data import Result, RunData
 from versatune_ray.report.figures import Figure
-from versatune_ray.report.outcome import is_benchmark
 from versatune_ray.report.tables import Cell, Table, domain_cell
 from versatune_ray.report.traces import Trace, bare_layout, label
 from versatune_ray.report.writing import count, decimal, listing, short, signed_decimal
 
-_FROM = "base"  # the model that others are compared with; without it the first one
+BASE = "base"  # the model that others are compared with; without it the first one
 
 
 @dataclass(frozen=True)
@@ -29,17 +28,22 @@ class Section:
 
 def benchmark_section(run: RunData) -> Section | None:
     """What the benchmarks gave, where there are some."""
-    results = [one for one in run.evaluation.results if is_benchmark(one)] if run.evaluation else []
+    results = run.benchmarks
     if not results:
         return None
-    found = scores([{"standard_error": one.standard_error} | _key(one) for one in results if one.value is not None])
-    models = sorted(found, key=lambda name: name != _FROM)
+    found = scores_of(run)
+    models = sorted(found, key=lambda name: name != BASE)
     domains = [name for name in run.domains if any(name in row for row in found.values())]
     return Section(
         _table(run, results, found, models, domains),
         _sentence(models, found),
         (_bars(found, models, domains), *_radar(found, models, domains)),
     )
+
+
+def scores_of(run: RunData) -> dict[str, dict[str, Score]]:
+    """Model → domain → score, with the average."""
+    return scores([{"standard_error": one.standard_error} | _key(one) for one in run.benchmarks if one.value is not None])
 
 
 def _key(one: Result) -> dict[str, Any]:

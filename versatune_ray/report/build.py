@@ -78,6 +78,13 @@ _TRAINING_SETTINGS = {
     "training.workers": "workers",
     "seed": "seed",
 }
+_EVALUATION_SETTINGS = {
+    "model.path": "model",
+    "evaluation.limit": "questions per benchmark",
+    "evaluation.chat": "as a chat",
+    "evaluation.run_code": "programs run",
+    "seed": "seed",
+}
 _DETECTION_SETTINGS = {
     "detection.samples": "sequences per repeat",
     "detection.repeats": "repeats",
@@ -222,7 +229,7 @@ def _facts(run: RunData) -> list[str]:
         facts.append(f"finished {run.timings.finished[:16].replace('T', ' ')}")
     if run.timings and run.timings.steps:
         facts.append(f"{duration(sum(step.seconds or 0 for step in run.timings.steps))} in all")
-    if run.setting("mixture.policy") and not run.detects_only and not run.compares:
+    if run.setting("mixture.policy") and not run.detects_only and not run.compares and not run.measures_only:
         facts.append(f"policy {run.setting('mixture.policy')}, start {setting(run.setting('mixture.start'))}")
     versions = run.setting("versions")
     if isinstance(versions, dict):
@@ -257,7 +264,7 @@ def _varied(run: RunData) -> set[str]:
 
 
 def _settings(run: RunData) -> list[tuple[str, str]]:
-    shown = _DETECTION_SETTINGS if run.detects_only else _TRAINING_SETTINGS
+    shown = _DETECTION_SETTINGS if run.detects_only else _EVALUATION_SETTINGS if run.measures_only else _TRAINING_SETTINGS
     found = [(name, run.setting(key)) for key, name in shown.items() if key not in _varied(run)]
     versions = run.setting("versions")
     found += list(versions.items()) if isinstance(versions, dict) else []

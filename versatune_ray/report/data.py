@@ -23,6 +23,7 @@ from versatune_ray.report.writing import clean
 from versatune_ray.storage import shown
 
 PerDomain = dict[str, Number]
+OWN = ("held_out", "questions")  # what is measured on the run's own data and is no benchmark
 _COMPARING = frozenset({"sweep", "study", "replay"})
 
 
@@ -88,6 +89,11 @@ class Result(Record):
     value: Number = None
     standard_error: Number = None
     n: int | None = None
+
+    @property
+    def is_benchmark(self) -> bool:
+        """A score between 0 and 1 on something else than the run's own held-out records and questions."""
+        return self.benchmark not in OWN and self.unit == "share"
 
 
 class Answer(Record):
@@ -165,9 +171,19 @@ class RunData:
         return bool(there) and {"adjustments", "evaluation"} <= self.absent
 
     @property
+    def benchmarks(self) -> list[Result]:
+        return [one for one in self.evaluation.results if one.is_benchmark] if self.evaluation else []
+
+    @property
+    def measures_only(self) -> bool:
+        """Whether the run is finished and all that it did is to measure models on benchmarks."""
+        return self.finished and bool(self.benchmarks) and {"adjustments", "detection"} <= self.absent
+
+    @property
     def missing(self) -> dict[str, str]:
-        """``problems`` without what a run that only compares never makes: its trials are runs of their own."""
-        return {part: told for part, told in self.problems.items() if part == "config" or part not in self.absent or not self.compares}
+        """``problems`` without what a run that only compares or measures never makes."""
+        partial = self.compares or self.measures_only
+        return {part: told for part, told in self.problems.items() if part == "config" or part not in self.absent or not partial}
 
     @property
     def unit(self) -> str:

@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from versatune_ray.report.data import Result, RunData
+from versatune_ray.report.data import OWN, Result, RunData
 from versatune_ray.report.reading import Number
 
-_OWN = ("held_out", "questions")
 Key = tuple[str, str]  # (model, domain)
 
 
@@ -91,12 +90,7 @@ def outcomes(run: RunData) -> Outcomes:
 def other_results(run: RunData) -> tuple[Result, ...]:
     """What was measured besides benchmarks, and the held-out loss and the questions' exact match of the base and the tuned model."""
     results = run.evaluation.results if run.evaluation else []
-    return tuple(r for r in results if not is_benchmark(r) and (r.benchmark not in _OWN or r.model not in ("base", "tuned")))
-
-
-def is_benchmark(result: Result) -> bool:
-    """A score between 0 and 1 on something else than the run's own held-out records and questions."""
-    return result.benchmark not in _OWN and result.unit == "share"
+    return tuple(r for r in results if not r.is_benchmark and (r.benchmark not in OWN or r.model not in ("base", "tuned")))
 
 
 def _mean(rows: list[Outcome]) -> Outcome | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from versatune_ray.evaluation.scores import AVERAGE
+from versatune_ray.report.benchmarks import scores_of
 from versatune_ray.report.data import RunData
 from versatune_ray.report.detections import Detection
 from versatune_ray.report.doubts import doubts, told
 from versatune_ray.report.outcome import Outcomes
 from versatune_ray.report.sweep import told_changes
 from versatune_ray.report.tuning import StudyTable
-from versatune_ray.report.writing import count, interval, listing, percent, short, signed_percent
+from versatune_ray.report.writing import count, decimal, interval, listing, percent, short, signed_percent
 
 _POLICIES = {
     "constant": "kept the starting shares all along",
@@ -20,8 +22,9 @@ _STEADY = 0.0005  # shares that move less than 0.05 percentage points are called
 
 def summary(run: RunData, result: Outcomes) -> tuple[str, ...]:
     """Sentences for the top of the page: what was tuned, found, given and gained. What is not there is not mentioned."""
-    sentences = [*([] if run.compares else [_opening(run)]), *_compared(run), *_detections(run), *_shares(run)]
-    sentences += [*_losses(result), *_accuracy(result), *_forgetting(run)]
+    opening = [] if run.compares or run.measures_only else [_opening(run)]
+    sentences = [*opening, *_compared(run), *_detections(run), *_shares(run)]
+    sentences += [*_losses(result), *_accuracy(result), *_forgetting(run), *_benchmarks(run)]
     return tuple(sentence for sentence in sentences if sentence)
 
 
@@ -68,6 +71,22 @@ def _model(run: RunData) -> str:
     if run.setting("detection.models") or not run.config:
         return run.detections[0].called if len(run.detections) == 1 else "several base models" if run.detections else "a base model"
     return str(run.setting("model.path") or "a tiny base model made for this run")
+
+
+def _benchmarks(run: RunData) -> list[str]:
+    """The averages of all models on benchmarks."""
+    found = {name: row[AVERAGE] for name, row in scores_of(run).items() if AVERAGE in row}
+    if not found:
+        return []
+    measured = _number(len({(one.domain, one.benchmark) for one in run.benchmarks}), "benchmark")
+    models = _number(len(found), "model")
+    opening = f"This run measured {models} on {measured}." if run.measures_only else f"{models} were measured on {measured}."
+    ranked = sorted(found.items(), key=lambda item: -item[1].value)
+    told = [
+        f"{short(name)} {percent(one.value)}" + (f" ± {decimal(100 * one.error, 1)}" if one.error is not None else "")
+        for name, one in ranked
+    ]
+    return [opening, f"The averages over their domains are {listing(told)}."]
 
 
 def _compared(run: RunData) -> list[str]:
