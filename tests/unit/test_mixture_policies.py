@@ -300,14 +300,14 @@ def test_the_released_rule_multiplies_by_the_exponential_of_the_loss():
 
 def test_heeding_overfitting_counts_no_potential_above_the_lowest_loss():
     # The first domain was at 1.8 before: its γ of 0.5 counts as 0, so P' = (0.5, 0.3, 0.3).
-    feedback = Feedback(10, loss=[2, 2, 2], previous_loss=[2, 1.6, 2.5], reference_loss=[1, 2, 1], best_loss=[1.8, 1.6, 2])
+    feedback = Feedback(10, loss=[2, 2, 2], previous_loss=[2, 1.6, 2.5], reference_loss=[1, 2, 1], history=[[2.5, 1.6, 2.2], [1.8, 1.9, 2]])
     close(VersaTune(heed_overfitting=True).update(SHARES, feedback), [0.5 / 1.1, 0.3 / 1.1, 0.3 / 1.1])
     close(VersaTune().update(SHARES, feedback), ALGORITHM_2)
     # As a target it has no potential either, which closes the guard.
     guard = Expansion(targets=[0], heed_overfitting=True).guard_state(SHARES, feedback)
     assert guard is not None and not guard.open and guard.bound == 0
-    with pytest.raises(ValueError, match="step 10: best_loss is missing"):
-        VersaTune(heed_overfitting=True).update(SHARES, FEEDBACK)
+    # Where nothing was measured before, nothing is above its lowest.
+    close(VersaTune(heed_overfitting=True).update(SHARES, FEEDBACK), VersaTune().update(SHARES, FEEDBACK))
 
 
 def test_balanced_shares_go_as_the_excess_losses():

@@ -11,19 +11,23 @@ from versatune_ray.mixture.feedback import Feedback
 from versatune_ray.mixture.metrics import forgetting_degree, learnable_potential
 from versatune_ray.mixture.policies import Balanced, Constant, Expansion, GuardState, Policy, VersaTune
 from versatune_ray.mixture.replay import mean_shares, replay
-from versatune_ray.mixture.rivals import ExponentialLoss
+from versatune_ray.mixture.rivals import DoReMi, DynamicLoading, ExponentialLoss, OnlineDataMixing, SkillIt
 from versatune_ray.mixture.sampler import DomainSampler
 from versatune_ray.mixture.shares import check_shares, inverse, proportional, specific, temperature, uniform, uniform_remainder
 
 __all__ = [
     "Balanced",
     "Constant",
+    "DoReMi",
     "DomainSampler",
+    "DynamicLoading",
     "Expansion",
     "ExponentialLoss",
     "Feedback",
     "GuardState",
+    "OnlineDataMixing",
     "Policy",
+    "SkillIt",
     "VersaTune",
     "check_shares",
     "forgetting_degree",

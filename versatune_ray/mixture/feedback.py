@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import index
 
 import numpy as np
@@ -22,7 +22,8 @@ class Feedback:
         loss: ℓ(t)[k] now, in nats per response token.
         previous_loss: ℓ(t−1)[k] at the adjustment before (the first time: before step 1), or None if unknown.
         reference_loss: ℓ_ref[k], the mastery ceiling, or None if unknown.
-        best_loss: lowest ℓ[k] so far, this one included, or None if unknown.
+        history: losses [t, k] of the adjustments before this one, the oldest first (before step 1 included); t may be 0. All state that
+            a policy may need, so that none has to keep any.
         names: domain names, for errors; or None.
 
     Raises:
@@ -34,7 +35,7 @@ class Feedback:
     previous_loss: FloatArray | None = None
     reference_loss: FloatArray | None = None
     names: tuple[str, ...] | None = None
-    best_loss: FloatArray | None = None
+    history: FloatArray = field(default_factory=lambda: np.empty((0, 0)))
 
     def __init__(
         self,
@@ -43,7 +44,7 @@ class Feedback:
         previous_loss: npt.ArrayLike | None = None,
         reference_loss: npt.ArrayLike | None = None,
         names: Sequence[str] | None = None,
-        best_loss: npt.ArrayLike | None = None,
+        history: npt.ArrayLike = (),
     ) -> None:
         if index(step) < 0:
             raise ValueError(f"step: {step} is negative")
@@ -59,7 +60,8 @@ class Feedback:
         object.__setattr__(self, "loss", read(loss, "loss"))
         object.__setattr__(self, "previous_loss", None if previous_loss is None else read(previous_loss, "previous loss"))
         object.__setattr__(self, "reference_loss", None if reference_loss is None else read(reference_loss, "reference loss"))
-        object.__setattr__(self, "best_loss", None if best_loss is None else read(best_loss, "best loss"))
+        rows = [read(row, f"history, row {number}") for number, row in enumerate(np.asarray(history, dtype=np.float64))]
+        object.__setattr__(self, "history", np.stack(rows) if rows else np.empty((0, k)))
         object.__setattr__(self, "names", known)
 
     def excess_loss(self) -> FloatArray:
@@ -75,10 +77,8 @@ class Feedback:
         return metrics.learnable_potential(self.loss, self.reference_loss, self.names)
 
     def overfits(self) -> npt.NDArray[np.bool_]:
-        """Where the loss is above its own lowest, [k]. Raises ``ValueError`` without a best loss."""
-        if self.best_loss is None:
-            raise ValueError(f"step {self.step}: best_loss is missing; whether a domain overfits shows only beside its lowest loss so far")
-        return np.asarray(self.loss > self.best_loss)
+        """Where the loss is above its own lowest so far, [k]."""
+        return np.asarray(self.loss > self.history.min(axis=0, initial=np.inf))
 
     def forgetting_degree(self) -> FloatArray:
         """φ[k] (Eq. 3). Raises ``ValueError`` without a previous loss."""

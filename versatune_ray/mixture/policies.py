@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,10 @@ class GuardState:
 
 
 class Policy(Protocol):
-    """How shares follow the losses."""
+    """How shares follow the losses. Two methods and a flag; a class of your own that has them can be named in ``mixture.policy``."""
+
+    needs_reference: ClassVar[bool]
+    """Whether ``feedback.reference_loss`` has to be there."""
 
     def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
         """Return the next shares [k]: ≥ 0, summing to 1 within 1e-12.
@@ -45,6 +48,8 @@ class Policy(Protocol):
 @dataclass(frozen=True)
 class Constant:
     """Shares never move: VersaTune Constant with detected shares, or any other fixed mixture. Needs no losses."""
+
+    needs_reference: ClassVar[bool] = False
 
     def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
         return check_shares(shares, feedback.loss.size, feedback.names)
@@ -66,6 +71,8 @@ class VersaTune:
     Raises:
         ValueError: a setting out of range; ``update`` without a reference loss, or with k · min_share > 1.
     """
+
+    needs_reference: ClassVar[bool] = True
 
     sigma: float = 1.0
     min_share: float = 0.0
@@ -106,6 +113,8 @@ class Balanced:
     Raises:
         ValueError: a setting out of range; ``update`` without a reference loss, or with k · min_share > 1.
     """
+
+    needs_reference: ClassVar[bool] = True
 
     strength: float = 0.9
     min_share: float = 0.0
@@ -161,6 +170,8 @@ class Expansion:
         ValueError: a setting out of range; ``update`` with a target ≥ k, without a reference loss, without a previous loss
             (unless ``guard`` is False), or with k · min_share > 1.
     """
+
+    needs_reference: ClassVar[bool] = True
 
     targets: Sequence[int]
     sigma: float = 1.0

@@ -47,10 +47,10 @@ def replay(
         raise ValueError(f"losses: {table.shape[1]} values per adjustment for {start.size} domains")
     rows = [start]
     previous: npt.ArrayLike | None = initial_loss
-    lowest = None if initial_loss is None else vector(initial_loss, "initial loss", start.size, names)
+    history = [] if initial_loss is None else [vector(initial_loss, "initial loss", start.size, names)]
     for adjustment, loss in enumerate(table, start=1):
-        lowest = loss if lowest is None else np.minimum(lowest, loss)
-        rows.append(policy.update(rows[-1], Feedback(adjustment, loss, previous, reference_loss, names, lowest)))
+        rows.append(policy.update(rows[-1], Feedback(adjustment, loss, previous, reference_loss, names, history)))
+        history.append(loss)
         previous = loss
     return np.stack(rows)
 

@@ -1,8 +1,13 @@
-"""Loss-driven rules of others, as policies: to compare with, on the same data and path."""
+"""Loss-driven mixers of others, as policies: to compare with, on the same data, model, budget and path.
+
+What some of them carry from step to step follows from the losses measured so far (``Feedback.history``), so that none has state of its own.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,13 +17,162 @@ from versatune_ray.mixture.feedback import Feedback
 from versatune_ray.mixture.shares import check_shares, normalised
 
 
+class _Rival:
+    needs_reference: ClassVar[bool] = False
+
+    def guard_state(self, shares: npt.ArrayLike, feedback: Feedback) -> None:
+        return None
+
+
 @dataclass(frozen=True)
-class ExponentialLoss:
+class ExponentialLoss(_Rival):
     """What the released code of VersaTune does in place of Algorithm 2: P_j ∝ P_j(t−1)·exp(ℓ_j(t)). No reference, no σ, no settings."""
 
     def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
         before = check_shares(shares, feedback.loss.size, feedback.names)
-        return normalised(before * np.exp(feedback.loss - feedback.loss.max()))
+        return _exponentiated(before, feedback.loss)
 
-    def guard_state(self, shares: npt.ArrayLike, feedback: Feedback) -> None:
-        return None
+
+@dataclass(frozen=True)
+class DoReMi(_Rival):
+    """DoReMi (Xie et al. 2023, arXiv 2305.10429, Algorithm 1): P_j ∝ P_j(t−1)·exp(η·max(ℓ_j − ℓ_ref,j, 0)), then (1 − c)·P_j + c/k.
+
+    The original steers a small proxy model at every step and trains the large one on the average mixture; ``mixture.start=trajectory``
+    does the second half here. The reference losses are those of Eq. 2 here, of a model tuned on the starting mixture there.
+
+    Attributes:
+        eta: η > 0, step size; published: 1. smoothing: c, 0 ≤ c ≤ 1, part of a uniform mixture; published: 1e-4.
+
+    Raises:
+        ValueError: a setting out of range; ``update`` without a reference loss.
+    """
+
+    needs_reference: ClassVar[bool] = True
+
+    eta: float = 1.0
+    smoothing: float = 1e-4
+
+    def __post_init__(self) -> None:
+        _positive("eta", self.eta)
+        _share("smoothing", self.smoothing)
+
+    def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
+        before = check_shares(shares, feedback.loss.size, feedback.names)
+        return _mixed(_exponentiated(before, self.eta * feedback.excess_loss()), self.smoothing)
+
+
+@dataclass(frozen=True)
+class DynamicLoading(_Rival):
+    """Dynamic batch loading of Sheared LLaMA (Xia et al. 2023, arXiv 2310.06694, Algorithm 1): P = softmax(log P(t−1) + η·(ℓ − ℓ_target)).
+
+    Unlike in DoReMi a domain below its target is pushed down, for the difference is not cut at 0. Its target losses, fitted to a scaling
+    law there, are the reference losses here.
+
+    Attributes:
+        eta: η > 0, step size; published: 1. smoothing: part of a uniform mixture; in the code: 1e-4.
+
+    Raises:
+        ValueError: a setting out of range; ``update`` without a reference loss.
+    """
+
+    needs_reference: ClassVar[bool] = True
+
+    eta: float = 1.0
+    smoothing: float = 1e-4
+
+    def __post_init__(self) -> None:
+        _positive("eta", self.eta)
+        _share("smoothing", self.smoothing)
+
+    def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
+        before = check_shares(shares, feedback.loss.size, feedback.names)
+        if feedback.reference_loss is None:
+            raise ValueError(f"step {feedback.step}: reference_loss is missing; it is the target of dynamic loading")
+        return _mixed(_exponentiated(before, self.eta * (feedback.loss - feedback.reference_loss)), self.smoothing)
+
+
+@dataclass(frozen=True)
+class OnlineDataMixing(_Rival):
+    """ODM (Albalak et al. 2023, arXiv 2312.02406): Exp3 with the loss as a domain's reward.
+
+    R_j(t) = α·R_j(t−1) + (1 − α)·exp(ℓ_j(t)), from R = 0; ε_t = min(1/k, √(ln k / (k·t))); P_j = (1 − k·ε_t)·R_j / Σ R_i + ε_t, with t
+    the number of measurements. Shares do not depend on those before. One pull of an arm is a measurement here, and every domain's loss
+    is known at each, so that there is no importance weight.
+
+    Attributes:
+        alpha: α, 0 ≤ α < 1; 0.9 in the code base, 0.5 in its released runs. warmup: optimizer steps during which the shares stay;
+            2,000 of 100,000 in the paper, 0 here.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    alpha: float = 0.9
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha < 1:
+            raise ValueError(f"alpha: {self.alpha} is not a number of at least 0 and below 1")
+        if self.warmup < 0:
+            raise ValueError(f"warmup: {self.warmup} is negative")
+
+    def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
+        before = check_shares(shares, feedback.loss.size, feedback.names)
+        k = before.size
+        if feedback.step < self.warmup or k == 1:
+            return before
+        losses = np.vstack([feedback.history, feedback.loss])
+        ages = np.arange(len(losses))[::-1]
+        rewards = (self.alpha**ages)[:, None] * np.exp(losses - losses.max())  # a common factor cancels
+        explored = min(1 / k, float(np.sqrt(np.log(k) / (k * len(losses)))))
+        return normalised((1 - k * explored) * normalised(rewards.sum(axis=0)) + explored)
+
+
+@dataclass(frozen=True)
+class SkillIt(_Rival):
+    """Skill-It (Chen et al. 2023, arXiv 2307.14430, Algorithm 1): P ∝ exp(η·A·Σ ℓ over the last ``window`` adjustments).
+
+    Attributes:
+        skills: A [k, k], ``skills[i][j]`` how much learning i helps j; None: the identity, each domain helps itself alone.
+        eta: η > 0; published: 0.2 to 0.8. window: adjustments that count, at least 1; published: 3.
+
+    Raises:
+        ValueError: a setting out of range, or A is not [k, k].
+    """
+
+    skills: Sequence[Sequence[float]] | None = None
+    eta: float = 0.5
+    window: int = 3
+
+    def __post_init__(self) -> None:
+        _positive("eta", self.eta)
+        if self.window < 1:
+            raise ValueError(f"window: {self.window} is less than 1")
+
+    def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
+        before = check_shares(shares, feedback.loss.size, feedback.names)
+        k = before.size
+        graph = np.eye(k) if self.skills is None else np.asarray(self.skills, dtype=np.float64)
+        if graph.shape != (k, k):
+            raise ValueError(f"skills: expected {k} rows of {k} numbers, found an array of shape {graph.shape}")
+        recent = np.vstack([feedback.history, feedback.loss])[-self.window :].sum(axis=0)
+        return _exponentiated(np.ones(k), self.eta * (graph @ recent))
+
+
+def _exponentiated(weights: FloatArray, exponents: FloatArray) -> FloatArray:
+    """Proportional to weights·exp(exponents), without overflow."""
+    return normalised(weights * np.exp(exponents - exponents.max()))
+
+
+def _mixed(shares: FloatArray, part: float) -> FloatArray:
+    return normalised((1 - part) * shares + part / shares.size)
+
+
+def _positive(name: str, value: float) -> None:
+    if not (value > 0 and np.isfinite(value)):
+        raise ValueError(f"{name}: {value} is not a finite number above 0")
+
+
+def _share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: {value} is not within 0 and 1")

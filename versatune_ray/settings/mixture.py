@@ -41,8 +41,22 @@ class Mixture(WithPreset):
         ]
         | Shares
     ) = setting("detected", "shares before step 1: a rule, or a share per domain")
-    policy: Literal["constant", "versatune", "balanced", "expansion", "exponential_loss"] = setting(
-        "versatune", "how shares follow the losses"
+    policy: (
+        Literal[
+            "constant",
+            "versatune",
+            "balanced",
+            "expansion",
+            "exponential_loss",
+            "doremi",
+            "dynamic_loading",
+            "odm",
+            "skill_it",
+        ]
+        | Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    ) = setting("versatune", "how shares follow the losses: a rule, or a class of your own as package.module:Class")
+    options: dict[str, Any] = setting(
+        dict, "settings of such a class, or of another one's rule (doremi: eta, smoothing); none: its defaults"
     )
     strength: float = setting(0.9, "λ, how far the shares of policy=balanced leave equal ones", ge=0, le=1)
     tau: float = setting(3.3, "start=temperature: shares go as records^(1/τ); 1 is proportional, large is uniform", gt=0)

@@ -74,7 +74,6 @@ class WeightController:
         self.number = 0
         self.share = self.start
         self.previous_loss: Array | None = None
-        self.best_loss: Array | None = None
         self.lines: list[dict[str, Any]] = []
         self._round = _Round()
         self._heard: dict[int, tuple[float, float]] = {}  # rank: when it last spoke, and how far it was
@@ -148,13 +147,11 @@ class WeightController:
         """
         if attempt != self.attempt:
             raise RuntimeError(f"the state of attempt {attempt} is gone; attempt {self.attempt} is running")
-        previous, best = (None if loss is None else loss.tolist() for loss in (self.previous_loss, self.best_loss))
         return {
             "domains": list(self.domains),
             "number": self.number,
             "share": self.share.tolist(),
-            "previous_loss": previous,
-            "best_loss": best,
+            "previous_loss": None if self.previous_loss is None else self.previous_loss.tolist(),
             "lines": self.lines,
         }
 
@@ -163,7 +160,6 @@ class WeightController:
         self.number = state["number"] if state else 0
         self.share = np.array(state["share"]) if state else self.start
         self.previous_loss = np.array(state["previous_loss"]) if state and state["previous_loss"] is not None else None
-        self.best_loss = np.array(state["best_loss"]) if state and state["best_loss"] is not None else None
         self.lines = list(state["lines"]) if state else []
         if state and tuple(state["domains"]) != self.domains:
             raise ValueError(f"the checkpoint's domains {state['domains']} are not the configured ones {list(self.domains)}")
@@ -182,8 +178,8 @@ class WeightController:
             loss = np.divide(sum(r.loss_sums for r in reports if r.loss_sums is not None), counts)
         else:
             loss = self._smoothed(train_loss)
-        self.best_loss = loss if self.best_loss is None else np.minimum(self.best_loss, loss)
-        feedback = Feedback(first.step, loss, self.previous_loss, self.reference_loss, self.domains, self.best_loss)
+        history = [list(line["loss"].values()) for line in self.lines]
+        feedback = Feedback(first.step, loss, self.previous_loss, self.reference_loss, self.domains, history)
         guard = None
         if first.step > 0:
             state = self.policy.guard_state(self.share, feedback)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -14,44 +16,78 @@ from numpy.typing import NDArray
 from versatune_ray import mixture as mix
 from versatune_ray.errors import UserError
 from versatune_ray.microworld.world import DOMAINS
-from versatune_ray.settings import Config
+from versatune_ray.settings import Config, nearest
 from versatune_ray.training import sinks
 from versatune_ray.training.recipe import Recipe, Unit
 
 _GOOD_PASSES = 4.0  # up to which repeated records are nearly as good as new ones (Muennighoff et al. 2023, arXiv 2305.16264)
 
 
+_RIVALS: dict[str, type[mix.Policy]] = {
+    "exponential_loss": mix.ExponentialLoss,
+    "doremi": mix.DoReMi,
+    "dynamic_loading": mix.DynamicLoading,
+    "odm": mix.OnlineDataMixing,
+    "skill_it": mix.SkillIt,
+}
+_OURS: dict[str, type[mix.Policy]] = {
+    "constant": mix.Constant,
+    "versatune": mix.VersaTune,
+    "balanced": mix.Balanced,
+    "expansion": mix.Expansion,
+}
+
+
 def policy(config: Config, names: Sequence[str]) -> mix.Policy:
     """The configured policy.
 
     Raises:
-        UserError: an unknown target, or floors that do not fit together.
+        UserError: an unknown target, floors that do not fit together, a class that is not there or is no policy, or options that it
+            does not take.
     """
     settings = config.mixture
     if settings.min_share * len(names) > 1:
         raise UserError(
             f"mixture.min_share: {settings.min_share} for each of {len(names)} domains is more than 1; at most {1 / len(names):.4g}"
         )
-    if settings.policy == "constant":
-        return mix.Constant()
-    if settings.policy == "versatune":
-        return mix.VersaTune(sigma=settings.sigma, min_share=settings.min_share, heed_overfitting=settings.heed_overfitting)
-    if settings.policy == "balanced":
-        return mix.Balanced(strength=settings.strength, min_share=settings.min_share)
-    if settings.policy == "exponential_loss":
-        return mix.ExponentialLoss()
-    return mix.Expansion(
-        targets=targets(config, names),
-        sigma=settings.sigma,
-        delta=settings.delta,
-        epsilon=settings.epsilon,
-        max_share=settings.max_share,
-        min_share=settings.min_share,
-        guard=settings.guard,
-        mean_over=settings.mean_over,
-        remainder=settings.remainder,
-        heed_overfitting=settings.heed_overfitting,
-    )
+    kind = _policy_class(settings.policy)
+    if settings.policy not in _OURS:
+        return _with_options(kind, settings.policy, settings.options)
+    if settings.options:
+        raise UserError(
+            f"mixture.options: policy={settings.policy} takes its settings from the other keys of mixture; found {settings.options}"
+        )
+    own = {name for name in inspect.signature(kind).parameters if name != "targets"}
+    given = {name: getattr(settings, name) for name in own}
+    return kind(**given | ({"targets": targets(config, names)} if settings.policy == "expansion" else {}))
+
+
+def _policy_class(name: str) -> type[mix.Policy]:
+    known = _OURS | _RIVALS
+    if name in known:
+        return known[name]
+    module, _, attribute = name.partition(":")
+    try:
+        kind = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"mixture.policy: {name}: {error}; is it on the Python path of every machine (installed, or in --working-dir)?"
+        ) from None
+    missing = [method for method in ("update", "guard_state") if not callable(getattr(kind, method, None))]
+    if missing or not isinstance(kind, type):
+        raise UserError(f"mixture.policy: {name} is no policy: it has no {' and no '.join(missing) or 'class'}; see mixture.Policy")
+    return kind
+
+
+def _with_options(kind: type[mix.Policy], name: str, options: Mapping[str, Any]) -> mix.Policy:
+    accepted = inspect.signature(kind).parameters
+    for key in options:
+        if key not in accepted:
+            raise UserError(f"mixture.options.{key}: {name} takes no such setting; {nearest(key, list(accepted))}")
+    try:
+        return kind(**options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"mixture.options: {name}: {error}") from None
 
 
 def domain_names(config: Config) -> list[str]:
@@ -156,7 +192,7 @@ def needs_detection(config: Config) -> bool:
 
 
 def needs_reference(config: Config) -> bool:
-    return config.mixture.policy in ("versatune", "balanced", "expansion")
+    return bool(getattr(_policy_class(config.mixture.policy), "needs_reference", False))
 
 
 def recipe(config: Config, train_records: int, unit: Unit) -> Recipe:
@@ -202,9 +238,10 @@ def check_passes(config: Config, names: Sequence[str], sizes: Sequence[int], rec
 
 
 def _drawn(config: Config, names: Sequence[str], sizes: Sequence[int]) -> dict[str, int]:
-    """Sizes of the domains that have a share or can get one: policies multiply, so that 0 stays 0 but for a target or a floor."""
+    """Sizes of the domains that have a share or can get one: where a policy multiplies, 0 stays 0 but for a target or a floor."""
     settings, all_ = config.mixture, dict(zip(names, sizes, strict=True))
-    if needs_detection(config) or settings.policy == "balanced" or (settings.policy != "constant" and settings.min_share > 0):
+    multiplies = settings.policy in ("constant", "versatune", "expansion", "exponential_loss")
+    if needs_detection(config) or not multiplies or (settings.policy != "constant" and settings.min_share > 0):
         return all_
     start = starting_shares(config, names, None, sizes)
     raised = settings.targets if settings.policy == "expansion" else []
