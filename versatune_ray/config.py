@@ -21,7 +21,9 @@ from versatune_ray.settings import Config, Detection, Evaluation, Mixture, Secti
 from versatune_ray.settings.common import WithPreset
 from versatune_ray.storage import resolve, shown
 
-_TYPE = re.compile(r"int|float|str|bool|constrained-\w+|(list|dict|literal)\[.*\]", re.DOTALL)  # pydantic's names of a union's members
+_TYPE = re.compile(
+    r"int|float|str|bool|constrained-\w+|function-\w+\[.*\]|(list|dict|literal)\[.*\]", re.DOTALL
+)  # pydantic's names of a union's members
 
 
 def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
@@ -190,7 +192,7 @@ def _mistakes(error: ValidationError) -> list[dict[str, Any]]:
         loc = tuple(part for part in item["loc"] if not (isinstance(part, str) and _TYPE.fullmatch(part)))
         key = ".".join(map(str, loc))
         if key and key in found and len(loc) < len(item["loc"]):
-            found[key]["msg"] += " or " + item["msg"].removeprefix("Input should be ")
+            found[key]["msg"] += " or " + item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
         else:
             found[key or str(len(found))] = {**item, "loc": loc}
     return list(found.values())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from versatune_ray.settings.common import Paths, Shares, WithPreset, setting
 
@@ -18,6 +19,12 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"start": "detected", "policy": "versatune", "length_correction": 0.0, "heed_overfitting": False, "max_passes": None},
     "balanced": {"start": "uniform", "policy": "balanced", "strength": 0.9, "length_correction": 0.5, "max_passes": "auto"},
 }
+
+
+def _class_path(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
+        raise ValueError("a class as package.module:Class")
+    return value
 
 
 class Mixture(WithPreset):
@@ -53,7 +60,7 @@ class Mixture(WithPreset):
             "odm",
             "skill_it",
         ]
-        | Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+        | Annotated[str, AfterValidator(_class_path)]
     ) = setting("versatune", "how shares follow the losses: a rule, or a class of your own as package.module:Class")
     options: dict[str, Any] = setting(
         dict, "settings of such a class, or of another one's rule (doremi: eta, smoothing); none: its defaults"
