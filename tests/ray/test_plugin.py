@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -50,7 +51,7 @@ def test_the_readmes_policy_installed_as_a_package_drives_a_run(tiny_model: Path
     done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400)
     assert done.returncode == 0, done.stdout
     lines = [json.loads(line) for line in (tmp_path / "runs" / "own" / "finetune" / "adjustments.jsonl").read_text().splitlines()]
-    for before, now in zip(lines, lines[1:], strict=False):
+    for before, now in itertools.pairwise(lines):
         gain = np.array([max(1 - now["loss"][name] / before["loss"][name], 0) for name in NAMES])
         share = np.array([before["share"][name] for name in NAMES])
         expected = 0.7 * share + 0.3 * (gain / gain.sum() if gain.any() else share)
