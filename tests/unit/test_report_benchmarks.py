@@ -61,6 +61,12 @@ def test_scores_stand_per_benchmark_per_domain_and_on_average(run: Path) -> None
     assert "This run measured 2 models on 4 benchmarks." in page and "not finished" not in page and "it has not been fine-tuned" not in page
 
 
+def test_what_could_not_be_measured_is_named(run: Path) -> None:
+    (run / "evaluation" / "failed.json").write_text(json.dumps({"tuned: <i>x</i>": "no such file"}))
+    page = build_report(run).read_text()
+    assert "Not measured" in page and "<bdi>tuned: &lt;i&gt;x&lt;/i&gt;</bdi></strong>: <bdi>no such file</bdi>" in page
+
+
 def test_bars_and_radar_draw_the_same_scores(run: Path) -> None:
     figures = figures_of(build_report(run).read_text())
     bars = {trace["name"]: dict(zip(trace["x"], trace["y"], strict=True)) for trace in figures["benchmarks"]["traces"]}

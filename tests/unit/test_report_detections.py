@@ -290,7 +290,7 @@ def test_models_that_could_not_be_detected_are_listed_with_the_reason(tmp_path: 
     body = body_of(build_report(folder))
     assert "<strong><bdi>/models/lost</bdi></strong>: <bdi>no config.json in it</bdi>" in body
     (folder / "detection/failed.json").write_text("[1]")
-    assert "detection/failed.json could not be read: it holds no models and reasons." in body_of(build_report(folder))
+    assert "detection/failed.json could not be read: it holds no names and reasons." in body_of(build_report(folder))
 
 
 def test_hostile_names_texts_reasons_and_answers_are_shown_and_never_obeyed(tmp_path: Path) -> None:

@@ -132,6 +132,14 @@ def _measure(name: str, model: str, benchmarks: Sequence[Asked], keys: Mapping[s
     return failed
 
 
+def _fitting(spec: str | dict[str, Any], context: int) -> str | dict[str, Any]:
+    """Own records: an answer leaves half of the model's context to the question. The harness would cut all of the question away."""
+    if isinstance(spec, str) or "generation_kwargs" not in spec:
+        return spec
+    limits = spec["generation_kwargs"]
+    return spec | {"generation_kwargs": limits | {"max_gen_toks": min(limits["max_gen_toks"], context // 2)}}
+
+
 def _harness_on_vllm() -> Any:
     """The harness's class for vLLM. It asks for the version of a package called vllm, and the CPU build is called otherwise."""
     from importlib import metadata
@@ -161,7 +169,7 @@ def score(language_model: Any, one: Asked, config: Config, manager: Any) -> Row:
     settings = config.evaluation
     found = simple_evaluate(
         model=language_model,
-        tasks=[one.spec],
+        tasks=[_fitting(one.spec, language_model.max_length)],
         num_fewshot=one.shots,
         limit=settings.limit,
         task_manager=manager,

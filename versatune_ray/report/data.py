@@ -127,7 +127,8 @@ class Timings(Record):
 @dataclass(frozen=True)
 class RunData:
     """Everything the page needs. ``problems`` maps a part (``detection``, ``evaluation``, …) to why it is not (all) shown;
-    ``absent`` are the parts of which no file is there. ``failed`` maps models that could not be detected to why.
+    ``absent`` are the parts of which no file is there. ``failed`` maps models that could not be detected to why, ``unmeasured`` "model:
+    benchmark" that could not be measured.
     """
 
     name: str
@@ -137,6 +138,7 @@ class RunData:
     counts: Counts | None = None
     detections: tuple[Detection, ...] = ()
     failed: dict[str, str] = field(default_factory=dict)
+    unmeasured: dict[str, str] = field(default_factory=dict)
     reference: Reference | None = None
     adjustments: tuple[Adjustment, ...] = ()
     evaluation: Evaluation | None = None
@@ -204,7 +206,7 @@ def read_run(folder: Path) -> RunData:
     reference = _read(folder, "reference/losses.json", Reference, "reference", "no reference losses were measured", problems)
     evaluation = _read(folder, "evaluation/results.json", Evaluation, "evaluation", "nothing was evaluated", problems)
     timings = _read(folder, "timings.json", Timings, "timings", "no step was timed", problems)
-    detections, failed = read_detections(folder, problems), read_failed(folder, problems)
+    detections, failed = read_detections(folder, problems), read_failed(folder, "detection", problems)
     adjustments = _read_adjustments(folder, problems)
     replay = read_replay(folder, problems)
     name = config.get("run")
@@ -216,6 +218,7 @@ def read_run(folder: Path) -> RunData:
         counts=counts,
         detections=detections,
         failed=failed,
+        unmeasured=read_failed(folder, "evaluation", problems),
         reference=reference,
         adjustments=adjustments,
         evaluation=evaluation,

@@ -157,17 +157,17 @@ def read_detections(folder: Path, problems: Problems) -> tuple[Detection, ...]:
     return tuple(found)
 
 
-def read_failed(folder: Path, problems: Problems) -> dict[str, str]:
-    """Models that could not be detected, and why."""
-    file = folder / "detection" / "failed.json"
+def read_failed(folder: Path, part: str, problems: Problems) -> dict[str, str]:
+    """What could not be done of ``part``, such as models of ``detection``, and why."""
+    file = folder / part / "failed.json"
     if not file.is_file():
         return {}
-    return attempt(lambda: _failed(json.loads(text_of(file))), "detection/failed.json", "detection", problems) or {}
+    return attempt(lambda: _failed(json.loads(text_of(file))), f"{part}/failed.json", part, problems) or {}
 
 
 def _failed(tree: Any) -> dict[str, str]:
     if not isinstance(tree, dict):
-        raise ValueError("it holds no models and reasons")
+        raise ValueError("it holds no names and reasons")
     return {str(name): str(reason) for name, reason in clean(tree).items()}
 
 
