@@ -130,3 +130,11 @@ def test_a_domains_score_is_the_mean_of_its_benchmarks_and_the_average_that_of_d
     assert found["tuned"]["code"].value == pytest.approx(0.8)  # d was not measured on base
     assert mean([Score(0.5, None), Score(0.7, 0.1)]) == Score(pytest.approx(0.6), None)
     assert table(found).splitlines()[1].split() == ["base", "30.0", "±", "2.5", "90.0", "±", "3.0", "60.0", "±", "2.0"]
+
+
+def test_an_answer_leaves_half_of_the_context_to_its_question() -> None:
+    from versatune_ray.evaluation.harness import _fitting
+
+    spec = {"task": "code", "generation_kwargs": {"max_gen_toks": 1024, "until": ["x"]}}
+    assert _fitting(spec, 512) == {"task": "code", "generation_kwargs": {"max_gen_toks": 256, "until": ["x"]}}
+    assert _fitting(spec, 4096) == spec and _fitting("hellaswag", 512) == "hellaswag"
