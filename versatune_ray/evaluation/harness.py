@@ -87,10 +87,16 @@ def _key(one: Asked, path: str, config: Config) -> dict[str, Any]:
         "shots": one.shots,
         "limit": settings.limit,
         "chat": settings.chat,
-        "template": config.data.chat_template and Path(config.data.chat_template).read_text(encoding="utf-8"),
+        "template": _template(config),
         "options": decisive(settings.engine.options),
         "seed": config.seed,
     }
+
+
+def _template(config: Config) -> str | None:
+    """The chat template that is put in the place of the model's own."""
+    file = config.data.chat_template if config.evaluation.chat else None
+    return None if file is None else Path(file).read_text(encoding="utf-8")
 
 
 def _resources(engine: Engine, gpu: bool) -> dict[str, Any]:
@@ -112,11 +118,14 @@ def _measure(name: str, model: str, benchmarks: Sequence[Asked], keys: Mapping[s
     failed: dict[str, str] = {}
     with Bar(f"evaluation of {name}", len(benchmarks), "benchmark") as bar:
         bar.to(0, "starting the engine")
-        options: dict[str, Any] = {"enforce_eager": True, "dtype": "float32"} | ({"dtype": "auto"} if gpu else {})
+        options: dict[str, Any] = {} if gpu else {"enforce_eager": True, "dtype": "float32"}  # as in ``engine``
         options |= {"tensor_parallel_size": settings.engine.tensor_parallel, "trust_remote_code": config.model.trust_remote_code}
         language_model = _harness_on_vllm()(
             pretrained=fetch(model), seed=config.seed, batch_size=_BATCH, **(options | settings.engine.options)
         )
+        template = _template(config)
+        if template is not None:
+            language_model.hf_chat_template = template
         manager = task_manager(own_only=all(isinstance(one.spec, dict) for one in benchmarks))
         for place, one in enumerate(benchmarks):
             bar.to(place, one.name)
@@ -130,6 +139,14 @@ def _measure(name: str, model: str, benchmarks: Sequence[Asked], keys: Mapping[s
                 failed[one.name] = one_line(error)
         bar.to(len(benchmarks))
     return failed
+
+
+def _here(spec: str | dict[str, Any]) -> str | dict[str, Any]:
+    """Own records: on this machine, if the storage has them."""
+    if isinstance(spec, str):
+        return spec
+    file = Path(spec["dataset_kwargs"]["data_files"]["test"])
+    return spec | {"dataset_kwargs": {"data_files": {"test": str(fetch(file.parent) / file.name)}}}
 
 
 def _fitting(spec: str | dict[str, Any], context: int) -> str | dict[str, Any]:
@@ -169,7 +186,7 @@ def score(language_model: Any, one: Asked, config: Config, manager: Any) -> Row:
     settings = config.evaluation
     found = simple_evaluate(
         model=language_model,
-        tasks=[_fitting(one.spec, language_model.max_length)],
+        tasks=[_fitting(_here(one.spec), language_model.max_length)],
         num_fewshot=one.shots,
         limit=settings.limit,
         task_manager=manager,
