@@ -14,7 +14,8 @@ from versatune_ray.progress import Bar
 class Failures(ControllerCallback):  # type: ignore[misc]
     """Tells on the driver's screen why the workers are started again; Ray Train itself tells only its log.
 
-    Not a ``UserCallback``: that one hears of errors that workers raise, not of nodes that were taken away or of workers that did not start.
+    Not a ``UserCallback``: that one hears of errors of workers only, and so neither of a preemption whose deadline passed before any worker
+    failed nor of workers that did not start.
     """
 
     def __init__(self, title: str) -> None:
