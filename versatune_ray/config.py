@@ -127,7 +127,7 @@ def describe() -> str:
     """Every key with type, unit, default and meaning: the text of ``--help``."""
     rows = []
     for key, field in _keys(Config):
-        default = field.get_default(call_default_factory=True)
+        default = "required" if field.is_required() else field.get_default(call_default_factory=True)
         shown = yaml.safe_dump(default, default_flow_style=True, width=1000).split("\n...")[0].strip() if default != "" else '""'
         extra = cast(dict[str, Any], field.json_schema_extra or {})
         unit = f" [{extra['unit']}]" if "unit" in extra else ""
@@ -143,8 +143,8 @@ def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fie
         else:
             yield f"{prefix}{name}", field
             args = get_args(annotation)
-            if get_origin(annotation) is dict and isinstance(args[1], type) and issubclass(args[1], Section):
-                yield from _keys(args[1], f"{prefix}{name}.NAME.")
+            if get_origin(annotation) in (dict, list) and isinstance(args[-1], type) and issubclass(args[-1], Section):
+                yield from _keys(args[-1], f"{prefix}{name}.NAME.")
 
 
 def _type_name(annotation: Any) -> str:
@@ -179,10 +179,23 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
     for key, value in other.items():
-        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
+        there = into.get(key)
+        if isinstance(value, Mapping) and isinstance(there, dict):
+            _merge(there, value)
+        elif isinstance(value, Mapping) and isinstance(there, list) and there and all(_is_named(item) for item in there):
+            named = {str(item["name"]): item for item in there}  # stages.NAME.epochs=2
+            for name, changes in value.items():
+                if name not in named:
+                    raise UserError(f"{key}.{name}: none has this name; {nearest(name, list(named))}")
+                if not isinstance(changes, Mapping):
+                    raise UserError(f"{key}.{name}: {changes!r} is no set of keys; write {key}.{name}.KEY=VALUE")
+                _merge(named[name], changes)
         else:
             into[key] = value
+
+
+def _is_named(item: Any) -> bool:
+    return isinstance(item, dict) and "name" in item
 
 
 def _mistakes(error: ValidationError) -> list[dict[str, Any]]:

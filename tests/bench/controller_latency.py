@@ -53,6 +53,7 @@ def report(step: int, rank: int) -> Any:
     rng = np.random.default_rng([step, rank])
     count = rng.integers(100, 1000, K).astype(float)
     return Report(
+        stage=0,
         step=step,
         epoch=step / 100,
         loss_sums=count * rng.uniform(1, 3, K),
@@ -72,7 +73,10 @@ def measure(given: dict[str, Any]) -> Any:
 
     from versatune_ray.mixture import VersaTune
     from versatune_ray.training.controller import start_actor
+    from versatune_ray.training.recipe import Recipe, Stage
 
+    every = tuple(range(K))
+    recipe = Recipe(10**9, 1, 1, learning_rate=1e-3, warmup=0.0, weight_decay=0.0, max_grad_norm=0.0, seed=0)
     found: dict[str, dict[str, list[float]]] = {}
     with common.ray_session():
         for ranks in given["ranks"]:
@@ -80,8 +84,7 @@ def measure(given: dict[str, Any]) -> Any:
             controller = start_actor(
                 {
                     "domains": names,
-                    "policy": VersaTune(sigma=1.0),
-                    "start": np.full(K, 1 / K),
+                    "stages": [Stage(None, every, (1,) * K, np.full(K, 1 / K), VersaTune(sigma=1.0), recipe, 1, 1)],
                     "reference_loss": np.full(K, 1.0),
                     "timeout": 120.0,
                 }

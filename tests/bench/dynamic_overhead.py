@@ -54,21 +54,28 @@ def run(given: dict[str, Any]) -> Any:
                 "sigma": 0.2,
                 "feedback": "held_out" if kind == "held_out" else "train",
             },
-            "training": {"batch_size": BATCH, "micro_batch_tokens": BATCH * LENGTH, "cpus_per_worker": 1, "checkpoint_every": 10**9},
+            "training": {
+                "samples_per_epoch": 10**7 * BATCH,
+                "batch_size": BATCH,
+                "micro_batch_tokens": BATCH * LENGTH,
+                "cpus_per_worker": 1,
+                "adjust_every": 10**9 if kind == "constant" else EVERY,
+                "checkpoint_every": 10**9,
+            },
         }
     )
     names = list(stores)
     paths = {name: DomainPaths(Path(path), None) for name, path in stores.items()}
-    steps = 10**7
-    recipe = plan.recipe(config, steps * BATCH // 4, "nats/token")
-    controller = WeightController(names, plan.policy(config, names), np.full(len(names), 1 / len(names)), np.full(len(names), 1.0), 60.0)
-    job = loop.Job(config, given["model"], paths, recipe, 10**9 if kind == "constant" else EVERY, folder)
+    data = list(load_domains(paths, config.data).values())
+    stages = plan.stages(config, names, [len(domain.train) for domain in data], None, "nats/token")
+    controller = WeightController(names, stages, np.full(len(names), 1.0), 60.0)
+    job = loop.Job(config, given["model"], paths, stages, folder)
     torch.set_num_threads(1)
     if kind == "passes":
         from versatune_ray.training.core import Tuner
         from versatune_ray.training.model import load_model
 
-        tuner = Tuner(load_model(given["model"]), list(load_domains(paths, config.data).values()), recipe, torch.device("cpu"))
+        tuner = Tuner(load_model(given["model"]), data, stages[0].recipe, torch.device("cpu"))
         tuner.step(np.full(len(names), 1 / len(names)))
         while True:
             clock = Clock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,25 @@ import pytest
 
 from versatune_ray.mixture import Constant, Expansion, VersaTune
 from versatune_ray.training.controller import Report, WeightController
+from versatune_ray.training.recipe import Recipe, Stage
 
 START = np.array([0.5, 0.5])
 
 
+def stage(
+    policy: Any, name: str | None = None, sources: tuple[int, ...] = (0, 1), start: Any = START, first: int = 0, steps: int = 99
+) -> Stage:
+    recipe = Recipe(steps, 8, 100, learning_rate=1e-3, warmup=0.0, weight_decay=0.0, max_grad_norm=0.0, seed=0)
+    return Stage(name, sources, (10, 10), start, policy, recipe, adjust_every=10, epoch_samples=80, first=first)
+
+
 def controller(policy: Any = None, reference: Any = (1.0, 1.0), timeout: float = 5.0, **more: float) -> WeightController:
-    return WeightController(["law", "code"], policy or VersaTune(sigma=1.0), START, np.array(reference), timeout, **more)
+    return WeightController(["law", "code"], [stage(policy or VersaTune(sigma=1.0))], np.array(reference), timeout, **more)
 
 
 def report(step: int, sums: list[float], counts: list[float], samples: tuple[int, int] = (3, 1)) -> Report:
     zero, some = np.zeros(2), np.array(samples)
-    return Report(step, step / 10, np.array(sums), np.array(counts), zero, zero, some, some * 10, np.zeros(2), {"training": 1.0})
+    return Report(0, step, step / 10, np.array(sums), np.array(counts), zero, zero, some, some * 10, np.zeros(2), {"training": 1.0})
 
 
 def exchange(actor: WeightController, *reports: Report, attempt: int = 1) -> list[Any]:
@@ -143,7 +152,7 @@ def test_training_feedback_keeps_the_last_loss_of_a_domain_that_was_not_drawn() 
     actor.begin(1, None)
     exchange(actor, report(0, [4, 3], [1, 1]))
     drawn = np.array([8, 0])
-    (decision,) = exchange(actor, Report(10, 1.0, None, None, np.array([16.0, 0.0]), np.array([8.0, 0.0]), drawn, drawn, np.zeros(2)))
+    (decision,) = exchange(actor, Report(0, 10, 1.0, None, None, np.array([16.0, 0.0]), np.array([8.0, 0.0]), drawn, drawn, np.zeros(2)))
     assert decision.line["loss"] == {"law": 2.0, "code": 3.0}
     assert decision.line["train_loss"] == {"law": 2.0, "code": None}
 
@@ -152,7 +161,7 @@ def drawn(step: int, law: float | None, code: float | None, passes: tuple[float,
     """A report of training losses, of one token per domain; None: not drawn."""
     losses, counts = np.array([law or 0.0, code or 0.0]), np.array([law is not None, code is not None]).astype(float)
     samples = counts.astype(np.int64)
-    return Report(step, step / 10, None, None, losses, counts, samples, samples, np.array(passes))
+    return Report(0, step, step / 10, None, None, losses, counts, samples, samples, np.array(passes))
 
 
 def test_training_feedback_is_a_moving_average_of_the_losses_of_drawn_domains() -> None:
@@ -201,7 +210,35 @@ def test_a_line_tells_what_is_new_and_nothing_where_nothing_is() -> None:
     (calm,) = exchange(actor, report(0, [4, 4], [1, 1]))
     assert calm.line["warnings"] == []
     some = np.ones(2, dtype=np.int64)
-    told = Report(10, 1.0, np.array([2.0, 2.0]), np.ones(2), np.ones(2), np.ones(2), some, some, np.array([0.2, 0.8]))
+    told = Report(0, 10, 1.0, np.array([2.0, 2.0]), np.ones(2), np.ones(2), np.ones(2), some, some, np.array([0.2, 0.8]))
     (decision,) = exchange(actor, told)
     (warning,) = decision.line["warnings"]
     assert warning.startswith("records repeat in code (0.8 passes); beyond 0.5 passes")
+
+
+def test_a_stage_begins_with_its_own_shares_and_its_policy_hears_of_its_own_domains_and_losses_alone() -> None:
+    told: list[Any] = []
+
+    class Probe:
+        needs_reference = False
+
+        def update(self, shares: Any, feedback: Any) -> Any:
+            told.append((shares.tolist(), feedback.loss.tolist(), feedback.history.tolist(), feedback.names))
+            return np.array([1.0])
+
+        def guard_state(self, shares: Any, feedback: Any) -> None:
+            return None
+
+    stages = [stage(Constant(), "both", steps=10), stage(Probe(), "code", sources=(1,), start=np.array([0.0, 1.0]), first=10)]
+    actor = WeightController(["law", "code"], stages, None, 5.0)
+    actor.begin(1, None)
+    shares = []
+    for number, step, losses in ((0, 0, [4, 3]), (0, 10, [3, 2]), (1, 10, [3, 2]), (1, 20, [5, 1])):
+        (decision,) = exchange(actor, replace(report(step, losses, [1, 1]), stage=number))
+        shares.append((decision.line["stage"], decision.share.tolist()))
+    assert shares == [("both", [0.5, 0.5]), ("both", [0.5, 0.5]), ("code", [0, 1]), ("code", [0, 1])]
+    assert told == [([1.0], [1.0], [[2.0]], ("code",))]
+    assert decision.line["warnings"] == [], "law's share was never more in this stage"
+    again = WeightController(["law", "code"], stages, None, 5.0)
+    again.begin(1, json.loads(json.dumps(actor.state_dict(1))))
+    assert again.share.tolist() == [0, 1]

@@ -49,12 +49,11 @@ def train(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
     def train(storage: Path, metrics: Sequence[str], crash_at: int | None = None) -> Path:
         config = settings(storage, tiny_model, metrics)
-        recipe = plan.recipe(config, 80, "nats/token")
-        start = np.array([0.5, 0.5])
-        controller = WeightController(NAMES, plan.policy(config, NAMES), start, np.array([1.0, 2.0]), 60)
+        stages = plan.stages(config, NAMES, [40, 40], None, "nats/token")
+        controller = WeightController(NAMES, stages, np.array([1.0, 2.0]), 60)
         folder = config.run_folder / "finetune"
         folder.mkdir(parents=True, exist_ok=True)
-        job = Job(config, str(tiny_model), paths, recipe, EVERY, folder)
+        job = Job(config, str(tiny_model), paths, stages, folder)
         host = PlainHost(job, controller, 0, 1, torch.device("cpu"))
         with pytest.MonkeyPatch.context() as patch:
             step = Tuner.step

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
+import numpy as np
 import pytest
 
 from versatune_ray.config import load
 from versatune_ray.errors import UserError
 from versatune_ray.mixture import Constant, Expansion, VersaTune
+from versatune_ray.settings.stages import half_up
 from versatune_ray.training import plan
 
 NAMES = ["law", "code", "general"]
@@ -56,10 +59,10 @@ def test_policies_carry_their_settings() -> None:
 
 def test_steps_and_adjustments_follow_the_paper() -> None:
     # 4 epochs of 60,000 samples at batch 128: 240,000 / 128 = 1,875 steps, adjusted once per epoch: 468.75, rounded to 469.
-    config = load([], ["training.samples_per_epoch=60000"])
-    recipe = plan.recipe(config, train_records=100, unit="nats/token")
-    assert recipe.steps == 1875
-    assert plan.adjust_every(config, recipe.steps) == 469
+    config = load([], ["training.samples_per_epoch=60000", "mixture.start=uniform"])
+    (stage,) = plan.stages(config, NAMES, [10, 20, 70], None, "nats/token")
+    assert stage.recipe.steps == stage.last == 1875
+    assert stage.adjust_every == 469
 
 
 @pytest.mark.parametrize(
@@ -87,6 +90,74 @@ def test_a_run_longer_than_the_records_last_is_refused(overrides: list[str], ref
     else:
         with pytest.raises(UserError, match=re.escape(refusal)):
             plan.check_passes(config, NAMES, [10, 20, 70], recipe)
+
+
+def stages(*overrides: str) -> list[Any]:
+    domains = [f"domains.{name}=a" for name in NAMES]
+    config = load([], ["model.path=m", *domains, "mixture.start=proportional", "mixture.policy=constant", *overrides])
+    plan.check(config, NAMES)
+    return plan.stages(config, NAMES, [110_142, 20_022, 86_060], [0.5, 0.3, 0.2], "nats/token")
+
+
+def test_the_published_subsets_of_dmt() -> None:
+    """Dong et al. 2023 (arXiv 2310.05492): 1/256 of 110,142, 20,022 and 86,060 records are 430, 78 and 336."""
+    (one,) = stages("stages=[{name: all, fraction: 1/256}]")
+    assert one.records == (430, 78, 336)
+    assert half_up("1/2", 5) == 3 and half_up("1/2", 3) == 2, "a half rounds up, never to the even number"
+    assert half_up(0.1, 35) == 4, "0.1 means a tenth, not the binary number that is slightly more"
+
+
+def test_stages_follow_each_other_each_planned_like_a_run_of_its_own() -> None:
+    first, second = stages(
+        "training.batch_size=100",
+        "stages=[{name: s, sources: [general, law], epochs: 2}, {name: g, sources: code, rehearse: 1/256, start: detected, epochs: 1,"
+        " learning_rate: 1e-6, batch_size: 10}]",
+    )
+    assert first.sources == (0, 2) and first.records == (110_142, 0, 86_060)
+    # 2 epochs of 110,142 + 86,060 records are 392,404 samples: 3,925 steps of 100, and an adjustment per epoch, 1,962.5, rounded to even.
+    assert (first.first, first.last, first.adjust_every) == (0, 3925, 1962)
+    np.testing.assert_allclose(first.start, [110_142 / 196_202, 0, 86_060 / 196_202])
+    assert second.records == (430, 20_022, 336) and second.sources == (0, 1, 2)
+    assert (second.first, second.recipe.steps, second.recipe.learning_rate) == (3925, 2079, 1e-6)  # 20,788 samples in steps of 10
+    np.testing.assert_allclose(second.start, [0.5, 0.3, 0.2])
+    # Steps of 100 over 196,202 samples per epoch, then 2,079 of 10 over 20,788.
+    assert second.epoch(second.last) == pytest.approx(392_500 / 196_202 + 20_790 / 20_788)
+    assert (first.recipe.scheduled, second.recipe.scheduled) == (3925, 2079)
+
+
+def test_stages_of_one_schedule_share_its_steps() -> None:
+    two = "stages=[{name: a, samples_per_epoch: 1280, epochs: 1}, {name: b, samples_per_epoch: 2560, epochs: 1, fresh: false}]"
+    assert [(one.recipe.steps, one.recipe.scheduled) for one in stages(two)] == [(10, 30), (20, 30)]
+
+
+@pytest.mark.parametrize(
+    ("given", "refusal"),
+    [
+        ("[{name: s, sources: [lwa]}]", "stages.s: unknown domain 'lwa'; did you mean 'law'?"),
+        ("[{name: s, records: {lwa: 3}}]", "stages.s: unknown domain 'lwa'"),
+        ("[{name: s}, {name: s}]", "stages: two are called 's'"),
+        ("[{name: s, fraction: 2}]", "a fraction within 0 and 1, as 1/16 or 0.0625; found 2"),
+        ("[{name: s, fraction: 1/0}]", "found '1/0'"),
+        ("[{name: s, records: 3, fraction: 1/2}]", "write one of them for each source"),
+        ("[{name: s, sources: law, records: 0}]", "stages.s: no record is left of law"),
+        ("[{name: s, fresh: false}]", "stages.s.fresh: the first stage has no optimizer to go on with"),
+        ("[{name: s}, {name: t, fresh: false, learning_rate: 1.0}]", "stages.t.learning_rate: 1.0 differs from that of 's'"),
+        ("[{name: s, sources: law, policy: expansion}]", "stages.s: mixture.targets"),
+        ("[{name: s, start: {law: 1}}]", "stages.s: mixture.start: needs one share for each of law, code, general"),
+        ("[{name: s, batch_size: 1}]", "stages.s: training.batch_size: 1 is less than one sample for each of 2 workers"),
+        ("[{epochs: 1}]", "stages.0.name"),
+    ],
+)
+def test_stages_that_cannot_be_are_refused(given: str, refusal: str) -> None:
+    with pytest.raises(UserError, match=re.escape(refusal)):
+        stages(f"stages={given}")
+
+
+def test_keys_of_a_stage_are_reached_by_its_name() -> None:
+    (one, two) = load([], ["stages=[{name: s}, {name: g}]", "stages.g.rehearse=1/16"]).stages
+    assert (one.rehearse, two.rehearse) == (0.0, "1/16")
+    with pytest.raises(UserError, match=r"stages.h: none has this name; valid: s, g"):
+        load([], ["stages=[{name: s}, {name: g}]", "stages.h.rehearse=1/16"])
 
 
 def test_a_target_without_a_share_can_get_one() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,8 @@ def attempt(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
         for seed, name in enumerate(NAMES)
     }
 
-    def once(name: str, at: int = 0, **more: Any) -> tuple[list[Any], list[Any], Any]:
-        """Log without timings, samples drawn (step, domains, indices), and the tuned weights if the run ended."""
+    def once(name: str, at: int = 0, stages: Sequence[dict[str, Any]] = (), **more: Any) -> tuple[list[Any], list[Any], Any]:
+        """Log without timings, samples drawn (step of the stage, domains, indices), and the tuned weights if the run ended."""
         training = {"workers": 1, "epochs": 1, "samples_per_epoch": STEPS * 8, "batch_size": 8, "learning_rate": 1e-2}
         config = parse(
             {
@@ -87,15 +87,15 @@ def attempt(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
                 "model": {"path": str(tiny_model)},
                 "domains": dict.fromkeys(NAMES, "x.jsonl"),
                 "mixture": {"start": "uniform", "sigma": 2.0},
+                "stages": list(stages),
                 "training": training | {"adjust_every": EVERY, "checkpoint_every": SAVE, "metrics": []} | more,
             }
         )
         sizes = [len(domain.train) for domain in load_domains(paths, config.data).values()]
-        recipe = plan.recipe(config, sum(sizes), "nats/token")
-        start = plan.starting_shares(config, NAMES, None, sizes)
-        controller = WeightController(NAMES, plan.policy(config, NAMES), start, REFERENCE, 60)
+        planned = plan.stages(config, NAMES, sizes, None, "nats/token")
+        controller = WeightController(NAMES, planned, REFERENCE, 60)
         (config.run_folder / "finetune").mkdir(parents=True, exist_ok=True)
-        job = Job(config, str(tiny_model), paths, recipe, plan.adjust_every(config, recipe.steps), config.run_folder / "finetune")
+        job = Job(config, str(tiny_model), paths, planned, config.run_folder / "finetune")
         host = Breaking(job, controller, 0, 1, torch.device("cpu"), at=at)
         drawn: list[Any] = []
         before = DomainSampler.next_batch
@@ -144,3 +144,47 @@ def test_the_best_checkpoint_is_kept_and_exported(attempt: Callable[..., tuple[l
     assert loss[6] != loss[9]
     same = all(torch.equal(best[name], last[name]) for name in best)
     assert same == (loss[9] < loss[6])
+
+
+TWO_STAGES = (
+    {"name": "one", "sources": "code", "policy": "constant", "epochs": 1.2},  # 24 samples in 3 steps
+    {"name": "both", "rehearse": "1/4", "sources": "law", "start": "proportional", "epochs": 2, "fresh": False},  # 2 · (20 + 5) in 7
+)
+
+
+def test_stages_that_are_broken_off_anywhere_end_like_ones_that_were_not(attempt: Callable[..., tuple[list[Any], list[Any], Any]]) -> None:
+    log, drawn, weights = attempt("stages", stages=TWO_STAGES)
+    # Each begins with a line of its own; the second adjusts 3 and 6 steps after it began, and at its end.
+    assert [(line["step"], line["stage"]) for line in log] == [(0, "one"), (3, "one"), (3, "both"), (6, "both"), (9, "both"), (10, "both")]
+    assert log[1]["share"] == {"law": 0, "code": 1} and log[2]["share"] == {"law": 0.8, "code": 0.2}
+    assert log[1]["loss"] == log[2]["loss"], "measured once where one ends and the next begins"
+    assert [domain for _, domains, _ in drawn[:3] for domain in domains] == [1] * 24
+    assert len({index for _, domains, indices in drawn[3:] for domain, index in zip(domains, indices, strict=True) if domain == 1}) == 5
+    for at in range(1, 6 + 2 * 6 + 10 + 1):  # adjustments; saves after 2, 3, 4, 6, 8 and 10 steps; steps
+        assert not attempt(f"stages-{at}", at, stages=TWO_STAGES)[0], "every event breaks off a run"
+        log_again, rest, weights_again = attempt(f"stages-{at}", stages=TWO_STAGES)
+        assert log_again == log
+        assert rest == drawn[len(drawn) - len(rest) :]
+        assert all(torch.equal(weights[name], weights_again[name]) for name in weights)
+
+
+def test_a_stage_goes_on_with_the_optimizer_or_begins_anew(attempt: Callable[..., tuple[list[Any], list[Any], Any]]) -> None:
+    """Two stages on the same records with one schedule make the weights of a single one as long, if nothing begins anew."""
+    whole = [{"name": "all", "policy": "constant", "epochs": 2}]  # 80 samples in 10 steps
+    halves = [{"name": name, "policy": "constant", "epochs": 1, "fresh": False} for name in ("first", "second")]
+    del halves[0]["fresh"]
+    _, _, once = attempt("whole-stage", stages=whole)
+    log, _, joined = attempt("joined", stages=halves)
+    _, _, anew = attempt("anew", stages=[half | {"fresh": True} for half in halves])
+    assert [line["epoch"] for line in log] == [0, 0.6, 1, 1, 1.6, 2]
+    far = max(float((once[name] - anew[name]).abs().max()) for name in once)
+    near = max(float((once[name] - joined[name]).abs().max()) for name in once)
+    assert near < far / 3, "but for the order of the second pass, which differs"
+
+
+def test_rehearsing_nothing_is_mixed_sequential_sample_for_sample(attempt: Callable[..., tuple[list[Any], list[Any], Any]]) -> None:
+    first, then = {"name": "s", "sources": "code", "epochs": 1}, {"name": "g", "sources": "law", "epochs": 1}
+    mixed = attempt("mixed", stages=[first, then])
+    dmt = attempt("dmt-0", stages=[first, then | {"rehearse": 0}])
+    assert dmt[:2] == mixed[:2]
+    assert all(torch.equal(mixed[2][name], dmt[2][name]) for name in mixed[2])

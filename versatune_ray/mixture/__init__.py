@@ -12,7 +12,7 @@ from versatune_ray.mixture.metrics import forgetting_degree, learnable_potential
 from versatune_ray.mixture.policies import Balanced, Constant, Expansion, GuardState, Policy, VersaTune
 from versatune_ray.mixture.replay import mean_shares, replay
 from versatune_ray.mixture.rivals import DoReMi, DynamicLoading, ExponentialLoss, OnlineDataMixing, SkillIt
-from versatune_ray.mixture.sampler import DomainSampler
+from versatune_ray.mixture.sampler import DomainSampler, chosen
 from versatune_ray.mixture.shares import check_shares, inverse, proportional, specific, temperature, uniform, uniform_remainder
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "SkillIt",
     "VersaTune",
     "check_shares",
+    "chosen",
     "forgetting_degree",
     "inverse",
     "learnable_potential",

@@ -64,6 +64,13 @@ class Feedback:
         object.__setattr__(self, "history", np.stack(rows) if rows else np.empty((0, k)))
         object.__setattr__(self, "names", known)
 
+    def of(self, domains: Sequence[int]) -> Feedback:
+        """What is told of some domains alone, in the order of ``domains``."""
+        which = list(domains)
+        previous, reference = (None if values is None else values[which] for values in (self.previous_loss, self.reference_loss))
+        names = None if self.names is None else [self.names[domain] for domain in which]
+        return Feedback(self.step, self.loss[which], previous, reference, names, self.history[:, which])
+
     def excess_loss(self) -> FloatArray:
         """max(ℓ − ℓ_ref, 0)[k], in nats. Raises ``ValueError`` without a reference loss."""
         if self.reference_loss is None:

@@ -14,6 +14,7 @@ from versatune_ray.mixture.arrays import FloatArray, IntArray, label
 from versatune_ray.mixture.shares import check_shares
 
 _ORDER = 2**64 - 1  # the stream that orders batches, where those of domains are 0 … k−1
+_CHOICE = 2**64 - 1  # the number of the stream that chooses among a domain's samples, where those of passes are 0, 1, …
 
 
 class DomainSampler:
@@ -205,8 +206,24 @@ class DomainSampler:
         self._pass_held[domain] = pass_
 
     def _stream(self, which: int, number: int) -> np.random.Philox:
-        """Random words that depend on nothing but (seed, which, number); distinct ones lie 2¹²⁸ counts apart."""
-        return np.random.Philox(key=self._seed, counter=np.array([0, 0, which, number], dtype=np.uint64))
+        return _stream(self._seed, which, number)
+
+
+def chosen(size: int, count: int, seed: int, domain: int) -> IntArray:
+    """``count`` of a domain's ``size`` samples at random, ascending, int64 [count]: always the same, and among those of a larger count.
+
+    Raises:
+        ValueError: more are asked for than there are.
+    """
+    if not 0 <= count <= size:
+        raise ValueError(f"count: {count} is not within 0 and {size}")
+    order = np.argsort(_stream(seed, domain, _CHOICE).random_raw(size), kind="stable") if count < size else np.arange(size)
+    return np.sort(order[:count]).astype(np.int64)
+
+
+def _stream(seed: int, which: int, number: int) -> np.random.Philox:
+    """Random words that depend on nothing but (seed, which, number); distinct ones lie 2¹²⁸ counts apart."""
+    return np.random.Philox(key=seed, counter=np.array([0, 0, which, number], dtype=np.uint64))
 
 
 def _brief(value: object) -> str:

@@ -12,6 +12,7 @@ from versatune_ray.settings.common import Paths, Section, Shares, Sinks, nearest
 from versatune_ray.settings.detection import Detection, Engine, Generation, Http, Judge, Subject
 from versatune_ray.settings.evaluation import Benchmark, Evaluation
 from versatune_ray.settings.mixture import Mixture
+from versatune_ray.settings.stages import Stage
 from versatune_ray.settings.tuning import Replay, Study, Sweep
 from versatune_ray.storage import root
 
@@ -36,6 +37,7 @@ __all__ = [
     "Replay",
     "Section",
     "Shares",
+    "Stage",
     "Study",
     "Subject",
     "Sweep",
@@ -201,6 +203,7 @@ class Config(Section):
     reference: Reference = setting(Reference, "reference losses")
     mixture: Mixture = setting(Mixture, "starting shares and policy")
     training: Training = setting(Training, "fine-tuning")
+    stages: list[Stage] = setting(list, "parts of the fine-tuning that follow each other, each on sources of its own; none: one part")
     evaluation: Evaluation = setting(Evaluation, "questions before and after, and benchmarks")
     sweep: Sweep = setting(Sweep, "search over settings (jobs/sweep.py)")
     study: Study = setting(Study, "methods compared over seeds (jobs/study.py)")

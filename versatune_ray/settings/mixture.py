@@ -27,6 +27,36 @@ def _class_path(value: str) -> str:
     return value
 
 
+Start = (
+    Literal[
+        "detected",
+        "uniform",
+        "inverse",
+        "inverse_complement",
+        "proportional",
+        "temperature",
+        "specific",
+        "uniform_remainder",
+        "trajectory",
+    ]
+    | Shares
+)
+Rule = (
+    Literal[
+        "constant",
+        "versatune",
+        "balanced",
+        "expansion",
+        "exponential_loss",
+        "doremi",
+        "dynamic_loading",
+        "odm",
+        "skill_it",
+    ]
+    | Annotated[str, AfterValidator(_class_path)]
+)
+
+
 class Mixture(WithPreset):
     """Starting shares and policy."""
 
@@ -34,34 +64,8 @@ class Mixture(WithPreset):
     preset: Literal["balanced", "paper"] | None = setting(
         None, "balanced: what won in our studies; paper: its settings to the letter; for every key not set here"
     )
-    start: (
-        Literal[
-            "detected",
-            "uniform",
-            "inverse",
-            "inverse_complement",
-            "proportional",
-            "temperature",
-            "specific",
-            "uniform_remainder",
-            "trajectory",
-        ]
-        | Shares
-    ) = setting("detected", "shares before step 1: a rule, or a share per domain")
-    policy: (
-        Literal[
-            "constant",
-            "versatune",
-            "balanced",
-            "expansion",
-            "exponential_loss",
-            "doremi",
-            "dynamic_loading",
-            "odm",
-            "skill_it",
-        ]
-        | Annotated[str, AfterValidator(_class_path)]
-    ) = setting("versatune", "how shares follow the losses: a rule, or a class of your own as package.module:Class")
+    start: Start = setting("detected", "shares before step 1: a rule, or a share per domain")
+    policy: Rule = setting("versatune", "how shares follow the losses: a rule, or a class of your own as package.module:Class")
     options: dict[str, Any] = setting(
         dict, "settings of such a class, or of another one's rule (doremi: eta, smoothing); none: its defaults"
     )

@@ -79,10 +79,9 @@ def _finetune(config: Config, rank: int, world: int, device: torch.device) -> Pa
     detected = _detected(config, model) if plan.needs_detection(config) else None
     reference = given_losses(_reference_file(config), names, tokenizer) if plan.needs_reference(config) else None
     unit: Unit = reference["unit"] if reference else "nats/token"
-    recipe = plan.recipe(config, sum(sizes), unit)
-    plan.check_passes(config, names, sizes, recipe)
-    controller = WeightController(**plan.controller_arguments(config, names, sizes, detected, reference))
-    job = Job(config, model, paths, recipe, plan.adjust_every(config, recipe.steps), folder)
+    stages = plan.stages(config, names, sizes, detected, unit)
+    controller = WeightController(**plan.controller_arguments(config, names, stages, reference))
+    job = Job(config, model, paths, stages, folder)
     host = PlainHost(job, controller, rank, world, device)
     run(job, host)
     host.finish()
@@ -188,7 +187,7 @@ class PlainHost:
             self._began, self._first = time.monotonic(), step
         if self.rank == 0 and time.monotonic() - self._printed > _PRINT_EVERY:
             self._printed = time.monotonic()
-            state = State(step, self._job.recipe.steps, "step", note)
+            state = State(step, self._job.steps, "step", note)
             print(line("fine-tuning", state, self._printed - self._began, step - self._first), file=sys.stderr, flush=True)
 
     def watch(self, place: Callable[[], float]) -> None:

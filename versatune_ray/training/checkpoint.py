@@ -100,6 +100,12 @@ class Checkpoints:
         controller: dict[str, Any] | None = state["controller"]
         return controller
 
+    def load_weights(self, folder: Path) -> None:
+        """The model of a save, and nothing else of it."""
+        reader = HuggingFaceStorageReader(str(folder))
+        weights = {name: values for name, values in self._tensors().items() if name.startswith("model.")}
+        state_dict_loader.load(weights, storage_reader=reader, process_group=self._group)
+
     def weights(self) -> dict[str, torch.Tensor]:
         """The whole model by the names of ``model.state_dict()``, on the CPU of rank 0; nothing elsewhere. Called by every rank."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
@@ -114,6 +120,11 @@ class Checkpoints:
         return {f"model.{name}": values for name, values in model.items()} | {
             f"optimizer.{name}": values for name, values in states.items()
         }
+
+
+def steps_in(folder: Path | None) -> int:
+    """Optimizer steps before a save; 0 where there is none."""
+    return 0 if folder is None else int(json.loads((folder / "state.json").read_text())["step"])
 
 
 def _set_random(stored: dict[str, str], device: torch.device) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from versatune_ray.mixture import Feedback, Policy, check_shares, forgetting_degree, learnable_potential, new_warnings
+from versatune_ray.mixture import Feedback, check_shares, forgetting_degree, learnable_potential, new_warnings
+from versatune_ray.training.recipe import Stage
 
 Array = NDArray[np.float64]
 PULSE = 2.0  # seconds between two signs of life of a rank
@@ -27,12 +28,14 @@ PULSE = 2.0  # seconds between two signs of life of a rank
 class Report:
     """What one rank tells at one adjustment. Sums are this rank's own part; the rest is the same on every rank.
 
+    stage: the number of the stage that it belongs to, from 0.
     loss_sums, token_counts: held-out nats and their divisor (tokens or bytes) per domain [k]; None with training feedback.
     train_loss_sums, train_token_counts: the same of the training batches since the last adjustment.
     samples, tokens: samples and response tokens drawn per domain by all ranks since the last adjustment.
     passes: passes over each domain's records so far. seconds: timings, for the log only.
     """
 
+    stage: int
     step: int
     epoch: float
     loss_sums: Array | None
@@ -55,24 +58,25 @@ class Decision:
 
 
 class WeightController:
-    """Aggregates, decides, remembers. One round of ``exchange`` is one adjustment; the round at step 0 only measures."""
+    """Aggregates, decides, remembers. One round of ``exchange`` is one adjustment; a stage's first round only measures."""
 
     def __init__(
         self,
         domains: Sequence[str],
-        policy: Policy,
-        start: Array,
+        stages: Sequence[Stage],
         reference_loss: Array | None,
         timeout: float,
         warn_passes: float = 4.0,
         smoothing: float = 0.0,
     ):
-        self.domains, self.policy, self.reference_loss, self.timeout = tuple(domains), policy, reference_loss, timeout
+        self.domains, self.reference_loss, self.timeout = tuple(domains), reference_loss, timeout
+        self.stages = list(stages)
         self.warn_passes, self.smoothing = warn_passes, smoothing
-        self.start = check_shares(start, k=len(self.domains), names=self.domains)
+        for stage in self.stages:
+            check_shares(stage.start, k=len(self.domains), names=self.domains)
         self.attempt, self.world = 0, 0
         self.number = 0
-        self.share = self.start
+        self.share = self.stages[0].start
         self.previous_loss: Array | None = None
         self.lines: list[dict[str, Any]] = []
         self._round = _Round()
@@ -158,7 +162,7 @@ class WeightController:
     def _restore(self, state: dict[str, Any] | None) -> None:
         self._round = _Round()
         self.number = state["number"] if state else 0
-        self.share = np.array(state["share"]) if state else self.start
+        self.share = np.array(state["share"]) if state else self.stages[0].start
         self.previous_loss = np.array(state["previous_loss"]) if state and state["previous_loss"] is not None else None
         self.lines = list(state["lines"]) if state else []
         if state and tuple(state["domains"]) != self.domains:
@@ -178,20 +182,28 @@ class WeightController:
             loss = np.divide(sum(r.loss_sums for r in reports if r.loss_sums is not None), counts)
         else:
             loss = self._smoothed(train_loss)
-        history = [list(line["loss"].values()) for line in self.lines]
+        stage = self.stages[first.stage]
+        lines = [line for line in self.lines if line.get("stage") == stage.name]
+        history = [list(line["loss"].values()) for line in lines]
         feedback = Feedback(first.step, loss, self.previous_loss, self.reference_loss, self.domains, history)
         guard = None
-        if first.step > 0:
-            state = self.policy.guard_state(self.share, feedback)
+        if first.step == stage.first:
+            self.share = stage.start
+        else:
+            own = list(stage.sources)
+            told, share = feedback.of(own), self.share[own]
+            state = stage.policy.guard_state(share, told)
             guard = (
                 None if state is None else {"open": bool(state.open), "forgetting": float(state.forgetting), "bound": float(state.bound)}
             )
-            self.share = self.policy.update(self.share, feedback)
+            self.share = np.zeros(len(self.domains))
+            self.share[own] = stage.policy.update(share, told)
         potential = None if self.reference_loss is None else learnable_potential(loss, self.reference_loss, self.domains)
         forgetting = None if self.previous_loss is None else forgetting_degree(loss, self.previous_loss, self.domains)
         self.previous_loss = loss
         line: dict[str, Any] = {
             "step": first.step,
+            "stage": stage.name,
             "epoch": round(first.epoch, 6),
             "loss": self._named(loss),
             "learnable_potential": self._named(potential),
@@ -205,7 +217,7 @@ class WeightController:
             "feedback": "train" if first.loss_sums is None else "held_out",
             "seconds": {name: round(seconds, 3) for name, seconds in first.seconds.items()},
         }
-        line["warnings"] = new_warnings([*self.lines, line], self.warn_passes)
+        line["warnings"] = new_warnings([*lines, line], self.warn_passes)
         self.lines.append(line)
         decision = Decision(self.number, self.share, line)
         self.number += 1

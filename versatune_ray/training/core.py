@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from versatune_ray.domains import DomainData, Records
 from versatune_ray.errors import UserError
-from versatune_ray.mixture import DomainSampler
+from versatune_ray.mixture import DomainSampler, chosen
 from versatune_ray.training.attention import choose
 from versatune_ray.training.batching import attention_cost, micro_batches
 from versatune_ray.training.loss import ResponseLoss
@@ -67,28 +67,43 @@ class Tuner:
         rank: int = 0,
         world: int = 1,
         setup: Setup = Setup(),  # noqa: B008 - frozen
+        records: Sequence[int] | None = None,
     ):
+        """``records``: see ``begin``."""
         if recipe.batch_size < world:
             raise UserError(f"training.batch_size: {recipe.batch_size} samples cannot be spread over {world} workers")
-        self.data, self.recipe, self.device, self.rank, self.world = list(data), recipe, device, rank, world
+        self.data, self.device, self.rank, self.world = list(data), device, rank, world
         self.model = model
         self.attention = choose(setup.attention, device)
         self._parameters, _, self._width = model_size(model)
         self.parallel = Parallel(ResponseLoss(model), setup, device, rank, world)
-        trained = [parameter for parameter in self.parallel.module.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
-        self.schedule = get_cosine_schedule_with_warmup(self.optimizer, math.ceil(recipe.warmup * recipe.steps), recipe.steps)
-        names = [domain.name for domain in data]
-        sizes = [len(domain.train) for domain in data]
-        self.sampler = DomainSampler(sizes, recipe.batch_size, recipe.seed, names=names, max_passes=recipe.max_passes, steps=recipe.steps)
+        self.begin(recipe, records)
         self.steps_done = 0
         self.place = 0.0  # steps done, and a half more while this rank waits for the others' gradients
         self.last: Made | None = None
         self.tokens_done = 0  # of all ranks, in the last step: what they computed on, without padding
         # Since the last adjustment: this rank's training loss, and every rank's samples and response tokens per domain.
-        self.train_loss = LossSums.zeros(len(names))
-        self.samples = np.zeros(len(names), dtype=np.int64)
-        self.tokens = np.zeros(len(names), dtype=np.int64)
+        self.train_loss = LossSums.zeros(len(self.data))
+        self.samples = np.zeros(len(self.data), dtype=np.int64)
+        self.tokens = np.zeros(len(self.data), dtype=np.int64)
+
+    def begin(self, recipe: Recipe, records: Sequence[int] | None = None, *, fresh: bool = True) -> None:
+        """Go on with the same weights by another recipe, on ``records`` of each domain's training records, [k] (None: all of them).
+
+        Which records these are depends on their number and the seed alone. Unless ``fresh``, optimizer and schedule go on.
+        """
+        self.recipe = recipe
+        if fresh:
+            trained = [parameter for parameter in self.parallel.module.parameters() if parameter.requires_grad]
+            self.optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+            steps = recipe.scheduled or recipe.steps
+            self.schedule = get_cosine_schedule_with_warmup(self.optimizer, math.ceil(recipe.warmup * steps), steps)
+        sizes = [len(domain.train) for domain in self.data]
+        counts = sizes if records is None else list(records)
+        parts = enumerate(zip(sizes, counts, strict=True))
+        self._chosen = [None if count == size else chosen(size, count, recipe.seed, domain) for domain, (size, count) in parts]
+        names = [domain.name for domain in self.data]
+        self.sampler = DomainSampler(counts, recipe.batch_size, recipe.seed, names=names, max_passes=recipe.max_passes, steps=recipe.steps)
 
     def step(self, shares: Array) -> float:
         """One optimizer step on one global batch; returns this rank's mean loss in nats per response token.
@@ -97,7 +112,7 @@ class Tuner:
             NotFinite: on every rank, before the weights change.
         """
         domain, index = self.sampler.next_batch(shares)
-        samples = [Sample(int(d), self.data[d].train, int(i)) for d, i in zip(domain, index, strict=True)]
+        samples = [self._sample(int(d), int(i)) for d, i in zip(domain, index, strict=True)]
         tokens = np.array([sample.records.response_tokens[sample.index] for sample in samples])
         # Gradients are averaged over ranks; the loss is a sum over the global batch.
         weights = torch.from_numpy(self.world * self._token_weights(domain, tokens)).to(self.device, torch.float32)
@@ -148,6 +163,11 @@ class Tuner:
         self.samples[:] = 0
         self.tokens[:] = 0
         return taken
+
+    def _sample(self, domain: int, index: int) -> Sample:
+        """One of the records that the domain trains on."""
+        records = self._chosen[domain]
+        return Sample(domain, self.data[domain].train, index if records is None else int(records[index]))
 
     def _token_weights(self, domain: NDArray[np.int64], tokens: NDArray[np.int64]) -> Array:
         """What one response token of each domain counts in the loss of a batch, [k], from the domain and tokens of its samples [b].

@@ -53,14 +53,16 @@ def finetune(
     names = list(paths)
     data = load_domains(paths, config.data)
     sizes = [len(data[name].train) for name in names]
-    recipe = plan.recipe(config, sum(sizes), unit)
-    plan.check_passes(config, names, sizes, recipe)
-    controller = start_actor(plan.controller_arguments(config, names, sizes, detected, reference))
+    stages = plan.stages(config, names, sizes, detected, unit)
+    for stage in stages if config.stages else ():
+        listed = ", ".join(f"{name} {count}" for name, count in zip(names, stage.records, strict=True) if count)
+        say("fine-tuning", f"stage {stage.name}: {stage.recipe.steps} steps on {listed} records")
+    controller = start_actor(plan.controller_arguments(config, names, stages, reference))
     folder = config.run_folder / "finetune"
     folder.mkdir(parents=True, exist_ok=True)
     if config.data.chat_template is not None and is_mirrored(folder):  # rank 0 may be on a machine that lacks the file
         config = _with_stored_template(config, Path(config.data.chat_template))
-    job = Job(config, model, dict(paths), recipe, plan.adjust_every(config, recipe.steps), folder)
+    job = Job(config, model, dict(paths), stages, folder)
     training = config.training
     least, most = training.least_and_most
     workers = fitting(most, training.cpus_per_worker, gpu, config.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -20,12 +20,12 @@ from versatune_ray.errors import one_line
 from versatune_ray.settings import Config
 from versatune_ray.storage import fetch, here, push
 from versatune_ray.training.attention import choose
-from versatune_ray.training.checkpoint import Checkpoints
+from versatune_ray.training.checkpoint import Checkpoints, steps_in
 from versatune_ray.training.controller import Decision, Report
 from versatune_ray.training.core import NotFinite, Tuner
 from versatune_ray.training.metrics import Metrics
 from versatune_ray.training.model import add_lora, export, load_model
-from versatune_ray.training.recipe import Recipe, Setup
+from versatune_ray.training.recipe import LossSums, Setup, Stage
 from versatune_ray.training.sinks import Sink
 
 
@@ -36,9 +36,16 @@ class Job:
     config: Config
     model: str
     paths: Mapping[str, DomainPaths]
-    recipe: Recipe
-    adjust_every: int
+    stages: Sequence[Stage]
     folder: Path
+
+    @property
+    def steps(self) -> int:
+        return self.stages[-1].last
+
+    def stage_at(self, step: int) -> int:
+        """Number of the stage that ``step`` steps have come to; where one ends and the next begins, the one that ends."""
+        return next(number for number, stage in enumerate(self.stages) if step <= stage.last)
 
 
 class Host(Protocol):
@@ -95,10 +102,11 @@ def run(job: Job, host: Host) -> None:
         model = add_lora(model, training.lora, config.seed)
         torch.manual_seed(config.seed + host.rank)
     data = list(load_domains(job.paths, config.data).values())
-    tuner = Tuner(model, data, job.recipe, host.device, host.rank, host.world, setup)
-    host.watch(lambda: tuner.place)
-    checkpoints = Checkpoints(tuner)
     with host.resume() as folder:
+        stage = job.stages[job.stage_at(steps_in(folder))]
+        tuner = Tuner(model, data, stage.recipe, host.device, host.rank, host.world, setup, stage.records)
+        host.watch(lambda: tuner.place)
+        checkpoints = Checkpoints(tuner)
         state = None if folder is None else checkpoints.load(folder)
     share, lines = host.begin(state)
     with Metrics.begin(config, job.folder, tuner, lines, host.sink() if host.rank == 0 else None, host.warn) as meter:
@@ -115,36 +123,45 @@ class _Run:
         self.job, self.host, self.tuner, self.checkpoints, self.share, self.lines = job, host, tuner, checkpoints, share, lines
         self.before: dict[str, float] = lines[0]["loss"] if lines else {}
         self.measured: tuple[int, dict[str, float | None]] = (-1, {})
+        self.held_out: tuple[int, LossSums | None] = (-1, None)  # of which step, for a stage that begins where another ends
+        self.number = job.stage_at(tuner.steps_done)
         self.began = time.monotonic()
         self.log = job.folder / "adjustments.jsonl"
         if host.rank == 0:  # what an interrupted run logged after its last checkpoint is done again
             self.log.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def to_the_end(self) -> None:
-        recipe, tuner = self.job.recipe, self.tuner
-        checkpoint_every = self.job.config.training.checkpoint_every
-        if not self.lines:
+        for number in range(self.number, len(self.job.stages)):
+            self.number = number
+            self.train(self.job.stages[number])
+        self.checkpoints.wait()
+        with self.host.best() as folder:
+            if folder is not None:
+                self.checkpoints.load_weights(folder)
+        weights = self.checkpoints.weights()
+        if self.host.rank == 0:
+            self.export(weights)
+
+    def train(self, stage: Stage) -> None:
+        """The steps of a stage that are left."""
+        tuner, checkpoint_every = self.tuner, self.job.config.training.checkpoint_every
+        if tuner.steps_done == stage.first:
+            if self.number:
+                tuner.begin(stage.recipe, stage.records, fresh=stage.fresh)
             self.adjust()
-        while tuner.steps_done < recipe.steps:
+        while tuner.steps_done < stage.last:
             began = time.perf_counter()
             with self.in_time(tuner.steps_done + 1):
                 loss = tuner.step(self.share)
             self.host.progress(tuner.steps_done, self.meter.step(loss, time.perf_counter() - began))
-            last = tuner.steps_done == recipe.steps
-            adjusted = last or tuner.steps_done % self.job.adjust_every == 0
+            last = tuner.steps_done == stage.last
+            adjusted = last or (tuner.steps_done - stage.first) % stage.adjust_every == 0
             if adjusted:
                 self.adjust()
             if last or (tuner.steps_done % checkpoint_every == 0 if checkpoint_every else adjusted):
                 self.meter.flush()  # what a checkpoint has behind it is not measured again
                 with self.in_time(tuner.steps_done):
                     self.host.save(self.save, self.metrics())
-        self.checkpoints.wait()
-        with self.host.best() as folder:
-            if folder is not None:
-                self.checkpoints.load(folder)
-        weights = self.checkpoints.weights()
-        if self.host.rank == 0:
-            self.export(weights)
 
     @contextmanager
     def in_time(self, step: int) -> Iterator[None]:
@@ -184,15 +201,15 @@ class _Run:
                 self.host.warn(warning)
 
     def report(self) -> Report:
-        tuner, recipe, config = self.tuner, self.job.recipe, self.job.config
+        tuner, stage = self.tuner, self.job.stages[self.number]
         training = time.monotonic() - self.began
-        first_or_last = tuner.steps_done in (0, recipe.steps)  # before and after are always measured held out
-        measured = tuner.held_out() if config.mixture.feedback == "held_out" or first_or_last else None
+        first_or_last = tuner.steps_done in (stage.first, stage.last)  # before and after are always measured held out
+        measured = self.measure() if self.job.config.mixture.feedback == "held_out" or first_or_last else None
         train, samples, tokens = tuner.take_counts()
-        samples_per_epoch = config.training.samples_per_epoch or sum(len(domain.train) for domain in tuner.data)
         return Report(
+            stage=self.number,
             step=tuner.steps_done,
-            epoch=tuner.steps_done * recipe.batch_size / samples_per_epoch,
+            epoch=stage.epoch(tuner.steps_done),
             loss_sums=measured.nats if measured else None,
             token_counts=measured.count if measured else None,
             train_loss_sums=train.nats,
@@ -202,6 +219,12 @@ class _Run:
             passes=tuner.sampler.passes,
             seconds={"training": training, "measuring": time.monotonic() - self.began - training},
         )
+
+    def measure(self) -> LossSums | None:
+        """This rank's part of the held-out losses at this step, measured once."""
+        if self.held_out[0] != self.tuner.steps_done:
+            self.held_out = self.tuner.steps_done, self.tuner.held_out()
+        return self.held_out[1]
 
     def metrics(self) -> dict[str, Any]:
         """What checkpoints and trials are compared by: where they were measured at this very step, the losses, one by one and their mean,

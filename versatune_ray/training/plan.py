@@ -6,7 +6,9 @@ import importlib
 import inspect
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from versatune_ray.errors import UserError
 from versatune_ray.microworld.world import DOMAINS
 from versatune_ray.settings import Config, nearest
 from versatune_ray.training import sinks
-from versatune_ray.training.recipe import Recipe, Unit
+from versatune_ray.training.recipe import Recipe, Stage, Unit
+from versatune_ray.training.stages import parts
 
 _GOOD_PASSES = 4.0  # up to which repeated records are nearly as good as new ones (Muennighoff et al. 2023, arXiv 2305.16264)
 
@@ -102,11 +105,14 @@ def check(config: Config, names: Sequence[str]) -> None:
         UserError: as ``policy`` and ``starting_shares``; or fewer samples per step than workers.
     """
     sinks.check(config)
-    policy(config, names)
-    starting_shares(config, names, [1 / len(names)] * len(names), [1] * len(names))
-    batch, workers = config.training.batch_size, config.training.least_and_most[1]
-    if batch < workers:
-        raise UserError(f"training.batch_size: {batch} is less than one sample for each of {workers} workers")
+    for part in parts(config, names):
+        own, k = part.sources, len(part.sources)
+        with _told_of(part.name):
+            policy(part.config, own)
+            starting_shares(part.over(own), own, [1 / k] * k, [1] * k)
+            batch, workers = part.config.training.batch_size, config.training.least_and_most[1]
+            if batch < workers:
+                raise UserError(f"training.batch_size: {batch} is less than one sample for each of {workers} workers")
     best = config.training.keep_best
     if best is not None and best not in ("loss", *(f"loss.{name}" for name in names)):
         raise UserError(f"training.keep_best: {best!r}; valid: loss, {', '.join(f'loss.{name}' for name in names)}")
@@ -114,6 +120,8 @@ def check(config: Config, names: Sequence[str]) -> None:
 
 def targets(config: Config, names: Sequence[str]) -> tuple[int, ...]:
     """Indices of ``mixture.targets`` in domain order."""
+    if not config.mixture.targets:
+        raise UserError("mixture.targets: missing; name at least one domain to expand")
     unknown = set(config.mixture.targets) - set(names)
     if unknown:
         raise UserError(f"mixture.targets: unknown domain {min(unknown)!r}; valid: {', '.join(names)}")
@@ -167,19 +175,77 @@ def _trajectory(config: Config, names: Sequence[str]) -> NDArray[np.float64]:
         raise UserError(f"mixture.trajectory: {file}: no log of a run over {', '.join(names)}: {error}") from None
 
 
-def controller_arguments(
-    config: Config, names: Sequence[str], sizes: Sequence[int], detected: Sequence[float] | None, reference: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """What ``WeightController`` is made of.
+def stages(config: Config, names: Sequence[str], sizes: Sequence[int], detected: Sequence[float] | None, unit: Unit) -> list[Stage]:
+    """The stages of a run; one of a configuration without any.
 
     Args:
         sizes: training records per domain, [k].
-        detected: detected shares [k], if the start needs them; reference: content of ``losses.json``, if the policy needs it.
+        detected: detected shares [k], if a start needs them.
+
+    Raises:
+        UserError: as ``parts``, ``policy``, ``starting_shares``, ``check_passes``; or a stage is left without records.
     """
+    found: list[Stage] = []
+    for part in parts(config, names):
+        records = part.records(dict(zip(names, sizes, strict=True)))
+        own = [name for name in part.sources if records[name]] if part.stage else list(part.sources)
+        counts, places = [records[name] for name in own], [names.index(name) for name in own]
+        with _told_of(part.name):
+            if not sum(counts):
+                raise UserError(f"no record is left of {', '.join(part.sources)}; raise records or fraction")
+            alone = part.over(own)
+            one = recipe(alone, sum(counts), unit)
+            check_passes(alone, own, counts, one)
+            start = np.zeros(len(names))
+            start[places] = starting_shares(alone, own, None if detected is None else _among(detected, places), counts)
+            found.append(
+                Stage(
+                    name=part.name,
+                    sources=tuple(places),
+                    records=tuple(records.get(name, 0) for name in names),
+                    start=start,
+                    policy=policy(alone, own),
+                    recipe=one,
+                    adjust_every=alone.training.adjust_every or max(1, round(one.steps / alone.training.epochs)),
+                    epoch_samples=alone.training.samples_per_epoch or sum(counts),
+                    fresh=part.fresh,
+                    first=found[-1].last if found else 0,
+                    first_epoch=found[-1].epoch(found[-1].last) if found else 0.0,
+                )
+            )
+    return _with_schedules(found)
+
+
+def _among(shares: Sequence[float], places: Sequence[int]) -> list[float]:
+    """Some domains' shares, summing to 1; equal ones where none of them has any."""
+    chosen = np.asarray(shares, dtype=np.float64)[list(places)]
+    found: list[float] = (chosen / chosen.sum() if chosen.sum() > 0 else np.full(len(places), 1 / len(places))).tolist()
+    return found
+
+
+def _with_schedules(found: Sequence[Stage]) -> list[Stage]:
+    """Stages that go on with the schedule of the one before share one over the steps of all of them."""
+    group = np.cumsum([stage.fresh for stage in found])
+    steps = np.bincount(group, [stage.recipe.steps for stage in found])
+    return [replace(one, recipe=replace(one.recipe, scheduled=int(steps[g]))) for one, g in zip(found, group, strict=True)]
+
+
+@contextmanager
+def _told_of(stage: str | None) -> Iterator[None]:
+    """A mistake that concerns one of several stages names it."""
+    try:
+        yield
+    except UserError as error:
+        raise error if stage is None else UserError(f"stages.{stage}: {error}") from None
+
+
+def controller_arguments(
+    config: Config, names: Sequence[str], stages: Sequence[Stage], reference: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What ``WeightController`` is made of; ``reference``: content of ``losses.json``, if a policy needs it."""
     return {
         "domains": names,
-        "policy": policy(config, names),
-        "start": starting_shares(config, names, detected, sizes),
+        "stages": stages,
         "reference_loss": None if reference is None else np.array([reference["domains"][name]["loss"] for name in names]),
         "timeout": config.training.exchange_timeout,
         "warn_passes": config.mixture.warn_passes,
@@ -188,11 +254,13 @@ def controller_arguments(
 
 
 def needs_detection(config: Config) -> bool:
-    return config.mixture.start in ("detected", "inverse", "inverse_complement")
+    starts = [part.config.mixture.start for part in parts(config, domain_names(config))]
+    return any(start in ("detected", "inverse", "inverse_complement") for start in starts)
 
 
 def needs_reference(config: Config) -> bool:
-    return bool(getattr(_policy_class(config.mixture.policy), "needs_reference", False))
+    policies = {part.config.mixture.policy for part in parts(config, domain_names(config))}
+    return any(getattr(_policy_class(policy), "needs_reference", False) for policy in policies)
 
 
 def recipe(config: Config, train_records: int, unit: Unit) -> Recipe:
@@ -246,8 +314,3 @@ def _drawn(config: Config, names: Sequence[str], sizes: Sequence[int]) -> dict[s
     start = starting_shares(config, names, None, sizes)
     raised = settings.targets if settings.policy == "expansion" else []
     return {name: size for (name, size), share in zip(all_.items(), start, strict=True) if share > 0 or name in raised}
-
-
-def adjust_every(config: Config, steps: int) -> int:
-    """Optimizer steps between adjustments; once per epoch where nothing is set."""
-    return config.training.adjust_every or max(1, round(steps / config.training.epochs))

@@ -12,13 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from versatune_ray.errors import UserError
+from versatune_ray.mixture import Policy
 
 Unit = Literal["nats/token", "nats/byte"]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the numbers of a training run, apart from model and data."""
+    """Everything that decides the numbers of a training run, or of a stage of it, apart from model, data and shares.
+
+    scheduled: steps of the learning-rate schedule, where it is that of several stages; None: those of this one.
+    """
 
     steps: int
     batch_size: int
@@ -31,6 +35,38 @@ class Recipe:
     unit: Unit = "nats/token"
     max_passes: float | None = None
     length_correction: float = 0.0
+    scheduled: int | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run with records, shares and recipe of its own; a run without ``stages`` is one.
+
+    name: None in such a run. sources: numbers of its domains, in order. records: training records that it draws from, of every domain [k].
+    start: shares over all domains, [k]. policy: moves those of its sources. adjust_every: optimizer steps between adjustments.
+    epoch_samples: samples that count as one epoch. fresh: optimizer and schedule begin anew. first: steps before it; first_epoch: epochs.
+    """
+
+    name: str | None
+    sources: tuple[int, ...]
+    records: tuple[int, ...]
+    start: NDArray[np.float64]
+    policy: Policy
+    recipe: Recipe
+    adjust_every: int
+    epoch_samples: int
+    fresh: bool = True
+    first: int = 0
+    first_epoch: float = 0.0
+
+    @property
+    def last(self) -> int:
+        """The step that it ends with."""
+        return self.first + self.recipe.steps
+
+    def epoch(self, step: int) -> float:
+        """Epochs of this and the stages before it, up to ``step``."""
+        return self.first_epoch + (step - self.first) * self.recipe.batch_size / self.epoch_samples
 
 
 @dataclass(frozen=True)

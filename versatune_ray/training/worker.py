@@ -73,7 +73,7 @@ class RayHost:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
-        self.bar = Bar(job.config.title, job.recipe.steps)
+        self.bar = Bar(job.config.title, job.steps)
         self._run, self._keep_best = job.config.run, job.config.training.keep_best
         self._timeout = job.config.training.exchange_timeout
         self._controller, self._attempt = controller, 0

@@ -88,6 +88,8 @@ def _read(log: Path) -> list[dict[str, Any]]:
             raise ValueError("it needs two adjustments or more, each with a loss for every domain")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"replay.losses: {log}: no log of a run: {error}") from None
+    if any(line.get("stage") is not None for line in lines):
+        raise UserError(f"replay.losses: {log}: a run of stages, each with shares of its own; replay takes the log of a run without them")
     return lines
 
 

@@ -1,0 +1,75 @@
+"""Keys of a stage: a part of a fine-tuning with records, shares, policy and recipe of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, model_validator
+
+from versatune_ray.settings.common import Paths, Section, setting
+from versatune_ray.settings.mixture import Rule, Start
+
+
+def _fraction(value: float | str) -> float | str:
+    try:
+        valid = 0 <= Fraction(str(value)) <= 1
+    except (ValueError, ZeroDivisionError):
+        valid = False
+    if not valid:
+        raise ValueError(f"a fraction within 0 and 1, as 1/16 or 0.0625; found {value!r}")
+    return value
+
+
+Part = Annotated[float | str, AfterValidator(_fraction)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Stage(Section):
+    """One of ``stages``, which follow each other on the same weights. What it leaves out is as in ``mixture`` and ``training``."""
+
+    name: str = setting(..., "of the stage, for the report and for dotted keys: stages.NAME.epochs=2", pattern=r"^[A-Za-z0-9][\w-]*$")
+    sources: Paths = setting(list, "domains it trains on; none: all")
+    records: Count | dict[str, Count] | None = setting(
+        None, "records used of each source at most: one number, or one per domain; the same ones in every epoch", "records"
+    )
+    fraction: Part | dict[str, Part] | None = setting(
+        None, "or a fraction of each source's records, rounded half up: one, or one per domain, as 1/16"
+    )
+    rehearse: Part = setting(0.0, "k of DMT: the fraction of each source of earlier stages that is mixed in again")
+    start: Start | None = setting(None, "shares it starts with; none: mixture.start, over its sources")
+    policy: Rule | None = setting(None, "how they follow the losses; none: mixture.policy")
+    epochs: Annotated[float, Field(gt=0)] | None = setting(None, "passes of its samples_per_epoch; none: training.epochs", "epochs")
+    samples_per_epoch: Annotated[int, Field(ge=1)] | None = setting(None, "none: all records it uses", "samples")
+    learning_rate: Annotated[float, Field(gt=0)] | None = setting(None, "peak rate; none: training.learning_rate")
+    batch_size: Annotated[int, Field(ge=1)] | None = setting(None, "none: training.batch_size", "samples")
+    fresh: bool = setting(True, "begin with a new optimizer and a schedule of its own; false: go on with those of the stage before")
+
+    @model_validator(mode="after")
+    def _one_count(self) -> Stage:
+        if self.records is not None and self.fraction is not None:
+            both = isinstance(self.records, Mapping) and isinstance(self.fraction, Mapping)
+            if not both or self.records.keys() & self.fraction.keys():  # type: ignore[union-attr]
+                raise ValueError(f"records={self.records} and fraction={self.fraction}: write one of them for each source")
+        return self
+
+    @property
+    def rehearses(self) -> bool:
+        return Fraction(str(self.rehearse)) > 0
+
+    def count(self, name: str, size: int, rehearsed: bool = False) -> int:
+        """How many of a domain's ``size`` records it uses; as a source, or ``rehearsed`` only."""
+        if rehearsed:
+            return half_up(self.rehearse, size)
+        records = self.records.get(name) if isinstance(self.records, dict) else self.records
+        if records is not None:
+            return min(records, size)
+        fraction = self.fraction.get(name) if isinstance(self.fraction, dict) else self.fraction
+        return size if fraction is None else half_up(fraction, size)
+
+
+def half_up(fraction: float | str, size: int) -> int:
+    """``fraction`` of ``size``, rounded half up, in exact arithmetic: 1/256 of 110,142 is 430."""
+    return math.floor(Fraction(str(fraction)) * size + Fraction(1, 2))

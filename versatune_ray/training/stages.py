@@ -1,0 +1,87 @@
+"""``stages`` of the configuration, each as the configuration of a plain run over its own sources."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from versatune_ray.errors import UserError
+from versatune_ray.settings import Config, Stage, nearest
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stage, before any data is read.
+
+    name: None where the configuration has no stages. config: of a plain run over ``sources`` (in domain order).
+    rehearsed: those of them that only earlier stages name. fresh: whether optimizer and schedule begin anew.
+    """
+
+    name: str | None
+    config: Config
+    sources: tuple[str, ...]
+    rehearsed: frozenset[str] = frozenset()
+    stage: Stage | None = None
+
+    @property
+    def fresh(self) -> bool:
+        return self.stage is None or self.stage.fresh
+
+    def records(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Training records that it uses of each source, for sources of these ``sizes``."""
+        if self.stage is None:
+            return {name: sizes[name] for name in self.sources}
+        return {name: self.stage.count(name, sizes[name], rehearsed=name in self.rehearsed) for name in self.sources}
+
+    def over(self, sources: Sequence[str]) -> Config:
+        """The configuration over some of the sources: the others' starting shares are left out."""
+        start = self.config.mixture.start
+        if not isinstance(start, dict):
+            return self.config
+        mixture = self.config.mixture.model_copy(update={"start": {name: start[name] for name in sources if name in start}})
+        return self.config.model_copy(update={"mixture": mixture})
+
+
+def parts(config: Config, names: Sequence[str]) -> list[Part]:
+    """The stages in order; of a configuration without any, the whole as one.
+
+    Raises:
+        UserError: an unknown domain, two stages of one name, or one that cannot go on with the optimizer before it.
+    """
+    found: list[Part] = []
+    for stage in config.stages:
+        where = f"stages.{stage.name}"
+        counted = (value for value in (stage.records, stage.fraction, stage.start) if isinstance(value, Mapping))
+        for name in (*stage.sources, *(name for value in counted for name in value)):
+            if name not in names:
+                raise UserError(f"{where}: unknown domain {name!r}; {nearest(name, names)}")
+        own = set(stage.sources or names)
+        earlier = {name for part in found for name in part.sources} - own if stage.rehearses else set()
+        sources = tuple(name for name in names if name in own | earlier)
+        part = Part(stage.name, _plain(config, stage), sources, frozenset(earlier), stage)
+        if any(other.name == stage.name for other in found):
+            raise UserError(f"stages: two are called {stage.name!r}; choose another name")
+        if not stage.fresh:
+            if not found:
+                raise UserError(f"{where}.fresh: the first stage has no optimizer to go on with; leave it out")
+            if part.config.training.learning_rate != found[-1].config.training.learning_rate:
+                raise UserError(
+                    f"{where}.learning_rate: {part.config.training.learning_rate} differs from that of {found[-1].name!r}, "
+                    "whose schedule it goes on with; leave it out, or write fresh: true"
+                )
+        found.append(part)
+    return found or [Part(None, config, tuple(names))]
+
+
+def _plain(config: Config, stage: Stage) -> Config:
+    """What ``stage`` sets, in the places of a plain run."""
+    mixture = {key: value for key in ("start", "policy") if (value := getattr(stage, key)) is not None}
+    keys = ("epochs", "learning_rate", "batch_size")
+    training = {key: value for key in keys if (value := getattr(stage, key)) is not None} | {"samples_per_epoch": stage.samples_per_epoch}
+    return config.model_copy(
+        update={
+            "stages": [],
+            "mixture": config.mixture.model_copy(update=mixture),
+            "training": config.training.model_copy(update=training),
+        }
+    )
