@@ -30,6 +30,7 @@ from versatune_ray.report.figures import Figure
 from versatune_ray.report.generations import CHARACTERS, PER_DOMAIN, PER_REASON
 from versatune_ray.report.outcome import outcomes
 from versatune_ray.report.replay import replayed
+from versatune_ray.report.stages import stage_table, with_bands
 from versatune_ray.report.study import study_section
 from versatune_ray.report.summary import summary, warnings
 from versatune_ray.report.sweep import sweep_section
@@ -143,7 +144,7 @@ def render(run: RunData, refresh: int | None = None) -> str:
     compared = comparison(run)
     models = [model_section(run, detection, number) for number, detection in enumerate(run.detections)]
     made = (figures.shares, figures.losses, figures.learnable_potential, figures.forgetting_degree, figures.guard, figures.passes)
-    training = [figure for build in made if (figure := build(run)) is not None]
+    training = [with_bands(run, figure) for build in made if (figure := build(run)) is not None]
     benchmarks, sweep, study, replay = benchmark_section(run), sweep_section(run), study_section(run), replayed(run)
     drawn = [*([compared] if compared else []), *(item["figure"] for item in models), *training]
     drawn += benchmarks.figures if benchmarks else ()
@@ -177,6 +178,7 @@ def render(run: RunData, refresh: int | None = None) -> str:
         most_open=MOST_OPEN,
         judges=[judge_section(run, group, quality) for group, quality in judges(run.detections)],
         training=training,
+        stages=stage_table(run),
         benchmarks=benchmarks,
         sweep=sweep,
         study=study,

@@ -66,6 +66,7 @@ class Adjustment(Record):
     """One line of ``finetune/adjustments.jsonl``."""
 
     step: int
+    stage: str | None = None
     epoch: Number = None
     loss: PerDomain = Field(default_factory=dict)
     learnable_potential: PerDomain | None = None
