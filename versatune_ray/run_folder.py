@@ -29,7 +29,8 @@ _FREE = (
     "detection.judge.records", "reference.workers", "reference.cpus", "mixture.warn_passes", "training.workers",
     "training.cpus_per_worker", "training.micro_batch_tokens", "training.parallel", "training.attention",
     "training.activation_checkpointing", "training.cpu_offload", "training.compile", "training.keep_best", "training.keep_checkpoints",
-    "training.max_failures", "training.exchange_timeout", "training.metrics", "base.cpus", "sweep", "study", "replay",
+    "training.max_failures", "training.exchange_timeout", "training.metrics", "base.cpus", "sweep", "study", "cofitune",
+    "replay",
 )  # fmt: skip
 
 

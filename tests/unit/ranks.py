@@ -13,11 +13,12 @@ import torch
 import torch.distributed as dist
 
 from versatune_ray.domains import DomainPaths, load_domains
-from versatune_ray.settings import Data, Lora
+from versatune_ray.settings import Data, Lora, Trainable, Training
 from versatune_ray.training.checkpoint import Checkpoints
 from versatune_ray.training.core import Tuner
-from versatune_ray.training.model import add_lora, load_model
+from versatune_ray.training.model import load_model, with_frozen
 from versatune_ray.training.recipe import Recipe, Setup
+from versatune_ray.training.trainable import read_importance
 
 SHARES = np.array([0.7, 0.3])
 STEPS, CUT = 6, 3  # steps of a run, and where a checkpoint is taken
@@ -33,9 +34,12 @@ def case(given: dict[str, Any], rank: int = 0, world: int = 1) -> dict[str, Any]
     )  # fmt: skip
     setup = Setup(**given.get("setup", {}))
     model = load_model(given["model"], attention="sdpa" if setup.attention == "sdpa" else "padded")
-    if given.get("lora"):
-        model = add_lora(model, Lora(rank=4), 0)
-    tuner = Tuner(model, data, recipe, torch.device("cpu"), rank, world, setup)
+    variant = given.get("variant", "")
+    lora = Lora(rank=4) if "lora" in variant else Lora()
+    trainable = Trainable(layers="1", modules=["q_proj", "ffn"]) if "masked" in variant else Trainable()
+    importance = read_importance([given["importance"]] if "masked" in variant else [])
+    model = with_frozen(model, Training(lora=lora, trainable=trainable), 0)
+    tuner = Tuner(model, data, recipe, torch.device("cpu"), rank, world, setup, importance=importance)
     checkpoints = Checkpoints(tuner)
     if given.get("load"):
         checkpoints.load(Path(given["load"]))

@@ -36,7 +36,7 @@ def test_a_wrong_target_is_told_before_ray_starts(tmp_path: Path) -> None:
     assert "unknown domain 'medicin'; valid: law, medicine" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["detect", "reference", "finetune", "pipeline", "make_base"])
+@pytest.mark.parametrize("name", ["detect", "reference", "finetune", "pipeline", "make_base", "cofitune"])
 def test_every_job_explains_itself(name: str) -> None:
     done = job(name, "--help")
     assert done.returncode == 0

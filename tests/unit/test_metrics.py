@@ -26,7 +26,7 @@ from versatune_ray.training.controller import WeightController
 from versatune_ray.training.core import Tuner
 from versatune_ray.training.loop import Job, run
 from versatune_ray.training.metrics import Work, peak_flops
-from versatune_ray.training.model import add_lora, load_model
+from versatune_ray.training.model import load_model, with_frozen
 from versatune_ray.training.sinks import Background, Row, Sink
 
 NAMES = ("law", "code")
@@ -192,8 +192,8 @@ def test_the_work_of_a_step_by_hand(tiny_model: Path) -> None:
     lengths, responses = np.array([3, 5]), np.array([1, 2])
     work = Work.of(Stub())  # type: ignore[arg-type]
     assert work.flops(lengths, responses) == 6 * weights * 8 + 6 * width * (9 + 25) + 6 * head * 3
-    settings_ = parse({"training": {"lora": {"rank": 4, "targets": ["q_proj"]}}}).training.lora
-    Stub.model = add_lora(load_model(str(tiny_model)), settings_, 0)
+    settings_ = parse({"training": {"lora": {"rank": 4, "targets": ["q_proj"]}}}).training
+    Stub.model = with_frozen(load_model(str(tiny_model)), settings_, 0)
     lora = 2 * (4 * 32 + 32 * 4)
     assert Work.of(Stub()).flops(lengths, responses) == (  # type: ignore[arg-type]
         (4 * (weights + lora) + 2 * lora) * 8 + 6 * width * (9 + 25) + 4 * head * 3

@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 
 from versatune_ray.domains import DomainData, DomainPaths, load_domains
 from versatune_ray.errors import UserError
-from versatune_ray.settings import Data, Lora
+from versatune_ray.settings import Data, Lora, Training
 from versatune_ray.training import loss as loss_module
 from versatune_ray.training.attention import choose
 from versatune_ray.training.checkpoint import Checkpoints
 from versatune_ray.training.core import NotFinite, Tuner
-from versatune_ray.training.model import add_lora, export, load_model
+from versatune_ray.training.model import export, load_model, with_frozen
 from versatune_ray.training.recipe import Recipe, Setup
 
 SHAPE = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -156,7 +156,7 @@ def test_what_has_no_backward_pass_here_is_refused() -> None:
 @pytest.mark.parametrize("kind", ["merged", "adapter"])
 def test_lora_trains_few_weights_and_exports_what_it_trained(tiny_model: Path, data: list[DomainData], tmp_path: Path, kind: Any) -> None:
     settings = Lora(rank=4, export=kind)
-    tuner = Tuner(add_lora(load_model(str(tiny_model)), settings, 0), data, RECIPE, CPU)
+    tuner = Tuner(with_frozen(load_model(str(tiny_model)), Training(lora=settings), 0), data, RECIPE, CPU)
     trained = sum(parameter.numel() for parameter in tuner.model.parameters() if parameter.requires_grad)
     # q, k, v, o: 4·(32+32)·4; gate, up, down: 3·(32+64)·4, in two layers.
     assert trained == 2 * (4 * 64 * 4 + 3 * 96 * 4)
@@ -165,7 +165,7 @@ def test_lora_trains_few_weights_and_exports_what_it_trained(tiny_model: Path, d
         tuner.step(np.array([0.5, 0.5]))
     after = tuner.held_out().nats
     assert after.sum() < before
-    export(tuner.model, Checkpoints(tuner).weights(), tmp_path / "out", str(tiny_model), False, settings)
+    export(tuner.model, Checkpoints(tuner).weights(), tmp_path / "out", str(tiny_model), False, Training(lora=settings))
     if kind == "adapter":
         from peft import PeftModel
 
@@ -183,7 +183,7 @@ def test_lora_trains_few_weights_and_exports_what_it_trained(tiny_model: Path, d
 
 def test_unknown_lora_targets_are_told(tiny_model: Path) -> None:
     with pytest.raises(UserError, match=r"training\.lora\.targets: .*q_porj"):
-        add_lora(load_model(str(tiny_model)), Lora(rank=4, targets=["q_porj"]), 0)
+        with_frozen(load_model(str(tiny_model)), Training(lora=Lora(rank=4, targets=["q_porj"])), 0)
 
 
 def test_a_full_model_is_exported_in_the_precision_of_its_base(tiny_model: Path, data: list[DomainData], tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_full_model_is_exported_in_the_precision_of_its_base(tiny_model: Path,
     tuner = Tuner(load_model(str(tmp_path / "base")), data, RECIPE, CPU)
     assert next(tuner.model.parameters()).dtype == torch.float32
     tuner.step(np.array([0.5, 0.5]))
-    export(tuner.model, Checkpoints(tuner).weights(), tmp_path / "out", str(tmp_path / "base"), False, Lora())
+    export(tuner.model, Checkpoints(tuner).weights(), tmp_path / "out", str(tmp_path / "base"), False, Training())
     tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert tuned.dtype == torch.bfloat16
     for name, values in tuner.model.state_dict().items():

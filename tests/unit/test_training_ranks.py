@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import random_samples, write_store
 from ranks import CUT, STEPS, case
+from safetensors.torch import save_file
 
 KINDS: dict[str, dict[str, Any]] = {
     "ddp": {"setup": {"parallel": "ddp"}},
@@ -21,8 +22,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "fsdp packed": {"setup": {"parallel": "fsdp", "attention": "sdpa"}},
     "ddp packed": {"setup": {"parallel": "ddp", "attention": "sdpa"}},
     "fsdp accumulating": {"setup": {"parallel": "fsdp"}, "micro": 20},
-    "ddp lora": {"setup": {"parallel": "ddp"}, "lora": True},
-    "fsdp lora": {"setup": {"parallel": "fsdp"}, "lora": True},
+    "ddp lora": {"setup": {"parallel": "ddp"}, "variant": "lora"},
+    "fsdp lora": {"setup": {"parallel": "fsdp"}, "variant": "lora"},
+    "ddp masked": {"setup": {"parallel": "ddp"}, "variant": "masked"},
+    "fsdp masked": {"setup": {"parallel": "fsdp"}, "variant": "masked"},
+    "fsdp masked lora": {"setup": {"parallel": "fsdp"}, "variant": "masked lora"},
 }
 
 
@@ -48,17 +52,19 @@ def common(folder: Path, tiny_model: Path) -> dict[str, Any]:
         ]
         for seed, name in enumerate(("law", "code"))
     }
-    return {"model": str(tiny_model), "paths": paths}
+    importance = {f"model.layers.1.mlp.{name}_proj": torch.linspace(0, 1, rows) for name, rows in (("up", 64), ("down", 32))}
+    save_file(importance, folder / "importance.safetensors")
+    return {"model": str(tiny_model), "paths": paths, "importance": str(folder / "importance.safetensors")}
 
 
 @pytest.fixture(scope="module")
-def alone(common: dict[str, Any], folder: Path) -> dict[bool, tuple[dict[str, Any], dict[str, torch.Tensor]]]:
-    """One rank, padded, without accumulation, full fine-tuning and LoRA."""
+def alone(common: dict[str, Any], folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, torch.Tensor]]]:
+    """One rank, padded, without accumulation: full fine-tuning, LoRA, and each with soft masks on a part of the model."""
     found = {}
-    for lora in (False, True):
-        file = folder / f"alone-{lora}.pt"
-        result = case(common | {"lora": lora, "micro": 10_000, "weights": str(file), "save": str(folder / f"alone-{lora}")})
-        found[lora] = result, torch.load(file)
+    for variant in ("", "lora", "masked", "masked lora"):
+        file = folder / f"alone-{variant}.pt"
+        result = case(common | {"variant": variant, "micro": 10_000, "weights": str(file), "save": str(folder / f"alone-{variant}")})
+        found[variant] = result, torch.load(file)
     return found
 
 
@@ -66,7 +72,7 @@ def alone(common: dict[str, Any], folder: Path) -> dict[bool, tuple[dict[str, An
 def pair(common: dict[str, Any], folder: Path, alone: Any) -> dict[str, list[dict[str, Any]]]:
     cases = [common | given | {"weights": str(folder / f"{name}.pt"), "save": str(folder / name)} for name, given in KINDS.items()]
     cases += [common | given | {"weights": str(folder / f"{name} again.pt"), "load": str(folder / name)} for name, given in KINDS.items()]
-    cases.append(common | KINDS["fsdp"] | {"weights": str(folder / "from one.pt"), "load": str(folder / "alone-False")})
+    cases.append(common | KINDS["fsdp"] | {"weights": str(folder / "from one.pt"), "load": str(folder / "alone-")})
     ranks = torchrun(cases, folder / "cases.json")
     names = [*KINDS, *(f"{name} again" for name in KINDS), "from one"]
     return {name: [rank[place] for rank in ranks] for place, name in enumerate(names)}
@@ -74,7 +80,7 @@ def pair(common: dict[str, Any], folder: Path, alone: Any) -> dict[str, list[dic
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_ranks_train_like_one(kind: str, pair: dict[str, Any], alone: Any, folder: Path) -> None:
-    ranks, (single, weights) = pair[kind], alone[bool(KINDS[kind].get("lora"))]
+    ranks, (single, weights) = pair[kind], alone[KINDS[kind].get("variant", "")]
     assert ranks[0]["kind"] == kind.split()[0]
     np.testing.assert_allclose(np.sum([rank["held_out"] for rank in ranks], axis=0), single["held_out"], rtol=1e-5)
     np.testing.assert_allclose(np.sum([rank["train"] for rank in ranks], axis=0), single["train"], rtol=1e-5)
@@ -97,7 +103,7 @@ def test_a_resumed_run_ends_with_the_same_bits(kind: str, pair: dict[str, Any], 
 
 def test_another_number_of_ranks_goes_on_with_the_same_losses(pair: dict[str, Any], alone: Any, common: Any, folder: Path) -> None:
     """One rank's checkpoint on two, and two ranks' on one."""
-    single, _ = alone[False]
+    single, _ = alone[""]
     np.testing.assert_allclose(np.sum([rank["held_out"][-1] for rank in pair["from one"]], axis=0), single["held_out"][-1], rtol=1e-4)
     for kind in ("ddp", "fsdp"):
         found = case(common | {"load": str(folder / kind)})

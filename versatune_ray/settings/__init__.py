@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
+from versatune_ray.settings.cofitune import CoFiTune, Trainable
 from versatune_ray.settings.common import Paths, Section, Shares, Sinks, nearest, setting
 from versatune_ray.settings.detection import Detection, Engine, Generation, Http, Judge, Subject
 from versatune_ray.settings.evaluation import Benchmark, Evaluation
@@ -19,6 +20,7 @@ from versatune_ray.storage import root
 __all__ = [
     "Base",
     "Benchmark",
+    "CoFiTune",
     "Config",
     "Data",
     "Detection",
@@ -41,6 +43,7 @@ __all__ = [
     "Study",
     "Subject",
     "Sweep",
+    "Trainable",
     "Training",
     "nearest",
     "setting",
@@ -158,6 +161,10 @@ class Training(Section):
     cpu_offload: bool = setting(False, "fsdp: keep weights and optimizer state in CPU memory")
     compile: bool = setting(False, "torch.compile every block of the decoder")
     lora: Lora = setting(Lora, "low-rank adapters")
+    trainable: Trainable = setting(Trainable, "parameters that may move")
+    soft_mask: Paths = setting(
+        list, "files of unit importance (jobs/cofitune.py): the update of a unit is scaled by 1 − its importance; of several, the highest"
+    )
     learning_rate: float = setting(2e-5, "peak rate", gt=0)
     warmup: float = setting(0.03, "share of steps with a rising rate", ge=0, lt=1)
     weight_decay: float = setting(0.0, "AdamW", ge=0)
@@ -207,6 +214,7 @@ class Config(Section):
     evaluation: Evaluation = setting(Evaluation, "questions before and after, and benchmarks")
     sweep: Sweep = setting(Sweep, "search over settings (jobs/sweep.py)")
     study: Study = setting(Study, "methods compared over seeds (jobs/study.py)")
+    cofitune: CoFiTune = setting(CoFiTune, "search for the parameters that may move (jobs/cofitune.py)")
     replay: Replay = setting(Replay, "recorded losses through other settings (jobs/replay.py)")
     base: Base = setting(Base, "tiny base model made here")
     microworld: Microworld = setting(Microworld, "embedded default world")

@@ -33,6 +33,7 @@ from versatune_ray.training.controller import Decision, Report, WeightController
 from versatune_ray.training.loop import Job, run
 from versatune_ray.training.recipe import Unit, given_losses
 from versatune_ray.training.sinks import Sink
+from versatune_ray.training.trainable import read_importance
 
 _PRINT_EVERY = 5.0  # seconds
 
@@ -81,7 +82,7 @@ def _finetune(config: Config, rank: int, world: int, device: torch.device) -> Pa
     unit: Unit = reference["unit"] if reference else "nats/token"
     stages = plan.stages(config, names, sizes, detected, unit)
     controller = WeightController(**plan.controller_arguments(config, names, stages, reference))
-    job = Job(config, model, paths, stages, folder)
+    job = Job(config, model, paths, stages, folder, read_importance(config.training.soft_mask))
     host = PlainHost(job, controller, rank, world, device)
     run(job, host)
     host.finish()

@@ -109,15 +109,21 @@ class Checkpoints:
     def weights(self) -> dict[str, torch.Tensor]:
         """The whole model by the names of ``model.state_dict()``, on the CPU of rank 0; nothing elsewhere. Called by every rank."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-        found = get_model_state_dict(self.tuner.parallel.module, options=options)
+        found = self._trained(get_model_state_dict(self.tuner.parallel.module, options=options))
         return {name.removeprefix("model."): values for name, values in found.items() if isinstance(values, torch.Tensor)}
+
+    def _trained(self, weights: dict[str, Any]) -> dict[str, Any]:
+        """Without what is frozen. Torch leaves out one name of every frozen parameter; a tied head has two."""
+        named = self.tuner.parallel.module.named_parameters(remove_duplicate=False)
+        frozen = {name.removeprefix("module.") for name, parameter in named if not parameter.requires_grad}
+        return {name: values for name, values in weights.items() if name not in frozen}
 
     def _tensors(self) -> dict[str, Any]:
         options = StateDictOptions(flatten_optimizer_state_dict=True, ignore_frozen_params=True)
         model, optimizer = get_state_dict(self.tuner.parallel.module, self.tuner.optimizer, options=options)
         # What is not a tensor are settings of the optimizer, which the configuration and the schedule give again.
         states = {name: values for name, values in optimizer.items() if isinstance(values, torch.Tensor)}
-        return {f"model.{name}": values for name, values in model.items()} | {
+        return {f"model.{name}": values for name, values in self._trained(model).items()} | {
             f"optimizer.{name}": values for name, values in states.items()
         }
 

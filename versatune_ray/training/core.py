@@ -7,7 +7,7 @@ Loss is per response token: summed over the global batch and divided by the glob
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from versatune_ray.training.batching import attention_cost, micro_batches
 from versatune_ray.training.loss import ResponseLoss
 from versatune_ray.training.parallel import Parallel
 from versatune_ray.training.recipe import LossSums, Recipe, Setup
+from versatune_ray.training.trainable import SoftMask
 
 Array = NDArray[np.float64]
 _ROUND = 128  # packed rows are filled up to a multiple of it, so that compiled kernels see few shapes
@@ -68,8 +69,9 @@ class Tuner:
         world: int = 1,
         setup: Setup = Setup(),  # noqa: B008 - frozen
         records: Sequence[int] | None = None,
+        importance: Mapping[str, torch.Tensor] | None = None,
     ):
-        """``records``: see ``begin``."""
+        """``records``: see ``begin``; ``importance``: of units, see ``SoftMask``."""
         if recipe.batch_size < world:
             raise UserError(f"training.batch_size: {recipe.batch_size} samples cannot be spread over {world} workers")
         self.data, self.device, self.rank, self.world = list(data), device, rank, world
@@ -77,6 +79,7 @@ class Tuner:
         self.attention = choose(setup.attention, device)
         self._parameters, _, self._width = model_size(model)
         self.parallel = Parallel(ResponseLoss(model), setup, device, rank, world)
+        self._mask = SoftMask(self.parallel.module, importance) if importance else None
         self.begin(recipe, records)
         self.steps_done = 0
         self.place = 0.0  # steps done, and a half more while this rank waits for the others' gradients
@@ -96,6 +99,8 @@ class Tuner:
         if fresh:
             trained = [parameter for parameter in self.parallel.module.parameters() if parameter.requires_grad]
             self.optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+            if self._mask is not None:
+                self._mask.attach(self.optimizer)
             steps = recipe.scheduled or recipe.steps
             self.schedule = get_cosine_schedule_with_warmup(self.optimizer, math.ceil(recipe.warmup * steps), steps)
         sizes = [len(domain.train) for domain in self.data]

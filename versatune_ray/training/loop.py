@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,20 +24,21 @@ from versatune_ray.training.checkpoint import Checkpoints, steps_in
 from versatune_ray.training.controller import Decision, Report
 from versatune_ray.training.core import NotFinite, Tuner
 from versatune_ray.training.metrics import Metrics
-from versatune_ray.training.model import add_lora, export, load_model
+from versatune_ray.training.model import export, load_model, with_frozen
 from versatune_ray.training.recipe import LossSums, Setup, Stage
 from versatune_ray.training.sinks import Sink
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a run computes; ``folder`` is its ``finetune/`` folder."""
+    """What a run computes; ``folder`` is its ``finetune/`` folder, ``importance`` that of units, for ``SoftMask``."""
 
     config: Config
     model: str
     paths: Mapping[str, DomainPaths]
     stages: Sequence[Stage]
     folder: Path
+    importance: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -98,13 +99,12 @@ def run(job: Job, host: Host) -> None:
     torch.manual_seed(config.seed + host.rank)
     setup = Setup(**{name: getattr(training, name) for name in Setup.__dataclass_fields__})
     model = load_model(job.model, config.model.trust_remote_code, choose(setup.attention, host.device))
-    if training.lora.rank is not None:
-        model = add_lora(model, training.lora, config.seed)
-        torch.manual_seed(config.seed + host.rank)
+    model = with_frozen(model, training, config.seed)
+    torch.manual_seed(config.seed + host.rank)
     data = list(load_domains(job.paths, config.data).values())
     with host.resume() as folder:
         stage = job.stages[job.stage_at(steps_in(folder))]
-        tuner = Tuner(model, data, stage.recipe, host.device, host.rank, host.world, setup, stage.records)
+        tuner = Tuner(model, data, stage.recipe, host.device, host.rank, host.world, setup, stage.records, job.importance)
         host.watch(lambda: tuner.place)
         checkpoints = Checkpoints(tuner)
         state = None if folder is None else checkpoints.load(folder)
@@ -242,7 +242,7 @@ class _Run:
     def export(self, weights: dict[str, torch.Tensor]) -> None:
         """The tuned model with tokenizer and chat template: a folder that transformers and vLLM load as is."""
         config, folder = self.job.config, self.job.folder / "model"
-        export(self.tuner.model, weights, folder, self.job.model, config.model.trust_remote_code, config.training.lora)
+        export(self.tuner.model, weights, folder, self.job.model, config.model.trust_remote_code, config.training)
         load_tokenizer(self.job.model, config.data.chat_template, config.model.trust_remote_code).save_pretrained(folder)
         push(folder)
 

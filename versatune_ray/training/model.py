@@ -9,8 +9,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from versatune_ray.errors import UserError
-from versatune_ray.settings import Lora
+from versatune_ray.settings import Lora, Trainable, Training
 from versatune_ray.training.attention import IMPLEMENTATION, Kind
+from versatune_ray.training.trainable import chosen, freeze
 
 
 def load_model(path: str, trust_remote_code: bool = False, attention: Kind = "padded") -> PreTrainedModel:
@@ -34,16 +35,32 @@ def load_model(path: str, trust_remote_code: bool = False, attention: Kind = "pa
     return model
 
 
-def add_lora(model: PreTrainedModel, settings: Lora, seed: int) -> PreTrainedModel:
-    """Freeze the model and put trainable low-rank matrices beside its ``targets`` (peft changes it in place).
+def with_frozen(model: PreTrainedModel, training: Training, seed: int) -> PreTrainedModel:
+    """The model with everything frozen that ``training.trainable`` and ``training.lora`` do not let move.
 
     Raises:
-        UserError: no module of the model has one of the names.
+        UserError: the model has no such layers or modules.
     """
+    if training.lora.rank is None:
+        if not training.trainable.everything:
+            freeze(model, training.trainable)
+        return model
+    return _add_lora(model, training.lora, training.trainable, seed)
+
+
+def _add_lora(model: PreTrainedModel, settings: Lora, trainable: Trainable, seed: int) -> PreTrainedModel:
+    """Freeze the model and put trainable low-rank matrices beside its ``targets`` (peft changes it in place)."""
     from peft import LoraConfig, get_peft_model
 
     assert settings.rank is not None
     targets: Any = settings.targets[0] if settings.targets == ["all-linear"] else settings.targets
+    if not trainable.everything:
+        roots = chosen(model, trainable)
+        linear = {f"{root}.{path}".rstrip("."): part for root, module in roots.items() for path, part in module.named_modules()}
+        found = [name for name, part in linear.items() if isinstance(part, torch.nn.Linear)]
+        targets = [name for name in found if targets == "all-linear" or name.rpartition(".")[2] in targets]
+        if not targets:
+            raise UserError(f"training.lora.targets: none of {', '.join(settings.targets)} is among training.trainable.modules")
     config = LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets, task_type="CAUSAL_LM"
     )
@@ -56,22 +73,26 @@ def add_lora(model: PreTrainedModel, settings: Lora, seed: int) -> PreTrainedMod
     return wrapped  # type: ignore[return-value]
 
 
-def export(model: PreTrainedModel, weights: dict[str, torch.Tensor], folder: Path, base: str, trust_remote_code: bool, lora: Lora) -> None:
+def export(
+    model: PreTrainedModel, weights: dict[str, torch.Tensor], folder: Path, base: str, trust_remote_code: bool, training: Training
+) -> None:
     """Write a model folder (safetensors), in the precision that the base model is stored in.
 
     Args:
-        weights: by the names of ``model.state_dict()``, whole and on the CPU; with LoRA the trainable ones.
-        base: what ``model`` was loaded from; with LoRA it is loaded anew, for a sharded model cannot be merged where it is.
+        weights: by the names of ``model.state_dict()``, whole and on the CPU; those that trained.
+        base: what ``model`` was loaded from. Where parts of it were frozen it is loaded anew, for a sharded model cannot be merged where
+            it is.
     """
     stored = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code).dtype or torch.float32
-    if lora.rank is not None:
-        model = add_lora(load_model(base, trust_remote_code), lora, 0)
+    if training.lora.rank is not None or not training.trainable.everything:
+        model = with_frozen(load_model(base, trust_remote_code), training, 0)
         unknown = model.load_state_dict(weights, strict=False).unexpected_keys
         assert not unknown, unknown
-        if lora.export == "adapter":
-            model.save_pretrained(folder)
-            return
-        model = model.merge_and_unload()  # type: ignore[operator]
+        if training.lora.rank is not None:
+            if training.lora.export == "adapter":
+                model.save_pretrained(folder)
+                return
+            model = model.merge_and_unload()  # type: ignore[operator]
         weights = model.state_dict()
     with torch.device("meta"):  # a model without weights, for its names and its configuration: the real one may be sharded
         skeleton = AutoModelForCausalLM.from_config(model.config, dtype=stored, trust_remote_code=trust_remote_code)

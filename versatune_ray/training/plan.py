@@ -105,6 +105,9 @@ def check(config: Config, names: Sequence[str]) -> None:
         UserError: as ``policy`` and ``starting_shares``; or fewer samples per step than workers.
     """
     sinks.check(config)
+    for file in config.training.soft_mask:
+        if not Path(file).is_file():
+            raise UserError(f"training.soft_mask: {file}: no such file; jobs/cofitune.py makes them")
     for part in parts(config, names):
         own, k = part.sources, len(part.sources)
         with _told_of(part.name):

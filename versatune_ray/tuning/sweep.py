@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,7 +62,7 @@ def sweep(run: Run) -> Path:
         combinations = _grid(settings) if settings.search == "grid" else _random(settings, config.seed)
         listed = {name_of(changes): changes for changes in combinations}
     else:
-        known = {name: one for name, one in _outcomes(shared, settings) if _within(one["changes"], settings)}
+        known = {name: one for name, one in _outcomes(shared, settings.space) if _within(one["changes"], settings)}
         listed = {name: one["changes"] for name, one in known.items()}
         search = _optuna(settings, config.seed, list(known.values()))
     more = 0 if search is None else max(0, settings.trials - len(listed))
@@ -71,7 +71,7 @@ def sweep(run: Run) -> Path:
 
         scheduler = ASHAScheduler(metric="score", mode="max", grace_period=settings.grace, max_t=10**6, reduction_factor=2)
     failed = run_trials(shared, listed, "sweep", settings.concurrency, search=search, more=more, scheduler=scheduler)
-    _write_results(run, shared, failed)
+    write_results(run, shared, list(settings.space), failed)
     return finish(run, failed)
 
 
@@ -127,11 +127,11 @@ def _optuna(settings: Sweep, seed: int, known: Sequence[Mapping[str, Any]]) -> A
     return OptunaSearch(space, metric=metric, mode=mode, storage=storage, study_name=name, seed=seed + len(known))
 
 
-def _outcomes(shared: Plan, settings: Sweep) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Finished and pruned trials that change the keys of the space, this time's and earlier ones."""
+def _outcomes(shared: Plan, keys: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Finished and pruned trials that change these keys, this time's and earlier ones."""
     for file in sorted(shared.trials.glob("*/outcome.json")):
         outcome = json.loads(file.read_text(encoding="utf-8"))
-        if outcome["changes"].keys() == settings.space.keys():
+        if outcome["changes"].keys() == set(keys):
             yield file.parent.name, outcome
 
 
@@ -147,10 +147,12 @@ def _is_in(value: Any, values: Any) -> bool:
     return bool(values["min"] - slack <= value <= values["max"] + slack)
 
 
-def _write_results(run: Run, shared: Plan, failed: Mapping[str, Failure]) -> None:
-    """``sweep/results.parquet``, ``pareto.json`` and ``best.yaml``."""
+def write_results(
+    run: Run, shared: Plan, keys: Sequence[str], failed: Mapping[str, Failure], more: Mapping[str, Any] | None = None
+) -> None:
+    """``sweep/results.parquet``, ``pareto.json`` and ``best.yaml`` of all trials that changed ``keys``; ``more``: keys for the best one."""
     settings = run.config.sweep
-    found = list(_outcomes(shared, settings))
+    found = list(_outcomes(shared, keys))
     if not found:
         raise Incomplete(f"no trial is done; failed: {told(failed)}")
     rows = [{"trial": name, **one["changes"], **one["objectives"], "pruned_at": one["pruned_at"], "error": None} for name, one in found] + [
@@ -160,7 +162,7 @@ def _write_results(run: Run, shared: Plan, failed: Mapping[str, Failure]) -> Non
     folder.mkdir(exist_ok=True)
     columns = [
         "trial",
-        *settings.space,
+        *keys,
         *(name for name in (*OBJECTIVES, "score") if name in found[0][1]["objectives"]),
         "pruned_at",
         "error",
@@ -175,7 +177,7 @@ def _write_results(run: Run, shared: Plan, failed: Mapping[str, Failure]) -> Non
     if not finished:
         return
     _, best = max(finished, key=lambda item: item[1]["objectives"]["score"])
-    config = shared.config("check", best["changes"]).model_copy(update={"run": f"{run.config.run}-best"})
+    config = shared.config("check", {**best["changes"], **(more or {})}).model_copy(update={"run": f"{run.config.run}-best"})
     file = folder / "best.yaml"
     file.write_text(
         f"# the best of {len(finished)} trials of {run.config.run!r}: python jobs/finetune.py --config THIS\n" + dump(config),

@@ -30,7 +30,7 @@ from versatune_ray.training import plan as training_plan
 from versatune_ray.tuning.objectives import OBJECTIVES, achieved, by_epoch, score
 
 _MEMORY = 1 << 30  # bytes that Ray sets aside for the process that leads a trial; it takes no CPU, for it waits for its workers
-_FREE_TREE = ("sweep", "study", "replay")  # what a trial does not depend on
+_FREE_TREE = ("sweep", "study", "cofitune", "replay")  # what a trial does not depend on
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,10 @@
+"""Find the layers and modules that should move for mixture.targets, and the units that the other abilities need (CoFiTune).
+
+usage: python jobs/cofitune.py [--config FILE] [key=value …]   leaves {storage}/{run}/sweep/ with best.yaml for jobs/finetune.py
+"""
+
+from versatune_ray.cli import main
+from versatune_ray.tuning.cofitune import check, cofitune
+
+if __name__ == "__main__":
+    main(cofitune, __doc__, check=check)

@@ -1,0 +1,141 @@
+"""CoFiTune (arXiv 2404.10306): which layers and modules should move for a domain, and which of their units others need.
+
+Coarse, a tree of fine-tunings: ranges of layers, whole; of the best one its groups of modules; of the best group its projections. Only the
+best branch is expanded, and the best of all trials is what ``best.yaml`` has. Fine: unit importance on general data, for the soft mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from versatune_ray.cache import cached
+from versatune_ray.domains import DomainPaths, load_domains
+from versatune_ray.errors import UserError
+from versatune_ray.pipeline import Run
+from versatune_ray.run_folder import Step, say
+from versatune_ray.settings import Config, nearest
+from versatune_ray.storage import push
+from versatune_ray.training import plan as training_plan
+from versatune_ray.tuning.sweep import write_results
+from versatune_ray.tuning.trials import Failure, finish, name_of, run_trials, with_artefacts
+
+LAYERS, MODULES = "training.trainable.layers", "training.trainable.modules"
+_BATCH = 8  # records that importance is measured on at a time
+
+
+def check(config: Config) -> None:
+    """Everything about the search that can be wrong before anything is computed.
+
+    Raises:
+        UserError: no targets to gain on, an unknown general domain, or one that is a target.
+    """
+    names = training_plan.domain_names(config)
+    if not config.mixture.targets and any(weight for name, weight in config.sweep.objective.items() if name != "gain"):
+        raise UserError("mixture.targets: missing; name the domains to specialise in, or weigh gain alone in sweep.objective")
+    for name in config.cofitune.general:
+        if name not in names:
+            raise UserError(f"cofitune.general: unknown domain {name!r}; {nearest(name, names)}")
+        if name in config.mixture.targets:
+            raise UserError(f"cofitune.general: {name!r} is a target; importance is for what should stay")
+
+
+def cofitune(run: Run) -> Path:
+    """Run what is missing of the search, measure importance, and leave ``sweep/best.yaml``; returns the report.
+
+    Raises:
+        Incomplete: some trials failed; the search went on without them.
+    """
+    config, settings = run.config, run.config.cofitune
+    shared = with_artefacts(run, [config], config.mixture.targets, config.sweep.objective)
+    failed: dict[str, Failure] = {}
+    tried = 0
+
+    def best_of(level: str, children: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """Train what is missing of a level; the best of its trials."""
+        nonlocal tried
+        room = len(children) if settings.trials is None else max(0, settings.trials - tried)
+        if room < len(children):
+            say("cofitune", f"{level}: {len(children) - room} of {len(children)} are left out, for cofitune.trials is {settings.trials}")
+        listed = {name_of(changes): changes for changes in children[:room]}
+        tried += len(listed)
+        if not listed:
+            return None
+        failed.update(run_trials(shared, listed, "cofitune", settings.concurrency))
+        scored = {name: one["objectives"]["score"] for name in listed if (one := shared.outcome(name)) is not None}
+        if not scored:
+            return None
+        best = max(scored, key=lambda name: scored[name])
+        say("cofitune", f"{level}: best is {_told(listed[best])} (score {scored[best]:.4f})")
+        return listed[best]
+
+    layers = best_of("layers", [{LAYERS: layers, MODULES: []} for layers in settings.layers])
+    if layers is not None:
+        group = best_of("modules", [layers | {MODULES: [name]} for name in settings.modules])
+        if group is not None:
+            best_of("projections", [layers | {MODULES: names} for names in settings.modules[group[MODULES][0]]])
+    more = {"training.soft_mask": [str(file) for file in importance(run, shared.stores)]} if settings.general else {}
+    write_results(run, shared, [LAYERS, MODULES], failed, more)
+    return finish(run, failed)
+
+
+def _told(changes: Mapping[str, Any]) -> str:
+    return f"layers {changes[LAYERS]}" + (f", {' + '.join(changes[MODULES])}" if changes[MODULES] else "")
+
+
+def importance(run: Run, stores: Mapping[str, DomainPaths]) -> list[Path]:
+    """A file of unit importance per general domain, in the run's folder; measured once per model, records and settings."""
+    import ray
+
+    config, settings = run.config, run.config.cofitune
+    files: list[Path] = []
+
+    def measure() -> Step:
+        reused = True
+        for name in settings.general:
+            key = {
+                "model": run.fingerprint,
+                "store": Path(stores[name].train).name,
+                "records": settings.records,
+                "dropout": settings.dropout,
+                "seed": config.seed,
+            }
+
+            def write(work: Path, name: str = name) -> None:
+                task = ray.remote(_measure).options(num_cpus=config.training.cpus_per_worker, num_gpus=1 if run.gpu else 0)
+                from safetensors.torch import save
+
+                (work / "importance.safetensors").write_bytes(save(ray.get(task.remote(config, run.model, {name: stores[name]}, run.gpu))))
+
+            folder, there = cached(config.cache_folder, "importance", key, write)
+            reused = reused and there
+            file = run.folder.path / "cofitune" / f"importance-{name}.safetensors"
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes((folder / "importance.safetensors").read_bytes())
+            push(file)
+            files.append(file)
+        return Step(files, reused)
+
+    run.folder.step("unit importance", measure)
+    return files
+
+
+def _measure(config: Config, model: str, paths: Mapping[str, DomainPaths], gpu: bool) -> dict[str, Any]:
+    """Unit importance on the records of one domain, on a worker."""
+    import numpy as np
+    import torch
+
+    from versatune_ray.mixture import chosen
+    from versatune_ray.storage import fetch
+    from versatune_ray.training.importance import unit_importance
+    from versatune_ray.training.model import load_model
+
+    torch.set_num_threads(config.training.cpus_per_worker)
+    (domain,) = load_domains(paths, config.data).values()
+    settings = config.cofitune
+    indices = chosen(len(domain.train), min(settings.records, len(domain.train)), config.seed, 0)
+    records = [np.asarray(domain.train[int(index)][0], dtype=np.int64) for index in indices]
+    batches = [records[start : start + _BATCH] for start in range(0, len(records), _BATCH)]
+    loaded = load_model(str(fetch(model)), config.model.trust_remote_code).to("cuda" if gpu else "cpu")
+    return unit_importance(loaded, batches, settings.dropout, config.seed)
