@@ -1,0 +1,113 @@
+"""The tree search of CoFiTune as a user runs it, on a model of which one part alone can learn; killed in the middle, and run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+NAMES = ("law", "code")
+LAYERS, MODULES = "training.trainable.layers", "training.trainable.modules"
+
+
+@pytest.fixture
+def planted(tiny_model: Path, tmp_path: Path) -> Path:
+    """Four layers of which nothing but the third one's FFN works: elsewhere two matrices in a row are 0, and so are their gradients."""
+    folder = tmp_path / "planted"
+    shutil.copytree(tiny_model, folder)
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(**shape, num_hidden_layers=4, max_position_embeddings=64, tie_word_embeddings=True))
+    with torch.no_grad():
+        for number, layer in enumerate(model.model.layers):
+            dead = [layer.self_attn.v_proj, layer.self_attn.o_proj]
+            for module in dead if number == 2 else [*dead, layer.mlp.up_proj, layer.mlp.down_proj]:
+                module.weight.zero_()
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def job(planted: Path, tmp_path: Path) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    for place, name in enumerate(NAMES):  # the answer repeats one word, which the word before it tells
+        words = rng.integers(3 + 30 * place, 33 + 30 * place, 80)
+        rows = [{"prompt": f"w{word}", "completion": " ".join([f"w{word}"] * 6)} for word in words]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "run": "tree",
+        "storage": str(tmp_path / "runs"),
+        "model": {"path": str(planted)},
+        "data": {"max_length": 32},
+        "domains": {name: str(tmp_path / f"{name}.jsonl") for name in NAMES},
+        "mixture": {"start": "uniform", "policy": "constant"},
+        "training": {"workers": 1, "epochs": 1, "samples_per_epoch": 320, "batch_size": 8, "learning_rate": 1e-2, "metrics": []},
+        "sweep": {"objective": {"gain": 1.0}},
+        "cofitune": {"general": ["code"], "records": 16, "concurrency": 2},
+    }
+
+
+def start(job: dict[str, Any], script: str, folder: Path) -> subprocess.Popen[str]:
+    (folder / f"{script}.yaml").write_text(yaml.safe_dump(job, sort_keys=False))
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, str(ROOT / "jobs" / script), "--config", str(folder / f"{script}.yaml")]
+    return subprocess.Popen(
+        command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    printed, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, printed
+    return printed
+
+
+def outcomes(run: Path) -> dict[str, float]:
+    return {file.parent.name: file.stat().st_mtime for file in run.glob("trials/*/outcome.json")}
+
+
+def test_the_search_finds_the_only_part_that_can_learn_and_survives_a_kill(job: dict[str, Any], planted: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "tree"
+    process = start(job, "cofitune.py", tmp_path)
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None and len(outcomes(run)) < 2:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    printed, _ = process.communicate()
+    before = outcomes(run)
+    assert 2 <= len(before) < 8, printed
+
+    printed = finish(start(job, "cofitune.py", tmp_path))
+    after = outcomes(run)
+    assert len(after) == 8 and {name: after[name] for name in before} == before
+    table = {(row[LAYERS], *row[MODULES]): row["gain"] for row in pq.read_table(run / "sweep" / "results.parquet").to_pylist()}
+    third = {key: gain for key, gain in table.items() if key[0] == "50%-75%"}
+    assert all(abs(gain) < 0.02 for key, gain in table.items() if key not in third), "layers that are dead learn nothing but a norm's scale"
+    assert third.pop(("50%-75%", "attention")) == 0
+    assert third and all(gain > 0.1 for gain in third.values())
+    assert "layers: best is layers 50%-75%" in printed and "modules: best is layers 50%-75%, ffn" in printed
+
+    best = yaml.safe_load((run / "sweep" / "best.yaml").read_text())
+    assert best["training"]["trainable"]["layers"] == "50%-75%"
+    (file,) = best["training"]["soft_mask"]
+    importance = load_file(file)
+    assert set(importance) >= {"model.layers.2.mlp.up_proj", "model.layers.2.mlp.down_proj"}
+    finish(start(best | {"run": "fine"}, "finetune.py", tmp_path))
+    was, now = (load_file(folder / "model.safetensors") for folder in (planted, tmp_path / "runs" / "fine" / "finetune" / "model"))
+    changed = {name for name in was if not torch.equal(was[name], now[name])}
+    assert changed and all(name.startswith("model.layers.2.") for name in changed)
