@@ -4,8 +4,8 @@ usage: python tests/bench/partial_training.py [--quick]        (--quick: smaller
 
 The same random Llama and records for all sides, which take turns of one optimizer step (``Tuner.step``):
 
-- ``full``: everything trains; ``part``: up_proj and down_proj of the second quarter of the layers; ``part_masked``: the same under a soft mask;
-  ``full_masked``: a soft mask on every projection.
+- ``full``: everything trains; ``part``: up_proj and down_proj of the second quarter of the layers;
+- ``full_masked``, ``part_masked``: the same under a soft mask on every projection.
 
 Ratios: ``soft_mask_full`` and ``soft_mask_part``: time of a masked step over an unmasked one at equal trainable parameters (goal 1.03).
 ``partial_time``: a step of ``part`` over one of ``full``. ``partial_memory``: what optimizer state and gradients take, the same way, bytes.
@@ -58,9 +58,7 @@ def steps(given: dict[str, Any]) -> Any:
                 found[side].append(time.perf_counter() - began)
     held = {}
     for side, tuner in tuners.items():
-        state = sum(
-            value.nbytes for values in tuner.optimizer.state.values() for value in values.values() if isinstance(value, torch.Tensor)
-        )
+        state = sum(value.nbytes for values in tuner.optimizer.state.values() for value in values.values())
         held[side] = state + sum(parameter.nbytes for parameter in tuner.model.parameters() if parameter.requires_grad)  # a gradient each
     return {"seconds": found, "bytes": held}
 
