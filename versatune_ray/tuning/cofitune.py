@@ -6,7 +6,8 @@ best branch is expanded, and the best of all trials is what ``best.yaml`` has. F
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.errors import UserError
 from versatune_ray.pipeline import Run
 from versatune_ray.run_folder import Step, say
-from versatune_ray.settings import Config, nearest
+from versatune_ray.settings import CoFiTune, Config, nearest
 from versatune_ray.storage import push
 from versatune_ray.training import plan as training_plan
 from versatune_ray.tuning.sweep import write_results
 from versatune_ray.tuning.trials import Failure, finish, name_of, run_trials, with_artefacts
 
 LAYERS, MODULES = "training.trainable.layers", "training.trainable.modules"
+Changes = dict[str, Any]
 _BATCH = 8  # records that importance is measured on at a time
 
 
@@ -50,37 +52,50 @@ def cofitune(run: Run) -> Path:
     config, settings = run.config, run.config.cofitune
     shared = with_artefacts(run, [config], config.mixture.targets, config.sweep.objective)
     failed: dict[str, Failure] = {}
-    tried = 0
 
-    def best_of(level: str, children: list[dict[str, Any]]) -> dict[str, Any] | None:
-        """Train what is missing of a level; the best of its trials."""
-        nonlocal tried
-        room = len(children) if settings.trials is None else max(0, settings.trials - tried)
-        if room < len(children):
-            say("cofitune", f"{level}: {len(children) - room} of {len(children)} are left out, for cofitune.trials is {settings.trials}")
-        listed = {name_of(changes): changes for changes in children[:room]}
-        tried += len(listed)
-        if not listed:
-            return None
-        failed.update(run_trials(shared, listed, "cofitune", settings.concurrency))
-        scored = {name: one["objectives"]["score"] for name in listed if (one := shared.outcome(name)) is not None}
-        if not scored:
-            return None
-        best = max(scored, key=lambda name: scored[name])
-        say("cofitune", f"{level}: best is {_told(listed[best])} (score {scored[best]:.4f})")
-        return listed[best]
+    def train(children: Mapping[str, Changes]) -> dict[str, float]:
+        failed.update(run_trials(shared, children, "cofitune", settings.concurrency))
+        return {name: one["objectives"]["score"] for name in children if (one := shared.outcome(name)) is not None}
 
-    layers = best_of("layers", [{LAYERS: layers, MODULES: []} for layers in settings.layers])
-    if layers is not None:
-        group = best_of("modules", [layers | {MODULES: [name]} for name in settings.modules])
-        if group is not None:
-            best_of("projections", [layers | {MODULES: names} for names in settings.modules[group[MODULES][0]]])
+    search(settings, train)
     more = {"training.soft_mask": [str(file) for file in importance(run, shared.stores)]} if settings.general else {}
     write_results(run, shared, [LAYERS, MODULES], failed, more)
     return finish(run, failed)
 
 
-def _told(changes: Mapping[str, Any]) -> str:
+def search(settings: CoFiTune, train: Callable[[Mapping[str, Changes]], Mapping[str, float]]) -> list[Changes]:
+    """Walk down the tree; returns the best of each level that was reached.
+
+    Args:
+        train: does fine-tunings, name → changes; returns the scores of those that ended well, by name.
+    """
+    left = math.inf if settings.trials is None else settings.trials
+    best: list[Changes] = []
+
+    def expand(level: str, children: Sequence[Changes]) -> bool:
+        """Train a level and note its best; whether there was one."""
+        nonlocal left
+        listed = {name_of(changes): changes for changes in children[: int(min(left, len(children)))]}
+        left -= len(listed)
+        if len(listed) < len(children):
+            say("cofitune", f"{level}: cofitune.trials leaves out {len(children) - len(listed)} of {len(children)}")
+        scores = train(listed) if listed else {}
+        if not scores:
+            return False
+        name = max(scores, key=lambda name: scores[name])
+        best.append(listed[name])
+        say("cofitune", f"{level}: best is {_told(listed[name])} (score {scores[name]:.4f})")
+        return True
+
+    if expand("layers", [{LAYERS: layers, MODULES: []} for layers in settings.layers]):
+        layers = best[0]
+        if expand("modules", [layers | {MODULES: [group]} for group in settings.modules]):
+            (group,) = best[1][MODULES]
+            expand("projections", [layers | {MODULES: names} for names in settings.modules[group]])
+    return best
+
+
+def _told(changes: Changes) -> str:
     return f"layers {changes[LAYERS]}" + (f", {' + '.join(changes[MODULES])}" if changes[MODULES] else "")
 
 
