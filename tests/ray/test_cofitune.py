@@ -72,7 +72,11 @@ def start(job: dict[str, Any], script: str, folder: Path) -> subprocess.Popen[st
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    printed, _ = process.communicate(timeout=500)
+    try:
+        printed, _ = process.communicate(timeout=500)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # or it would outlive the test
+        raise
     assert process.returncode == 0, printed
     return printed
 
