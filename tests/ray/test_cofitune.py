@@ -31,8 +31,8 @@ def planted(tiny_model: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "planted"
     shutil.copytree(tiny_model, folder)
     torch.manual_seed(0)
-    shape: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(**shape, num_hidden_layers=4, max_position_embeddings=64, tie_word_embeddings=True))
+    shape: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 4}
+    model = LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=64, tie_word_embeddings=True, initializer_range=0.3))
     with torch.no_grad():
         for number, layer in enumerate(model.model.layers):
             dead = [layer.self_attn.v_proj, layer.self_attn.o_proj]
@@ -45,9 +45,9 @@ def planted(tiny_model: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def job(planted: Path, tmp_path: Path) -> dict[str, Any]:
     rng = np.random.default_rng(0)
-    for place, name in enumerate(NAMES):  # the answer repeats one word, which the word before it tells
-        words = rng.integers(3 + 30 * place, 33 + 30 * place, 80)
-        rows = [{"prompt": f"w{word}", "completion": " ".join([f"w{word}"] * 6)} for word in words]
+    for place, name in enumerate(NAMES):  # every word is followed by the next of thirty, in a circle: the word before tells all
+        chains = [[3 + 30 * place + (first + step) % 30 for step in range(7)] for first in rng.integers(0, 30, 80)]
+        rows = [{"prompt": f"w{chain[0]}", "completion": " ".join(f"w{word}" for word in chain[1:])} for chain in chains]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
         "run": "tree",
@@ -85,6 +85,7 @@ def outcomes(run: Path) -> dict[str, float]:
     return {file.parent.name: file.stat().st_mtime for file in run.glob("trials/*/outcome.json")}
 
 
+@pytest.mark.slow
 def test_the_search_finds_the_only_part_that_can_learn_and_survives_a_kill(job: dict[str, Any], planted: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "tree"
     process = start(job, "cofitune.py", tmp_path)
@@ -101,9 +102,9 @@ def test_the_search_finds_the_only_part_that_can_learn_and_survives_a_kill(job: 
     assert len(after) == 8 and {name: after[name] for name in before} == before
     table = {(row[LAYERS], *row[MODULES]): row["gain"] for row in pq.read_table(run / "sweep" / "results.parquet").to_pylist()}
     third = {key: gain for key, gain in table.items() if key[0] == "50%-75%"}
-    assert all(abs(gain) < 0.02 for key, gain in table.items() if key not in third), "layers that are dead learn nothing but a norm's scale"
+    assert all(gain == 0 for key, gain in table.items() if key not in third), "what is dead has no gradient"
     assert third.pop(("50%-75%", "attention")) == 0
-    assert third and all(gain > 0.1 for gain in third.values())
+    assert len(third) == 4 and all(gain > 0.3 for gain in third.values())
     assert "layers: best is layers 50%-75%" in printed and "modules: best is layers 50%-75%, ffn" in printed
 
     best = yaml.safe_load((run / "sweep" / "best.yaml").read_text())

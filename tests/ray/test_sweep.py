@@ -142,6 +142,7 @@ def test_hopeless_trials_are_stopped_early_and_failed_ones_are_told(job: dict[st
     assert "1 trials failed" in printed and "is not finite" in printed
 
 
+@pytest.mark.slow
 def test_optuna_searches_a_range_and_knows_what_was_tried_before(job: dict[str, Any], tmp_path: Path) -> None:
     sweep = {"space": {"mixture.delta": {"min": 0.01, "max": 0.3, "log": True}}, "search": "optuna_pareto", "trials": 2}
     finish(start(job | {"run": "optuna", "sweep": sweep}, "sweep.py", tmp_path))

@@ -197,6 +197,7 @@ def test_no_fault_costs_a_decision_or_repeats_one(
     assert not stopped[0].is_running() or stopped[0].status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.slow
 def test_with_a_range_of_workers_the_run_goes_on_with_those_that_are_left(
     machines: Machines, tune: Callable[..., list[dict[str, Any]]], undisturbed: list[dict[str, Any]]
 ) -> None:

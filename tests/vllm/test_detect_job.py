@@ -219,6 +219,7 @@ def test_the_same_command_generates_and_judges_nothing(storage: Path, again: sub
 
 
 @pytest.mark.usefixtures("ray_cluster", "again")
+@pytest.mark.slow
 def test_more_samples_then_a_tolerance_make_only_what_is_missing(storage: Path) -> None:
     done, one = detect_here(settings_of(storage, samples=200))
     before = {file: file.stat().st_mtime_ns for file in one.source.folder.glob("*.parquet")}
