@@ -154,7 +154,9 @@ def run_trials(
             search_alg=search,
             scheduler=scheduler,
             max_concurrent_trials=limit,
-            reuse_actors=True,  # the next trial starts in a process that has torch and transformers loaded
+            # The next trial starts in a process that has torch and transformers loaded; not where a scheduler may stop one in the middle,
+            # for a process that waits for its fine-tuning takes no other trial.
+            reuse_actors=scheduler is None,
         ),
         run_config=tune.RunConfig(name="tune", storage_path=uri_of(plan.base.run_folder / title), verbose=0, callbacks=[account]),
     )
