@@ -1,15 +1,19 @@
-"""What several tests need: a throw-away Ray, a random tiny model with its tokenizer, token stores from plain lists."""
+"""What several tests need: a throw-away Ray, jobs as users start them, a random tiny model with its tokenizer, token stores from lists."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
@@ -33,6 +37,27 @@ def ray_cluster() -> Iterator[None]:
         os.environ.pop("TMPDIR")
         if before is not None:
             os.environ["TMPDIR"] = before
+
+
+def start_job(job: dict[str, Any], script: str, folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    """``jobs/SCRIPT`` with the configuration ``job``, in a process group of its own; its runs go to ``folder / "runs"``."""
+    (folder / "job.yaml").write_text(yaml.safe_dump(job, sort_keys=False))
+    command = [sys.executable, str(ROOT / "jobs" / script), "--config", str(folder / "job.yaml"), f"storage={folder / 'runs'}", *overrides]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.Popen(
+        command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def finish_job(process: subprocess.Popen[str], status: int = 0) -> str:
+    """Wait for a job's end; returns what it printed."""
+    try:
+        printed, _ = process.communicate(timeout=500)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # or it would outlive the test
+        raise
+    assert process.returncode == status, printed
+    return printed
 
 
 def write_store(folder: Path, samples: Sequence[tuple[Sequence[int], int]]) -> Path:

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import finish_job, start_job
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -51,7 +49,6 @@ def job(planted: Path, tmp_path: Path) -> dict[str, Any]:
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
         "run": "tree",
-        "storage": str(tmp_path / "runs"),
         "model": {"path": str(planted)},
         "data": {"max_length": 32},
         "domains": {name: str(tmp_path / f"{name}.jsonl") for name in NAMES},
@@ -62,25 +59,6 @@ def job(planted: Path, tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def start(job: dict[str, Any], script: str, folder: Path) -> subprocess.Popen[str]:
-    (folder / f"{script}.yaml").write_text(yaml.safe_dump(job, sort_keys=False))
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    command = [sys.executable, str(ROOT / "jobs" / script), "--config", str(folder / f"{script}.yaml")]
-    return subprocess.Popen(
-        command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    try:
-        printed, _ = process.communicate(timeout=500)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # or it would outlive the test
-        raise
-    assert process.returncode == 0, printed
-    return printed
-
-
 def outcomes(run: Path) -> dict[str, float]:
     return {file.parent.name: file.stat().st_mtime for file in run.glob("trials/*/outcome.json")}
 
@@ -88,7 +66,7 @@ def outcomes(run: Path) -> dict[str, float]:
 @pytest.mark.slow
 def test_the_search_finds_the_only_part_that_can_learn_and_survives_a_kill(job: dict[str, Any], planted: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "tree"
-    process = start(job, "cofitune.py", tmp_path)
+    process = start_job(job, "cofitune.py", tmp_path)
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None and len(outcomes(run)) < 2:
         time.sleep(0.1)
@@ -97,7 +75,7 @@ def test_the_search_finds_the_only_part_that_can_learn_and_survives_a_kill(job: 
     before = outcomes(run)
     assert 2 <= len(before) < 8, printed
 
-    printed = finish(start(job, "cofitune.py", tmp_path))
+    printed = finish_job(start_job(job, "cofitune.py", tmp_path))
     after = outcomes(run)
     assert len(after) == 8 and {name: after[name] for name in before} == before
     table = {(row[LAYERS], *row[MODULES]): row["gain"] for row in pq.read_table(run / "sweep" / "results.parquet").to_pylist()}
@@ -112,7 +90,7 @@ def test_the_search_finds_the_only_part_that_can_learn_and_survives_a_kill(job: 
     (file,) = best["training"]["soft_mask"]
     importance = load_file(file)
     assert set(importance) >= {"model.layers.2.mlp.up_proj", "model.layers.2.mlp.down_proj"}
-    finish(start(best | {"run": "fine"}, "finetune.py", tmp_path))
+    finish_job(start_job(best | {"run": "fine"}, "finetune.py", tmp_path))
     was, now = (load_file(folder / "model.safetensors") for folder in (planted, tmp_path / "runs" / "fine" / "finetune" / "model"))
     changed = {name for name in was if not torch.equal(was[name], now[name])}
     assert changed and all(name.startswith("model.layers.2.") for name in changed)

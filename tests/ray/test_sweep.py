@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import finish_job, start_job
 
 from versatune_ray.config import parse
 from versatune_ray.errors import UserError
@@ -53,25 +51,6 @@ def job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     }
 
 
-def start(job: dict[str, Any], script: str, folder: Path, *overrides: str) -> subprocess.Popen[str]:
-    (folder / "job.yaml").write_text(yaml.safe_dump(job, sort_keys=False))
-    command = [sys.executable, str(ROOT / "jobs" / script), "--config", str(folder / "job.yaml"), f"storage={folder / 'runs'}", *overrides]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return subprocess.Popen(
-        command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-
-
-def finish(process: subprocess.Popen[str], status: int = 0) -> str:
-    try:
-        printed, _ = process.communicate(timeout=500)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # or it would outlive the test
-        raise
-    assert process.returncode == status, printed
-    return printed
-
-
 def logs(folder: Path) -> dict[str, float]:
     """When the log of each finished trial was last written."""
     return {
@@ -81,7 +60,7 @@ def logs(folder: Path) -> dict[str, float]:
 
 def test_a_sweep_survives_a_kill_and_repeats_no_finished_trial(job: dict[str, Any], tmp_path: Path) -> None:
     run = tmp_path / "runs" / "search"
-    process = start(job, "sweep.py", tmp_path, "sweep.concurrency=2")
+    process = start_job(job, "sweep.py", tmp_path, "sweep.concurrency=2")
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None and len(logs(run)) < 2:
         time.sleep(0.1)
@@ -90,7 +69,7 @@ def test_a_sweep_survives_a_kill_and_repeats_no_finished_trial(job: dict[str, An
     before = logs(run)
     assert 2 <= len(before) < 4, printed
 
-    printed = finish(start(job, "sweep.py", tmp_path, "sweep.concurrency=2"))
+    printed = finish_job(start_job(job, "sweep.py", tmp_path, "sweep.concurrency=2"))
     assert f"{len(before)} of 4 trials were done before" in printed
     after = logs(run)
     assert len(after) == 4 and {name: after[name] for name in before} == before
@@ -111,7 +90,7 @@ def test_a_sweep_survives_a_kill_and_repeats_no_finished_trial(job: dict[str, An
     assert best["trial"] in [row["trial"] for row in front]
 
     # Its best is a configuration that the fine-tuning job takes as is, and that gives the same numbers.
-    printed = finish(start(yaml.safe_load((run / "sweep" / "best.yaml").read_text()), "finetune.py", tmp_path))
+    printed = finish_job(start_job(yaml.safe_load((run / "sweep" / "best.yaml").read_text()), "finetune.py", tmp_path))
     tuned = tmp_path / "runs" / "search-best" / "finetune" / "adjustments.jsonl"
     assert (
         json.loads(tuned.read_text().splitlines()[-1])["loss"]
@@ -130,7 +109,7 @@ def test_hopeless_trials_are_stopped_early_and_failed_ones_are_told(job: dict[st
     }
     training = job["training"] | {"samples_per_epoch": 30 * STEPS * 8, "adjust_every": 30 * EVERY}  # long enough to be stopped in midst
     job = job | {"run": "pruned", "mixture": {"start": "uniform", "policy": "constant"}, "training": training, "sweep": sweep}
-    printed = finish(start(job, "sweep.py", tmp_path), status=1)
+    printed = finish_job(start_job(job, "sweep.py", tmp_path), status=1)
     run = tmp_path / "runs" / "pruned"
     rows = {
         row["training.learning_rate"]: row for row in pq.read_table(run / "sweep" / "results.parquet").to_pylist() if row["error"] is None
@@ -145,10 +124,10 @@ def test_hopeless_trials_are_stopped_early_and_failed_ones_are_told(job: dict[st
 @pytest.mark.slow
 def test_optuna_searches_a_range_and_knows_what_was_tried_before(job: dict[str, Any], tmp_path: Path) -> None:
     sweep = {"space": {"mixture.delta": {"min": 0.01, "max": 0.3, "log": True}}, "search": "optuna_pareto", "trials": 2}
-    finish(start(job | {"run": "optuna", "sweep": sweep}, "sweep.py", tmp_path))
+    finish_job(start_job(job | {"run": "optuna", "sweep": sweep}, "sweep.py", tmp_path))
     before = logs(tmp_path / "runs" / "optuna")
     assert len(before) == 2
-    finish(start(job | {"run": "optuna", "sweep": sweep | {"trials": 3}}, "sweep.py", tmp_path))
+    finish_job(start_job(job | {"run": "optuna", "sweep": sweep | {"trials": 3}}, "sweep.py", tmp_path))
     after = logs(tmp_path / "runs" / "optuna")
     assert len(after) == 3 and {name: after[name] for name in before} == before
     table = pq.read_table(tmp_path / "runs" / "optuna" / "sweep" / "results.parquet").to_pylist()
@@ -177,7 +156,7 @@ def test_a_study_compares_methods_seed_by_seed_on_shared_artefacts(job: dict[str
         "average": {"mixture.start": "trajectory", "mixture.policy": "constant", "mixture.trajectory": "@VersaTune, σ = 2"},
     }
     job = job | {"run": "compare", "study": {"methods": methods, "seeds": [3, 4]}}
-    printed = finish(start(job, "study.py", tmp_path))
+    printed = finish_job(start_job(job, "study.py", tmp_path))
     run = tmp_path / "runs" / "compare"
     assert len(logs(run)) == 6
     assert len(list((tmp_path / "runs" / ".cache" / "reference").glob("*/result.json"))) == len(NAMES)  # once for both seeds
