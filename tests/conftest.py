@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,15 @@ def finish_job(process: subprocess.Popen[str], status: int = 0) -> str:
         raise
     assert process.returncode == status, printed
     return printed
+
+
+def kill_job(process: subprocess.Popen[str], ready: Callable[[], bool]) -> str:
+    """``kill -9`` a job with all it started, as soon as it is ``ready``; returns what it printed."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None and not ready():
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    return process.communicate()[0]
 
 
 def write_store(folder: Path, samples: Sequence[tuple[Sequence[int], int]]) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,11 +28,11 @@ Settings = str | Path | Sequence[str | Path] | Mapping[str, Any]
 Table = Sequence[tuple[str, ...]]  # rows of texts, the head first
 
 
-class _Shown:
+class _Shown(ABC):
     """Shows itself as a table: as text, and in a notebook."""
 
-    def _rows(self) -> Table:
-        raise NotImplementedError
+    @abstractmethod
+    def _rows(self) -> Table: ...
 
     def __str__(self) -> str:
         rows = self._rows()

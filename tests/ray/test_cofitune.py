@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import finish_job, start_job
+from conftest import finish_job, kill_job, start_job
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -66,12 +63,7 @@ def outcomes(run: Path) -> dict[str, float]:
 @pytest.mark.slow
 def test_the_search_finds_the_only_part_that_can_learn_and_survives_a_kill(job: dict[str, Any], planted: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "tree"
-    process = start_job(job, "cofitune.py", tmp_path)
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and process.poll() is None and len(outcomes(run)) < 2:
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)
-    printed, _ = process.communicate()
+    printed = kill_job(start_job(job, "cofitune.py", tmp_path), lambda: len(outcomes(run)) >= 2)
     before = outcomes(run)
     assert 2 <= len(before) < 8, printed
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import finish_job, start_job
+from conftest import finish_job, kill_job, start_job
 
 from versatune_ray.config import parse
 from versatune_ray.errors import UserError
@@ -60,12 +57,7 @@ def logs(folder: Path) -> dict[str, float]:
 
 def test_a_sweep_survives_a_kill_and_repeats_no_finished_trial(job: dict[str, Any], tmp_path: Path) -> None:
     run = tmp_path / "runs" / "search"
-    process = start_job(job, "sweep.py", tmp_path, "sweep.concurrency=2")
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and process.poll() is None and len(logs(run)) < 2:
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)
-    printed, _ = process.communicate()
+    printed = kill_job(start_job(job, "sweep.py", tmp_path, "sweep.concurrency=2"), lambda: len(logs(run)) >= 2)
     before = logs(run)
     assert 2 <= len(before) < 4, printed
 

@@ -168,20 +168,6 @@ def test_stages_that_are_broken_off_anywhere_end_like_ones_that_were_not(attempt
         assert all(torch.equal(weights[name], weights_again[name]) for name in weights)
 
 
-def test_a_stage_goes_on_with_the_optimizer_or_begins_anew(attempt: Callable[..., tuple[list[Any], list[Any], Any]]) -> None:
-    """Two stages on the same records with one schedule make the weights of a single one as long, if nothing begins anew."""
-    whole = [{"name": "all", "policy": "constant", "epochs": 2}]  # 80 samples in 10 steps
-    halves = [{"name": name, "policy": "constant", "epochs": 1, "fresh": False} for name in ("first", "second")]
-    del halves[0]["fresh"]
-    _, _, once = attempt("whole-stage", stages=whole)
-    log, _, joined = attempt("joined", stages=halves)
-    _, _, anew = attempt("anew", stages=[half | {"fresh": True} for half in halves])
-    assert [line["epoch"] for line in log] == [0, 0.6, 1, 1, 1.6, 2]
-    far = max(float((once[name] - anew[name]).abs().max()) for name in once)
-    near = max(float((once[name] - joined[name]).abs().max()) for name in once)
-    assert near < far / 3, "but for the order of the second pass, which differs"
-
-
 def test_rehearsing_nothing_is_mixed_sequential_sample_for_sample(attempt: Callable[..., tuple[list[Any], list[Any], Any]]) -> None:
     first, then = {"name": "s", "sources": "code", "epochs": 1}, {"name": "g", "sources": "law", "epochs": 1}
     mixed = attempt("mixed", stages=[first, then])

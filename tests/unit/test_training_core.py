@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -153,3 +154,20 @@ def test_compiled_blocks_give_the_same_losses(tiny_model: Path, data: list[Domai
     )
     assert compiled.step(SHARES) == pytest.approx(plain.step(SHARES), rel=1e-5)
     assert compiled.step(SHARES) == pytest.approx(plain.step(SHARES), rel=1e-5)
+
+
+def test_a_stage_goes_on_with_optimizer_and_schedule_or_begins_anew(tiny_model: Path, data: list[DomainData]) -> None:
+    """Two stages of 3 and 5 steps on one schedule: its rates are half a cosine over 8 steps, whatever stage they are in."""
+    first, second = (replace(RECIPE, steps=steps, scheduled=8, warmup=0.0) for steps in (3, 5))
+    one, rates = tuner(tiny_model, data, first), []
+    for number in range(8):
+        if number == 3:
+            optimizer = one.optimizer
+            one.begin(second, fresh=False)
+            assert one.optimizer is optimizer and one.sampler.step == 0
+        one.step(SHARES)
+        assert one.last is not None
+        rates.append(one.last.rate)
+    np.testing.assert_allclose(rates, [RECIPE.learning_rate * (1 + np.cos(np.pi * number / 8)) / 2 for number in range(8)])
+    one.begin(second)
+    assert one.optimizer is not optimizer and not one.optimizer.state

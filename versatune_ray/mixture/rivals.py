@@ -34,7 +34,21 @@ class ExponentialLoss(_Rival):
 
 
 @dataclass(frozen=True)
-class DoReMi(_Rival):
+class _Excess(_Rival):
+    """Goes by what a loss has beyond a reference."""
+
+    needs_reference: ClassVar[bool] = True
+
+    eta: float = 1.0
+    smoothing: float = 1e-4
+
+    def __post_init__(self) -> None:
+        _positive("eta", self.eta)
+        _share("smoothing", self.smoothing)
+
+
+@dataclass(frozen=True)
+class DoReMi(_Excess):
     """DoReMi (Xie et al. 2023, arXiv 2305.10429, Algorithm 1): P_j ∝ P_j(t−1)·exp(η·max(ℓ_j − ℓ_ref,j, 0)), then (1 − c)·P_j + c/k.
 
     The original steers a small proxy model at every step and trains the large one on the average mixture; ``mixture.start=trajectory``
@@ -47,22 +61,13 @@ class DoReMi(_Rival):
         ValueError: a setting out of range; ``update`` without a reference loss.
     """
 
-    needs_reference: ClassVar[bool] = True
-
-    eta: float = 1.0
-    smoothing: float = 1e-4
-
-    def __post_init__(self) -> None:
-        _positive("eta", self.eta)
-        _share("smoothing", self.smoothing)
-
     def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
         before = check_shares(shares, feedback.loss.size, feedback.names)
         return _mixed(_exponentiated(before, self.eta * feedback.excess_loss()), self.smoothing)
 
 
 @dataclass(frozen=True)
-class DynamicLoading(_Rival):
+class DynamicLoading(_Excess):
     """Dynamic batch loading of Sheared LLaMA (Xia et al. 2023, arXiv 2310.06694, Algorithm 1): P = softmax(log P(t−1) + η·(ℓ − ℓ_target)).
 
     Unlike in DoReMi a domain below its target is pushed down, for the difference is not cut at 0. Its target losses, fitted to a scaling
@@ -74,15 +79,6 @@ class DynamicLoading(_Rival):
     Raises:
         ValueError: a setting out of range; ``update`` without a reference loss.
     """
-
-    needs_reference: ClassVar[bool] = True
-
-    eta: float = 1.0
-    smoothing: float = 1e-4
-
-    def __post_init__(self) -> None:
-        _positive("eta", self.eta)
-        _share("smoothing", self.smoothing)
 
     def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
         before = check_shares(shares, feedback.loss.size, feedback.names)

@@ -11,20 +11,23 @@ from versatune_ray.settings import Config, Stage, nearest
 
 @dataclass(frozen=True)
 class Part:
-    """A stage, before any data is read.
+    """A stage, before any data is read; without ``stage`` the whole of a configuration that has none.
 
-    name: None where the configuration has no stages. config: of a plain run over ``sources`` (in domain order).
-    rehearsed: those of them that only earlier stages name. fresh: whether optimizer and schedule begin anew.
+    config: of a plain run over ``sources`` (in domain order). rehearsed: those of them that only earlier stages name.
     """
 
-    name: str | None
     config: Config
     sources: tuple[str, ...]
     rehearsed: frozenset[str] = frozenset()
     stage: Stage | None = None
 
     @property
+    def name(self) -> str | None:
+        return None if self.stage is None else self.stage.name
+
+    @property
     def fresh(self) -> bool:
+        """Whether optimizer and schedule begin anew."""
         return self.stage is None or self.stage.fresh
 
     def records(self, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -58,7 +61,7 @@ def parts(config: Config, names: Sequence[str]) -> list[Part]:
         own = set(stage.sources or names)
         earlier = {name for part in found for name in part.sources} - own if stage.rehearses else set()
         sources = tuple(name for name in names if name in own | earlier)
-        part = Part(stage.name, _plain(config, stage), sources, frozenset(earlier), stage)
+        part = Part(_plain(config, stage), sources, frozenset(earlier), stage)
         if any(other.name == stage.name for other in found):
             raise UserError(f"stages: two are called {stage.name!r}; choose another name")
         if not stage.fresh:
@@ -70,7 +73,7 @@ def parts(config: Config, names: Sequence[str]) -> list[Part]:
                     "whose schedule it goes on with; leave it out, or write fresh: true"
                 )
         found.append(part)
-    return found or [Part(None, config, tuple(names))]
+    return found or [Part(config, tuple(names))]
 
 
 def _plain(config: Config, stage: Stage) -> Config:
