@@ -224,6 +224,7 @@ def test_a_stage_begins_with_its_own_shares_and_its_policy_hears_of_its_own_doma
 
         def update(self, shares: Any, feedback: Any) -> Any:
             told.append((shares.tolist(), feedback.loss.tolist(), feedback.history.tolist(), feedback.names))
+            told[-1] += (feedback.step,)
             return np.array([1.0])
 
         def guard_state(self, shares: Any, feedback: Any) -> None:
@@ -237,8 +238,46 @@ def test_a_stage_begins_with_its_own_shares_and_its_policy_hears_of_its_own_doma
         (decision,) = exchange(actor, replace(report(step, losses, [1, 1]), stage=number))
         shares.append((decision.line["stage"], decision.share.tolist()))
     assert shares == [("both", [0.5, 0.5]), ("both", [0.5, 0.5]), ("code", [0, 1]), ("code", [0, 1])]
-    assert told == [([1.0], [1.0], [[2.0]], ("code",))]
+    assert told == [([1.0], [1.0], [[2.0]], ("code",), 10)], "steps count from where the stage begins"
     assert decision.line["warnings"] == [], "law's share was never more in this stage"
     again = WeightController(["law", "code"], stages, None, 5.0)
     again.begin(1, json.loads(json.dumps(actor.state_dict(1))))
     assert again.share.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ([0.6, 0.3], "policy Wrong: shares sum to 0.9, not to 1"),
+        ([1.0], "policy Wrong: .*2"),
+        (None, "policy Wrong: it broke"),
+    ],
+)
+def test_a_policy_of_ones_own_that_goes_wrong_is_named_on_all_ranks(answer: list[float] | None, told: str) -> None:
+    class Wrong:
+        needs_reference = False
+
+        def update(self, shares: Any, feedback: Any) -> Any:
+            if answer is None:
+                raise RuntimeError("it broke")
+            return np.array(answer)
+
+        def guard_state(self, shares: Any, feedback: Any) -> None:
+            return None
+
+    actor = controller(Wrong())
+    actor.begin(2, None)
+    exchange(actor, report(0, [4, 4], [1, 1]), report(0, [4, 4], [1, 1]))
+    with pytest.raises(ValueError, match=told):
+        exchange(actor, report(10, [4, 4], [1, 1]), report(10, [4, 4], [1, 1]))
+
+
+def test_passes_go_on_counting_from_stage_to_stage() -> None:
+    stages = [stage(Constant(), "both", steps=10), stage(Constant(), "code", sources=(1,), start=np.array([0.0, 1.0]), first=10)]
+    actor = WeightController(["law", "code"], stages, None, 5.0)
+    actor.begin(1, None)
+    found = []
+    for number, step, passes in ((0, 0, (0, 0)), (0, 10, (0.5, 2)), (1, 10, (0, 0)), (1, 20, (0, 1.5))):
+        (decision,) = exchange(actor, replace(report(step, [2, 2], [1, 1]), stage=number, passes=np.array(passes, dtype=float)))
+        found.append(list(decision.line["passes"].values()))
+    assert found == [[0, 0], [0.5, 2], [0.5, 2], [0.5, 3.5]]

@@ -43,12 +43,12 @@ def test_dynamic_loading_pushes_down_what_is_below_its_target() -> None:
 
 def test_odm_averages_rewards_and_explores_less_and_less() -> None:
     # k = 2, two measurements, α = 0.5: R ∝ 0.5·exp(ℓ₀) + exp(ℓ₁) = (0.5·4 + 2, 0.5·1 + 1) = (4, 1.5).
-    # ε = min(1/2, √(ln 2 / 4)) = 0.41627730557884884
+    # After 10 optimizer steps ε = min(1/2, √(ln 2 / 20)) = 0.1861648705529517.
     feedback = Feedback(10, loss=np.log([2, 1]), history=[np.log([4, 1])])
-    explored = 0.41627730557884884
+    explored = 0.1861648705529517
     close(OnlineDataMixing(alpha=0.5).update([0.9, 0.1], feedback), (1 - 2 * explored) * np.array([4, 1.5]) / 5.5 + explored)
-    # The first measurement: ε = 1/2 would be 0.5887 cut to 1/k, so uniform.
-    close(OnlineDataMixing().update([0.9, 0.1], Feedback(10, loss=[3, 1])), [0.5, 0.5])
+    # After one step ε would be 0.5887 and is cut to 1/k, so uniform.
+    close(OnlineDataMixing().update([0.9, 0.1], Feedback(1, loss=[3, 1])), [0.5, 0.5])
     # Warm-up keeps what is there, and a thousand nats overflow nothing.
     close(OnlineDataMixing(warmup=11).update([0.9, 0.1], feedback), [0.9, 0.1])
     assert np.isfinite(OnlineDataMixing().update([0.9, 0.1], Feedback(10, loss=[1000, 0], history=[[0, 999]]))).all()
@@ -84,7 +84,11 @@ def test_each_runs_over_recorded_losses_and_needs_no_state(kind: Any) -> None:
         (DoReMi, {"eta": 0}, "eta: 0 is not a finite number above 0"),
         (DoReMi, {"smoothing": 1.5}, "smoothing: 1.5 is not within 0 and 1"),
         (OnlineDataMixing, {"alpha": 1.0}, "alpha: 1.0 is not a number of at least 0 and below 1"),
-        (SkillIt, {"window": 0}, "window: 0 is less than 1"),
+        (SkillIt, {"window": 0}, "window: 0 is not a whole number of at least 1"),
+        (SkillIt, {"window": 2.5}, "window: 2.5 is not a whole number"),
+        (SkillIt, {"skills": [[1, 0], [1]]}, r"skills: \[\[1, 0\], \[1\]\] are not as many rows of finite numbers"),
+        (SkillIt, {"skills": "abc"}, "skills: 'abc' are not as many rows"),
+        (SkillIt, {"skills": [[1, 0], [float("nan"), 1]]}, "skills: .*nan.* are not as many rows"),
     ],
 )
 def test_settings_out_of_range_are_refused(kind: Any, settings: dict[str, Any], told: str) -> None:
@@ -103,11 +107,25 @@ def test_a_rule_is_chosen_by_name_with_its_options() -> None:
     for mixture, told in (
         ({"policy": "skill_it", "options": {"etaa": 1}}, r"mixture\.options\.etaa: skill_it takes no such setting; did you mean 'eta'"),
         ({"policy": "doremi", "options": {"eta": -1}}, r"mixture\.options: doremi: eta: -1 is not"),
+        ({"policy": "skill_it", "options": {"skills": [[1]]}}, r"mixture\.options\.skills: 1 rows for the 2 domains law, code"),
         ({"policy": "versatune", "options": {"sigma": 1}}, r"mixture\.options: policy=versatune takes its settings from the other keys"),
     ):
         with pytest.raises(UserError, match=told):
             configured(**mixture)
     assert [plan.needs_reference(parse({"mixture": {"policy": name}})) for name in ("doremi", "odm", "constant")] == [True, False, False]
+
+
+def test_a_floor_lies_under_a_rival_too() -> None:
+    floored = configured(policy="exponential_loss", min_share=0.2)
+    # exp(ln 9) : exp(0) is 9 : 1, so the second share is lifted from 0.1.
+    close(floored.update([0.5, 0.5], Feedback(1, loss=[np.log(9), 0])), [0.8, 0.2])
+    close(configured(policy="exponential_loss").update([0.5, 0.5], Feedback(1, loss=[np.log(9), 0])), [0.9, 0.1])
+
+
+def test_replay_tells_a_policy_the_steps_that_were_recorded() -> None:
+    moves = replay(OnlineDataMixing(warmup=100), [0.9, 0.1], [[3, 1], [3, 1]], None, [3, 1], steps=[90, 105])
+    np.testing.assert_array_equal(moves[1], [0.9, 0.1])
+    assert moves[2][1] > 0.1
 
 
 PLUGIN = """

@@ -10,7 +10,7 @@ import pytest
 
 from versatune_ray.config import load
 from versatune_ray.errors import UserError
-from versatune_ray.mixture import Constant, Expansion, VersaTune
+from versatune_ray.mixture import Constant, DoReMi, Expansion, OnlineDataMixing, VersaTune
 from versatune_ray.settings.stages import half_up
 from versatune_ray.training import plan
 
@@ -145,12 +145,33 @@ def test_stages_of_one_schedule_share_its_steps() -> None:
         ("[{name: s, sources: law, policy: expansion}]", "stages.s: mixture.targets"),
         ("[{name: s, start: {law: 1}}]", "stages.s: mixture.start: needs one share for each of law, code, general"),
         ("[{name: s, batch_size: 1}]", "stages.s: training.batch_size: 1 is less than one sample for each of 2 workers"),
+        ("[{name: s, sources: law, records: {code: 5}}]", "stages.s.records: this stage does not train on 'code', but on law"),
+        ("[{name: s, sources: law, start: {law: 0.5, code: 0.5}}]", "stages.s.start: this stage does not train on 'code'"),
+        ("[{name: s, policy: odm, options: {eta: 1}}]", "stages.s: mixture.options.eta: odm takes no such setting"),
         ("[{epochs: 1}]", "stages.0.name"),
     ],
 )
 def test_stages_that_cannot_be_are_refused(given: str, refusal: str) -> None:
     with pytest.raises(UserError, match=re.escape(refusal)):
         stages(f"stages={given}")
+
+
+def test_what_is_rehearsed_is_a_part_of_what_was_used() -> None:
+    first = "{name: s, sources: [law, general], records: {law: 40}}"
+    _, second = stages(f"stages=[{first}, {{name: g, sources: code, rehearse: 1/16}}]")
+    assert second.records == (3, 20_022, 5379)  # 40 / 16 = 2.5 and 86,060 / 16 = 5,378.75
+    _, second = stages(f"stages=[{first}, {{name: g, sources: code, rehearse: 1/16, fraction: {{law: 1/2}}}}]")
+    assert second.records == (20, 20_022, 5379), "a fraction of its own counts in place of k"
+
+
+def test_every_stage_may_have_settings_for_its_policy() -> None:
+    first, second, third = stages(
+        "mixture.policy=odm",
+        "mixture.options.alpha=0.5",
+        "stages=[{name: a}, {name: b, policy: doremi, options: {eta: 2}}, {name: c, policy: doremi}]",
+    )
+    assert (first.policy, second.policy, third.policy) == (OnlineDataMixing(alpha=0.5), DoReMi(eta=2), DoReMi())
+    assert [one.recipe.order for one in (first, second, third)] == [0, 1, 2]
 
 
 def test_keys_of_a_stage_are_reached_by_its_name() -> None:

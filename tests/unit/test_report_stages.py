@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from versatune_ray.report.data import Adjustment, RunData
+import json
+from pathlib import Path
+
+from versatune_ray.report.build import build_report
+from versatune_ray.report.data import Adjustment, RunData, read_run
 from versatune_ray.report.figures import losses, passes
-from versatune_ray.report.stages import stage_table, with_bands
+from versatune_ray.report.stages import Span, spans, stage_table, with_bands
 
 MADE = (("one", 0, 4.0, 2.0), ("one", 10, 2.0, 3.0), ("two", 10, 2.0, 3.0), ("two", 20, 2.5, 1.5), ("two", 30, 3.0, 0.9))
 RUN = RunData(
@@ -54,3 +58,16 @@ def test_a_stage_name_is_no_markup_for_plotly() -> None:
     figure = losses(run)
     assert figure is not None
     assert with_bands(run, figure).layout["annotations"][0]["text"] == "&lt;i&gt;x&lt;/i&gt;"
+
+
+def test_the_end_of_a_stage_and_the_beginning_of_the_next_are_both_read_from_the_log(tmp_path: Path) -> None:
+    lines = [
+        {"step": step, "stage": stage, "loss": {"law": loss}, "share": {"law": share, "code": 1 - share}, "passes": {"law": 0.5}}
+        for step, stage, loss, share in ((0, "s", 4.0, 1.0), (120, "s", 2.0, 1.0), (120, "g", 2.0, 0.0), (144, "g", 2.5, 0.0))
+    ]
+    (tmp_path / "finetune").mkdir()
+    (tmp_path / "finetune" / "adjustments.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert spans(read_run(tmp_path)) == [Span("s", 0, 120, {"law": 4.0}, {"law": 2.0}), Span("g", 120, 144, {"law": 2.0}, {"law": 2.5})]
+    page = build_report(tmp_path).read_text(encoding="utf-8")
+    assert "It went through 2 stages: s and g." in page
+    assert "hardly any sample" not in page, "law was never meant to be in the last stage"

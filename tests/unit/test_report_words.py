@@ -71,7 +71,8 @@ def test_a_loss_that_rises_everywhere_and_a_share_that_dies_are_pointed_out() ->
         for model, value in (("base", 2.0), ("tuned", 2.2))
     ]
     last = Adjustment(step=9, share={"law": 0.0005, "code": 0.9995}, passes={"law": 1.0, "code": 11.5}, guard=Guard(open=True))
-    run = RunData(name="r", folder="r", adjustments=(last,), evaluation=Evaluation(results=results), domains=("law", "code"))
+    first = Adjustment(step=0, share={"law": 0.5, "code": 0.5})
+    run = RunData(name="r", folder="r", adjustments=(first, last), evaluation=Evaluation(results=results), domains=("law", "code"))
     found = " ".join(warnings(run, outcomes(run)))
     assert "rose in every domain" in found
     assert "final share of law" in found

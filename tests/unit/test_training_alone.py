@@ -171,6 +171,17 @@ def test_stages_that_are_broken_off_anywhere_end_like_ones_that_were_not(attempt
 def test_rehearsing_nothing_is_mixed_sequential_sample_for_sample(attempt: Callable[..., tuple[list[Any], list[Any], Any]]) -> None:
     first, then = {"name": "s", "sources": "code", "epochs": 1}, {"name": "g", "sources": "law", "epochs": 1}
     mixed = attempt("mixed", stages=[first, then])
-    dmt = attempt("dmt-0", stages=[first, then | {"rehearse": 0}])
+    dmt = attempt("dmt-0", stages=[first, then | {"rehearse": "1/1000"}])  # of 20 records, which rounds to none
     assert dmt[:2] == mixed[:2]
     assert all(torch.equal(mixed[2][name], dmt[2][name]) for name in mixed[2])
+    # In each of the two parts of 24 samples, all 20 records of the one source come once before any comes again.
+    for part, source in ((mixed[1][:3], 1), (mixed[1][3:], 0)):
+        drawn = [(domain, index) for _, domains, indices in part for domain, index in zip(domains, indices, strict=True)]
+        assert len(drawn) == 24 and sorted(drawn[:20]) == [(source, index) for index in range(20)]
+
+
+def test_a_stage_on_the_same_records_goes_through_them_in_another_order(attempt: Callable[..., tuple[list[Any], list[Any], Any]]) -> None:
+    two = [{"name": name, "sources": "law", "epochs": 1, "samples_per_epoch": 8} for name in ("a", "b")]
+    log, drawn, _ = attempt("twice", stages=two)
+    (_, _, first), (_, _, second) = drawn
+    assert first != second and log[-1]["passes"]["law"] == 0.8

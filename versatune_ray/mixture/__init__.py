@@ -9,7 +9,7 @@ Equations and algorithms are those of VersaTune (arXiv 2411.11266); a choice the
 from versatune_ray.mixture.diagnostics import new_warnings
 from versatune_ray.mixture.feedback import Feedback
 from versatune_ray.mixture.metrics import forgetting_degree, learnable_potential
-from versatune_ray.mixture.policies import Balanced, Constant, Expansion, GuardState, Policy, VersaTune
+from versatune_ray.mixture.policies import Balanced, Constant, Expansion, Floored, GuardState, Policy, VersaTune, answered
 from versatune_ray.mixture.replay import mean_shares, replay
 from versatune_ray.mixture.rivals import DoReMi, DynamicLoading, ExponentialLoss, OnlineDataMixing, SkillIt
 from versatune_ray.mixture.sampler import DomainSampler, chosen
@@ -24,11 +24,13 @@ __all__ = [
     "Expansion",
     "ExponentialLoss",
     "Feedback",
+    "Floored",
     "GuardState",
     "OnlineDataMixing",
     "Policy",
     "SkillIt",
     "VersaTune",
+    "answered",
     "check_shares",
     "chosen",
     "forgetting_degree",

@@ -18,7 +18,7 @@ class Feedback:
     """The losses of one adjustment, validated and read-only, in domain order.
 
     Attributes:
-        step: optimizer steps done so far, ≥ 0.
+        step: optimizer steps done so far, ≥ 0; where a run has several stages, those of the present one.
         loss: ℓ(t)[k] now, in nats per response token.
         previous_loss: ℓ(t−1)[k] at the adjustment before (the first time: before step 1), or None if unknown.
         reference_loss: ℓ_ref[k], the mastery ceiling, or None if unknown.
@@ -64,12 +64,12 @@ class Feedback:
         object.__setattr__(self, "history", np.stack(rows) if rows else np.empty((0, k)))
         object.__setattr__(self, "names", known)
 
-    def of(self, domains: Sequence[int]) -> Feedback:
-        """What is told of some domains alone, in the order of ``domains``."""
+    def of(self, domains: Sequence[int], since: int = 0) -> Feedback:
+        """What is told of some domains alone, in the order of ``domains``, with steps counted from ``since``."""
         which = list(domains)
         previous, reference = (None if values is None else values[which] for values in (self.previous_loss, self.reference_loss))
         names = None if self.names is None else [self.names[domain] for domain in which]
-        return Feedback(self.step, self.loss[which], previous, reference, names, self.history[:, which])
+        return Feedback(self.step - since, self.loss[which], previous, reference, names, self.history[:, which])
 
     def excess_loss(self) -> FloatArray:
         """max(ℓ − ℓ_ref, 0)[k], in nats. Raises ``ValueError`` without a reference loss."""

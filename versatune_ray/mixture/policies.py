@@ -29,8 +29,10 @@ class GuardState:
 class Policy(Protocol):
     """How shares follow the losses. Two methods and a flag; a class of your own that has them can be named in ``mixture.policy``."""
 
-    needs_reference: ClassVar[bool]
-    """Whether ``feedback.reference_loss`` has to be there."""
+    @property
+    def needs_reference(self) -> bool:
+        """Whether ``feedback.reference_loss`` has to be there; an attribute of the class."""
+        ...
 
     def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
         """Return the next shares [k]: ≥ 0, summing to 1 within 1e-12.
@@ -43,6 +45,41 @@ class Policy(Protocol):
     def guard_state(self, shares: npt.ArrayLike, feedback: Feedback) -> GuardState | None:
         """What ``update`` decides by at these inputs, for the log; None for a policy without a guard."""
         ...
+
+
+def answered(policy: Policy, shares: npt.ArrayLike, feedback: Feedback) -> tuple[GuardState | None, FloatArray]:
+    """What a policy decides by, and the next shares [k].
+
+    Raises:
+        ValueError: it fails, or its answer is no distribution over the feedback's domains; its class is named.
+    """
+    try:
+        state = policy.guard_state(shares, feedback)
+        return state, check_shares(policy.update(shares, feedback), feedback.loss.size, feedback.names)
+    except Exception as error:  # also of a class of somebody else
+        raise ValueError(f"policy {type(policy).__name__}: {error or type(error).__name__}") from error
+
+
+@dataclass(frozen=True)
+class Floored:
+    """Another policy with a floor under every share, for one that has none of its own.
+
+    Attributes:
+        policy: whose answer is lifted. min_share: the floor, within 0 and 1.
+    """
+
+    policy: Policy
+    min_share: float
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.policy.needs_reference
+
+    def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
+        return floored(check_shares(self.policy.update(shares, feedback), feedback.loss.size, feedback.names), self.min_share)
+
+    def guard_state(self, shares: npt.ArrayLike, feedback: Feedback) -> GuardState | None:
+        return self.policy.guard_state(shares, feedback)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from versatune_ray.mixture.arrays import FloatArray, vector
 from versatune_ray.mixture.feedback import Feedback
-from versatune_ray.mixture.policies import Policy
+from versatune_ray.mixture.policies import Policy, answered
 from versatune_ray.mixture.shares import check_shares
 
 
@@ -20,6 +20,7 @@ def replay(
     reference_loss: npt.ArrayLike | None,
     initial_loss: npt.ArrayLike | None = None,
     names: Sequence[str] | None = None,
+    steps: Sequence[int] | None = None,
 ) -> FloatArray:
     """Return shares [t+1, k]: row 0 is ``shares``, row i what the policy makes of row i−1 and of the losses of adjustment i.
 
@@ -32,10 +33,11 @@ def replay(
         reference_loss: ℓ_ref [k], or None for a policy that does without.
         initial_loss: ℓ(0) [k], measured before step 1; None if unknown (a policy that needs it refuses).
         names: domain names, for errors.
+        steps: [t], the optimizer step of each adjustment, which some policies go by; None: 1 … t.
 
     Raises:
-        ValueError: no valid shares; a loss is NaN, infinite, negative or missing (adjustment, as ``step``, and domain are named);
-            or the policy refuses.
+        ValueError: no valid shares; a loss is NaN, infinite, negative or missing (step and domain are named); the policy refuses, or its
+            answer is no distribution; or there is not one step for each adjustment.
     """
     start = check_shares(shares, names=names)
     table = np.asarray(losses, dtype=np.float64)
@@ -45,11 +47,12 @@ def replay(
         raise ValueError(f"losses: expected one row per adjustment, found an array of shape {table.shape}")
     if table.shape[1] != start.size:
         raise ValueError(f"losses: {table.shape[1]} values per adjustment for {start.size} domains")
+    at = range(1, len(table) + 1) if steps is None else steps
     rows = [start]
     previous: npt.ArrayLike | None = initial_loss
     history = [] if initial_loss is None else [vector(initial_loss, "initial loss", start.size, names)]
-    for adjustment, loss in enumerate(table, start=1):
-        rows.append(policy.update(rows[-1], Feedback(adjustment, loss, previous, reference_loss, names, history)))
+    for step, loss in zip(at, table, strict=True):
+        rows.append(answered(policy, rows[-1], Feedback(step, loss, previous, reference_loss, names, history))[1])
         history.append(loss)
         previous = loss
     return np.stack(rows)

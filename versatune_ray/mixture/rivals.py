@@ -52,10 +52,11 @@ class DoReMi(_Excess):
     """DoReMi (Xie et al. 2023, arXiv 2305.10429, Algorithm 1): P_j ∝ P_j(t−1)·exp(η·max(ℓ_j − ℓ_ref,j, 0)), then (1 − c)·P_j + c/k.
 
     The original steers a small proxy model at every step and trains the large one on the average mixture; ``mixture.start=trajectory``
-    does the second half here. The reference losses are those of Eq. 2 here, of a model tuned on the starting mixture there.
+    does the second half here. The reference losses are those of Eq. 2 here, of a model tuned on the starting mixture there. The original
+    cuts the excess at 0 token by token and then takes the mean; here the mean loss of a domain is cut, which is never larger.
 
     Attributes:
-        eta: η > 0, step size; published: 1. smoothing: c, 0 ≤ c ≤ 1, part of a uniform mixture; published: 1e-4.
+        eta: η > 0, step size; published: 1. smoothing: c, 0 ≤ c ≤ 1, part of a uniform mixture; 1e-4 in the public code.
 
     Raises:
         ValueError: a setting out of range; ``update`` without a reference loss.
@@ -70,8 +71,8 @@ class DoReMi(_Excess):
 class DynamicLoading(_Excess):
     """Dynamic batch loading of Sheared LLaMA (Xia et al. 2023, arXiv 2310.06694, Algorithm 1): P = softmax(log P(t−1) + η·(ℓ − ℓ_target)).
 
-    Unlike in DoReMi a domain below its target is pushed down, for the difference is not cut at 0. Its target losses, fitted to a scaling
-    law there, are the reference losses here.
+    As in the public code, and unlike in DoReMi, a domain below its target is pushed down: the difference is not cut at 0. Its target
+    losses, fitted to a scaling law there, are the reference losses here.
 
     Attributes:
         eta: η > 0, step size; published: 1. smoothing: part of a uniform mixture; in the code: 1e-4.
@@ -91,9 +92,9 @@ class DynamicLoading(_Excess):
 class OnlineDataMixing(_Rival):
     """ODM (Albalak et al. 2023, arXiv 2312.02406): Exp3 with the loss as a domain's reward.
 
-    R_j(t) = α·R_j(t−1) + (1 − α)·exp(ℓ_j(t)), from R = 0; ε_t = min(1/k, √(ln k / (k·t))); P_j = (1 − k·ε_t)·R_j / Σ R_i + ε_t, with t
-    the number of measurements. Shares do not depend on those before. One pull of an arm is a measurement here, and every domain's loss
-    is known at each, so that there is no importance weight.
+    R_j(n) = α·R_j(n−1) + (1 − α)·exp(ℓ_j(n)) at the n-th measurement, from R = 0; ε_t = min(1/k, √(ln k / (k·t))) after t optimizer
+    steps; P_j = (1 − k·ε_t)·R_j / Σ R_i + ε_t. Shares do not depend on those before. The reward exp(ℓ) and shares in proportion to R are
+    those of the public code. Every domain's loss is known at each measurement here, so that there is no importance weight.
 
     Attributes:
         alpha: α, 0 ≤ α < 1; 0.9 in the code base, 0.5 in its released runs. warmup: optimizer steps during which the shares stay;
@@ -120,7 +121,7 @@ class OnlineDataMixing(_Rival):
         losses = np.vstack([feedback.history, feedback.loss])
         ages = np.arange(len(losses))[::-1]
         rewards = (self.alpha**ages)[:, None] * np.exp(losses - losses.max())  # a common factor cancels
-        explored = min(1 / k, float(np.sqrt(np.log(k) / (k * len(losses)))))
+        explored = min(1 / k, float(np.sqrt(np.log(k) / (k * max(feedback.step, 1)))))
         return normalised((1 - k * explored) * normalised(rewards.sum(axis=0)) + explored)
 
 
@@ -133,7 +134,7 @@ class SkillIt(_Rival):
         eta: η > 0; published: 0.2 to 0.8. window: adjustments that count, at least 1; published: 3.
 
     Raises:
-        ValueError: a setting out of range, or A is not [k, k].
+        ValueError: a setting out of range, or A is not [k, k] of finite numbers.
     """
 
     skills: Sequence[Sequence[float]] | None = None
@@ -142,8 +143,15 @@ class SkillIt(_Rival):
 
     def __post_init__(self) -> None:
         _positive("eta", self.eta)
-        if self.window < 1:
-            raise ValueError(f"window: {self.window} is less than 1")
+        if not isinstance(self.window, int) or self.window < 1:
+            raise ValueError(f"window: {self.window} is not a whole number of at least 1")
+        if self.skills is not None:
+            try:
+                graph = np.asarray(self.skills, dtype=np.float64)
+            except (TypeError, ValueError):
+                graph = np.empty(0)
+            if graph.ndim != 2 or graph.shape[0] != graph.shape[1] or not np.isfinite(graph).all():
+                raise ValueError(f"skills: {self.skills!r} are not as many rows of finite numbers as there are in each row")
 
     def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
         before = check_shares(shares, feedback.loss.size, feedback.names)

@@ -268,6 +268,8 @@ def _varied(run: RunData) -> set[str]:
 def _settings(run: RunData) -> list[tuple[str, str]]:
     shown = _DETECTION_SETTINGS if run.detects_only else _EVALUATION_SETTINGS if run.measures_only else _TRAINING_SETTINGS
     found = [(name, run.setting(key)) for key, name in shown.items() if key not in _varied(run)]
+    if shown is _TRAINING_SETTINGS and isinstance(stages := run.setting("stages"), list):
+        found += [(f"stage {one['name']}", {key: value for key, value in one.items() if key != "name" and value}) for one in stages]
     versions = run.setting("versions")
     found += list(versions.items()) if isinstance(versions, dict) else []
     return [(str(name), setting(value)) for name, value in found if value not in (None, [], {})]

@@ -267,7 +267,7 @@ def _read_adjustments(folder: Path, problems: Problems) -> tuple[Adjustment, ...
     if not file.is_file():
         problems.add("adjustments", f"{name} is not in the run folder: nothing was fine-tuned.", absent=True)
         return ()
-    by_step: dict[int, Adjustment] = {}
+    by_place: dict[tuple[int, str | None], Adjustment] = {}  # one stage ends with the step that the next begins with
     unreadable = 0
     for line in text_of(file).split("\n"):
         if line.strip():
@@ -276,13 +276,13 @@ def _read_adjustments(folder: Path, problems: Problems) -> tuple[Adjustment, ...
             except (ValueError, RecursionError):
                 unreadable += 1
             else:
-                by_step[adjustment.step] = adjustment
+                by_place[adjustment.step, adjustment.stage] = adjustment
     if unreadable:
         sentence = f"{name}: {unreadable} line(s) could not be read and are left out (a line may have been cut off while written)."
         problems.add("adjustments", sentence)
-    elif not by_step:
+    elif not by_place:
         problems.add("adjustments", f"{name} is empty: nothing has been measured yet.")
-    return tuple(by_step[step] for step in sorted(by_step))
+    return tuple(sorted(by_place.values(), key=lambda adjustment: adjustment.step))
 
 
 def _domain_order(

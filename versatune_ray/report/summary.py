@@ -41,7 +41,9 @@ def warnings(run: RunData, result: Outcomes) -> tuple[str, ...]:
             "The held-out loss rose in every domain. Check the learning rate, the data, and whether the detected shares are right."
         )
     if run.adjustments:
-        starved = [short(name) for name, share in run.adjustments[-1].share.items() if share is not None and share < 0.001]
+        last = run.adjustments[-1]
+        start = next(one for one in run.adjustments if one.stage == last.stage).share
+        starved = [short(name) for name, share in last.share.items() if share is not None and share < 0.001 <= (start.get(name) or 0)]
         if starved:
             found.append(f"The final share of {listing(starved)} is below {percent(0.001)}: hardly any sample of it is drawn any more.")
     repeated = [short(name) for name, passes in _last_passes(run).items() if passes > 10]
@@ -163,6 +165,9 @@ def _shares(run: RunData) -> list[str]:
     rows = [adjustment for adjustment in run.adjustments if adjustment.share]
     if len(rows) < 2:
         return []
+    stages = list(dict.fromkeys(short(row.stage) for row in rows if row.stage is not None))
+    if len(stages) > 1:
+        return [f"It went through {_number(len(stages), 'stage')}: {listing(stages, 6)}."]
     policy = run.setting("mixture.policy")
     opening = (
         f"The controller {_POLICIES.get(str(policy), 'set the shares')}, with {len(rows) - 1} adjustment{'s' if len(rows) > 2 else ''}"

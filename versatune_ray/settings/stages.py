@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -28,7 +28,8 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Stage(Section):
-    """One of ``stages``, which follow each other on the same weights. What it leaves out is as in ``mixture`` and ``training``."""
+    """One of ``stages``, which follow each other on the same weights. What it leaves out is as in ``mixture`` and ``training``,
+    but for ``training.samples_per_epoch``, which is that of a run without stages."""
 
     name: str = setting(..., "of the stage, for the report and for dotted keys: stages.NAME.epochs=2", pattern=r"^[A-Za-z0-9][\w-]*$")
     sources: Paths = setting(list, "domains it trains on; none: all")
@@ -38,9 +39,12 @@ class Stage(Section):
     fraction: Part | dict[str, Part] | None = setting(
         None, "or a fraction of each source's records, rounded half up: one, or one per domain, as 1/16"
     )
-    rehearse: Part = setting(0.0, "k of DMT: the fraction of each source of earlier stages that is mixed in again")
+    rehearse: Part = setting(0.0, "k of DMT: the fraction of what earlier stages used of their other sources that is mixed in again")
     start: Start | None = setting(None, "shares it starts with; none: mixture.start, over its sources")
     policy: Rule | None = setting(None, "how they follow the losses; none: mixture.policy")
+    options: dict[str, Any] | None = setting(
+        None, "settings of this policy, as mixture.options; none: those where the policy is mixture.policy, else its defaults"
+    )
     epochs: Annotated[float, Field(gt=0)] | None = setting(None, "passes of its samples_per_epoch; none: training.epochs", "epochs")
     samples_per_epoch: Annotated[int, Field(ge=1)] | None = setting(None, "none: all records it uses", "samples")
     learning_rate: Annotated[float, Field(gt=0)] | None = setting(None, "peak rate; none: training.learning_rate")
@@ -60,14 +64,11 @@ class Stage(Section):
         return Fraction(str(self.rehearse)) > 0
 
     def count(self, name: str, size: int, rehearsed: bool = False) -> int:
-        """How many of a domain's ``size`` records it uses; as a source, or ``rehearsed`` only."""
-        if rehearsed:
-            return half_up(self.rehearse, size)
-        records = self.records.get(name) if isinstance(self.records, dict) else self.records
-        if records is not None:
-            return min(records, size)
-        fraction = self.fraction.get(name) if isinstance(self.fraction, dict) else self.fraction
-        return size if fraction is None else half_up(fraction, size)
+        """How many of a domain's ``size`` records it uses; ``rehearsed``: k of them, unless it has a number or fraction of its own."""
+        kept = self.rehearse if rehearsed else 1
+        records = self.records.get(name) if isinstance(self.records, dict) else None if rehearsed else self.records
+        fraction = self.fraction.get(name) if isinstance(self.fraction, dict) else None if rehearsed else self.fraction
+        return min(records, size) if records is not None else half_up(kept if fraction is None else fraction, size)
 
 
 def half_up(fraction: float | str, size: int) -> int:

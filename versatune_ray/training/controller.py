@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from versatune_ray.mixture import Feedback, check_shares, forgetting_degree, learnable_potential, new_warnings
+from versatune_ray.mixture import Feedback, answered, check_shares, forgetting_degree, learnable_potential, new_warnings
 from versatune_ray.training.recipe import Stage
 
 Array = NDArray[np.float64]
@@ -32,7 +32,7 @@ class Report:
     loss_sums, token_counts: held-out nats and their divisor (tokens or bytes) per domain [k]; None with training feedback.
     train_loss_sums, train_token_counts: the same of the training batches since the last adjustment.
     samples, tokens: samples and response tokens drawn per domain by all ranks since the last adjustment.
-    passes: passes over each domain's records so far. seconds: timings, for the log only.
+    passes: of this stage over the records that it draws from, so far. seconds: timings, for the log only.
     """
 
     stage: int
@@ -115,7 +115,7 @@ class WeightController:
             self._round = _Round()
             try:
                 round_.decision.set_result(self.decide([round_.reports[r] for r in sorted(round_.reports)]))
-            except ValueError as error:
+            except Exception as error:  # else the other nodes would wait in vain
                 round_.decision.set_exception(error)
         try:
             decision = await asyncio.wait_for(asyncio.shield(round_.decision), self.timeout)
@@ -172,7 +172,8 @@ class WeightController:
         """One adjustment, from the reports of all ranks in rank order.
 
         Raises:
-            ValueError: a loss is missing, negative, NaN or infinite; the domain is named.
+            ValueError: a loss is missing, negative, NaN or infinite (the domain is named); or the policy fails, or its answer is no
+                distribution.
         """
         first = reports[0]
         train_nats, train_count = sum(r.train_loss_sums for r in reports), sum(r.train_token_counts for r in reports)
@@ -191,13 +192,13 @@ class WeightController:
             self.share = stage.start
         else:
             own = list(stage.sources)
-            told, share = feedback.of(own), self.share[own]
-            state = stage.policy.guard_state(share, told)
+            told, share = feedback.of(own, stage.first), self.share[own]
+            state, answer = answered(stage.policy, share, told)
             guard = (
                 None if state is None else {"open": bool(state.open), "forgetting": float(state.forgetting), "bound": float(state.bound)}
             )
             self.share = np.zeros(len(self.domains))
-            self.share[own] = stage.policy.update(share, told)
+            self.share[own] = answer
         potential = None if self.reference_loss is None else learnable_potential(loss, self.reference_loss, self.domains)
         forgetting = None if self.previous_loss is None else forgetting_degree(loss, self.previous_loss, self.domains)
         self.previous_loss = loss
@@ -211,7 +212,7 @@ class WeightController:
             "share": self._named(self.share),
             "share_achieved": self._named(_normalised(first.samples)),
             "token_share_achieved": self._named(_normalised(first.tokens)),
-            "passes": self._named(first.passes),
+            "passes": self._named(first.passes + self._passed(stage)),
             "train_loss": self._named(train_loss),
             "guard": guard,
             "feedback": "train" if first.loss_sums is None else "held_out",
@@ -222,6 +223,13 @@ class WeightController:
         decision = Decision(self.number, self.share, line)
         self.number += 1
         return decision
+
+    def _passed(self, stage: Stage) -> Array:
+        """Passes over each domain's records in earlier stages, [k]. A smaller part lies within a larger one, so the sum over stages is how
+        often the most repeated records were seen."""
+        before = next((line for line in reversed(self.lines) if line["stage"] != stage.name), None)
+        passes = (before or {}).get("passes") or {}
+        return np.array([passes.get(name) or 0.0 for name in self.domains])
 
     def _smoothed(self, train_loss: Array) -> Array:
         """Training feedback, [k]: the moving average of each domain's training losses; NaN, not drawn since: as it was."""

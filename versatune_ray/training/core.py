@@ -27,6 +27,7 @@ from versatune_ray.training.recipe import LossSums, Recipe, Setup
 from versatune_ray.training.trainable import SoftMask
 
 Array = NDArray[np.float64]
+_ORDERS = 0x9E3779B97F4A7C15  # between the seeds of two orders: no two of small seeds and few orders meet
 _ROUND = 128  # packed rows are filled up to a multiple of it, so that compiled kernels see few shapes
 
 
@@ -108,7 +109,8 @@ class Tuner:
         parts = enumerate(zip(sizes, counts, strict=True))
         self._chosen = [None if count == size else chosen(size, count, recipe.seed, domain) for domain, (size, count) in parts]
         names = [domain.name for domain in self.data]
-        self.sampler = DomainSampler(counts, recipe.batch_size, recipe.seed, names=names, max_passes=recipe.max_passes, steps=recipe.steps)
+        seed = (recipe.seed + recipe.order * _ORDERS) % 2**64
+        self.sampler = DomainSampler(counts, recipe.batch_size, seed, names=names, max_passes=recipe.max_passes, steps=recipe.steps)
 
     def step(self, shares: Array) -> float:
         """One optimizer step on one global batch; returns this rank's mean loss in nats per response token.

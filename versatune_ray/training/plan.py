@@ -55,7 +55,10 @@ def policy(config: Config, names: Sequence[str]) -> mix.Policy:
         )
     kind = _policy_class(settings.policy)
     if settings.policy not in _OURS:
-        return _with_options(kind, settings.policy, settings.options)
+        found = _with_options(kind, settings.policy, settings.options)
+        if isinstance(found, mix.SkillIt) and found.skills is not None and len(found.skills) != len(names):
+            raise UserError(f"mixture.options.skills: {len(found.skills)} rows for the {len(names)} domains {', '.join(names)}")
+        return mix.Floored(found, settings.min_share) if settings.min_share else found
     if settings.options:
         raise UserError(
             f"mixture.options: policy={settings.policy} takes its settings from the other keys of mixture; found {settings.options}"
@@ -197,7 +200,7 @@ def stages(config: Config, names: Sequence[str], sizes: Sequence[int], detected:
             if not sum(counts):
                 raise UserError(f"no record is left of {', '.join(part.sources)}; raise records or fraction")
             alone = part.over(own)
-            one = recipe(alone, sum(counts), unit)
+            one = replace(recipe(alone, sum(counts), unit), order=len(found))
             check_passes(alone, own, counts, one)
             start = np.zeros(len(names))
             start[places] = starting_shares(alone, own, None if detected is None else _among(detected, places), counts)

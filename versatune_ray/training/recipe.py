@@ -21,7 +21,8 @@ Unit = Literal["nats/token", "nats/byte"]
 class Recipe:
     """Everything that decides the numbers of a training run, or of a stage of it, apart from model, data and shares.
 
-    scheduled: steps of the learning-rate schedule, where it is that of several stages; None: those of this one.
+    scheduled: steps of the learning-rate schedule, where it is that of several stages; None: those of this one. order: which of the
+    orders of ``seed`` the records come in; another in every stage, so that one on the same records does not repeat the same samples.
     """
 
     steps: int
@@ -36,6 +37,7 @@ class Recipe:
     max_passes: float | None = None
     length_correction: float = 0.0
     scheduled: int | None = None
+    order: int = 0
 
 
 @dataclass(frozen=True)

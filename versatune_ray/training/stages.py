@@ -13,13 +13,14 @@ from versatune_ray.settings import Config, Stage, nearest
 class Part:
     """A stage, before any data is read; without ``stage`` the whole of a configuration that has none.
 
-    config: of a plain run over ``sources`` (in domain order). rehearsed: those of them that only earlier stages name.
+    config: of a plain run over ``sources`` (in domain order). rehearsed: those of them that only ``earlier`` stages name.
     """
 
     config: Config
     sources: tuple[str, ...]
     rehearsed: frozenset[str] = frozenset()
     stage: Stage | None = None
+    earlier: tuple[Part, ...] = ()
 
     @property
     def name(self) -> str | None:
@@ -34,7 +35,13 @@ class Part:
         """Training records that it uses of each source, for sources of these ``sizes``."""
         if self.stage is None:
             return {name: sizes[name] for name in self.sources}
-        return {name: self.stage.count(name, sizes[name], rehearsed=name in self.rehearsed) for name in self.sources}
+        used = [part.records(sizes) for part in self.earlier] if self.rehearsed else []
+
+        def count(stage: Stage, name: str) -> int:
+            rehearsed = name in self.rehearsed
+            return stage.count(name, max(one.get(name, 0) for one in used) if rehearsed else sizes[name], rehearsed)
+
+        return {name: count(self.stage, name) for name in self.sources}
 
     def over(self, sources: Sequence[str]) -> Config:
         """The configuration over some of the sources: the others' starting shares are left out."""
@@ -49,7 +56,8 @@ def parts(config: Config, names: Sequence[str]) -> list[Part]:
     """The stages in order; of a configuration without any, the whole as one.
 
     Raises:
-        UserError: an unknown domain, two stages of one name, or one that cannot go on with the optimizer before it.
+        UserError: an unknown domain, or one that a stage does not train on; two stages of one name; or one that cannot go on with the
+            optimizer before it.
     """
     found: list[Part] = []
     for stage in config.stages:
@@ -61,7 +69,12 @@ def parts(config: Config, names: Sequence[str]) -> list[Part]:
         own = set(stage.sources or names)
         earlier = {name for part in found for name in part.sources} - own if stage.rehearses else set()
         sources = tuple(name for name in names if name in own | earlier)
-        part = Part(_plain(config, stage), sources, frozenset(earlier), stage)
+        for key in ("records", "fraction", "start"):
+            value = getattr(stage, key)
+            for name in value if isinstance(value, Mapping) else ():
+                if name not in sources:
+                    raise UserError(f"{where}.{key}: this stage does not train on {name!r}, but on {', '.join(sources)}")
+        part = Part(_plain(config, stage), sources, frozenset(earlier), stage, tuple(found))
         if any(other.name == stage.name for other in found):
             raise UserError(f"stages: two are called {stage.name!r}; choose another name")
         if not stage.fresh:
@@ -78,7 +91,9 @@ def parts(config: Config, names: Sequence[str]) -> list[Part]:
 
 def _plain(config: Config, stage: Stage) -> Config:
     """What ``stage`` sets, in the places of a plain run."""
-    mixture = {key: value for key in ("start", "policy") if (value := getattr(stage, key)) is not None}
+    mixture = {key: value for key in ("start", "policy", "options") if (value := getattr(stage, key)) is not None}
+    if stage.options is None and stage.policy not in (None, config.mixture.policy):
+        mixture["options"] = {}
     keys = ("epochs", "learning_rate", "batch_size")
     training = {key: value for key in keys if (value := getattr(stage, key)) is not None} | {"samples_per_epoch": stage.samples_per_epoch}
     return config.model_copy(

@@ -76,7 +76,7 @@ def _answers(
         start = plan.starting_shares(config, names, None, [1] * len(names))
     losses = np.array([[line["loss"][name] for name in names] for line in lines])
     ceiling = None if reference is None else [reference[name] for name in names]
-    return replay(plan.policy(config, names), start, losses[1:], ceiling, losses[0], names)
+    return replay(plan.policy(config, names), start, losses[1:], ceiling, losses[0], names, [line["step"] for line in lines[1:]])
 
 
 def _read(log: Path) -> list[dict[str, Any]]:

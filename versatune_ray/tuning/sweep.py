@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +24,6 @@ from versatune_ray.training import plan as training_plan
 from versatune_ray.tuning.objectives import OBJECTIVES, pareto_front
 from versatune_ray.tuning.trials import Failure, Plan, finish, name_of, run_trials, told, with_artefacts
 
-_DECISIVE = ("mixture.start", "mixture.policy")  # keys by which a trial needs detection or reference losses
-
 
 def check(config: Config) -> None:
     """Everything about a sweep that can be wrong before anything is computed.
@@ -39,7 +38,7 @@ def check(config: Config) -> None:
     for key, values in settings.space.items():
         if isinstance(values, Mapping) and settings.search == "grid":
             raise UserError(f"sweep.space.{key}: a grid needs a list of values; sweep.search=random or optuna takes a range")
-        for value in [values["min"], values["max"]] if isinstance(values, Mapping) else values:
+        for value in _values(values):
             changed = shared.config("check", {key: value})
             training_plan.check(changed, training_plan.domain_names(changed))
     aimed = [name for name, weight in settings.objective.items() if weight and name != "gain"]
@@ -54,7 +53,7 @@ def sweep(run: Run) -> Path:
         Incomplete: some trials failed; the others are in the table.
     """
     config, settings = run.config, run.config.sweep
-    alternatives = [_plan(config).config("check", {key: value}) for key in _DECISIVE for value in settings.space.get(key, [])]
+    alternatives = [_plan(config).config("check", {key: value}) for key, values in settings.space.items() for value in _values(values)]
     shared = with_artefacts(run, [config, *alternatives], config.mixture.targets, settings.objective)
     search, scheduler = None, None
     listed: dict[str, dict[str, Any]] = {}
@@ -75,8 +74,24 @@ def sweep(run: Run) -> Path:
     return finish(run, failed)
 
 
+def _values(values: Any) -> list[Any]:
+    """Those of a list, or the ends of a range."""
+    return [values["min"], values["max"]] if isinstance(values, Mapping) else list(values)
+
+
 def _plan(config: Config) -> Plan:
     return Plan(config, targets=tuple(config.mixture.targets), weights=config.sweep.objective)
+
+
+def _column(values: Sequence[Any]) -> pa.Array:
+    """Values of one type: a fraction such as 1/16 becomes a number beside numbers, and what else does not fit together becomes text."""
+    try:
+        return pa.array(values)
+    except pa.ArrowException:
+        try:
+            return pa.array([None if value is None else float(Fraction(value)) for value in values])
+        except (TypeError, ValueError, ZeroDivisionError):
+            return pa.array([None if value is None else str(value) for value in values])
 
 
 def _grid(settings: Sweep) -> Iterator[dict[str, Any]]:
@@ -167,7 +182,7 @@ def write_results(
         "pruned_at",
         "error",
     ]
-    pq.write_table(pa.table({column: [row.get(column) for row in rows] for column in columns}), folder / "results.parquet")
+    pq.write_table(pa.table({column: _column([row.get(column) for row in rows]) for column in columns}), folder / "results.parquet")
     push(folder / "results.parquet")
     finished = [(name, one) for name, one in found if one["pruned_at"] is None]
     aims = [name for name, weight in settings.objective.items() if weight]
