@@ -99,6 +99,7 @@ def parse(tree: Mapping[str, Any]) -> Config:
                 update={"models": {name: local(path) for name, path in config.evaluation.models.items()}}
             ),
             "mixture": config.mixture.model_copy(update={"trajectory": local(config.mixture.trajectory)}),
+            "training": config.training.model_copy(update={"soft_mask": [local(file) for file in config.training.soft_mask]}),
             "reference": config.reference.model_copy(
                 update={"model": local(config.reference.model), "losses": local(config.reference.losses)}
             ),

@@ -13,7 +13,7 @@ from versatune_ray.cluster import use_gpus
 from versatune_ray.detection.distribution import given
 from versatune_ray.errors import Incomplete, UserError
 from versatune_ray.models import check_length, model_fingerprint
-from versatune_ray.run_folder import RunFolder, Step, say
+from versatune_ray.run_folder import RunFolder, Step, contents, say
 from versatune_ray.settings import Config, Subject
 from versatune_ray.storage import fetch, push, shown
 from versatune_ray.training import plan
@@ -206,12 +206,14 @@ class Run:
 
         detected = starting_share(self.detection) if plan.needs_detection(self.config) else None
         reference = self.reference if plan.needs_reference(self.config) else None
-        inputs = {
+        inputs: dict[str, Any] = {
             "model": self.fingerprint,
             "stores": {name: [folder and folder.name for folder in paths] for name, paths in self.stores.items()},
             "detected": detected,
             "reference": None if reference is None else {name: domain["loss"] for name, domain in reference["domains"].items()},
         }
+        if self.config.training.soft_mask:
+            inputs["training.soft_mask"] = contents(self.config.training.soft_mask)
         folder = self.folder.path / "finetune"
         begun, done = folder / "inputs.json", folder / "done"
         if begun.is_file():

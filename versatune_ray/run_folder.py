@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from versatune_ray.config import changed_keys, dump
 from versatune_ray.errors import UserError
 from versatune_ray.lease import Lease
 from versatune_ray.settings import Config
-from versatune_ray.storage import check, pull, push, shown, told
+from versatune_ray.storage import check, fetch, pull, push, shown, told
 
 # Settings that a resumed run may change: they decide how fast or how robustly it runs, or what is measured afterwards.
 _FREE = (
@@ -135,11 +136,19 @@ def check_unchanged(config: Config) -> None:
     now = yaml.safe_load(dump(config))
     old = {key: value for key, value in before.items() if key != "versions"}
     changed = [line for line in changed_keys(old, now) if not line.startswith(_FREE)]
+    inputs = json.loads((folder / "finetune" / "inputs.json").read_text(encoding="utf-8"))
+    if not changed and inputs.get("training.soft_mask", []) != contents(config.training.soft_mask):
+        changed = ["the content of training.soft_mask"]
     if changed:
         raise UserError(
             f"run {config.run!r} was begun with other settings ({'; '.join(changed[:5])}); "
             f"choose another name with run=…, or delete {shown(folder)}"
         )
+
+
+def contents(files: Sequence[str]) -> list[str]:
+    """What stands for the content of each file, by which a later run sees that it changed."""
+    return [hashlib.sha256(Path(fetch(file)).read_bytes()).hexdigest()[:16] for file in files]
 
 
 def say(step: str, text: str) -> None:

@@ -198,6 +198,14 @@ def test_the_work_of_a_step_by_hand(tiny_model: Path) -> None:
     assert Work.of(Stub()).flops(lengths, responses) == (  # type: ignore[arg-type]
         (4 * (weights + lora) + 2 * lora) * 8 + 6 * width * (9 + 25) + 4 * head * 3
     )
+    Stub.model = with_frozen(
+        load_model(str(tiny_model)), parse({"training": {"trainable": {"layers": 1, "modules": "up_proj"}}}).training, 0
+    )
+    layer, trained = 4 * 32 * 32 + 3 * 32 * 64 + 2 * 32, 32 * 64
+    # Nothing goes back through the first layer: half of the attention's backward pass is left, and 2 of 4 operations per weight there.
+    assert Work.of(Stub()).flops(lengths, responses) == (  # type: ignore[arg-type]
+        (4 * weights - 2 * layer + 2 * trained) * 8 + 4 * width * (9 + 25) + 4 * head * 3
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from versatune_ray.settings.cofitune import layer_range
 from versatune_ray.training.checkpoint import Checkpoints
 from versatune_ray.training.core import Tuner
 from versatune_ray.training.importance import normalised, unit_importance
-from versatune_ray.training.model import export, load_model, with_frozen
-from versatune_ray.training.recipe import Recipe
+from versatune_ray.training.loss import ResponseLoss
+from versatune_ray.training.model import check_parts, export, load_model, with_frozen
+from versatune_ray.training.parallel import Parallel
+from versatune_ray.training.recipe import Recipe, Setup
 from versatune_ray.training.trainable import freeze, read_importance
 
 CPU = torch.device("cpu")
@@ -73,9 +76,20 @@ def test_quartiles_share_out_any_depth() -> None:
         assert found == list(range(depth))
 
 
-@pytest.mark.parametrize("text", ["half", "50%-25%", "3-9", "0%-10%", "-1"])
-def test_a_range_without_layers_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"holds no layer of a model that has 4|layers as 25%-50% of the depth"):
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("half", "layers as 25%-50% of the depth, or 4-7 by number from 0"),
+        ("-1", "layers as 25%-50% of the depth, or 4-7 by number from 0"),
+        ("50%-25%", "the first end has to be below the second, and that at most 100%"),
+        ("75%-125%", "the first end has to be below the second, and that at most 100%"),
+        ("3-2", "the first number is above the second"),
+        ("3-9", "'3-9' holds layers beyond the last of a model that has 4"),
+        ("0%-10%", "'0%-10%' holds no layer of a model that has 4"),
+    ],
+)
+def test_a_range_without_layers_is_refused(text: str, told: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):
         layer_range(text, 4)
 
 
@@ -91,8 +105,34 @@ def test_what_is_not_chosen_is_frozen() -> None:
     assert moving == {name for name, _ in model.named_parameters() if name.startswith("model.layers.3.")}
     with pytest.raises(UserError, match=r"training\.trainable\.modules: the model has no up_porj; valid: attention, ffn, down_proj"):
         freeze(qwen(), Trainable(modules=["up_porj"]))
-    with pytest.raises(UserError, match=r"training\.trainable\.layers: '4-5' holds no layer of a model that has 4"):
+    with pytest.raises(UserError, match=r"training\.trainable\.layers: '4-5' holds layers beyond the last of a model that has 4"):
         freeze(qwen(), Trainable(layers="4-5"))
+
+
+def test_parts_are_checked_by_the_shape_of_a_model_alone(tiny_model: Path) -> None:
+    (rows,) = {module.out_features for name, module in load_model(str(tiny_model)).named_modules() if name.endswith("up_proj")}
+    assert isinstance(rows, int)
+    ups = {f"model.layers.{layer}.mlp.up_proj": torch.zeros(rows) for layer in range(2)}
+    check_parts(str(tiny_model), [Trainable(layers="50%-100%"), Trainable(modules=["ffn"])], ups)
+    with pytest.raises(UserError, match="'2' holds layers beyond the last of a model that has 2"):
+        check_parts(str(tiny_model), [Trainable(), Trainable(layers="2")], {})
+    with pytest.raises(UserError, match=r"the model has no layers\.2\.mlp\.up_proj"):
+        check_parts(str(tiny_model), [], ups | {"model.layers.2.mlp.up_proj": torch.zeros(rows)})
+
+
+def test_recomputing_stops_below_the_first_layer_that_trains() -> None:
+    found = []
+    for recomputes in (False, True):
+        model = with_frozen(qwen(), Training(trainable=Trainable(layers="75%-100%")), 0)
+        parallel = Parallel(ResponseLoss(model), Setup(activation_checkpointing=recomputes), CPU, 0, 1)
+        reached: list[bool] = []
+        model.model.layers[2].register_forward_hook(lambda _module, _inputs, output, to=reached: to.append(output.requires_grad))
+        inputs = {"tokens": torch.arange(8)[None], "kept": torch.arange(7), "targets": torch.arange(1, 8)}
+        parallel.module.train()
+        parallel.forward(inputs, train=True).sum().backward()  # type: ignore[no-untyped-call]
+        assert reached == [False]
+        found.append({name: values.grad for name, values in model.named_parameters() if values.grad is not None})
+    assert found[0].keys() == found[1].keys() and all(torch.equal(found[0][name], found[1][name]) for name in found[0])  # type: ignore[arg-type]
 
 
 def test_only_what_trains_is_saved_and_the_export_is_whole(tiny_model: Path, data: list[DomainData], tmp_path: Path) -> None:
@@ -170,10 +210,23 @@ def test_with_lora_the_rows_of_the_product_are_masked(data: list[DomainData]) ->
 
 
 def test_importance_that_does_not_fit_is_refused(data: list[DomainData], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"model\.layers\.0\.mlp\.up_proj has 3 units in the file and 48 in the model"):
-        Tuner(qwen(), data, RECIPE, CPU, importance={"model.layers.0.mlp.up_proj": torch.zeros(3)})
-    with pytest.raises(UserError, match="no parameter that trains has an importance"):
-        Tuner(qwen(), data, RECIPE, CPU, importance={"model.layers.9.mlp.up_proj": torch.zeros(48)})
+    ups = {f"model.layers.{layer}.mlp.up_proj": torch.zeros(48) for layer in range(4)}
+    frozen = with_frozen(qwen(), Training(trainable=Trainable(modules=["down_proj"])), 0)
+    for model, importance, told in (
+        (qwen(), ups | {"model.layers.0.mlp.up_proj": torch.zeros(3)}, "layers.0.mlp.up_proj has 3 units in the file and 48 in the model"),
+        (
+            qwen(),
+            ups | {"model.layers.9.mlp.up_proj": torch.zeros(48)},
+            "the model has no layers.9.mlp.up_proj; the files are of another",
+        ),
+        (qwen(), {name: ups[name] for name in list(ups)[1:]}, "the files have no importance of layers.0.mlp.up_proj"),
+        (frozen, ups, "no parameter that trains has an importance"),
+    ):
+        with pytest.raises(UserError, match=told):
+            Tuner(model, data, RECIPE, CPU, importance=importance)
+    save_file({"up_proj": torch.tensor([0.5, float("nan")])}, tmp_path / "nan")
+    with pytest.raises(UserError, match="up_proj is no list of numbers within 0 and 1"):
+        read_importance([str(tmp_path / "nan")])
     (tmp_path / "bad").write_text("x")
     with pytest.raises(UserError, match=r"training\.soft_mask: .*bad: no file of unit importance"):
         read_importance([str(tmp_path / "bad")])
@@ -213,7 +266,7 @@ def gradient_of_one_gate(model: PreTrainedModel, name: str, unit: int, batches: 
         tokens = torch.tensor([[*record, *[0] * (width - len(record))] for record in records])
         real = torch.tensor([[1] * len(record) + [0] * (width - len(record)) for record in records]).bool()
         first, second = (functional.log_softmax(model(input_ids=tokens).logits[real], -1) for _ in range(2))
-        loss = 0.1 * (second.exp() * (second - first)).sum(-1).mean()
+        loss = 0.1 * (second.exp() * (second - first)).sum()
         total += float(torch.autograd.grad(loss, gate)[0])
         setattr(owner, child, inner)
     return total

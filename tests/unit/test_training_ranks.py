@@ -52,7 +52,8 @@ def common(folder: Path, tiny_model: Path) -> dict[str, Any]:
         ]
         for seed, name in enumerate(("law", "code"))
     }
-    importance = {f"model.layers.1.mlp.{name}_proj": torch.linspace(0, 1, rows) for name, rows in (("up", 64), ("down", 32))}
+    units = {"self_attn.q_proj": 32, "mlp.up_proj": 64, "mlp.down_proj": 32}
+    importance = {f"model.layers.{layer}.{name}": torch.linspace(0, 1, rows) for layer in range(2) for name, rows in units.items()}
     save_file(importance, folder / "importance.safetensors")
     return {"model": str(tiny_model), "paths": paths, "importance": str(folder / "importance.safetensors")}
 

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from versatune_ray.tuning.objectives import achieved, by_epoch, pareto_front, score
+from versatune_ray.tuning.objectives import accuracies, achieved, by_epoch, pareto_front, score
 from versatune_ray.tuning.statistics import estimate, paired_difference
 
 BEFORE = {"law": 4.0, "code": 2.0, "general": 5.0}
@@ -23,6 +23,13 @@ def test_gains_are_relative_decreases_and_forgetting_the_mean_increase_of_the_ot
     assert found == pytest.approx({"gain": 0.25 / 3, "target_gain": 0.175, "forgetting": 0.1})
     assert achieved(BEFORE, AFTER) == pytest.approx({"gain": 0.25 / 3})
     assert score(found, {"target_gain": 1.0, "forgetting": -0.5}) == pytest.approx(0.125)
+
+
+def test_accuracies_are_means_over_the_targets_and_the_others() -> None:
+    scores = {"law": 0.9, "code": 0.2, "exam": 0.4}  # the last is no domain that trains
+    assert accuracies(scores, ["law"]) == pytest.approx({"accuracy": 0.5, "target_accuracy": 0.9, "other_accuracy": 0.3})
+    assert accuracies({"code": 0.2}, ["law"]) == {"accuracy": 0.2, "other_accuracy": 0.2}
+    assert accuracies(scores) == pytest.approx({"accuracy": 0.5}) and accuracies({}) == {}
 
 
 def test_losses_that_allow_no_comparison_are_named() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from versatune_ray.config import load
-from versatune_ray.tuning.sweep import _column, check
+from versatune_ray.errors import UserError
+from versatune_ray.tuning.sweep import _column, check, check_objective
 
 
 @pytest.mark.parametrize(
@@ -28,3 +31,30 @@ def test_the_searches_over_stages_can_be_written_as_a_table(files: tuple[str, st
     for values in config.sweep.space.values():
         numbers = _column(values).to_pylist()
         assert all(isinstance(number, float) for number in numbers) and numbers == sorted(numbers)
+
+
+OWN = ["model.path=m", "domains.law={train: a.jsonl, questions: q.jsonl}", "domains.code=b.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["sweep.objective={target_gain: 1}"], "sweep.objective: target_gain needs mixture.targets"),
+        (["mixture.targets=[law, code]"], "mixture.targets: every domain is one, so that target_gain has nothing to compare"),
+        (["sweep.objective={other_accuracy: 1}", "mixture.targets=[law]"], "other_accuracy needs domains.NAME.questions or evaluation"),
+        (["sweep.objective={accuracy: 1}", "sweep.prune=true"], "sweep.prune: accuracy is measured at the end of a trial"),
+        (
+            ["sweep.objective={precision: 1}"],
+            "weights of target_gain, forgetting, gain, target_accuracy, other_accuracy, accuracy, not",
+        ),
+    ],
+)
+def test_an_objective_that_cannot_be_measured_is_refused(overrides: list[str], told: str) -> None:
+    with pytest.raises(UserError, match=re.escape(told)):
+        check_objective(load([], [*OWN, *overrides]), ["law", "code"])
+
+
+def test_accuracies_are_of_questions_or_benchmarks() -> None:
+    weights = "sweep.objective={target_accuracy: 1, other_accuracy: 1}"
+    check_objective(load([], [*OWN, weights, "mixture.targets=[law]", "evaluation.benchmarks.exam=[exam.jsonl]"]), ["law", "code"])
+    check_objective(load([], [weights, "mixture.targets=[law]"]), ["law", "medicine"])  # the microworld has questions for all

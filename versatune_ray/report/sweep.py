@@ -17,6 +17,7 @@ from versatune_ray.report.tables import Cell, Table
 from versatune_ray.report.traces import Trace, bare_layout, label
 from versatune_ray.report.tuning import Sweep, Trial
 from versatune_ray.report.writing import count, cut, listing, percent, setting, short, significant
+from versatune_ray.settings.tuning import OBJECTIVES
 
 MOST_TRIALS = 200  # rows of the table, and lines of a chart
 MOST_VALUES = 12  # of a key, up to which each has a place of its own
@@ -240,6 +241,8 @@ def _sentence(run: RunData, sweep: Sweep) -> str:
         "target_gain": "Target gain is the mean relative decrease of the held-out loss in the target domains.",
         "forgetting": "Forgetting is the mean relative increase in all other domains: lower is better, below 0 they learned as well.",
         "gain": "Gain is the mean relative decrease over all domains.",
+        "accuracy": "Accuracy is the mean share of right answers after training, over the domains that have questions or benchmarks; "
+        "target and other accuracy are its means over the targets and over the others.",
         "score": f"The score is {_weights(run)}; the higher, the better.",
     }
     said += "".join(f" {meaning}" for name, meaning in meanings.items() if name in sweep.objectives)
@@ -251,7 +254,7 @@ def _sentence(run: RunData, sweep: Sweep) -> str:
 def _weights(run: RunData) -> str:
     given = run.setting("sweep.objective")
     weights = given if isinstance(given, dict) else {}
-    known = {name: value for name, value in weights.items() if name in ("gain", "target_gain", "forgetting")}
+    known = {name: value for name, value in weights.items() if name in OBJECTIVES}
     terms = [
         (value < 0, f"{'' if abs(value) == 1 else f'{significant(abs(value))} × '}{name.replace('_', ' ')}")
         for name, value in known.items()

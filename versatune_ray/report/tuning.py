@@ -13,8 +13,9 @@ from pydantic import Field, TypeAdapter
 
 from versatune_ray.report.reading import Number, Problems, Record, attempt, text_of
 from versatune_ray.report.writing import clean, short
+from versatune_ray.settings.tuning import OBJECTIVES
 
-OBJECTIVES = ("target_gain", "forgetting", "gain", "score")
+COLUMNS = (*OBJECTIVES, "score")
 RECORDED = "recorded"  # the replay's name for the shares of the run itself
 _Value = TypeVar("_Value")
 
@@ -147,8 +148,8 @@ def _sweep(file: Path) -> Sweep:
     except pa.ArrowException as error:
         raise ValueError(str(error).rstrip(".")) from error
     names = [clean(name) for name in table.column_names]
-    keys = tuple(name for name in names if name not in ("trial", *OBJECTIVES, "pruned_at", "error"))
-    objectives = tuple(name for name in OBJECTIVES if name in names)
+    keys = tuple(name for name in names if name not in ("trial", *COLUMNS, "pruned_at", "error"))
+    objectives = tuple(name for name in COLUMNS if name in names)
     return Sweep(keys=keys, objectives=objectives, trials=tuple(_trial(row, keys, objectives) for row in rows))
 
 

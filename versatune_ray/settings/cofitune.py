@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated, Any
 
-from pydantic import field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
-from versatune_ray.settings.common import Paths, Section, setting
+from versatune_ray.settings.common import Paths, Section, nearest, setting
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FFN = ("gate_proj", "up_proj", "down_proj")
@@ -21,30 +22,45 @@ def layer_range(text: str, depth: int) -> range:
     Raises:
         ValueError: it cannot be read, is empty, or lies beyond the depth.
     """
+    low, high, percent = _ends(text)
+    first, last = (int(depth * low / 100 + 0.5), int(depth * high / 100 + 0.5)) if percent else (int(low), int(high) + 1)
+    if first >= last or last > depth:
+        raise ValueError(f"{text!r} holds {'no layer' if first >= last else 'layers beyond the last'} of a model that has {depth}")
+    return range(first, last)
+
+
+def _ends(text: str) -> tuple[float, float, bool]:
+    """First and last of a range, and whether they are percentages of the depth."""
     percent, numbers = _RANGE.fullmatch(text.strip()), _NUMBERS.fullmatch(text.strip())
     if percent:
-        first, last = (int(depth * float(end) / 100 + 0.5) for end in percent.groups())
-    elif numbers:
-        first, last = int(numbers[1]), int(numbers[2] or numbers[1]) + 1
-    else:
-        raise ValueError(f"layers as 25%-50% of the depth, or 4-7 by number from 0; found {text!r}")
-    if not 0 <= first < last <= depth:
-        raise ValueError(f"{text!r} holds no layer of a model that has {depth}")
-    return range(first, last)
+        low, high = float(percent[1]), float(percent[2])
+        if not low < high <= 100:
+            raise ValueError("the first end has to be below the second, and that at most 100%")
+        return low, high, True
+    if not numbers:
+        raise ValueError("layers as 25%-50% of the depth, or 4-7 by number from 0")
+    low, high = float(numbers[1]), float(numbers[2] or numbers[1])
+    if low > high:
+        raise ValueError("the first number is above the second")
+    return low, high, False
+
+
+def _layers(value: Any) -> str:
+    """A range as it is written; one layer may be a plain number."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(text, str):
+        _ends(text)
+    return text  # type: ignore[no-any-return]
+
+
+Layers = Annotated[str, BeforeValidator(_layers)]
 
 
 class Trainable(Section):
     """The parameters that train; all others are frozen, and neither in the optimizer nor in checkpoints."""
 
-    layers: str | None = setting(None, "decoder layers that train: 25%-50% of the depth, or 4-7 by number from 0; none: all")
+    layers: Layers | None = setting(None, "decoder layers that train: 25%-50% of the depth, or 4-7 by number from 0; none: all")
     modules: Paths = setting(list, "projections that train: attention, ffn, or by name as up_proj; none: whole layers")
-
-    @field_validator("layers")
-    @classmethod
-    def _readable(cls, value: str | None) -> str | None:
-        if value is not None:
-            layer_range(value, 10**9 if "%" not in value else 100)
-        return value
 
     @property
     def everything(self) -> bool:
@@ -59,7 +75,9 @@ class Trainable(Section):
 class CoFiTune(Section):
     """The coarse search over layers and modules, and the fine stage's unit importance (jobs/cofitune.py)."""
 
-    layers: list[str] = setting(lambda: ["0%-25%", "25%-50%", "50%-75%", "75%-100%"], "ranges of layers that are tried first, whole")
+    layers: Annotated[list[Layers], Field(min_length=1)] = setting(
+        lambda: ["0%-25%", "25%-50%", "50%-75%", "75%-100%"], "ranges of layers that are tried first, whole"
+    )
     modules: dict[str, list[list[str]]] = setting(
         lambda: {"attention": [["q_proj", "k_proj"], ["v_proj", "o_proj"]], "ffn": [["gate_proj"], ["up_proj", "down_proj"]]},
         "groups that are tried next, in the best range; and of the best group, the projections that are tried last",
@@ -70,11 +88,13 @@ class CoFiTune(Section):
     records: int = setting(512, "records of each of them", "records", ge=1)
     dropout: float = setting(0.003, "dropout of attention weights in the two forward passes that are compared", gt=0, lt=1)
 
-    @field_validator("layers")
+    @field_validator("modules")
     @classmethod
-    def _ranges(cls, value: list[str]) -> list[str]:
-        for text in value:
-            Trainable(layers=text)
-        if not value:
-            raise ValueError("at least one range is needed")
+    def _known(cls, value: dict[str, list[list[str]]]) -> dict[str, list[list[str]]]:
+        for group, projections in value.items():
+            if group not in GROUPS:
+                raise ValueError(f"groups are {' and '.join(GROUPS)}; found {group!r}")
+            for name in (name for names in projections for name in names):
+                if name not in GROUPS[group]:
+                    raise ValueError(f"{name!r} is no projection of {group}; {nearest(name, GROUPS[group])}")
         return value

@@ -10,6 +10,9 @@ from pydantic import field_validator, model_validator
 from versatune_ray.settings.common import Section, Shares, nearest, setting
 
 Changes = dict[str, dict[str, Any]]
+BY_LOSS = ("target_gain", "forgetting", "gain")
+BY_ACCURACY = ("target_accuracy", "other_accuracy", "accuracy")
+OBJECTIVES = (*BY_LOSS, *BY_ACCURACY)  # what a trial achieved, by name (``tuning.objectives``)
 
 
 class Sweep(Section):
@@ -25,7 +28,7 @@ class Sweep(Section):
     trials: int = setting(16, "trials of random and Optuna search", ge=1)
     objective: Shares = setting(
         lambda: {"target_gain": 1.0, "forgetting": -1.0},
-        "weights of gain, target_gain and forgetting in the score that is raised",
+        f"weights of {', '.join(OBJECTIVES)} in the score that is raised; accuracy: of a domain's benchmarks, else its questions",
     )
     prune: bool = setting(False, "stop trials early whose score is low for their number of adjustments (ASHA)")
     grace: int = setting(3, "prune: adjustments before a trial may be stopped", "adjustments", ge=1)
@@ -34,9 +37,9 @@ class Sweep(Section):
     @field_validator("objective")
     @classmethod
     def _known(cls, value: Shares) -> Shares:
-        unknown = sorted(value.keys() - {"gain", "target_gain", "forgetting"})
+        unknown = sorted(value.keys() - set(OBJECTIVES))
         if unknown or not any(value.values()):
-            raise ValueError(f"weights of gain, target_gain and forgetting, not all 0; found {', '.join(unknown) or value}")
+            raise ValueError(f"weights of {', '.join(OBJECTIVES)}, not all 0; found {', '.join(unknown) or value}")
         return value
 
     @field_validator("space", mode="before")

@@ -2,7 +2,7 @@
 
 | file | content |
 |---|---|
-| ``shard-*.safetensors`` | weights (with LoRA the trainable ones) and optimizer state, by torch.distributed.checkpoint |
+| ``shard-*.safetensors`` | weights (those that train) and optimizer state, by torch.distributed.checkpoint |
 | ``state.json`` | steps done, sampler, learning-rate schedule, counts since the last adjustment, the controller's state |
 | ``rank-*.json`` | random state and training-loss sums of one rank |
 

@@ -48,6 +48,7 @@ def finetune(
     from versatune_ray.cluster import fitting
     from versatune_ray.training.failures import Failures
     from versatune_ray.training.loop import Job
+    from versatune_ray.training.model import check_parts
     from versatune_ray.training.trainable import read_importance
     from versatune_ray.training.worker import train_loop
 
@@ -63,8 +64,10 @@ def finetune(
     folder.mkdir(parents=True, exist_ok=True)
     if config.data.chat_template is not None and is_mirrored(folder):  # rank 0 may be on a machine that lacks the file
         config = _with_stored_template(config, Path(config.data.chat_template))
-    job = Job(config, model, dict(paths), stages, folder, read_importance(config.training.soft_mask))
     training = config.training
+    job = Job(config, model, dict(paths), stages, folder, read_importance(training.soft_mask))
+    if job.importance or not training.trainable.everything:
+        check_parts(str(fetch(model)), [training.trainable], job.importance, config.model.trust_remote_code)
     least, most = training.least_and_most
     workers = fitting(most, training.cpus_per_worker, gpu, config.device)
     if workers < least:  # Ray Train would wait for the missing ones for ever; the samples per step stay the same

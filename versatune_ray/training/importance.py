@@ -1,8 +1,8 @@
 """Importance of a model's units for general abilities, from the gradient of gates on them; no labels (CoFiTune, arXiv 2404.10306).
 
 Every unit's output is multiplied by a gate g = 1. The records go through the model twice, under different dropout of the attention weights,
-and L = 0.1 · KL(softmax(z₂) ‖ softmax(z₁)), mean over tokens. x = Σ ∂L/∂g over batches of records, and within each gate vector
-I = |tanh((x − mean(x)) / std(x))|.
+and L = 0.1 · KL(softmax(z₂) ‖ softmax(z₁)) at each token. x = Σ ∂L/∂g over all tokens, however they are batched, and within each gate
+vector I = |tanh((x − mean(x)) / std(x))|, which no common factor of x changes.
 
 | gates on | units | rows of the importance |
 |---|---|---|
@@ -12,25 +12,30 @@ I = |tanh((x − mean(x)) / std(x))|.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from versatune_ray.errors import UserError
 
 _SCALE = 0.1
+_CHUNK = 256  # tokens whose logits are held at a time
 _FEATURES = ("gate_proj", "up_proj", "down_proj", "o_proj")
 
 
 def unit_importance(
-    model: PreTrainedModel, batches: Sequence[Sequence[NDArray[np.int64]]], dropout: float, seed: int, progress: Any = lambda done: None
+    model: PreTrainedModel,
+    batches: Sequence[Sequence[NDArray[np.int64]]],
+    dropout: float,
+    seed: int,
+    progress: Callable[[int], None] = lambda records: None,
 ) -> dict[str, torch.Tensor]:
     """Importance per output unit, float32 [output features] within 0 and 1, by the projection's name.
 
@@ -38,26 +43,36 @@ def unit_importance(
         model: on its device; it comes back as it was.
         batches: of token ids, one array per record.
         dropout: of attention weights, within 0 and 1.
+        progress: is told how many records are done.
 
     Raises:
-        UserError: the model has none of the projections.
+        UserError: the model lacks the projections, or what it answers is not finite.
     """
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     gated = {name: module for name, module in linear.items() if name.rpartition(".")[2] in _FEATURES}
     if not gated:
         raise UserError(f"unit importance needs a decoder with {', '.join(_FEATURES)}; {type(model).__name__} has none of them")
+    attentions = {name.removesuffix("o_proj") for name in gated if name.endswith("o_proj")}
+    if fused := [
+        prefix for prefix in sorted(attentions) if any(f"{prefix}{kind}" not in linear for kind in ("q_proj", "k_proj", "v_proj"))
+    ]:
+        raise UserError(f"unit importance needs q_proj, k_proj and v_proj; {type(model).__name__} has not all of them in {fused[0]}")
     heads = model.config.num_attention_heads
     device = next(model.parameters()).device
     features = {name: torch.ones(module.out_features, device=device, requires_grad=True) for name, module in gated.items()}
     queries = {name: torch.ones(heads, device=device, requires_grad=True) for name in gated if name.endswith("o_proj")}
     summed = {gate: torch.zeros_like(gate) for gate in (*features.values(), *queries.values())}
+    done = 0
     with _gates(gated, features, queries), _dropout(model, dropout):
         for number, records in enumerate(batches):
             torch.manual_seed(seed + number)
             gradients = torch.autograd.grad(_disagreement(model, records, device), list(summed))
             for gate, gradient in zip(summed, gradients, strict=True):
                 summed[gate] += gradient
-            progress(number + 1)
+            done += len(records)
+            progress(done)
+    if not all(bool(torch.isfinite(x).all()) for x in summed.values()):
+        raise UserError(f"unit importance: what {type(model).__name__} answers to the records of cofitune.general is not finite")
     found = {name: normalised(summed[gate]) for name, gate in features.items()}
     for name, gate in queries.items():
         found |= _attention_rows(name.removesuffix("o_proj"), normalised(summed[gate]), model)
@@ -83,7 +98,7 @@ def _attention_rows(prefix: str, importance: torch.Tensor, model: PreTrainedMode
 
 
 def _disagreement(model: PreTrainedModel, records: Sequence[NDArray[np.int64]], device: torch.device) -> torch.Tensor:
-    """L of one batch: two forward passes under different dropout, over all tokens."""
+    """L of one batch: two forward passes under different dropout, summed over all tokens."""
     width = max(map(len, records))
     tokens = torch.zeros(len(records), width, dtype=torch.int64)
     real = torch.zeros(len(records), width, dtype=torch.bool)
@@ -91,8 +106,15 @@ def _disagreement(model: PreTrainedModel, records: Sequence[NDArray[np.int64]], 
         tokens[row, : len(record)] = torch.from_numpy(np.asarray(record, dtype=np.int64))
         real[row, : len(record)] = True
     tokens, real = tokens.to(device), real.to(device)  # padded on the right: no real token sees what follows it
-    first, second = (functional.log_softmax(model(input_ids=tokens, use_cache=False).logits[real].float(), dim=-1) for _ in range(2))
-    return _SCALE * functional.kl_div(first, second, reduction="batchmean", log_target=True)
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    first, second = (decoder(input_ids=tokens, use_cache=False).last_hidden_state[real] for _ in range(2))
+
+    def divergence(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        expected, found = (functional.log_softmax(head(hidden).float(), dim=-1) for hidden in (one, other))
+        return functional.kl_div(expected, found, reduction="sum", log_target=True)
+
+    chunks = zip(first.split(_CHUNK), second.split(_CHUNK), strict=True)  # the logits of a whole batch can take more than the model
+    return _SCALE * torch.stack([checkpoint(divergence, *pair, use_reentrant=False) for pair in chunks]).sum()
 
 
 @contextmanager

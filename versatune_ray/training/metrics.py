@@ -117,28 +117,35 @@ class Metrics:
 class Work:
     """The model's floating-point operations in training; what is computed twice to save memory counts once.
 
-    2 forward and 2 backward per weight and token, 2 more where the weight is trained; causal attention 6 · ``width`` per pair of positions
-    (Kaplan et al. 2020, table 1; PaLM, appendix B). weights: those that every token meets; head: those of the output embedding, which only
-    response tokens meet; each with the trained ones of them.
+    2 forward per weight and token, 2 backward where it or something before it is trained, 2 more where it is trained itself; causal
+    attention 2 · ``width`` forward per pair of positions, and 4 backward (Kaplan et al. 2020, table 1; PaLM, appendix B). weights: those
+    that every token meets; head: those of the output embedding, which only response tokens meet; each with those of them that the backward
+    pass reaches, and the trained ones. reached: the part of the decoder's layers that it reaches.
     """
 
-    weights: tuple[int, int]
-    head: tuple[int, int]
+    weights: tuple[int, int, int]
+    head: tuple[int, int, int]
     width: int
+    reached: float = 1.0
 
     @classmethod
     def of(cls, tuner: Tuner) -> Work:
         model = tuner.model
         weights, trained, width = model_size(model)
         head = model.get_output_embeddings().weight
-        return cls((weights, trained), (head.numel(), head.numel() if head.requires_grad else 0), width)
+        layers = list(model.get_decoder().layers)  # type: ignore[union-attr, arg-type]
+        moving = [any(one.requires_grad for one in layer.parameters()) for layer in layers]
+        whole = model.get_input_embeddings().weight.requires_grad
+        below = 0 if whole else moving.index(True) if True in moving else len(layers)
+        unreached = sum(one.numel() for layer in layers[:below] for one in layer.parameters())
+        sizes = head.numel(), head.numel(), head.numel() if head.requires_grad else 0
+        return cls((weights, weights - unreached, trained), sizes, width, 1 - below / len(layers))
 
     def flops(self, lengths: NDArray[np.int64], responses: NDArray[np.int64]) -> float:
         """Of samples of so many tokens, of which so many are response tokens, each [n]."""
         length = lengths.astype(np.float64)
-        body = sum(factor * weights for factor, weights in zip((4, 2), self.weights, strict=True))
-        head = sum(factor * weights for factor, weights in zip((4, 2), self.head, strict=True))
-        return float(body * length.sum() + 6 * self.width * np.square(length).sum() + head * responses.sum())
+        attention = (2 + 4 * self.reached) * self.width * np.square(length).sum()
+        return float(2 * sum(self.weights) * length.sum() + attention + 2 * sum(self.head) * responses.sum())
 
 
 def peak_flops(name: str) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Lora, Trainable, Training
 from versatune_ray.training.attention import IMPLEMENTATION, Kind
-from versatune_ray.training.trainable import chosen, freeze
+from versatune_ray.training.trainable import check_importance, chosen, freeze
 
 
 def load_model(path: str, trust_remote_code: bool = False, attention: Kind = "padded") -> PreTrainedModel:
@@ -33,6 +34,21 @@ def load_model(path: str, trust_remote_code: bool = False, attention: Kind = "pa
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
         raise UserError(f"{path}: an output embedding with a bias is not supported; Llama, Qwen and Mistral have none")
     return model
+
+
+def check_parts(path: str, trainable: Sequence[Trainable], importance: Mapping[str, torch.Tensor], trust_remote_code: bool = False) -> None:
+    """Whether the model in ``path`` has these parts and these units; of its shape alone, no weight is read.
+
+    Raises:
+        UserError: it has not.
+    """
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    for settings in trainable:
+        chosen(model, settings)
+    if importance:
+        check_importance(model, importance)
 
 
 def with_frozen(model: PreTrainedModel, training: Training, seed: int) -> PreTrainedModel:

@@ -29,8 +29,8 @@ class Parallel:
         self.bf16 = device.type == "cuda" if setup.precision == "auto" else setup.precision == "bf16"
         self.kind: Literal["single", "ddp", "fsdp"] = _kind(setup.parallel, device, world)
         if setup.activation_checkpointing:
-            loss.model.gradient_checkpointing_enable({"use_reentrant": False})
-            loss.model.enable_input_require_grads()
+            loss.model.activation_checkpointing_enable({"use_reentrant": False})
+            loss.model.disable_input_require_grads()  # or the backward pass would go on through frozen layers, down to the embedding
         layers = _layers(loss)
         if setup.compile:
             for layer in layers:

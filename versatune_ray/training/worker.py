@@ -20,6 +20,7 @@ from ray.exceptions import RayTaskError
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2.api.report_config import CheckpointUploadMode
 
+from versatune_ray.errors import UserError
 from versatune_ray.progress import Bar
 from versatune_ray.training.controller import PULSE, Decision, Report
 from versatune_ray.training.core import NotFinite
@@ -35,7 +36,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     with host.bar, host:
         try:
             run(job, host)
-        except NotFinite as error:  # all ranks raise it, and the same would happen again
+        except (NotFinite, UserError) as error:  # all ranks raise it, and the same would happen again
             ray.get(settings["controller"].stop.remote(str(error)))
 
 

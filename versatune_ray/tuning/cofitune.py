@@ -16,15 +16,14 @@ from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.errors import UserError
 from versatune_ray.pipeline import Run
 from versatune_ray.run_folder import Step, say
-from versatune_ray.settings import CoFiTune, Config, nearest
+from versatune_ray.settings import CoFiTune, Config, Trainable, nearest
 from versatune_ray.storage import push
 from versatune_ray.training import plan as training_plan
-from versatune_ray.tuning.sweep import write_results
+from versatune_ray.tuning.sweep import check_objective, write_results
 from versatune_ray.tuning.trials import Failure, finish, name_of, run_trials, with_artefacts
 
 LAYERS, MODULES = "training.trainable.layers", "training.trainable.modules"
 Changes = dict[str, Any]
-_BATCH = 8  # records that importance is measured on at a time
 
 
 def check(config: Config) -> None:
@@ -34,8 +33,7 @@ def check(config: Config) -> None:
         UserError: no targets to gain on, an unknown general domain, or one that is a target.
     """
     names = training_plan.domain_names(config)
-    if not config.mixture.targets and any(weight for name, weight in config.sweep.objective.items() if name != "gain"):
-        raise UserError("mixture.targets: missing; name the domains to specialise in, or weigh gain alone in sweep.objective")
+    check_objective(config, names)
     for name in config.cofitune.general:
         if name not in names:
             raise UserError(f"cofitune.general: unknown domain {name!r}; {nearest(name, names)}")
@@ -50,6 +48,7 @@ def cofitune(run: Run) -> Path:
         Incomplete: some trials failed; the search went on without them.
     """
     config, settings = run.config, run.config.cofitune
+    _check_model(run, settings)
     shared = with_artefacts(run, [config], config.mixture.targets, config.sweep.objective)
     failed: dict[str, Failure] = {}
 
@@ -61,6 +60,15 @@ def cofitune(run: Run) -> Path:
     more = {"training.soft_mask": [str(file) for file in importance(run, shared.stores)]} if settings.general else {}
     write_results(run, shared, [LAYERS, MODULES], failed, more)
     return finish(run, failed)
+
+
+def _check_model(run: Run, settings: CoFiTune) -> None:
+    """Whether the model has every part of the tree, before any of it is trained."""
+    from versatune_ray.training.model import check_parts
+
+    whole = [Trainable(layers=layers) for layers in settings.layers]
+    parts = [Trainable(modules=names) for group, projections in settings.modules.items() for names in ([group], *projections)]
+    check_parts(run.model, [*whole, *parts], {}, run.config.model.trust_remote_code)
 
 
 def search(settings: CoFiTune, train: Callable[[Mapping[str, Changes]], Mapping[str, float]]) -> list[Changes]:
@@ -111,7 +119,11 @@ def importance(run: Run, stores: Mapping[str, DomainPaths]) -> list[Path]:
         for name in settings.general:
             key = {
                 "model": run.fingerprint,
-                "store": Path(stores[name].train).name,
+                "domain": name,
+                # Every domain's validation may remove records from any domain's training set: all the stores are part of the key.
+                "stores": {one: [folder and folder.name for folder in pair] for one, pair in stores.items()},
+                "data": config.data.model_dump(include={"validation_fraction", "max_validation", "max_train"}),
+                "batch": config.training.micro_batch_tokens,
                 "records": settings.records,
                 "dropout": settings.dropout,
                 "seed": config.seed,
@@ -121,7 +133,7 @@ def importance(run: Run, stores: Mapping[str, DomainPaths]) -> list[Path]:
                 task = ray.remote(_measure).options(num_cpus=config.training.cpus_per_worker, num_gpus=1 if run.gpu else 0)
                 from safetensors.torch import save
 
-                (work / "importance.safetensors").write_bytes(save(ray.get(task.remote(config, run.model, {name: stores[name]}, run.gpu))))
+                (work / "importance.safetensors").write_bytes(save(ray.get(task.remote(config, run.model, stores, name, run.gpu))))
 
             folder, there = cached(config.cache_folder, "importance", key, write)
             reused = reused and there
@@ -136,21 +148,24 @@ def importance(run: Run, stores: Mapping[str, DomainPaths]) -> list[Path]:
     return files
 
 
-def _measure(config: Config, model: str, paths: Mapping[str, DomainPaths], gpu: bool) -> dict[str, Any]:
-    """Unit importance on the records of one domain, on a worker."""
+def _measure(config: Config, model: str, paths: Mapping[str, DomainPaths], name: str, gpu: bool) -> dict[str, Any]:
+    """Unit importance on the training records of one domain, on a worker."""
     import numpy as np
     import torch
 
     from versatune_ray.mixture import chosen
+    from versatune_ray.progress import Bar
     from versatune_ray.storage import fetch
+    from versatune_ray.training.batching import padded_rows
     from versatune_ray.training.importance import unit_importance
     from versatune_ray.training.model import load_model
 
     torch.set_num_threads(config.training.cpus_per_worker)
-    (domain,) = load_domains(paths, config.data).values()
-    settings = config.cofitune
+    domain, settings = load_domains(paths, config.data)[name], config.cofitune
     indices = chosen(len(domain.train), min(settings.records, len(domain.train)), config.seed, 0)
-    records = [np.asarray(domain.train[int(index)][0], dtype=np.int64) for index in indices]
-    batches = [records[start : start + _BATCH] for start in range(0, len(records), _BATCH)]
+    # Two forward passes are held at once, so each gets half of the tokens of a micro-batch; records of like length go together.
+    batches = padded_rows(domain.train.lengths[indices], config.training.micro_batch_tokens // 2)
+    records = [[np.asarray(domain.train[int(index)][0], dtype=np.int64) for index in indices[batch]] for batch in batches]
     loaded = load_model(str(fetch(model)), config.model.trust_remote_code).to("cuda" if gpu else "cpu")
-    return unit_importance(loaded, batches, settings.dropout, config.seed)
+    with Bar(f"importance {name}", len(indices), "record") as bar:
+        return unit_importance(loaded, records, settings.dropout, config.seed, bar.to)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-OBJECTIVES = ("gain", "target_gain", "forgetting")
 Losses = Mapping[str, float]
 
 
@@ -36,6 +35,17 @@ def achieved(before: Losses, after: Losses, targets: Sequence[str] = ()) -> dict
     return found
 
 
+def accuracies(scores: Mapping[str, float], targets: Sequence[str] = ()) -> dict[str, float]:
+    """Means of the domains' accuracies, within 0 and 1: of all as ``accuracy``, and of the targets and the others where there are some.
+
+    CoFiTune's speciality and versatility are ``target_accuracy`` and ``other_accuracy``.
+    """
+    of = {"accuracy": list(scores), "target_accuracy": [name for name in scores if name in targets]}
+    if targets:
+        of["other_accuracy"] = [name for name in scores if name not in targets]
+    return {name: float(np.mean([scores[domain] for domain in domains])) for name, domains in of.items() if domains}
+
+
 def by_epoch(lines: Sequence[Mapping[str, Any]]) -> list[Losses]:
     """Held-out losses at the end of each epoch, from ``adjustments.jsonl``: of the last adjustment up to it that measured them."""
     measured = [line for line in lines if line["feedback"] == "held_out"]
@@ -44,7 +54,7 @@ def by_epoch(lines: Sequence[Mapping[str, Any]]) -> list[Losses]:
 
 
 def score(found: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """Σ weight · objective: higher is better, so a weight of forgetting is negative."""
+    """Σ weight · objective: higher is better, so a weight of forgetting is negative. Raises ``KeyError`` for one that is not there."""
     return float(sum(weight * found[name] for name, weight in weights.items()))
 
 

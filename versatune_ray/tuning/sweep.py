@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -18,10 +17,10 @@ from versatune_ray.errors import Incomplete, UserError
 from versatune_ray.pipeline import Run
 from versatune_ray.run_folder import say
 from versatune_ray.settings import Config
-from versatune_ray.settings.tuning import Sweep
+from versatune_ray.settings.tuning import BY_ACCURACY, OBJECTIVES, Sweep
 from versatune_ray.storage import push
 from versatune_ray.training import plan as training_plan
-from versatune_ray.tuning.objectives import OBJECTIVES, pareto_front
+from versatune_ray.tuning.objectives import pareto_front
 from versatune_ray.tuning.trials import Failure, Plan, finish, name_of, run_trials, told, with_artefacts
 
 
@@ -41,9 +40,29 @@ def check(config: Config) -> None:
         for value in _values(values):
             changed = shared.config("check", {key: value})
             training_plan.check(changed, training_plan.domain_names(changed))
-    aimed = [name for name, weight in settings.objective.items() if weight and name != "gain"]
-    if aimed and not config.mixture.targets:
-        raise UserError(f"sweep.objective: {aimed[0]} needs mixture.targets; name the domains to expand, or weigh gain alone")
+    check_objective(config, training_plan.domain_names(config))
+
+
+def check_objective(config: Config, names: Sequence[str]) -> None:
+    """Whether every trial can be scored.
+
+    Raises:
+        UserError: ``sweep.objective`` wants targets, other domains, questions or benchmarks that are not there.
+    """
+    aims, targets = [name for name, weight in config.sweep.objective.items() if weight], config.mixture.targets
+    if needy := [aim for aim in aims if aim not in ("gain", "accuracy")]:
+        if not targets:
+            raise UserError(f"sweep.objective: {needy[0]} needs mixture.targets; name the domains to expand, or weigh gain alone")
+        if set(names) <= set(targets):
+            raise UserError(f"mixture.targets: every domain is one, so that {needy[0]} has nothing to compare; leave one out")
+    measured = [aim for aim in aims if aim in BY_ACCURACY]
+    if measured and config.sweep.prune:
+        raise UserError(f"sweep.prune: {measured[0]} is measured at the end of a trial, so none can be stopped early by it")
+    asked = {name for name, domain in config.domains.items() if domain.questions} | set(config.evaluation.benchmarks)
+    of = {"accuracy": asked, "target_accuracy": asked & set(targets), "other_accuracy": asked - set(targets)}
+    for aim in measured if config.domains else ():  # the microworld has questions for every domain
+        if not of[aim]:
+            raise UserError(f"sweep.objective: {aim} needs domains.NAME.questions or evaluation.benchmarks.NAME; no such domain has any")
 
 
 def sweep(run: Run) -> Path:
@@ -145,8 +164,8 @@ def _optuna(settings: Sweep, seed: int, known: Sequence[Mapping[str, Any]]) -> A
 def _outcomes(shared: Plan, keys: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Finished and pruned trials that change these keys, this time's and earlier ones."""
     for file in sorted(shared.trials.glob("*/outcome.json")):
-        outcome = json.loads(file.read_text(encoding="utf-8"))
-        if outcome["changes"].keys() == set(keys):
+        outcome = shared.outcome(file.parent.name)
+        if outcome is not None and outcome["changes"].keys() == set(keys):
             yield file.parent.name, outcome
 
 

@@ -21,13 +21,14 @@ from versatune_ray.cache import key_of, write_json
 from versatune_ray.config import parse, with_keys
 from versatune_ray.domains import DomainPaths
 from versatune_ray.domains.records import Question
-from versatune_ray.errors import Incomplete, one_line
+from versatune_ray.errors import Incomplete, UserError, one_line
 from versatune_ray.pipeline import Run
 from versatune_ray.run_folder import RunFolder, check_unchanged, say
 from versatune_ray.settings import Config
-from versatune_ray.storage import push, remove, uri_of
+from versatune_ray.settings.tuning import BY_ACCURACY, OBJECTIVES
+from versatune_ray.storage import push, remove, shown, uri_of
 from versatune_ray.training import plan as training_plan
-from versatune_ray.tuning.objectives import OBJECTIVES, achieved, by_epoch, score
+from versatune_ray.tuning.objectives import accuracies, achieved, by_epoch, score
 
 _MEMORY = 1 << 30  # bytes that Ray sets aside for the process that leads a trial; it takes no CPU, for it waits for its workers
 _FREE_TREE = ("sweep", "study", "cofitune", "replay")  # what a trial does not depend on
@@ -46,7 +47,7 @@ class Plan:
     """What all trials of a job share.
 
     base: the configuration that trials change, with model and artefacts filled in. stores: its token stores. questions: as they were read.
-    targets: domains that ``target_gain`` is of. weights: of the objectives in ``score``, by which trials are compared.
+    targets: domains that ``target_gain`` is of. weights: of the objectives in ``score``, by which trials are compared, where it is not 0.
     """
 
     base: Config
@@ -69,13 +70,24 @@ class Plan:
         return self.base.run_folder / "trials"
 
     def outcome(self, name: str) -> dict[str, Any] | None:
-        """What a finished trial left, or None."""
-        file = self.trials / name / "outcome.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        """What a finished trial left, or None.
 
-    def objectives(self, before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
-        found = achieved(before, after, self.targets)
-        return found | {"score": score(found, self.weights)}
+        Raises:
+            UserError: it was not measured by what this job weighs.
+        """
+        file = self.trials / name / "outcome.json"
+        if not file.is_file():
+            return None
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        found["objectives"] = self.scored(found["objectives"])  # the weights may be others than then
+        if missing := [aim for aim in self.weights if aim not in found["objectives"] and found["pruned_at"] is None]:
+            raise UserError(f"{shown(file)}: {missing[0]} was not measured in this trial; choose another name with run=…")
+        return found
+
+    def scored(self, objectives: Mapping[str, float]) -> dict[str, float]:
+        """Objectives with their ``score``, or without one where a weighted one is not there (yet)."""
+        found = {name: value for name, value in objectives.items() if name != "score"}
+        return found | ({"score": score(found, self.weights)} if self.weights.keys() <= found.keys() else {})
 
 
 def with_artefacts(run: Run, configs: Sequence[Config], targets: Sequence[str], weights: Mapping[str, float]) -> Plan:
@@ -91,12 +103,26 @@ def with_artefacts(run: Run, configs: Sequence[Config], targets: Sequence[str], 
         tree["detection"]["distribution"] = str(run.folder.path / "detection" / Path(run.model).name / "distribution.json")
     if any(training_plan.needs_reference(one) for one in configs) and run.reference:
         tree["reference"]["losses"] = str(run.folder.path / "reference" / "losses.json")
-    return Plan(parse(tree), stores, questions, tuple(targets), weights)
+    return Plan(parse(tree), stores, questions, tuple(targets), {aim: weight for aim, weight in weights.items() if weight})
 
 
 def name_of(changes: Mapping[str, Any]) -> str:
     """Eight hexadecimal digits that stand for ``changes``."""
     return key_of(changes)[:8]
+
+
+def _whole_paths(config: Config, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``changes`` with paths as in ``config``, which they made: on another machine a relative one would count from another folder."""
+    tree = config.model_dump(mode="json")
+
+    def value(key: str) -> Any:
+        found: Any = tree
+        for part in key.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        return found
+
+    paths = ("model.path", "mixture.trajectory", "training.soft_mask", "reference.losses", "reference.model")
+    return {key: value(key) if key in paths else given for key, given in changes.items()}
 
 
 def concurrency(config: Config) -> int:
@@ -132,7 +158,7 @@ def run_trials(
     """
     from ray import tune
 
-    left = {name: dict(changes) for name, changes in listed.items() if plan.outcome(name) is None}
+    left = {name: _whole_paths(plan.config(name, changes), changes) for name, changes in listed.items() if plan.outcome(name) is None}
     for name in listed.keys() - left.keys():
         check_unchanged(plan.config(name, listed[name]))
     total, done = len(listed) + more, len(listed) - len(left)
@@ -196,8 +222,6 @@ def _train(params: Mapping[str, Any], plan: Plan) -> None:
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    from versatune_ray.evaluation.greedy import greedy_accuracy
-
     name, changes = _trial_of(params)
     config = plan.config(name, changes)
 
@@ -206,8 +230,9 @@ def _train(params: Mapping[str, Any], plan: Plan) -> None:
             told = metrics[0]
             after = {domain: told[f"loss.{domain}"] for domain in config.domains if f"loss.{domain}" in told}
             if after:
-                before = {domain: told[f"loss_before.{domain}"] for domain in after}
-                super().after_report(run_context, [plan.objectives(before, after) | {"step": told["step"]}], None)
+                found = plan.scored(achieved({domain: told[f"loss_before.{domain}"] for domain in after}, after, plan.targets))
+                if "score" in found:  # accuracies are measured at the end alone
+                    super().after_report(run_context, [found | {"step": told["step"]}], None)
 
     with RunFolder(config, wait=True) as folder:  # a search may choose the same values twice at once
         outcome = plan.outcome(name)
@@ -215,19 +240,39 @@ def _train(params: Mapping[str, Any], plan: Plan) -> None:
             run = _Trial(folder, plan, [Reports()])
             lines = [json.loads(line) for line in (run.tuned.parent / "adjustments.jsonl").read_text(encoding="utf-8").splitlines()]
             before, after = lines[0]["loss"], lines[-1]["loss"]
-            template, remote = config.data.chat_template, config.model.trust_remote_code
+            accuracy = _accuracy(run, plan)
             outcome = {
                 "changes": changes,
                 "before": before,
                 "after": after,
                 "by_epoch": by_epoch(lines),
-                "accuracy": greedy_accuracy(str(run.tuned), plan.questions, template, remote) if plan.questions else None,
-                "objectives": plan.objectives(before, after),
+                "accuracy": accuracy or None,
+                "objectives": plan.scored(achieved(before, after, plan.targets) | accuracies(accuracy, plan.targets)),
                 "pruned_at": None,
             }
             folder.write("outcome.json", outcome)
             folder.finish()
     tune.report(outcome["objectives"])
+
+
+def _accuracy(run: Run, plan: Plan) -> dict[str, float]:
+    """Accuracy of the tuned model per domain that has questions; or benchmarks, if the score asks for them.
+
+    Raises:
+        Incomplete: a benchmark could not be measured.
+    """
+    from versatune_ray.evaluation.greedy import greedy_accuracy
+    from versatune_ray.evaluation.scores import AVERAGE, scores
+
+    config, found = run.config, {}
+    if plan.questions:
+        found = greedy_accuracy(str(run.tuned), plan.questions, config.data.chat_template, config.model.trust_remote_code)
+    if plan.weights.keys() & set(BY_ACCURACY):
+        rows = scores(row for row in run.benchmarks if row["model"] == "tuned").get("tuned", {})
+        if run.unmeasured:
+            raise Incomplete("; ".join(f"{name}: {reason}" for name, reason in run.unmeasured.items()))
+        found |= {name: one.value for name, one in rows.items() if name != AVERAGE}
+    return found
 
 
 def _drop_checkpoints(trial: Path) -> None:
