@@ -8,7 +8,8 @@ The same random Llama and records for all sides, which take turns of one optimiz
 - ``full_masked``, ``part_masked``: the same under a soft mask on every projection.
 
 Ratios: ``soft_mask_full`` and ``soft_mask_part``: time of a masked step over an unmasked one at equal trainable parameters (goal 1.03).
-``partial_time``: a step of ``part`` over one of ``full``. ``partial_memory``: what optimizer state and gradients take, the same way, bytes.
+``partial_time``: a step of ``part`` over one of ``full``. ``partial_memory``: what optimizer state and gradients take, the same way, bytes
+(those of the masked sides, with what the mask keeps, are in the detail).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ SIDES = ("full", "full_masked", "part", "part_masked")
 
 
 def steps(given: dict[str, Any]) -> Any:
-    """Seconds of the steps of every side, in turns, and the bytes that its optimizer and gradients hold."""
+    """Seconds of the steps of every side, in turns, and the bytes that its optimizer, gradients and mask hold."""
     import numpy as np
     import torch
 
@@ -58,8 +59,15 @@ def steps(given: dict[str, Any]) -> Any:
                 found[side].append(time.perf_counter() - began)
     held = {}
     for side, tuner in tuners.items():
-        state = sum(value.nbytes for values in tuner.optimizer.state.values() for value in values.values())
-        held[side] = state + sum(parameter.nbytes for parameter in tuner.model.parameters() if parameter.requires_grad)  # a gradient each
+        handle = tuner.optimizer.register_step_pre_hook(
+            lambda optimizer, *_, side=side: held.update(
+                {side: sum(one.grad.nbytes for group in optimizer.param_groups for one in group["params"] if one.grad is not None)}
+            )
+        )
+        tuner.step(shares)
+        handle.remove()
+        held[side] += sum(value.nbytes for values in tuner.optimizer.state.values() for value in values.values())
+        held[side] += sum(values.nbytes for _, *kept in (tuner._mask._masked if tuner._mask else ()) for values in kept)
     return {"seconds": found, "bytes": held}
 
 
