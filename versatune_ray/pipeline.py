@@ -30,6 +30,7 @@ class Run:
         self.given_config = folder.config
         self.cache = folder.config.cache_folder
         self.needs_model = True
+        self.unmeasured: dict[str, str] = {}  # benchmarks that failed, and why
         self.needs_judge = folder.config.detection.distribution is None and plan.needs_detection(folder.config)
 
     @cached_property

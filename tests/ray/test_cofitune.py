@@ -44,14 +44,16 @@ def job(planted: Path, tmp_path: Path) -> dict[str, Any]:
         chains = [[3 + 30 * place + (first + step) % 30 for step in range(7)] for first in rng.integers(0, 30, 80)]
         rows = [{"prompt": f"w{chain[0]}", "completion": " ".join(f"w{word}" for word in chain[1:])} for chain in chains]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        asked = [{"question": row["prompt"], "answer": row["completion"]} for row in rows[:5]]
+        (tmp_path / f"{name}-asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     return {
         "run": "tree",
         "model": {"path": str(planted)},
         "data": {"max_length": 32},
-        "domains": {name: str(tmp_path / f"{name}.jsonl") for name in NAMES},
-        "mixture": {"start": "uniform", "policy": "constant"},
+        "domains": {name: {"train": str(tmp_path / f"{name}.jsonl"), "questions": str(tmp_path / f"{name}-asked.jsonl")} for name in NAMES},
+        "mixture": {"start": "uniform", "policy": "constant", "targets": ["law"]},
         "training": {"workers": 1, "epochs": 1, "samples_per_epoch": 320, "batch_size": 8, "learning_rate": 1e-2, "metrics": []},
-        "sweep": {"objective": {"gain": 1.0}},
+        "sweep": {"objective": {"target_gain": 1.0, "forgetting": -1.0, "target_accuracy": 0.1, "other_accuracy": 0.1}},
         "cofitune": {"general": ["code"], "records": 16, "concurrency": 2},
     }
 
@@ -70,7 +72,11 @@ def test_the_search_finds_the_only_part_that_can_learn_and_survives_a_kill(job: 
     printed = finish_job(start_job(job, "cofitune.py", tmp_path))
     after = outcomes(run)
     assert len(after) == 8 and {name: after[name] for name in before} == before
-    table = {(row[LAYERS], *row[MODULES]): row["gain"] for row in pq.read_table(run / "sweep" / "results.parquet").to_pylist()}
+    rows = pq.read_table(run / "sweep" / "results.parquet").to_pylist()
+    table = {(row[LAYERS], *row[MODULES]): row["gain"] for row in rows}
+    for row in rows:
+        weighed = row["target_gain"] - row["forgetting"] + 0.1 * row["target_accuracy"] + 0.1 * row["other_accuracy"]
+        assert row["score"] == pytest.approx(weighed)
     third = {key: gain for key, gain in table.items() if key[0] == "50%-75%"}
     assert all(gain == 0 for key, gain in table.items() if key not in third), "what is dead has no gradient"
     assert third.pop(("50%-75%", "attention")) == 0
@@ -78,6 +84,9 @@ def test_the_search_finds_the_only_part_that_can_learn_and_survives_a_kill(job: 
     assert "layers: best is layers 50%-75%" in printed and "modules: best is layers 50%-75%, ffn" in printed
 
     best = yaml.safe_load((run / "sweep" / "best.yaml").read_text())
+    assert best["training"]["trainable"] == {
+        key.rpartition(".")[2]: max(rows, key=lambda row: row["score"])[key] for key in (LAYERS, MODULES)
+    }
     assert best["training"]["trainable"]["layers"] == "50%-75%"
     (file,) = best["training"]["soft_mask"]
     importance = load_file(file)
