@@ -219,5 +219,19 @@ def _explain(error: dict[str, Any]) -> str:
         return f"{key}: unknown key; {nearest(key, names if '.' in key else list(Config.model_fields))}"
     if not key:
         return str(error["msg"]).removeprefix("Value error, ")
-    reason = str(error["msg"]).removeprefix("Value error, ")
+    reason = _range(key) if error["type"].startswith(("greater_than", "less_than")) else None
+    reason = reason or str(error["msg"]).removeprefix("Value error, ")
     return f"{key}: {error['input']!r} is not valid: {reason[0].lower()}{reason[1:]}"
+
+
+def _range(key: str) -> str | None:
+    """The whole valid range of a number, where its own field knows it."""
+    field = dict(_keys(Config)).get(key)
+    words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+    bounds = [
+        f"{word} {getattr(rule, name):g}"
+        for rule in (field.metadata if field else ())
+        for name, word in words.items()
+        if getattr(rule, name, None) is not None
+    ]
+    return f"it has to be {' and '.join(bounds)}" if bounds else None

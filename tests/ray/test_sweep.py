@@ -129,8 +129,8 @@ def test_optuna_searches_a_range_and_knows_what_was_tried_before(job: dict[str, 
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("mixture.delta", [0.1, 1.0], r"mixture.delta: 1.0 is not valid: input should be less than 1"),
-        ("mixture.epsilon", [-0.5], r"mixture.epsilon: -0.5 is not valid: input should be greater than or equal to 0"),
+        ("mixture.delta", [0.1, 1.0], r"mixture.delta: 1.0 is not valid: it has to be above 0 and below 1"),
+        ("mixture.epsilon", [-0.5], r"mixture.epsilon: -0.5 is not valid: it has to be at least 0"),
         ("mixture.targets", [["lew"]], "mixture.targets: unknown domain 'lew'; did you mean 'law'"),
         ("mixture.sgima", [1.0], "mixture.sgima: unknown key; did you mean 'mixture.sigma'"),
     ],
