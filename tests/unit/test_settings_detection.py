@@ -53,7 +53,7 @@ def test_local_models_are_named_by_their_whole_paths(tmp_path: Path, monkeypatch
         ("models=none.txt", "no such file of models"),
         ("models=[{path: a/x, name: ../x}]", "cannot be a model's name"),
         ("engine.replicas=[3, 2]", "1 ≤ least ≤ most"),
-        ("tolerance=0", "greater than 0"),
+        ("tolerance=0", "has to be above 0"),
         ("judge.kind=http", "judge.http.url"),
         ("judge={kind: http, path: x, http: {url: 'http://me:secret@host/v1'}}", "put the key in the environment"),
         ("judge.kind=classifier", "judge.path: missing"),
