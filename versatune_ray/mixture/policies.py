@@ -57,7 +57,8 @@ def answered(policy: Policy, shares: npt.ArrayLike, feedback: Feedback) -> tuple
         state = policy.guard_state(shares, feedback)
         return state, check_shares(policy.update(shares, feedback), feedback.loss.size, feedback.names)
     except Exception as error:  # also of a class of somebody else
-        raise ValueError(f"policy {type(policy).__name__}: {error or type(error).__name__}") from error
+        named = policy.policy if isinstance(policy, Floored) else policy
+        raise ValueError(f"policy {type(named).__name__}: {error or type(error).__name__}") from error
 
 
 @dataclass(frozen=True)
