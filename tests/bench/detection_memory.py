@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import detection
 
 GOAL = 1.1
 SIZES = (2_000, 20_000)
@@ -31,11 +32,11 @@ def detect(given: dict[str, Any]) -> Any:
     count = given["count"]
     folder = Path(tempfile.mkdtemp())
     with common.ray_session():
-        source = common.generation_source(given["models"]["long"], folder / "parts", {"max_tokens": TOKENS}, {})
+        source = detection.generation_source(given["models"]["long"], folder / "parts", {"max_tokens": TOKENS}, {})
         made = generate(source, count, gpu=False)
         assert made == count
         if given.get("judging", True):
-            (answered,) = judge(common.judge_source(given["models"]["judge"], {}), [Texts(folder / "parts", count, folder / "judged")])
+            (answered,) = judge(detection.judge_source(given["models"]["judge"], {}), [Texts(folder / "parts", count, folder / "judged")])
             assert answered >= 0.99 * count  # an empty generation is not judged
     return {"parts": len(list((folder / "parts").glob("*.parquet"))), "judged_parts": len(list((folder / "judged").glob("*.parquet")))}
 
@@ -46,7 +47,7 @@ def parent(quick: bool) -> None:
     store: dict[int, int] = {}
     parts = {}
     with tempfile.TemporaryDirectory(prefix="vtb") as folder:
-        models = common.tiny_models(Path(folder))
+        models = detection.tiny_models(Path(folder))
         for count in (small, large):
             parts[count], watch = common.side(
                 __file__, "detect", {"models": models, "count": count, "judging": not quick}, timeout=900, every=0.2

@@ -8,7 +8,7 @@ judge request at a time that samples up to 512 tokens until EOS, and a hard labe
 probabilities. Both start from EOS and have the same budget, 256 tokens. Start-up is excluded on both: theirs is timed per call after
 one untimed sample; ours from the first request in an engine to the last part on disk, for each stage.
 
-Models are random ones of the tiny base's shape (common.tiny_models): speed does not depend on what they say. The judge is random too but
+Models are random ones of the tiny base's shape (detection.tiny_models): speed does not depend on what they say. The judge is random too but
 answers with a letter and EOS, so theirs pays two tokens, not 512. ``long`` sequences fill the budget, as a real base model's do (the
 release allows 15,999 tokens): the headline. ``short`` ones end after 29 tokens on average, as the microworld's do: in the detail.
 Hugging Face gets the number of threads at which it is faster, measured on both at every start (``threads``).
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import detection
 
 GOAL = 10.0
 ROUNDS = 3
@@ -47,19 +48,19 @@ def ours(given: dict[str, Any]) -> Any:
         for case, (count, _) in given["sizes"].items():
             folder = Path(tempfile.mkdtemp())
             writing.vllm_stage = judge_vllm.vllm_stage = plain
-            common.note_arrivals(writing, folder / "written")
-            common.note_arrivals(judge_vllm, folder / "asked")
+            detection.note_arrivals(writing, folder / "written")
+            detection.note_arrivals(judge_vllm, folder / "asked")
             generation = SAMPLING | given["settings"].get("generation", {}) | {"seeded": given["settings"]["seeded"]}
-            source = common.generation_source(given["models"][case], folder / "parts", generation, engine)
-            spec = common.judge_source(given["models"]["judge"], engine)
+            source = detection.generation_source(given["models"][case], folder / "parts", generation, engine)
+            spec = detection.judge_source(given["models"]["judge"], engine)
             writing.generate(source, count, gpu=False)
             (answered,) = judging.judge(spec, [judging.Texts(folder / "parts", count, folder / "judged")])
             assert answered >= 0.9 * count, answered  # an empty sequence, of which short ones are 3 %, is not judged
-            begin, end = common.window(folder / "written", folder / "parts")
-            first, last = common.window(folder / "asked", folder / "judged")
+            begin, end = detection.window(folder / "written", folder / "parts")
+            first, last = detection.window(folder / "asked", folder / "judged")
             found[case] = {
                 "count": count,
-                "tokens": common.tokens_in(folder / "parts")[1],
+                "tokens": detection.tokens_in(folder / "parts")[1],
                 "generation": end - begin,
                 "judging": last - first,
             }
@@ -88,12 +89,12 @@ def release(given: dict[str, Any]) -> Any:
         return made[0, 1:].tolist()
 
     def label(text: str) -> int | None:
-        shown = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)[: common.TEXT_TOKENS])
+        shown = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)[: detection.TEXT_TOKENS])
         asked = tokenizer(TINY_JUDGE_PROMPT.replace("{text}", shown), return_tensors="pt")
         made = judge.generate(
             input_ids=asked["input_ids"],
             attention_mask=asked["attention_mask"],
-            max_new_tokens=min(512, common.CONTEXT - asked["input_ids"].shape[1]),
+            max_new_tokens=min(512, detection.CONTEXT - asked["input_ids"].shape[1]),
             do_sample=True,
             top_k=0,
             pad_token_id=padding,
@@ -134,7 +135,7 @@ def parent(quick: bool) -> None:
     variants: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="vtb") as folder:
         given: dict[str, Any] = {
-            "models": common.tiny_models(Path(folder)),
+            "models": detection.tiny_models(Path(folder)),
             "sizes": sizes,
             "settings": OURS,
             "threads": [1] if quick else [1, 2],

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import detection
 
 GOAL = 0.9
 SEQUENCES = {"long": 512, "short": 2048}
@@ -42,13 +43,13 @@ def ours(given: dict[str, Any]) -> Any:
         for case, count in given["sequences"].items():
             folder = Path(tempfile.mkdtemp())
             stage.vllm_stage = plain
-            common.note_arrivals(stage, folder / "arrivals")
-            source = common.generation_source(
+            detection.note_arrivals(stage, folder / "arrivals")
+            source = detection.generation_source(
                 given["models"][case], folder / "parts", {"max_tokens": TOKENS}, {"options": dict(given["engine"])}
             )
             stage.generate(source, count, gpu=False)
-            begin, end = common.window(folder / "arrivals", folder / "parts")
-            rows, tokens = common.tokens_in(folder / "parts")
+            begin, end = detection.window(folder / "arrivals", folder / "parts")
+            rows, tokens = detection.tokens_in(folder / "parts")
             assert rows == count
             found[case] = {"begin": begin, "end": end, "tokens": tokens}
     return found
@@ -84,7 +85,7 @@ def parent(quick: bool) -> None:
     length: dict[str, float] = {}
     loads = []
     with tempfile.TemporaryDirectory(prefix="vtb") as folder:
-        models = common.tiny_models(Path(folder))
+        models = detection.tiny_models(Path(folder))
         given = {"models": models, "sequences": sequences, "engine": ENGINE}
         for number in range(rounds):
             order = (("ours", "ours"), ("theirs", "bare"))

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import training
 
 GOALS = {"train": 1.01, "held_out": 1.05}
 EVERY, BATCH, LENGTH, RECORDS, HELD_OUT = 10, 16, 64, 400, 48
@@ -111,15 +112,15 @@ def parent(quick: bool) -> None:
     rng = np.random.default_rng(0)
     domains = [
         [(rng.integers(1, SHAPE["vocabulary"], LENGTH).astype(np.int32), np.arange(LENGTH) >= LENGTH // 2) for _ in range(RECORDS)]
-        for _ in common.DOMAINS
+        for _ in training.DOMAINS
     ]
     sides = ("constant", "train", "held_out", "passes")
     ratios: dict[str, dict[str, list[float]]] = {name: {"wall": [], "cpu": []} for name in GOALS}
     middle: dict[str, list[float]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory(prefix="vtb") as scratch, ExitStack() as stack:
         folder = Path(scratch)
-        shape = common.random_llama(folder / "model", **SHAPE)
-        given = {"stores": common.write_domains(folder / "stores", domains), "model": str(folder / "model"), "folder": scratch}
+        shape = training.random_llama(folder / "model", **SHAPE)
+        given = {"stores": training.write_domains(folder / "stores", domains), "model": str(folder / "model"), "folder": scratch}
         players = {side: stack.enter_context(common.Player(__file__, "run", given | {"kind": side})) for side in sides}
         for _ in range(rounds):
             took: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
@@ -139,7 +140,7 @@ def parent(quick: bool) -> None:
         "unit": f"wall time of {EVERY} steps and one adjustment",
         "ms": {side: round(1000 * statistics.median(values), 1) for side, values in middle.items()},
         "model": shape,
-        "records_held_out": HELD_OUT * len(common.DOMAINS),
+        "records_held_out": HELD_OUT * len(training.DOMAINS),
         "rounds": rounds,
         "turns_per_round": turns,
     } | common.machine()

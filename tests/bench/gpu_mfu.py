@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import training
 
 GOAL = 0.5
 PEAK = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}  # dense bf16, by name
@@ -80,7 +81,7 @@ def train(given: dict[str, Any]) -> Any:
         model = AutoModelForCausalLM.from_config(
             config, dtype=torch.float32, attn_implementation=IMPLEMENTATION[choose(setup.attention, device)]
         )
-    data = common.read_domains(given["stores"], held_out=1)
+    data = training.read_domains(given["stores"], held_out=1)
     recipe = Recipe(
         steps=1000,
         batch_size=given["batch"],
@@ -144,7 +145,7 @@ def parent(quick: bool) -> None:
                 common.note(f"{shape}: left out, its weights, gradients and AdamW take more than the {memory / 2**30:.0f} GiB of {name}")
                 continue
             given = {
-                "stores": common.write_domains(Path(scratch) / shape, domains, ["one", "two"]),
+                "stores": training.write_domains(Path(scratch) / shape, domains, ["one", "two"]),
                 "shape": sizes,
                 "gpu": gpu,
                 "row": row,

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import training
 
 GOALS = {"time": 1.1, "memory": 0.5}
 VOCABULARY = 151_936
@@ -81,7 +82,7 @@ def times(given: dict[str, Any]) -> Any:
     model = load_model(given["model"])
     module = ResponseLoss(model)
     samples, tokens = [], 0
-    for domain in common.read_domains(given["stores"], held_out=1):
+    for domain in training.read_domains(given["stores"], held_out=1):
         for index in range(len(domain.train)):
             if tokens < given["tokens"]:
                 samples.append(Sample(0, domain.train, index))
@@ -116,10 +117,10 @@ def parent(quick: bool) -> None:
     rounds, tokens, targets = (QUICK["rounds"], QUICK["tokens"], QUICK["targets"]) if quick else (ROUNDS, TOKENS, TARGETS)
     with tempfile.TemporaryDirectory(prefix="vtb") as scratch:
         folder = Path(scratch)
-        shape = common.random_llama(folder / "model", **SHAPE)
-        domains, records = common.encoded(16, 512, VOCABULARY)
+        shape = training.random_llama(folder / "model", **SHAPE)
+        domains, records = training.encoded(16, 512, VOCABULARY)
         mixed = [[sample for group in zip(*domains, strict=True) for sample in group]]
-        given = {"model": str(folder / "model"), "stores": common.write_domains(folder / "stores", mixed, ["mixed"])}
+        given = {"model": str(folder / "model"), "stores": training.write_domains(folder / "stores", mixed, ["mixed"])}
         given |= {"rounds": rounds, "tokens": tokens, "targets": targets}
         took, _ = common.side(__file__, "times", given, timeout=900)
         peaks = {

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import training
 
 MAX_LENGTH, RECORDS, BATCH = 512, 200, 64
 SHAPE = {"vocabulary": 2048, "hidden": 256, "layers": 8, "heads": 8, "intermediate": 688, "context": MAX_LENGTH}
@@ -40,7 +41,7 @@ def steps(given: dict[str, Any]) -> Any:
     from versatune_ray.training.recipe import Recipe
 
     torch.set_num_threads(1)
-    data = common.read_domains(given["stores"], held_out=1)
+    data = training.read_domains(given["stores"], held_out=1)
     recipe = Recipe(10_000, given["batch"], 2048, learning_rate=1e-4, warmup=0.0, weight_decay=0.1, max_grad_norm=1.0, seed=0)
     tuners: dict[str, Tuner] = {}
     for side in SIDES:
@@ -75,10 +76,10 @@ def parent(quick: bool) -> None:
     rounds, batch = (QUICK["rounds"], QUICK["batch"]) if quick else (ROUNDS, BATCH)
     with tempfile.TemporaryDirectory(prefix="vtb") as scratch:
         folder = Path(scratch)
-        domains, records = common.encoded(RECORDS, MAX_LENGTH, SHAPE["vocabulary"])
-        shape = common.random_llama(folder / "model", **SHAPE)
+        domains, records = training.encoded(RECORDS, MAX_LENGTH, SHAPE["vocabulary"])
+        shape = training.random_llama(folder / "model", **SHAPE)
         given = {
-            "stores": common.write_domains(folder / "stores", domains),
+            "stores": training.write_domains(folder / "stores", domains),
             "model": str(folder / "model"),
             "rounds": rounds,
             "batch": batch,

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import training
 
 sys.path.append(os.environ.get("VERSATUNE_TRL", "/tmp/trl"))
 
@@ -63,7 +64,7 @@ def ours(given: dict[str, Any]) -> Any:
     from versatune_ray.training.recipe import Recipe
 
     torch.set_num_threads(given["threads"])
-    data = common.read_domains(given["stores"], held_out=1)
+    data = training.read_domains(given["stores"], held_out=1)
     recipe = Recipe(
         steps=10_000,
         batch_size=BATCH,
@@ -209,10 +210,10 @@ def parent(quick: bool) -> None:
     threads = os.cpu_count() or 1
     with tempfile.TemporaryDirectory(prefix="vtb") as scratch, ExitStack() as stack:
         folder = Path(scratch)
-        domains, records = common.encoded(RECORDS // 4 if quick else RECORDS, MAX_LENGTH, SHAPE["vocabulary"])
+        domains, records = training.encoded(RECORDS // 4 if quick else RECORDS, MAX_LENGTH, SHAPE["vocabulary"])
         lengths = [len(tokens) for domain in domains for tokens, _ in domain]
-        shape = common.random_llama(folder / "model", **SHAPE)
-        stores = common.write_domains(folder / "stores", domains)
+        shape = training.random_llama(folder / "model", **SHAPE)
+        stores = training.write_domains(folder / "stores", domains)
         given = {"stores": stores, "model": str(folder / "model"), "folder": scratch, "threads": threads, "steps": steps, "warm": warm}
 
         def player(side: str, micro: Any) -> common.Player:
