@@ -60,7 +60,8 @@ def test_every_link_within_the_page_leads_somewhere() -> None:
 
 def commands() -> list[str]:
     """Every line of a shell block that calls one of the jobs."""
-    lines = [line.partition("  #")[0].strip() for shown in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL) for line in shown.splitlines()]
+    blocks = [re.sub(r"\\\n\s*", "", shown) for shown in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)]  # a line may go on
+    lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if "jobs/" in line and ".py" in line]
 
 
