@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -113,16 +114,8 @@ def name_of(changes: Mapping[str, Any]) -> str:
 
 def _whole_paths(config: Config, changes: Mapping[str, Any]) -> dict[str, Any]:
     """``changes`` with paths as in ``config``, which they made: on another machine a relative one would count from another folder."""
-    tree = config.model_dump(mode="json")
-
-    def value(key: str) -> Any:
-        found: Any = tree
-        for part in key.split("."):
-            found = found.get(part) if isinstance(found, dict) else None
-        return found
-
     paths = ("model.path", "mixture.trajectory", "training.soft_mask", "reference.losses", "reference.model")
-    return {key: value(key) if key in paths else given for key, given in changes.items()}
+    return {key: attrgetter(key)(config) if key in paths else given for key, given in changes.items()}
 
 
 def concurrency(config: Config) -> int:
