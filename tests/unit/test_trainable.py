@@ -118,6 +118,8 @@ def test_parts_are_checked_by_the_shape_of_a_model_alone(tiny_model: Path) -> No
         check_parts(str(tiny_model), [Trainable(), Trainable(layers="2")], {})
     with pytest.raises(UserError, match=r"the model has no layers\.2\.mlp\.up_proj"):
         check_parts(str(tiny_model), [], ups | {"model.layers.2.mlp.up_proj": torch.zeros(rows)})
+    with pytest.raises(UserError, match="cannot be loaded as a causal language model"):
+        check_parts("no-such-folder/model", [Trainable(layers="0")], {})
 
 
 def test_recomputing_stops_below_the_first_layer_that_trains() -> None:

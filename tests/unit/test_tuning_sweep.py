@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
+from versatune_ray.cache import write_json
 from versatune_ray.config import load
 from versatune_ray.errors import UserError
-from versatune_ray.tuning.sweep import _column, check, check_objective
+from versatune_ray.tuning.sweep import _column, _outcomes, check, check_objective
+from versatune_ray.tuning.trials import Plan
 
 
 @pytest.mark.parametrize(
@@ -58,3 +61,12 @@ def test_accuracies_are_of_questions_or_benchmarks() -> None:
     weights = "sweep.objective={target_accuracy: 1, other_accuracy: 1}"
     check_objective(load([], [*OWN, weights, "mixture.targets=[law]", "evaluation.benchmarks.exam=[exam.jsonl]"]), ["law", "code"])
     check_objective(load([], [weights, "mixture.targets=[law]"]), ["law", "medicine"])  # the microworld has questions for all
+
+
+def test_a_search_asks_nothing_of_the_trials_of_another(tmp_path: Path) -> None:
+    plan = Plan(load([], [f"storage={tmp_path}"]), weights={"accuracy": 1.0})
+    write_json(plan.trials / "mine" / "outcome.json", {"changes": {"seed": 1}, "objectives": {"accuracy": 0.5}, "pruned_at": None})
+    write_json(plan.trials / "other" / "outcome.json", {"changes": {"mixture.sigma": 2}, "objectives": {"gain": 0.1}, "pruned_at": None})
+    assert [(name, one["objectives"]["score"]) for name, one in _outcomes(plan, ["seed"])] == [("mine", 0.5)]
+    with pytest.raises(UserError, match="accuracy was not measured in this trial"):
+        list(_outcomes(plan, ["mixture.sigma"]))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,8 @@ def load_model(path: str, trust_remote_code: bool = False, attention: Kind = "pa
         UserError: it cannot be loaded, or it does between decoder and logits what ``ResponseLoss`` does not know.
     """
     options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": trust_remote_code}
-    try:
+    with _told(path):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, attn_implementation=IMPLEMENTATION[attention], **options)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be loaded as a causal language model: {' '.join(str(error).split())}") from None
     for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
         if getattr(model.config, name, None) not in (None, 1, 1.0):
             raise UserError(
@@ -36,14 +35,23 @@ def load_model(path: str, trust_remote_code: bool = False, attention: Kind = "pa
     return model
 
 
+@contextmanager
+def _told(path: str) -> Iterator[None]:
+    """transformers' errors of a model that it cannot load, as ours."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be loaded as a causal language model: {' '.join(str(error).split())}") from None
+
+
 def check_parts(path: str, trainable: Sequence[Trainable], importance: Mapping[str, torch.Tensor], trust_remote_code: bool = False) -> None:
     """Whether the model in ``path`` has these parts and these units; of its shape alone, no weight is read.
 
     Raises:
-        UserError: it has not.
+        UserError: it has not, or it is no causal language model.
     """
-    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
+    with _told(path), torch.device("meta"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     for settings in trainable:
         chosen(model, settings)

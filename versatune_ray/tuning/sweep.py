@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -164,8 +165,7 @@ def _optuna(settings: Sweep, seed: int, known: Sequence[Mapping[str, Any]]) -> A
 def _outcomes(shared: Plan, keys: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Finished and pruned trials that change these keys, this time's and earlier ones."""
     for file in sorted(shared.trials.glob("*/outcome.json")):
-        outcome = shared.outcome(file.parent.name)
-        if outcome is not None and outcome["changes"].keys() == set(keys):
+        if json.loads(file.read_text(encoding="utf-8"))["changes"].keys() == set(keys) and (outcome := shared.outcome(file.parent.name)):
             yield file.parent.name, outcome
 
 
