@@ -51,7 +51,7 @@ def study(run: Run) -> Path:
     Raises:
         Incomplete: some runs failed; the tables have the others.
     """
-    config, settings = run.config, run.config.study
+    config, settings = run.given_config, run.given_config.study
     listed = {_trial(name, seed): dict(changes) | {"seed": seed} for name, changes in settings.chosen.items() for seed in settings.seeds}
     alone = [{key: value for key, value in changes.items() if _source(changes) is None} for changes in settings.chosen.values()]
     configs = [Plan(config).config("check", changes) for changes in alone]

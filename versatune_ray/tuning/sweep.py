@@ -72,7 +72,7 @@ def sweep(run: Run) -> Path:
     Raises:
         Incomplete: some trials failed; the others are in the table.
     """
-    config, settings = run.config, run.config.sweep
+    config, settings = run.given_config, run.given_config.sweep
     alternatives = [_plan(config).config("check", {key: value}) for key, values in settings.space.items() for value in _values(values)]
     shared = with_artefacts(run, [config, *alternatives], config.mixture.targets, settings.objective)
     search, scheduler = None, None

@@ -98,9 +98,11 @@ def with_artefacts(run: Run, configs: Sequence[Config], targets: Sequence[str], 
     """
     from versatune_ray.evaluation.questions import load_questions
 
+    detect = any(training_plan.needs_detection(one) for one in configs)
+    run.needs_judge = detect and run.given_config.detection.distribution is None  # before ``run.config``, which makes one where it is
     stores, questions = run.stores, load_questions(run.config)
     tree = run.config.model_dump(mode="json")
-    if any(training_plan.needs_detection(one) for one in configs) and run.detection:
+    if detect and run.detection:
         tree["detection"]["distribution"] = str(run.folder.path / "detection" / Path(run.model).name / "distribution.json")
     if any(training_plan.needs_reference(one) for one in configs) and run.reference:
         tree["reference"]["losses"] = str(run.folder.path / "reference" / "losses.json")
