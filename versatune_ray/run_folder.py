@@ -92,8 +92,12 @@ class RunFolder:
             write_json(path, value)
             push(path)
 
-    def step(self, name: str, work: Callable[[], Step]) -> Any:
-        """Do a step, say so, and note its time; a reused step keeps the time that it once took in this run."""
+    def step(self, name: str, work: Callable[[], Step], more: bool = False) -> Any:
+        """Do a step, say so, and note its time; a reused step keeps the time that it once took in this run.
+
+        Args:
+            more: the step is one of several of this name, or goes on with an earlier one: its time is added to theirs.
+        """
         say(name, "…")
         began = time.monotonic()
         step = work()
@@ -101,7 +105,8 @@ class RunFolder:
         timings = self._timings()
         steps = {entry["name"]: entry for entry in timings["steps"]}
         if not step.reused or name not in steps:
-            steps[name] = {"name": name, "seconds": round(seconds, 1), "cached": step.reused}
+            before = steps[name]["seconds"] if more and name in steps else 0
+            steps[name] = {"name": name, "seconds": round(before + seconds, 1), "cached": step.reused}
             self.write("timings.json", timings | {"steps": list(steps.values()), "finished": None})
         say(name, f"{'reused' if step.reused else 'done'} in {seconds:.1f} s")
         return step.value

@@ -90,11 +90,11 @@ def listing(names: Sequence[str], limit: int = 6) -> str:
 
 
 def setting(value: Any) -> str:
-    """The value of a configuration key: ``0.05``, ``law, code``, ``law 0.3, code 0.7``."""
+    """The value of a configuration key: ``0.05``, ``law, code``, ``law 0.3, code 0.7``; a dash for an empty list."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {setting(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(setting(item) for item in value)
+        return ", ".join(setting(item) for item in value) or "–"
     if isinstance(value, float) and abs(value) < 1e-3 and value:
         return f"{value:g}"
     return str(value)

@@ -53,7 +53,7 @@ def cofitune(run: Run) -> Path:
     failed: dict[str, Failure] = {}
 
     def train(children: Mapping[str, Changes]) -> dict[str, float]:
-        failed.update(run_trials(shared, children, "cofitune", settings.concurrency))
+        failed.update(run_trials(run, shared, children, "cofitune", settings.concurrency))
         return {name: one["objectives"]["score"] for name in children if (one := shared.outcome(name)) is not None}
 
     search(settings, train)

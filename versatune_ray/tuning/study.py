@@ -57,14 +57,14 @@ def study(run: Run) -> Path:
     configs = [Plan(config).config("check", changes) for changes in alone]
     shared = with_artefacts(run, configs, config.mixture.targets, {"gain": 1.0})
     first = {trial: changes for trial, changes in listed.items() if _source(changes) is None}
-    failed = run_trials(shared, first, "study", settings.concurrency)
+    failed = run_trials(run, shared, first, "study", settings.concurrency)
     then = {
         trial: changes | {"mixture.trajectory": str(shared.trials / _trial(source, changes["seed"]) / "finetune" / "adjustments.jsonl")}
         for trial, changes in listed.items()
         if (source := _source(changes)) is not None and shared.outcome(_trial(source, changes["seed"])) is not None
     }
     if then:
-        failed |= run_trials(shared, then, "study", settings.concurrency)
+        failed |= run_trials(run, shared, then, "study", settings.concurrency)
     _write_tables(run, shared, failed)
     return finish(run, failed)
 

@@ -89,7 +89,7 @@ def sweep(run: Run) -> Path:
         from ray.tune.schedulers import ASHAScheduler
 
         scheduler = ASHAScheduler(metric="score", mode="max", grace_period=settings.grace, max_t=10**6, reduction_factor=2)
-    failed = run_trials(shared, listed, "sweep", settings.concurrency, search=search, more=more, scheduler=scheduler)
+    failed = run_trials(run, shared, listed, "sweep", settings.concurrency, search=search, more=more, scheduler=scheduler)
     write_results(run, shared, list(settings.space), failed)
     return finish(run, failed)
 

@@ -24,7 +24,7 @@ from versatune_ray.domains import DomainPaths
 from versatune_ray.domains.records import Question
 from versatune_ray.errors import Incomplete, UserError, one_line
 from versatune_ray.pipeline import Run
-from versatune_ray.run_folder import RunFolder, check_unchanged, say
+from versatune_ray.run_folder import RunFolder, Step, check_unchanged, say
 from versatune_ray.settings import Config
 from versatune_ray.settings.tuning import BY_ACCURACY, OBJECTIVES
 from versatune_ray.storage import push, remove, shown, uri_of
@@ -135,6 +135,7 @@ def concurrency(config: Config) -> int:
 
 
 def run_trials(
+    run: Run,
     plan: Plan,
     listed: Mapping[str, Mapping[str, Any]],
     title: str,
@@ -181,7 +182,7 @@ def run_trials(
         ),
         run_config=tune.RunConfig(name="tune", storage_path=uri_of(plan.base.run_folder / title), verbose=0, callbacks=[account]),
     )
-    tuner.fit()
+    run.folder.step("trials", lambda: Step(tuner.fit(), False), more=True)
     for name in account.pruned:
         _drop_checkpoints(plan.trials / name)  # its workers may have written one more before they were stopped
     return account.failed
