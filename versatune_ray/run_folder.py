@@ -23,6 +23,7 @@ from versatune_ray.errors import UserError
 from versatune_ray.lease import Lease
 from versatune_ray.settings import Config
 from versatune_ray.storage import check, fetch, pull, push, shown, told
+from versatune_ray.training import plan
 
 # Settings that a resumed run may change: they decide how fast or how robustly it runs, or what is measured afterwards.
 _FREE = (
@@ -140,7 +141,10 @@ def check_unchanged(config: Config) -> None:
     before: Mapping[str, Any] = yaml.safe_load(saved.read_text(encoding="utf-8"))
     now = yaml.safe_load(dump(config))
     old = {key: value for key, value in before.items() if key != "versions"}
-    changed = [line for line in changed_keys(old, now) if not line.startswith(_FREE)]
+    # What the fine-tuning does not use may change as well: a study that gets one more method makes what that needs.
+    used = {"detection": plan.needs_detection(config), "reference": plan.needs_reference(config)}
+    free = (*_FREE, *(section for section, needed in used.items() if not needed))
+    changed = [line for line in changed_keys(old, now) if not line.startswith(free)]
     inputs = json.loads((folder / "finetune" / "inputs.json").read_text(encoding="utf-8"))
     if not changed and inputs.get("training.soft_mask", []) != contents(config.training.soft_mask):
         changed = ["the content of training.soft_mask"]

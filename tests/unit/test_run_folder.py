@@ -1,4 +1,4 @@
-"""A run's folder: the time of its steps."""
+"""A run's folder: the time of its steps, and what may change when it goes on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 
 from versatune_ray import run_folder
 from versatune_ray.config import load
-from versatune_ray.run_folder import RunFolder, Step
+from versatune_ray.errors import UserError
+from versatune_ray.run_folder import RunFolder, Step, check_unchanged
 
 
 def test_the_time_of_a_step_is_kept_and_that_of_one_in_parts_is_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,3 +24,24 @@ def test_the_time_of_a_step_is_kept_and_that_of_one_in_parts_is_added_up(tmp_pat
         monkeypatch.undo()
         steps = json.loads((folder.path / "timings.json").read_text())["steps"]
     assert {step["name"]: step["seconds"] for step in steps} == {"references": 5, "trials": 10}
+
+
+@pytest.mark.parametrize(
+    ("begun", "change", "refused"),
+    [
+        (["mixture.start=uniform", "mixture.policy=constant"], "detection.samples=9", False),
+        (["mixture.start=detected", "mixture.policy=constant"], "detection.samples=9", True),
+        (["mixture.start=uniform", "mixture.policy=constant"], "reference.losses=losses.json", False),
+        (["mixture.start=uniform", "mixture.policy=versatune"], "reference.losses=losses.json", True),
+        (["mixture.start=uniform", "mixture.policy=constant"], "training.epochs=9", True),
+    ],
+)
+def test_a_run_goes_on_with_the_settings_that_its_training_uses(tmp_path: Path, begun: list[str], change: str, refused: bool) -> None:
+    begun = [f"storage={tmp_path}", *begun]
+    with RunFolder(load([], begun)) as folder:
+        folder.write("finetune/inputs.json", {})
+    if refused:
+        with pytest.raises(UserError, match=rf"was begun with other settings \({change.partition('=')[0]}: "):
+            check_unchanged(load([], [*begun, change]))
+    else:
+        check_unchanged(load([], [*begun, change]))
