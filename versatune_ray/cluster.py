@@ -9,11 +9,16 @@ import shutil
 import tempfile
 from typing import Any
 
+from versatune_ray.errors import UserError
+
 
 def connect(verbose: bool = False) -> None:
     """Join the cluster named by ``RAY_ADDRESS`` or made by ``ray start`` on this machine; else start one for this process alone.
 
     Token authentication stays on. A cluster that was not started here is never stopped. With ``verbose``, the workers' logs are shown.
+
+    Raises:
+        UserError: Ray does not start on a machine that has too much to do.
     """
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -42,7 +47,15 @@ def connect(verbose: bool = False) -> None:
 
         atexit.register(stop)  # before the start, which may fail
         # Ray's CPUs are logical: with fewer than four, a data stage and a worker group can wait for each other for ever.
-        ray.init("local", num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, _temp_dir=folder, **options)
+        try:
+            ray.init("local", num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, _temp_dir=folder, **options)
+        except Exception as error:  # Ray has no class for it
+            if "timed out during startup" not in str(error):
+                raise
+            busy = f"load {os.getloadavg()[0]:.0f} on {os.cpu_count()} CPUs"
+            raise UserError(
+                f"Ray did not start within 30 s ({busy}); run the same command again when this machine has less to do"
+            ) from None
     if not verbose:
         _quiet()
 
