@@ -88,8 +88,11 @@ def test_help_lists_every_key_with_type_unit_and_default() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_shipped_configuration_is_valid(path: Path) -> None:
-    below = re.search(r"--config \S*?(\w+\.yaml) --config", path.read_text())  # one that goes on top of another says so
-    assert load([path.parent / below[1], path] if below else [path]).run
+    commands = [re.findall(r"--config \S*?(\w+\.yaml)", line) for line in path.read_text().splitlines() if line.startswith("#")]
+    below = next(
+        (files[: files.index(path.name)] for files in commands if path.name in files), []
+    )  # one that goes on top of others says so
+    assert load([*(path.parent / name for name in below), path]).run
 
 
 def test_a_preset_of_the_mixture_gives_way_to_keys_beside_it_and_overrules_earlier_ones() -> None:
