@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from versatune_ray.mixture import Constant, Expansion, VersaTune
-from versatune_ray.training.controller import Report, WeightController
+from versatune_ray.training.controller import Refused, Report, WeightController
 from versatune_ray.training.recipe import Recipe, Stage
 
 START = np.array([0.5, 0.5])
@@ -113,7 +113,7 @@ def test_ranks_at_different_steps_are_told_so() -> None:
 def test_a_loss_that_is_no_number_names_its_domain(sums: list[float], counts: list[float]) -> None:
     actor = controller()
     actor.begin(1, None)
-    with np.errstate(all="ignore"), pytest.raises(ValueError, match="law"):
+    with np.errstate(all="ignore"), pytest.raises(Refused, match="law"):
         exchange(actor, report(10, sums, counts))
 
 

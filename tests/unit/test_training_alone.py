@@ -19,7 +19,8 @@ from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.mixture import DomainSampler
 from versatune_ray.training import plan
 from versatune_ray.training.alone import PlainHost
-from versatune_ray.training.controller import Decision, Report, WeightController
+from versatune_ray.training.controller import Decision, Refused, Report, WeightController
+from versatune_ray.training.core import NotFinite
 from versatune_ray.training.loop import Job, run
 
 NAMES = ("law", "code")
@@ -134,6 +135,25 @@ def test_a_run_that_is_broken_off_anywhere_ends_like_one_that_was_not(attempt: C
         assert [one for one in first if one[0] < begun] + second == drawn
         assert begun > len(first) - SAVE - 1, "at most the steps since the last checkpoint are done again"
         assert all(torch.equal(weights[name], weights_again[name]) for name in weights)
+
+
+def test_only_what_the_controller_refuses_is_final(
+    attempt: Callable[..., tuple[list[Any], list[Any], Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch raises a ValueError as well, where a rank's group is taken away while the workers are started again."""
+
+    def gone(self: PlainHost, report: Report) -> Decision:
+        raise ValueError("Group is not registered")
+
+    def refused(self: PlainHost, report: Report) -> Decision:
+        raise Refused("law: loss is nan")
+
+    monkeypatch.setattr(PlainHost, "exchange", gone)
+    with pytest.raises(ValueError, match="Group is not registered"):
+        attempt("gone")
+    monkeypatch.setattr(PlainHost, "exchange", refused)
+    with pytest.raises(NotFinite, match="adjustment at step 0: law: loss is nan; the last checkpoint is intact"):
+        attempt("refused")
 
 
 def test_the_best_checkpoint_is_kept_and_exported(attempt: Callable[..., tuple[list[Any], list[Any], Any]], tiny_model: Path) -> None:

@@ -57,6 +57,10 @@ class Decision:
     line: dict[str, Any]
 
 
+class Refused(ValueError):
+    """What the controller cannot decide on, and could not in another attempt: a loss that is none, or a policy that fails."""
+
+
 class WeightController:
     """Aggregates, decides, remembers. One round of ``exchange`` is one adjustment; a stage's first round only measures."""
 
@@ -100,7 +104,7 @@ class WeightController:
         Raises:
             RuntimeError: reports of an earlier attempt, or of another step than the others'.
             TimeoutError: some ranks did not report within the time-out; they are named.
-            ValueError: a loss is missing, negative, NaN or infinite; the domain is named.
+            Refused: as ``decide``.
         """
         report = next(iter(reports.values()))
         if attempt != self.attempt:
@@ -172,9 +176,15 @@ class WeightController:
         """One adjustment, from the reports of all ranks in rank order.
 
         Raises:
-            ValueError: a loss is missing, negative, NaN or infinite (the domain is named); or the policy fails, or its answer is no
+            Refused: a loss is missing, negative, NaN or infinite (the domain is named); or the policy fails, or its answer is no
                 distribution.
         """
+        try:
+            return self._decide(reports)
+        except ValueError as error:
+            raise Refused(str(error)) from error
+
+    def _decide(self, reports: Sequence[Report]) -> Decision:
         first = reports[0]
         train_nats, train_count = sum(r.train_loss_sums for r in reports), sum(r.train_token_counts for r in reports)
         train_loss = np.divide(train_nats, train_count, out=np.full(len(self.domains), np.nan), where=np.asarray(train_count) > 0)

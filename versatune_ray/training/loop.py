@@ -16,12 +16,11 @@ import torch
 
 from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.domains.chat import load_tokenizer
-from versatune_ray.errors import one_line
 from versatune_ray.settings import Config
 from versatune_ray.storage import fetch, here, push
 from versatune_ray.training.attention import choose
 from versatune_ray.training.checkpoint import Checkpoints, steps_in
-from versatune_ray.training.controller import Decision, Report
+from versatune_ray.training.controller import Decision, Refused, Report
 from versatune_ray.training.core import NotFinite, Tuner
 from versatune_ray.training.metrics import Metrics
 from versatune_ray.training.model import export, load_model, with_frozen
@@ -186,8 +185,8 @@ class _Run:
             report = self.report()
             try:
                 decision = self.host.exchange(report)
-            except ValueError as error:  # the controller refuses a loss, and would again
-                raise NotFinite(f"adjustment at step {step}: {one_line(error)}; the last checkpoint is intact") from error
+            except Refused as error:  # any other ValueError may come from torch, where the ranks' group is gone
+                raise NotFinite(f"adjustment at step {step}: {error}; the last checkpoint is intact") from error
         self.share = decision.share
         self.began = time.monotonic()
         if self.host.rank == 0:
