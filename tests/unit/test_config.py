@@ -89,9 +89,7 @@ def test_help_lists_every_key_with_type_unit_and_default() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_shipped_configuration_is_valid(path: Path) -> None:
     commands = [re.findall(r"--config \S*?(\w+\.yaml)", line) for line in path.read_text().splitlines() if line.startswith("#")]
-    below = next(
-        (files[: files.index(path.name)] for files in commands if path.name in files), []
-    )  # one that goes on top of others says so
+    below = next((files[: files.index(path.name)] for files in commands if path.name in files), [])  # it says what it goes on top of
     assert load([*(path.parent / name for name in below), path]).run
 
 
