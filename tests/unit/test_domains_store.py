@@ -146,6 +146,12 @@ def test_every_record_is_accounted_for(tmp_path: Path) -> None:
     assert capped["law"].counts == data["law"].counts and adds_up(capped["code"].counts)
 
 
+def test_what_decides_a_domains_split_is_its_own_cap_and_no_other() -> None:
+    free, one = Data(max_validation=2), Data(max_validation=2, max_train={"code": 1})
+    assert one.split("law") == free.split("law") == {"validation_fraction": 0.05, "max_validation": 2, "max_train": None}
+    assert one.split("code") == Data(max_validation=2, max_train=1).split("code") != free.split("code")
+
+
 def test_the_account_holds_for_random_domains_and_nothing_measured_is_trained_on(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     domains = {}

@@ -20,7 +20,7 @@ from versatune_ray.mixture import DomainSampler
 from versatune_ray.training import plan
 from versatune_ray.training.alone import PlainHost
 from versatune_ray.training.controller import Decision, Refused, Report, WeightController
-from versatune_ray.training.core import NotFinite
+from versatune_ray.training.core import Unrecoverable
 from versatune_ray.training.loop import Job, run
 
 NAMES = ("law", "code")
@@ -152,7 +152,7 @@ def test_only_what_the_controller_refuses_is_final(
     with pytest.raises(ValueError, match="Group is not registered"):
         attempt("gone")
     monkeypatch.setattr(PlainHost, "exchange", refused)
-    with pytest.raises(NotFinite, match="adjustment at step 0: law: loss is nan; the last checkpoint is intact"):
+    with pytest.raises(Unrecoverable, match="adjustment at step 0: law: loss is nan; the last checkpoint is intact"):
         attempt("refused")
 
 

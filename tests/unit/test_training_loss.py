@@ -21,7 +21,7 @@ from versatune_ray.settings import Data, Lora, Training
 from versatune_ray.training import loss as loss_module
 from versatune_ray.training.attention import choose
 from versatune_ray.training.checkpoint import Checkpoints
-from versatune_ray.training.core import NotFinite, Tuner
+from versatune_ray.training.core import Tuner, Unrecoverable
 from versatune_ray.training.model import export, load_model, with_frozen
 from versatune_ray.training.recipe import Recipe, Setup
 
@@ -215,7 +215,7 @@ def test_a_loss_that_is_no_number_names_step_domain_and_record(tmp_path: Path) -
     place = next(i for i in range(len(domains[1].train)) if 63 in domains[1].train[i][0])
     tuner = Tuner(load_model(str(tmp_path / "model")), domains, RECIPE, CPU)
     with pytest.raises(
-        NotFinite, match=rf"step \d: the loss is not finite on code: {domains[1].train.location(place)}; the last checkpoint"
+        Unrecoverable, match=rf"step \d: the loss is not finite on code: {domains[1].train.location(place)}; the last checkpoint"
     ) as caught:
         for _ in range(4):
             before = [parameter.clone() for parameter in tuner.model.parameters()]

@@ -117,6 +117,10 @@ class Data(Section):
         """The cap on the training records of domain ``name``, if there is one."""
         return self.max_train.get(name) if isinstance(self.max_train, dict) else self.max_train
 
+    def split(self, name: str) -> dict[str, Any]:
+        """What decides which records of domain ``name`` train and which measure, beside the records themselves: part of a cache's key."""
+        return self.model_dump(include={"validation_fraction", "max_validation"}) | {"max_train": self.most_train(name)}
+
 
 class Reference(Section):
     """Mastery ceiling per domain: the lowest loss of a small model tuned on that domain alone."""

@@ -19,7 +19,7 @@ from versatune_ray.errors import UserError
 
 def main() -> int:
     from versatune_ray.training.alone import finetune_alone
-    from versatune_ray.training.core import NotFinite
+    from versatune_ray.training.core import Unrecoverable
 
     parser = argparse.ArgumentParser(
         prog="python -m versatune_ray.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -34,7 +34,7 @@ def main() -> int:
         if first:
             print(f"error: {error}", file=sys.stderr)
         return 2
-    except NotFinite as error:
+    except Unrecoverable as error:
         if first:
             print(f"error: {error}", file=sys.stderr)
         return 1

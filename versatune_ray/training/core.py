@@ -31,8 +31,9 @@ _ORDERS = 0x9E3779B97F4A7C15  # between the seeds of two orders: no two of small
 _ROUND = 128  # packed rows are filled up to a multiple of it, so that compiled kernels see few shapes
 
 
-class NotFinite(ArithmeticError):
-    """A loss or a gradient is NaN or infinite; the message names step, domains and records. The weights are those before the step."""
+class Unrecoverable(Exception):
+    """What another attempt would meet again: a loss or a gradient that is no number (the message names step, domains and records;
+    the weights are those before the step), or a decision that the controller refuses."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Tuner:
         """One optimizer step on one global batch; returns this rank's mean loss in nats per response token.
 
         Raises:
-            NotFinite: on every rank, before the weights change.
+            Unrecoverable: on every rank, before the weights change.
         """
         domain, index = self.sampler.next_batch(shares)
         samples = [self._sample(int(d), int(i)) for d, i in zip(domain, index, strict=True)]
@@ -227,7 +228,7 @@ class Tuner:
         found = sorted({text for texts in self.parallel.gather(mine) for text in texts})
         shown = "; ".join(found[:8]) + (f"; and {len(found) - 8} more" if len(found) > 8 else "")
         what = f"the loss is not finite on {shown}" if found else "a gradient is not finite, though every loss is"
-        raise NotFinite(f"step {self.steps_done + 1}: {what}; the last checkpoint is intact")
+        raise Unrecoverable(f"step {self.steps_done + 1}: {what}; the last checkpoint is intact")
 
 
 @dataclass(frozen=True)

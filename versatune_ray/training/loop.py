@@ -21,7 +21,7 @@ from versatune_ray.storage import fetch, here, push
 from versatune_ray.training.attention import choose
 from versatune_ray.training.checkpoint import Checkpoints, steps_in
 from versatune_ray.training.controller import Decision, Refused, Report
-from versatune_ray.training.core import NotFinite, Tuner
+from versatune_ray.training.core import Tuner, Unrecoverable
 from versatune_ray.training.metrics import Metrics
 from versatune_ray.training.model import export, load_model, with_frozen
 from versatune_ray.training.recipe import LossSums, Setup, Stage
@@ -186,7 +186,7 @@ class _Run:
             try:
                 decision = self.host.exchange(report)
             except Refused as error:  # any other ValueError may come from torch, where the ranks' group is gone
-                raise NotFinite(f"adjustment at step {step}: {error}; the last checkpoint is intact") from error
+                raise Unrecoverable(f"adjustment at step {step}: {error}; the last checkpoint is intact") from error
         self.share = decision.share
         self.began = time.monotonic()
         if self.host.rank == 0:

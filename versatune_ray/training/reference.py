@@ -86,14 +86,13 @@ def reference_losses(
     common = {
         "model": fingerprint,
         "settings": settings.model_dump(exclude={"losses", "model", "workers", "cpus"}),
-        "data": config.data.model_dump(include={"validation_fraction", "max_validation", "max_train"}),
         "micro_batch_tokens": config.training.micro_batch_tokens,
         "seed": config.seed,
         "unit": unit,
     }
     # Every domain's validation may remove records from any domain's training set: all the stores are part of each key.
     stores = {name: [folder and folder.name for folder in pair] for name, pair in paths.items()}
-    keys = {name: common | {"domain": name, "stores": stores} for name in paths}
+    keys = {name: common | {"domain": name, "stores": stores, "data": config.data.split(name)} for name in paths}
 
     class Worker:
         """Imports, data and cores are set up once; then one domain after another."""

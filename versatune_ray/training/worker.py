@@ -23,7 +23,7 @@ from ray.train.v2.api.report_config import CheckpointUploadMode
 from versatune_ray.errors import UserError
 from versatune_ray.progress import Bar
 from versatune_ray.training.controller import PULSE, Decision, Report
-from versatune_ray.training.core import NotFinite
+from versatune_ray.training.core import Unrecoverable
 from versatune_ray.training.gauges import Gauges
 from versatune_ray.training.loop import Job, run
 from versatune_ray.training.sinks import Sink
@@ -36,7 +36,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     with host.bar, host:
         try:
             run(job, host)
-        except (NotFinite, UserError) as error:  # all ranks raise it, and the same would happen again
+        except (Unrecoverable, UserError) as error:  # all ranks raise it, and the same would happen again
             ray.get(settings["controller"].stop.remote(str(error)))
 
 

@@ -122,7 +122,7 @@ def importance(run: Run, stores: Mapping[str, DomainPaths]) -> list[Path]:
                 "domain": name,
                 # Every domain's validation may remove records from any domain's training set: all the stores are part of the key.
                 "stores": {one: [folder and folder.name for folder in pair] for one, pair in stores.items()},
-                "data": config.data.model_dump(include={"validation_fraction", "max_validation", "max_train"}),
+                "data": config.data.split(name),
                 "batch": config.training.micro_batch_tokens,
                 "records": settings.records,
                 "dropout": settings.dropout,
