@@ -164,7 +164,7 @@ def run_trials(
         return {}
     account = _Account(plan, title, total, done)
     limit = at_once or concurrency(plan.base)
-    say(title, f"{total - done} trials, {limit} at a time")
+    say(title, f"{total - done} trials, {min(limit, total - done)} at a time")
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the job, as everywhere; Tune's own would return as if all was done
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths mean the same in a trial
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose reports of errors cannot be turned down; ours are one line
