@@ -56,6 +56,7 @@ def case(given: dict[str, Any], rank: int = 0, world: int = 1) -> dict[str, Any]
     found["held_out"].append(tuner.held_out().nats.tolist())
     train, samples, tokens = tuner.take_counts()
     found |= {"train": train.nats.tolist(), "count": train.count.tolist(), "samples": samples.tolist(), "tokens": tokens.tolist()}
+    found["products"] = tuner.gradient_products(5).tolist()
     weights = checkpoints.weights()
     if rank == 0 and given.get("weights"):
         torch.save(weights, given["weights"])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from versatune_ray.mixture import Constant, Expansion, VersaTune
+from versatune_ray.mixture import Constant, DoGE, Expansion, VersaTune
 from versatune_ray.training.controller import Refused, Report, WeightController
 from versatune_ray.training.recipe import Recipe, Stage
 
@@ -243,6 +243,20 @@ def test_a_stage_begins_with_its_own_shares_and_its_policy_hears_of_its_own_doma
     again = WeightController(["law", "code"], stages, None, 5.0)
     again.begin(1, json.loads(json.dumps(actor.state_dict(1))))
     assert again.share.tolist() == [0, 1]
+
+
+def test_products_of_gradients_come_to_the_policy_and_into_the_log() -> None:
+    actor = controller(DoGE(eta=1.0, mu=1.0))
+    actor.begin(2, None)
+    (first, _) = exchange(actor, report(0, [4, 4], [1, 1]), report(0, [4, 4], [1, 1]))
+    assert "gradient_products" not in first.line
+    told = replace(report(10, [4, 4], [1, 1]), gradient_products=np.array([[1.0, 0.5], [0.5, 9.0]]))
+    (decision, _) = exchange(actor, told, told)
+    np.testing.assert_allclose(decision.share, [0.5, 0.5])  # both help the other alike: 0.5 / 2
+    assert decision.line["gradient_products"] == {"law": {"law": 1.0, "code": 0.5}, "code": {"law": 0.5, "code": 9.0}}
+    broken = replace(report(20, [4, 4], [1, 1]), gradient_products=np.full((2, 2), np.inf))
+    with pytest.raises(Refused, match="step 20: gradient products: inf is not a finite number"):
+        exchange(actor, broken, broken)
 
 
 @pytest.mark.parametrize(

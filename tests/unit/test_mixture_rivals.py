@@ -12,7 +12,7 @@ import pytest
 from versatune_ray import mixture as mix
 from versatune_ray.config import parse
 from versatune_ray.errors import UserError
-from versatune_ray.mixture import DoReMi, DynamicLoading, Feedback, OnlineDataMixing, SkillIt, replay
+from versatune_ray.mixture import DoGE, DoReMi, DynamicLoading, Feedback, OnlineDataMixing, SkillIt, replay
 from versatune_ray.training import plan
 
 SHARES = [0.5, 0.3, 0.2]
@@ -65,6 +65,43 @@ def test_skill_it_sums_the_last_losses_along_the_graph() -> None:
         SkillIt(skills=[[1.0]]).update([0.1, 0.9], feedback)
 
 
+def test_doge_feeds_what_helps_the_others_and_pushes_nothing_down() -> None:
+    # Gradients (3, 0), (4, 3), (0, −1): norms 3, 5, 1, mean 3; products with the others 12 + 0, 12 − 3 and 0 − 3, over 3: 4, 3 and −1 → 0.
+    gradients = np.array([[3.0, 0.0], [4.0, 3.0], [0.0, -1.0]])
+    feedback = Feedback(8, loss=[1, 1, 1], gradient_products=gradients @ gradients.T)
+    ln2 = float(np.log(2))
+    # η / μ = ln 2: 0.5·2⁴ : 0.3·2³ : 0.2 = 8 : 2.4 : 0.2
+    close(DoGE(eta=ln2, mu=1).update(SHARES, feedback), np.array([8, 2.4, 0.2]) / 10.6)
+    # Twice as long: 8, 6, −2 are cut to 5, 5 and 0; and the mean norm takes one of the two factors away.
+    longer = Feedback(8, loss=[1, 1, 1], gradient_products=4 * gradients @ gradients.T)
+    close(DoGE(eta=0.1 * ln2, mu=0.1).update(SHARES, longer), np.array([0.5 * 32, 0.3 * 32, 0.2]) / 25.8)
+    close(DoGE().update(SHARES, Feedback(8, loss=[1, 1, 1], gradient_products=np.zeros((3, 3)))), SHARES)
+    assert (DoGE().eta, DoGE().mu) == (5e-4, 0.05)
+    with pytest.raises(ValueError, match="step 8: gradient_products are missing; DoGE goes by them"):
+        DoGE().update(SHARES, Feedback(8, loss=[1, 1, 1]))
+    for wrong, told in (
+        (np.ones((2, 3)), r"expected 3 rows of 3 numbers, found an array of shape \(2, 3\)"),
+        (np.full((3, 3), np.nan), "nan is"),
+    ):
+        with pytest.raises(ValueError, match=f"step 8: gradient products: {told}"):
+            Feedback(8, loss=[1, 1, 1], gradient_products=wrong)
+
+
+def test_a_part_of_the_domains_has_its_part_of_the_products() -> None:
+    part = Feedback(8, loss=[1, 2, 3], gradient_products=np.arange(9.0).reshape(3, 3)).of([2, 0])
+    assert part.gradient_products is not None and part.gradient_products.tolist() == [[8, 6], [2, 0]]
+
+
+def test_replay_tells_a_policy_the_products_that_were_recorded() -> None:
+    gradients = np.array([[3.0, 0.0], [4.0, 3.0], [0.0, -1.0]])
+    policy, losses = DoGE(eta=float(np.log(2)), mu=1), [[1, 1, 1], [1, 1, 1]]
+    rows = replay(policy, SHARES, losses, None, gradient_products=[np.eye(3), gradients @ gradients.T])
+    close(rows[1], SHARES)  # none helps another
+    close(rows[2], np.array([8, 2.4, 0.2]) / 10.6)
+    with pytest.raises(ValueError, match="zip"):
+        replay(policy, SHARES, losses, None, gradient_products=[np.eye(3)])
+
+
 @pytest.mark.parametrize("kind", [DoReMi, DynamicLoading, OnlineDataMixing, SkillIt])
 def test_each_runs_over_recorded_losses_and_needs_no_state(kind: Any) -> None:
     rng = np.random.default_rng(0)
@@ -84,6 +121,7 @@ def test_each_runs_over_recorded_losses_and_needs_no_state(kind: Any) -> None:
         (DoReMi, {"eta": 0}, "eta: 0 is not a finite number above 0"),
         (DoReMi, {"smoothing": 1.5}, "smoothing: 1.5 is not within 0 and 1"),
         (OnlineDataMixing, {"alpha": 1.0}, "alpha: 1.0 is not a number of at least 0 and below 1"),
+        (DoGE, {"mu": 0}, "mu: 0 is not a finite number above 0"),
         (SkillIt, {"window": 0}, "window: 0 is not a whole number of at least 1"),
         (SkillIt, {"window": 2.5}, "window: 2.5 is not a whole number"),
         (SkillIt, {"skills": [[1, 0], [1]]}, r"skills: \[\[1, 0\], \[1\]\] are not as many rows of finite numbers"),
@@ -102,6 +140,9 @@ def configured(**mixture: Any) -> Any:
 
 def test_a_rule_is_chosen_by_name_with_its_options() -> None:
     assert configured(policy="doremi") == DoReMi()
+    assert configured(policy="doge", options={"mu": 0.01}) == DoGE(mu=0.01)
+    needing = [("doge", 0.0, True), ("doge", 0.1, True), ("odm", 0.1, False)]
+    assert all(mix.needs_gradients(configured(policy=name, min_share=floor)) is needs for name, floor, needs in needing)
     assert configured(policy="odm", options={"alpha": 0.5}) == OnlineDataMixing(alpha=0.5)
     assert configured(policy="versatune", sigma=2.0, min_share=0.1) == mix.VersaTune(sigma=2.0, min_share=0.1)
     for mixture, told in (

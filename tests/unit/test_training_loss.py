@@ -101,6 +101,22 @@ def test_every_attention_gives_the_plain_gradient(model: Path, data: list[Domain
         torch.testing.assert_close(kept[name], parameter.grad, atol=1e-6, rtol=1e-4)
 
 
+def test_products_of_gradients_are_those_of_each_domains_plain_gradient(model: Path, data: list[DomainData]) -> None:
+    tuner = Tuner(load_model(str(model)), data, RECIPE, CPU)
+    twin = Tuner(load_model(str(model)), data, RECIPE, CPU)
+    found = tuner.gradient_products(1000)
+    gradients = []
+    for domain in data:
+        nats, network = plain(model, [domain.train[i] for i in range(len(domain.train))])
+        nats.mean().backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in network.parameters()]))
+    np.testing.assert_allclose(found, [[float(one @ other) for other in gradients] for one in gradients], rtol=1e-4, atol=1e-6)
+    few = tuner.gradient_products(2)
+    np.testing.assert_array_equal(few, tuner.gradient_products(2))
+    assert abs(few / found - 1).max() > 1e-3, "other records, other gradients"
+    assert tuner.step(np.array([0.5, 0.5])) == twin.step(np.array([0.5, 0.5])), "neither sampler nor gradients are moved"
+
+
 @pytest.mark.parametrize("correction", [0.5, 1.0])
 def test_a_length_correction_weighs_each_domains_own_mean(model: Path, data: list[DomainData], correction: float) -> None:
     tuner = Tuner(load_model(str(model)), data, replace(RECIPE, length_correction=correction), CPU)

@@ -88,6 +88,7 @@ def test_two_ranks_train_like_one(kind: str, pair: dict[str, Any], alone: Any, f
     np.testing.assert_array_equal(np.sum([rank["count"] for rank in ranks], axis=0), single["count"])
     for rank in ranks:
         assert rank["samples"] == single["samples"] and rank["tokens"] == single["tokens"]
+        np.testing.assert_allclose(rank["products"], single["products"], rtol=1e-3)
     found = torch.load(folder / f"{kind}.pt")
     assert found.keys() == weights.keys()
     for name, expected in weights.items():

@@ -9,15 +9,16 @@ Equations and algorithms are those of VersaTune (arXiv 2411.11266); a choice the
 from versatune_ray.mixture.diagnostics import new_warnings
 from versatune_ray.mixture.feedback import Feedback
 from versatune_ray.mixture.metrics import forgetting_degree, learnable_potential
-from versatune_ray.mixture.policies import Balanced, Constant, Expansion, Floored, GuardState, Policy, VersaTune, answered
+from versatune_ray.mixture.policies import Balanced, Constant, Expansion, Floored, GuardState, Policy, VersaTune, answered, needs_gradients
 from versatune_ray.mixture.replay import mean_shares, replay
-from versatune_ray.mixture.rivals import DoReMi, DynamicLoading, ExponentialLoss, OnlineDataMixing, SkillIt
+from versatune_ray.mixture.rivals import DoGE, DoReMi, DynamicLoading, ExponentialLoss, OnlineDataMixing, SkillIt
 from versatune_ray.mixture.sampler import DomainSampler, chosen
 from versatune_ray.mixture.shares import check_shares, inverse, proportional, specific, temperature, uniform, uniform_remainder
 
 __all__ = [
     "Balanced",
     "Constant",
+    "DoGE",
     "DoReMi",
     "DomainSampler",
     "DynamicLoading",
@@ -37,6 +38,7 @@ __all__ = [
     "inverse",
     "learnable_potential",
     "mean_shares",
+    "needs_gradients",
     "new_warnings",
     "proportional",
     "replay",

@@ -49,6 +49,20 @@ def vector(values: npt.ArrayLike | None, what: str, k: int | None = None, names:
     return array
 
 
+def square(values: npt.ArrayLike, what: str, k: int) -> FloatArray:
+    """Copy ``values`` into float64[k, k] of finite numbers.
+
+    Raises:
+        ValueError: another shape, or a number that is NaN or infinite.
+    """
+    array = np.array(values, dtype=np.float64)
+    if array.shape != (k, k):
+        raise ValueError(f"{what}: expected {k} rows of {k} numbers, found an array of shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{what}: {array[~np.isfinite(array)][0]} is not a finite number")
+    return array
+
+
 def check_targets(targets: Sequence[int], k: int | None = None) -> tuple[int, ...]:
     """Return target domains as distinct indices, each in 0 … k−1 (k unknown: ≥ 0).
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from versatune_ray.mixture import metrics
-from versatune_ray.mixture.arrays import FloatArray, vector
+from versatune_ray.mixture.arrays import FloatArray, square, vector
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -24,10 +24,12 @@ class Feedback:
         reference_loss: ℓ_ref[k], the mastery ceiling, or None if unknown.
         history: losses [t, k] of the adjustments before this one, the oldest first (before step 1 included); t may be 0. All state that
             a policy may need, so that none has to keep any.
+        gradient_products: g_i · g_j of the domains' gradients now, [k, k], for a policy that asks for them (``needs_gradients``); or None.
         names: domain names, for errors; or None.
 
     Raises:
-        ValueError: a negative step; or a loss is NaN, infinite, negative or missing (step and domain are named).
+        ValueError: a negative step; a loss is NaN, infinite, negative or missing (step and domain are named); or a product of gradients
+            is no finite number.
     """
 
     step: int
@@ -36,6 +38,7 @@ class Feedback:
     reference_loss: FloatArray | None = None
     names: tuple[str, ...] | None = None
     history: FloatArray = field(default_factory=lambda: np.empty((0, 0)))
+    gradient_products: FloatArray | None = None
 
     def __init__(
         self,
@@ -45,6 +48,7 @@ class Feedback:
         reference_loss: npt.ArrayLike | None = None,
         names: Sequence[str] | None = None,
         history: npt.ArrayLike = (),
+        gradient_products: npt.ArrayLike | None = None,
     ) -> None:
         if index(step) < 0:
             raise ValueError(f"step: {step} is negative")
@@ -63,13 +67,18 @@ class Feedback:
         rows = [read(row, f"history, row {number}") for number, row in enumerate(np.asarray(history, dtype=np.float64))]
         object.__setattr__(self, "history", np.stack(rows) if rows else np.empty((0, k)))
         object.__setattr__(self, "names", known)
+        products = None if gradient_products is None else square(gradient_products, f"step {step}: gradient products", k)
+        if products is not None:
+            products.flags.writeable = False
+        object.__setattr__(self, "gradient_products", products)
 
     def of(self, domains: Sequence[int], since: int = 0) -> Feedback:
         """What is told of some domains alone, in the order of ``domains``, with steps counted from ``since``."""
         which = list(domains)
         previous, reference = (None if values is None else values[which] for values in (self.previous_loss, self.reference_loss))
         names = None if self.names is None else [self.names[domain] for domain in which]
-        return Feedback(self.step - since, self.loss[which], previous, reference, names, self.history[:, which])
+        products = None if self.gradient_products is None else self.gradient_products[np.ix_(which, which)]
+        return Feedback(self.step - since, self.loss[which], previous, reference, names, self.history[:, which], products)
 
     def excess_loss(self) -> FloatArray:
         """max(ℓ − ℓ_ref, 0)[k], in nats. Raises ``ValueError`` without a reference loss."""

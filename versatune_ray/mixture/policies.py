@@ -47,6 +47,11 @@ class Policy(Protocol):
         ...
 
 
+def needs_gradients(policy: Policy | type[Policy]) -> bool:
+    """Whether ``feedback.gradient_products`` has to be there: a flag that a policy may have beside ``needs_reference``."""
+    return bool(getattr(policy, "needs_gradients", False))
+
+
 def answered(policy: Policy, shares: npt.ArrayLike, feedback: Feedback) -> tuple[GuardState | None, FloatArray]:
     """What a policy decides by, and the next shares [k].
 
@@ -75,6 +80,10 @@ class Floored:
     @property
     def needs_reference(self) -> bool:
         return self.policy.needs_reference
+
+    @property
+    def needs_gradients(self) -> bool:
+        return needs_gradients(self.policy)
 
     def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
         return floored(check_shares(self.policy.update(shares, feedback), feedback.loss.size, feedback.names), self.min_share)
@@ -145,7 +154,6 @@ class Balanced:
 
     Attributes:
         strength: λ, 0 ≤ λ ≤ 1; the rest, (1 − λ)/k for each, keeps what is mastered from being forgotten. 0 is uniform.
-
         min_share: floor under every share, applied last.
 
     Raises:

@@ -21,6 +21,7 @@ def replay(
     initial_loss: npt.ArrayLike | None = None,
     names: Sequence[str] | None = None,
     steps: Sequence[int] | None = None,
+    gradient_products: npt.ArrayLike | None = None,
 ) -> FloatArray:
     """Return shares [t+1, k]: row 0 is ``shares``, row i what the policy makes of row i−1 and of the losses of adjustment i.
 
@@ -34,10 +35,11 @@ def replay(
         initial_loss: ℓ(0) [k], measured before step 1; None if unknown (a policy that needs it refuses).
         names: domain names, for errors.
         steps: [t], the optimizer step of each adjustment, which some policies go by; None: 1 … t.
+        gradient_products: [t, k, k] of the adjustments, for a policy that needs them.
 
     Raises:
         ValueError: no valid shares; a loss is NaN, infinite, negative or missing (step and domain are named); the policy refuses, or its
-            answer is no distribution; or there is not one step for each adjustment.
+            answer is no distribution; or there is not one step, or one matrix of products, for each adjustment.
     """
     start = check_shares(shares, names=names)
     table = np.asarray(losses, dtype=np.float64)
@@ -51,8 +53,9 @@ def replay(
     rows = [start]
     previous: npt.ArrayLike | None = initial_loss
     history = [] if initial_loss is None else [vector(initial_loss, "initial loss", start.size, names)]
-    for step, loss in zip(at, table, strict=True):
-        rows.append(answered(policy, rows[-1], Feedback(step, loss, previous, reference_loss, names, history))[1])
+    products = [None] * len(table) if gradient_products is None else np.asarray(gradient_products, dtype=np.float64)
+    for step, loss, product in zip(at, table, products, strict=True):
+        rows.append(answered(policy, rows[-1], Feedback(step, loss, previous, reference_loss, names, history, product))[1])
         history.append(loss)
         previous = loss
     return np.stack(rows)

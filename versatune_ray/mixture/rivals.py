@@ -12,13 +12,14 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from versatune_ray.mixture.arrays import FloatArray
+from versatune_ray.mixture.arrays import FloatArray, square
 from versatune_ray.mixture.feedback import Feedback
 from versatune_ray.mixture.shares import check_shares, normalised
 
 
 class _Rival:
     needs_reference: ClassVar[bool] = False
+    needs_gradients: ClassVar[bool] = False
 
     def guard_state(self, shares: npt.ArrayLike, feedback: Feedback) -> None:
         return None
@@ -156,11 +157,46 @@ class SkillIt(_Rival):
     def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
         before = check_shares(shares, feedback.loss.size, feedback.names)
         k = before.size
-        graph = np.eye(k) if self.skills is None else np.asarray(self.skills, dtype=np.float64)
-        if graph.shape != (k, k):
-            raise ValueError(f"skills: expected {k} rows of {k} numbers, found an array of shape {graph.shape}")
+        graph = np.eye(k) if self.skills is None else square(self.skills, "skills", k)
         recent = np.vstack([feedback.history, feedback.loss])[-self.window :].sum(axis=0)
         return _exponentiated(np.ones(k), self.eta * (graph @ recent))
+
+
+@dataclass(frozen=True)
+class DoGE(_Rival):
+    """DoGE (Fan et al. 2023, arXiv 2310.15393, Algorithm 1): more of the domains whose gradients help the others.
+
+    P_j ∝ P_j(t−1)·exp(s_j / μ) with s_j = clip(η·Σ_{i≠j} g_i·g_j / mean_i ‖g_i‖, 0, 5η): the public code's form, which leaves out a
+    domain's product with itself, divides by the mean norm and clips; the printed one is η·Σ_i g_i·g_j. The original steers a small proxy
+    model at every step with its learning rate for η, and trains the large one on the average mixture (``mixture.start=trajectory``).
+
+    Attributes:
+        eta: η > 0; 5e-4 is the published peak. Shares move by a factor of exp(5η/μ) per adjustment at most, which are few here.
+        mu: μ > 0, strength of the pull to the shares before; 0.05 in the code.
+
+    Raises:
+        ValueError: a setting out of range; ``update`` without the products of gradients.
+    """
+
+    needs_gradients: ClassVar[bool] = True
+
+    eta: float = 5e-4
+    mu: float = 0.05
+
+    def __post_init__(self) -> None:
+        _positive("eta", self.eta)
+        _positive("mu", self.mu)
+
+    def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
+        before = check_shares(shares, feedback.loss.size, feedback.names)
+        products = feedback.gradient_products
+        if products is None:
+            raise ValueError(f"step {feedback.step}: gradient_products are missing; DoGE goes by them")
+        own = products.diagonal()
+        mean_norm = float(np.sqrt(own).mean())
+        if mean_norm == 0:
+            return before
+        return _exponentiated(before, self.eta * np.clip((products.sum(axis=0) - own) / mean_norm, 0, 5) / self.mu)
 
 
 def _exponentiated(weights: FloatArray, exponents: FloatArray) -> FloatArray:

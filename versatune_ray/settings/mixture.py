@@ -52,6 +52,7 @@ Rule = (
         "dynamic_loading",
         "odm",
         "skill_it",
+        "doge",
     ]
     | Annotated[str, AfterValidator(_class_path)]
 )
@@ -95,6 +96,9 @@ class Mixture(WithPreset):
         False, "no potential for a domain whose loss is above its own lowest; else a scarce domain that overfits is given ever more"
     )
     feedback: Literal["held_out", "train"] = setting("held_out", "loss that drives the shares; `train` costs nothing")
+    gradient_records: int = setting(
+        16, "policy=doge: training records of each domain whose gradient is taken at each adjustment", "records", ge=1
+    )
     smoothing: float = setting(
         0.5,
         "feedback=train: weight of earlier losses in each domain's moving average; 0: the last interval's alone. 0.5 leaves a third of "

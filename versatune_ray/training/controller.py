@@ -33,6 +33,7 @@ class Report:
     train_loss_sums, train_token_counts: the same of the training batches since the last adjustment.
     samples, tokens: samples and response tokens drawn per domain by all ranks since the last adjustment.
     passes: of this stage over the records that it draws from, so far. seconds: timings, for the log only.
+    gradient_products: of the domains' gradients [k, k], where the stage's policy asks for them.
     """
 
     stage: int
@@ -46,6 +47,7 @@ class Report:
     tokens: NDArray[np.int64]
     passes: Array
     seconds: dict[str, float] = field(default_factory=dict)
+    gradient_products: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,8 @@ class WeightController:
         stage = self.stages[first.stage]
         lines = [line for line in self.lines if line.get("stage") == stage.name]
         history = [list(line["loss"].values()) for line in lines]
-        feedback = Feedback(first.step, loss, self.previous_loss, self.reference_loss, self.domains, history)
+        products = first.gradient_products
+        feedback = Feedback(first.step, loss, self.previous_loss, self.reference_loss, self.domains, history, products)
         guard = None
         if first.step == stage.first:
             self.share = stage.start
@@ -228,6 +231,8 @@ class WeightController:
             "feedback": "train" if first.loss_sums is None else "held_out",
             "seconds": {name: round(seconds, 3) for name, seconds in first.seconds.items()},
         }
+        if products is not None:  # else a replay could not ask such a policy again
+            line["gradient_products"] = {name: self._named(row) for name, row in zip(self.domains, products, strict=True)}
         line["warnings"] = new_warnings([*lines, line], self.warn_passes)
         self.lines.append(line)
         decision = Decision(self.number, self.share, line)

@@ -106,12 +106,12 @@ class Tuner:
             steps = recipe.scheduled or recipe.steps
             self.schedule = get_cosine_schedule_with_warmup(self.optimizer, math.ceil(recipe.warmup * steps), steps)
         sizes = [len(domain.train) for domain in self.data]
-        counts = sizes if records is None else list(records)
-        parts = enumerate(zip(sizes, counts, strict=True))
+        self._counts = sizes if records is None else list(records)
+        parts = enumerate(zip(sizes, self._counts, strict=True))
         self._chosen = [None if count == size else chosen(size, count, recipe.seed, domain) for domain, (size, count) in parts]
         names = [domain.name for domain in self.data]
         seed = (recipe.seed + recipe.order * _ORDERS) % 2**64
-        self.sampler = DomainSampler(counts, recipe.batch_size, seed, names=names, max_passes=recipe.max_passes, steps=recipe.steps)
+        self.sampler = DomainSampler(self._counts, recipe.batch_size, seed, names=names, max_passes=recipe.max_passes, steps=recipe.steps)
 
     def step(self, shares: Array) -> float:
         """One optimizer step on one global batch; returns this rank's mean loss in nats per response token.
@@ -122,20 +122,7 @@ class Tuner:
         domain, index = self.sampler.next_batch(shares)
         samples = [self._sample(int(d), int(i)) for d, i in zip(domain, index, strict=True)]
         tokens = np.array([sample.records.response_tokens[sample.index] for sample in samples])
-        # Gradients are averaged over ranks; the loss is a sum over the global batch.
-        weights = torch.from_numpy(self.world * self._token_weights(domain, tokens)).to(self.device, torch.float32)
-        self.parallel.module.train()
-        batches = self._mine(samples)
-        sums = self._zeros()
-        self.place = float(self.steps_done)
-        for place, rows in enumerate(batches):
-            batch = _collate(rows, self.attention, self.device)
-            last = place == len(batches) - 1
-            with self.parallel.last_backward(last):
-                nats = self.parallel.forward(batch.inputs, train=True)
-                self.place += last / 2
-                (nats @ weights[batch.domain] * batch.weight).backward()  # type: ignore[no-untyped-call]
-            batch.add_to(sums, nats)
+        batches, sums = self._backward(samples, self._token_weights(domain, tokens))
         norm = self.parallel.clip(self.recipe.max_grad_norm)
         found = self._losses(sums, [sample for rows in batches for sample in rows])
         if not math.isfinite(norm):
@@ -151,6 +138,28 @@ class Tuner:
         self.train_loss += found
         self.steps_done += 1
         return float(found.nats.sum() / max(1, sum(int(s.records.response_tokens[s.index]) for rows in batches for s in rows)))
+
+    def gradient_products(self, records: int) -> Array:
+        """g_i · g_j of the domains' gradients at the present weights, [k, k], the same on every rank.
+
+        g_j is the gradient of the mean loss over the response tokens of ``records`` of domain j's training records (fewer if it has
+        fewer, but one for each rank), drawn anew at every step of the run without moving the sampler; of a domain that this recipe does
+        not draw from, 0. Costs a forward and a backward pass over k · ``records``, and memory for k gradients.
+        """
+        k = len(self.data)
+        drawn_from = [domain for domain in range(k) if self._counts[domain]]
+        gradients = []
+        for domain in drawn_from:
+            draw, size = np.random.default_rng([self.recipe.seed, self.steps_done, domain]), self._counts[domain]
+            count = max(min(records, size), self.world)
+            samples = [self._sample(domain, int(index)) for index in draw.choice(size, count, replace=count > size)]
+            weights = np.zeros(k)
+            weights[domain] = 1 / sum(int(sample.records.response_tokens[sample.index]) for sample in samples)
+            self._backward(samples, weights)
+            gradients.append(self.parallel.take_gradients())
+        found = np.zeros((k, k))
+        found[np.ix_(drawn_from, drawn_from)] = self.parallel.products(gradients)
+        return found
 
     @torch.no_grad()
     def held_out(self, progress: Callable[[int], None] = lambda records: None) -> LossSums:
@@ -176,6 +185,26 @@ class Tuner:
         """One of the records that the domain trains on."""
         records = self._chosen[domain]
         return Sample(domain, self.data[domain].train, index if records is None else int(records[index]))
+
+    def _backward(self, samples: Sequence[Sample], weights: Array) -> tuple[list[list[Sample]], torch.Tensor]:
+        """Add up the gradient of a loss in which a response token of domain j counts ``weights[j]``.
+
+        Returns this rank's micro-batches, and their nats per domain [k].
+        """
+        # Gradients are averaged over ranks; the loss is a sum over the global batch.
+        scaled = torch.from_numpy(self.world * weights).to(self.device, torch.float32)
+        self.parallel.module.train()
+        batches, sums = self._mine(samples), self._zeros()
+        self.place = float(self.steps_done)
+        for place, rows in enumerate(batches):
+            batch = _collate(rows, self.attention, self.device)
+            last = place == len(batches) - 1
+            with self.parallel.last_backward(last):
+                nats = self.parallel.forward(batch.inputs, train=True)
+                self.place += last / 2
+                (nats @ scaled[batch.domain] * batch.weight).backward()  # type: ignore[no-untyped-call]
+            batch.add_to(sums, nats)
+        return batches, sums
 
     def _token_weights(self, domain: NDArray[np.int64], tokens: NDArray[np.int64]) -> Array:
         """What one response token of each domain counts in the loss of a batch, [k], from the domain and tokens of its samples [b].

@@ -16,6 +16,7 @@ import torch
 
 from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.domains.chat import load_tokenizer
+from versatune_ray.mixture import needs_gradients
 from versatune_ray.settings import Config
 from versatune_ray.storage import fetch, here, push
 from versatune_ray.training.attention import choose
@@ -204,6 +205,8 @@ class _Run:
         training = time.monotonic() - self.began
         first_or_last = tuner.steps_done in (stage.first, stage.last)  # before and after are always measured held out
         measured = self.measure() if self.job.config.mixture.feedback == "held_out" or first_or_last else None
+        asked = tuner.steps_done > stage.first and needs_gradients(stage.policy)  # a stage's first adjustment decides nothing
+        products = tuner.gradient_products(self.job.config.mixture.gradient_records) if asked else None
         train, samples, tokens = tuner.take_counts()
         return Report(
             stage=self.number,
@@ -217,6 +220,7 @@ class _Run:
             tokens=tokens,
             passes=tuner.sampler.passes,
             seconds={"training": training, "measuring": time.monotonic() - self.began - training},
+            gradient_products=products,
         )
 
     def measure(self) -> LossSums | None:

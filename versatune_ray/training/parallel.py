@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
@@ -75,6 +77,21 @@ class Parallel:
         """Scale the gradients to a norm of at most ``limit`` (0: leave them); returns their norm before, the same on all ranks."""
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), limit or float("inf"))
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+    def take_gradients(self) -> list[torch.Tensor]:
+        """The gradients of this rank's part of the parameters, taken from them: the next backward pass begins anew."""
+        taken = []
+        for parameter in self.module.parameters():
+            if parameter.grad is not None:
+                gradient = parameter.grad.to_local() if isinstance(parameter.grad, DTensor) else parameter.grad
+                taken.append(gradient.detach().clone().flatten())
+                parameter.grad = None
+        return taken
+
+    def products(self, gradients: Sequence[Sequence[torch.Tensor]]) -> NDArray[np.float64]:
+        """Of every two of the k gradients taken, [k, k], the same on all ranks."""
+        own = np.array([[sum(float(a @ b) for a, b in zip(one, other, strict=True)) for other in gradients] for one in gradients])
+        return np.sum(self.gather(own), axis=0) if self.kind == "fsdp" else own  # type: ignore[no-any-return]
 
     def gather(self, value: object) -> list[Any]:
         """``value`` of every rank, in rank order."""

@@ -32,6 +32,7 @@ _RIVALS: dict[str, type[mix.Policy]] = {
     "dynamic_loading": mix.DynamicLoading,
     "odm": mix.OnlineDataMixing,
     "skill_it": mix.SkillIt,
+    "doge": mix.DoGE,
 }
 _OURS: dict[str, type[mix.Policy]] = {
     "constant": mix.Constant,
@@ -314,7 +315,7 @@ def check_passes(config: Config, names: Sequence[str], sizes: Sequence[int], rec
 def _drawn(config: Config, names: Sequence[str], sizes: Sequence[int]) -> dict[str, int]:
     """Sizes of the domains that have a share or can get one: where a policy multiplies, 0 stays 0 but for a target or a floor."""
     settings, all_ = config.mixture, dict(zip(names, sizes, strict=True))
-    multiplies = settings.policy in ("constant", "versatune", "expansion", "exponential_loss")
+    multiplies = settings.policy in ("constant", "versatune", "expansion", "exponential_loss", "doge")
     if needs_detection(config) or not multiplies or (settings.policy != "constant" and settings.min_share > 0):
         return all_
     start = starting_shares(config, names, None, sizes)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from versatune_ray.config import parse, with_keys
 from versatune_ray.errors import UserError
-from versatune_ray.mixture import replay
+from versatune_ray.mixture import needs_gradients, replay
 from versatune_ray.pipeline import Run
 from versatune_ray.run_folder import say
 from versatune_ray.settings import Config
@@ -76,7 +76,15 @@ def _answers(
         start = plan.starting_shares(config, names, None, [1] * len(names))
     losses = np.array([[line["loss"][name] for name in names] for line in lines])
     ceiling = None if reference is None else [reference[name] for name in names]
-    return replay(plan.policy(config, names), start, losses[1:], ceiling, losses[0], names, [line["step"] for line in lines[1:]])
+    policy, told = plan.policy(config, names), lines[1:]
+    products = None
+    if needs_gradients(policy):
+        if any("gradient_products" not in line for line in told):
+            raise UserError(
+                f"replay.losses: the log has no gradient_products, by which policy {config.mixture.policy} goes; take that of a run with it"
+            )
+        products = [[[line["gradient_products"][one][other] for other in names] for one in names] for line in told]
+    return replay(policy, start, losses[1:], ceiling, losses[0], names, [line["step"] for line in told], products)
 
 
 def _read(log: Path) -> list[dict[str, Any]]:
