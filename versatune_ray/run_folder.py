@@ -29,10 +29,10 @@ from versatune_ray.training import plan
 _FREE = (
     "run", "storage", "device", "evaluation", "detection.engine", "detection.models", "detection.judge.engine", "detection.judge.http",
     "detection.judge.records", "reference.workers", "reference.cpus", "mixture.warn_passes", "training.workers",
-    "training.cpus_per_worker", "training.micro_batch_tokens", "training.parallel", "training.attention",
-    "training.activation_checkpointing", "training.cpu_offload", "training.compile", "training.keep_best", "training.keep_checkpoints",
-    "training.max_failures", "training.exchange_timeout", "training.metrics", "base.cpus", "sweep", "study", "cofitune",
-    "replay",
+    "training.cpus_per_worker", "training.micro_batch_tokens", "training.parallel", "training.shard_over", "training.no_sync",
+    "training.attention", "training.activation_checkpointing", "training.cpu_offload", "training.compile", "training.on_nonfinite",
+    "training.max_skipped", "training.keep_best", "training.keep_checkpoints", "training.max_failures",
+    "training.exchange_timeout", "training.metrics", "base.cpus", "sweep", "study", "cofitune", "replay",
 )  # fmt: skip
 
 

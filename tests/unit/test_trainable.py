@@ -126,7 +126,7 @@ def test_recomputing_stops_below_the_first_layer_that_trains() -> None:
     found = []
     for recomputes in (False, True):
         model = with_frozen(qwen(), Training(trainable=Trainable(layers="75%-100%")), 0)
-        parallel = Parallel(ResponseLoss(model), Setup(activation_checkpointing=recomputes), CPU, 0, 1)
+        parallel = Parallel(ResponseLoss(model), Setup(activation_checkpointing="full" if recomputes else "none"), CPU, 0, 1)
         reached: list[bool] = []
         model.model.layers[2].register_forward_hook(lambda _module, _inputs, output, to=reached: to.append(output.requires_grad))
         inputs = {"tokens": torch.arange(8)[None], "kept": torch.arange(7), "targets": torch.arange(1, 8)}

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 KINDS: dict[str, dict[str, Any]] = {
     "ddp": {"setup": {"parallel": "ddp"}},
     "fsdp": {"setup": {"parallel": "fsdp"}},
-    "fsdp recomputing": {"setup": {"parallel": "fsdp", "activation_checkpointing": True}},
+    "fsdp recomputing": {"setup": {"parallel": "fsdp", "activation_checkpointing": "full"}},
     "fsdp packed": {"setup": {"parallel": "fsdp", "attention": "sdpa"}},
     "ddp packed": {"setup": {"parallel": "ddp", "attention": "sdpa"}},
     "fsdp accumulating": {"setup": {"parallel": "fsdp"}, "micro": 20},

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import field_validator, model_validator
 
 from versatune_ray.settings.cofitune import CoFiTune, Trainable
-from versatune_ray.settings.common import Paths, Section, Shares, Sinks, nearest, setting
+from versatune_ray.settings.common import Betas, Paths, Recompute, Section, Shares, Sinks, nearest, setting
 from versatune_ray.settings.detection import Detection, Engine, Generation, Http, Judge, Subject
 from versatune_ray.settings.evaluation import Benchmark, Evaluation
 from versatune_ray.settings.mixture import Mixture
@@ -155,24 +155,48 @@ class Training(Section):
     batch_size: int = setting(128, "samples per optimizer step, over all workers", "samples", ge=1)
     micro_batch_tokens: int = setting(8192, "tokens per forward pass and worker, padding included", "tokens", ge=1)
     parallel: Literal["auto", "ddp", "fsdp"] = setting(
-        "auto", "ddp: every worker holds the model; fsdp: sharded (FSDP2); auto: fsdp on several GPUs, else ddp"
+        "auto", "ddp: every worker holds the model; fsdp: sharded (FSDP2); auto: fsdp on GPUs, a single one included, else ddp"
+    )
+    shard_over: int | None = setting(
+        None, "fsdp: workers that share one copy of the model, best those of a machine (HSDP); none: all of them", "workers", ge=1
+    )
+    no_sync: bool = setting(
+        False, "fsdp: reduce gradients once a step and not after each micro-batch: less traffic, but each worker keeps a whole gradient"
     )
     precision: Literal["auto", "bf16", "fp32"] = setting("auto", "of the forward pass, weights stay fp32; auto: bf16 on GPUs, fp32 on CPUs")
     attention: Literal["auto", "padded", "sdpa", "flex", "varlen"] = setting(
         "auto", "padded: rows of like length; the others pack samples into one row without padding; auto: varlen on GPUs, padded on CPUs"
     )
-    activation_checkpointing: bool = setting(False, "compute activations again in the backward pass: less memory, a third more work")
+    activation_checkpointing: Recompute = setting(
+        "none", "compute activations again in the backward pass: none, full (a third more work), or `every N`, of each N-th layer"
+    )
     cpu_offload: bool = setting(False, "fsdp: keep weights and optimizer state in CPU memory")
-    compile: bool = setting(False, "torch.compile every block of the decoder")
+    compile: Literal["auto"] | bool = setting("auto", "torch.compile every layer of the decoder; auto: on GPUs")
     lora: Lora = setting(Lora, "low-rank adapters")
     trainable: Trainable = setting(Trainable, "parameters that may move")
     soft_mask: Paths = setting(
         list, "files of unit importance (jobs/cofitune.py): the update of a unit is scaled by 1 − its importance; of several, the highest"
     )
+    optimizer: Literal["adamw", "adamw_8bit", "adamw_bf16"] = setting(
+        "adamw",
+        "adamw: 16 bytes per trained parameter (weight, gradient, two moments); adamw_8bit: moments in 8 bits (torchao), 10 bytes; "
+        "adamw_bf16: all four in bf16, weights rounded stochastically (torchao), 8 bytes",
+    )
     learning_rate: float = setting(2e-5, "peak rate", gt=0)
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = setting(
+        "cosine", "of the rate after the warm-up; wsd: constant, then down in a straight line over the last `decay` of the steps"
+    )
     warmup: float = setting(0.03, "share of steps with a rising rate", ge=0, lt=1)
-    weight_decay: float = setting(0.0, "AdamW", ge=0)
+    decay: float = setting(0.2, "wsd: share of steps with a falling rate", gt=0, le=1)
+    min_lr_ratio: float = setting(0.0, "lowest rate at the end, as a part of learning_rate", ge=0, le=1)
+    betas: Betas = setting(lambda: [0.9, 0.999], "AdamW: how slowly its two moments move")
+    eps: float = setting(1e-8, "AdamW: added to the root of the second moment", gt=0)
+    weight_decay: float = setting(0.0, "AdamW; norms, biases and embeddings are left alone", ge=0)
     max_grad_norm: float = setting(1.0, "gradient clipping; 0: none", ge=0)
+    on_nonfinite: Literal["stop", "skip"] = setting(
+        "stop", "a loss or gradient that is no number: stop, or leave the batch out, say which records it had, and go on"
+    )
+    max_skipped: int = setting(3, "batches in a row that on_nonfinite=skip leaves out before it stops", "steps", ge=1)
     adjust_every: int | None = setting(None, "optimizer steps between adjustments; none: once per epoch", "steps", ge=1)
     checkpoint_every: int | None = setting(None, "optimizer steps between checkpoints; none: at each adjustment", "steps", ge=1)
     keep_checkpoints: int = setting(2, "checkpoints kept: the newest ones", ge=1)

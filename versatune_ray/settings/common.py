@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -24,6 +25,19 @@ def _as_list(value: object) -> object:
 
 
 Paths = Annotated[list[str], BeforeValidator(_as_list)]
+
+
+def _recompute(value: object) -> object:
+    """``none``, ``full`` or ``every N``; true and false as configurations before these had them."""
+    if isinstance(value, bool):
+        return "full" if value else "none"
+    if isinstance(value, str) and (value in ("none", "full") or re.fullmatch(r"every [1-9]\d*", value)):
+        return value
+    raise ValueError(f"none, full, or for each N-th layer `every N`; found {value!r}")
+
+
+Recompute = Annotated[str, BeforeValidator(_recompute)]
+Betas = Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
 Sinks = Annotated[list[Literal["tensorboard", "wandb", "mlflow"]], BeforeValidator(_as_list)]
 
 

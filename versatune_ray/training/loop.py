@@ -97,7 +97,7 @@ def run(job: Job, host: Host) -> None:
     config, training = job.config, job.config.training
     torch.set_num_threads(training.cpus_per_worker)
     torch.manual_seed(config.seed + host.rank)
-    setup = Setup(**{name: getattr(training, name) for name in Setup.__dataclass_fields__})
+    setup = Setup.of(training)
     model = load_model(job.model, config.model.trust_remote_code, choose(setup.attention, host.device))
     model = with_frozen(model, training, config.seed)
     torch.manual_seed(config.seed + host.rank)

@@ -30,11 +30,11 @@ class Parallel:
         self.rank, self.world, self.device = rank, world, device
         self.bf16 = device.type == "cuda" if setup.precision == "auto" else setup.precision == "bf16"
         self.kind: Literal["single", "ddp", "fsdp"] = _kind(setup.parallel, device, world)
-        if setup.activation_checkpointing:
+        if setup.recompute_every:
             loss.model.activation_checkpointing_enable({"use_reentrant": False})
             loss.model.disable_input_require_grads()  # or the backward pass would go on through frozen layers, down to the embedding
         layers = _layers(loss)
-        if setup.compile:
+        if setup.compile is True or (setup.compile == "auto" and device.type == "cuda"):
             for layer in layers:
                 layer.compile()
         if self.kind == "fsdp":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from versatune_ray.errors import UserError
 from versatune_ray.mixture import Policy
+from versatune_ray.settings import Training
 
 Unit = Literal["nats/token", "nats/byte"]
 
@@ -23,6 +24,7 @@ class Recipe:
 
     scheduled: steps of the learning-rate schedule, where it is that of several stages; None: those of this one. order: which of the
     orders of ``seed`` the records come in; another in every stage, so that one on the same records does not repeat the same samples.
+    The rest is ``training.*`` of the settings.
     """
 
     steps: int
@@ -38,6 +40,14 @@ class Recipe:
     length_correction: float = 0.0
     scheduled: int | None = None
     order: int = 0
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    decay: float = 0.2
+    min_lr_ratio: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    optimizer: Literal["adamw", "adamw_8bit", "adamw_bf16"] = "adamw"
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    max_skipped: int = 3
 
 
 @dataclass(frozen=True)
@@ -76,11 +86,23 @@ class Setup:
     """How a run is computed: it changes speed and memory, and numbers only in their last digits (``training.*`` of the settings)."""
 
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    shard_over: int | None = None
+    no_sync: bool = False
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     attention: Literal["auto", "padded", "sdpa", "flex", "varlen"] = "auto"
-    activation_checkpointing: bool = False
+    activation_checkpointing: str = "none"
     cpu_offload: bool = False
-    compile: bool = False
+    compile: Literal["auto"] | bool = "auto"
+
+    @classmethod
+    def of(cls, training: Training) -> Setup:
+        return cls(**{field.name: getattr(training, field.name) for field in fields(cls)})
+
+    @property
+    def recompute_every(self) -> int:
+        """Every how many layers activations are computed again; 0: of none."""
+        known = {"none": 0, "full": 1}.get(self.activation_checkpointing)
+        return int(self.activation_checkpointing.removeprefix("every ")) if known is None else known
 
 
 @dataclass(frozen=True)
