@@ -16,7 +16,7 @@ from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.settings import Data, Lora, Trainable, Training
 from versatune_ray.training.checkpoint import Checkpoints
 from versatune_ray.training.core import Tuner
-from versatune_ray.training.model import load_model, with_frozen
+from versatune_ray.training.model import begin_adapters, fill, load_model, with_frozen
 from versatune_ray.training.recipe import Recipe, Setup
 from versatune_ray.training.trainable import read_importance
 
@@ -30,16 +30,19 @@ def case(given: dict[str, Any], rank: int = 0, world: int = 1) -> dict[str, Any]
     data = list(load_domains({name: DomainPaths(*map(Path, pair)) for name, pair in given["paths"].items()}, Data()).values())
     recipe = Recipe(
         STEPS, batch_size=8, micro_batch_tokens=given.get("micro", 60), learning_rate=1e-2, warmup=0.1, weight_decay=0.01,
-        max_grad_norm=1.0, seed=3,
+        max_grad_norm=1.0, seed=3, optimizer=given.get("optimizer", "adamw"),
     )  # fmt: skip
-    setup = Setup(**given.get("setup", {}))
-    model = load_model(given["model"], attention="sdpa" if setup.attention == "sdpa" else "padded")
+    setup, empty = Setup(**given.get("setup", {})), given.get("empty", False)
+    model = load_model(given["model"], attention="sdpa" if setup.attention == "sdpa" else "padded", empty=empty)
     variant = given.get("variant", "")
     lora = Lora(rank=4) if "lora" in variant else Lora()
     trainable = Trainable(layers="1", modules=["q_proj", "ffn"]) if "masked" in variant else Trainable()
     importance = read_importance([given["importance"]] if "masked" in variant else [])
     model = with_frozen(model, Training(lora=lora, trainable=trainable), 0)
     tuner = Tuner(model, data, recipe, torch.device("cpu"), rank, world, setup, importance=importance)
+    if empty:
+        fill(model, given["model"], frozen_only=bool(given.get("load")))
+        begin_adapters(model, 0)
     checkpoints = Checkpoints(tuner)
     if given.get("load"):
         checkpoints.load(Path(given["load"]))

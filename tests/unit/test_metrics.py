@@ -58,10 +58,10 @@ def train(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         with pytest.MonkeyPatch.context() as patch:
             step = Tuner.step
 
-            def crashing(self: Tuner, shares: Any) -> float:
+            def crashing(self: Tuner, shares: Any, ahead: bool = False) -> float:
                 if self.steps_done == crash_at:
                     raise Crash
-                return step(self, shares)
+                return step(self, shares, ahead)
 
             patch.setattr(Tuner, "step", crashing)
             run(job, host)
@@ -144,6 +144,9 @@ def test_rates_losses_and_tokens_are_those_of_the_steps(resumed: Path) -> None:
     np.testing.assert_allclose(tokens, np.round(tokens), atol=1e-3)
     assert all(BATCH * 4 <= n <= BATCH * 19 for n in tokens)  # samples have 4 to 19 tokens
     assert all(3 < loss < 5 for _, loss in shown["train/loss"])  # a random model over 64 tokens: ln 64 = 4.16
+    for step, loss in shown["train/loss"]:  # the mean over all tokens lies between those of the domains that were drawn
+        domains = [value for name in NAMES for at, value in shown.get(f"step_loss/{name}", []) if at == step]
+        assert min(domains) - 1e-6 <= loss <= max(domains) + 1e-6
 
 
 def test_adjustments_are_those_of_the_log(resumed: Path) -> None:

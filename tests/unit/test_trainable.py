@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +130,9 @@ def test_recomputing_stops_below_the_first_layer_that_trains() -> None:
         parallel = Parallel(ResponseLoss(model), Setup(activation_checkpointing="full" if recomputes else "none"), CPU, 0, 1)
         reached: list[bool] = []
         model.model.layers[2].register_forward_hook(lambda _module, _inputs, output, to=reached: to.append(output.requires_grad))
-        inputs = {"tokens": torch.arange(8)[None], "kept": torch.arange(7), "targets": torch.arange(1, 8)}
+        inputs = {"tokens": torch.arange(8)[None], "kept": torch.arange(7), "targets": torch.arange(1, 8), "weights": torch.ones(7)}
         parallel.module.train()
-        parallel.forward(inputs, train=True).sum().backward()  # type: ignore[no-untyped-call]
+        parallel.forward(inputs, train=True)[0].backward()
         assert reached == [False]
         found.append({name: values.grad for name, values in model.named_parameters() if values.grad is not None})
     assert found[0].keys() == found[1].keys() and all(torch.equal(found[0][name], found[1][name]) for name in found[0])  # type: ignore[arg-type]
@@ -163,8 +164,8 @@ def masked(value: float, every: int = 2) -> dict[str, torch.Tensor]:
     return {name: torch.arange(count) % every * value for name, count in rows.items()}
 
 
-def trained(data: list[DomainData], importance: dict[str, torch.Tensor], steps: int) -> dict[str, torch.Tensor]:
-    tuner = Tuner(qwen(), data, RECIPE, CPU, importance=importance)
+def trained(data: list[DomainData], importance: dict[str, torch.Tensor], steps: int, recipe: Recipe = RECIPE) -> dict[str, torch.Tensor]:
+    tuner = Tuner(qwen(), data, recipe, CPU, importance=importance)
     for _ in range(steps):
         tuner.step(EVEN)
     return {name: values.detach().clone() for name, values in tuner.model.state_dict().items()}
@@ -187,8 +188,8 @@ def test_a_mask_of_1_keeps_a_unit_bit_for_bit_and_one_of_0_changes_nothing(data:
 
 def test_a_mask_of_one_half_moves_a_unit_half_as_far(data: list[DomainData]) -> None:
     """Of one step, for later ones depend on where the first one led; weight decay is part of it."""
-    start, half, whole = qwen().state_dict(), trained(data, masked(0.5), 2), trained(data, {}, 2)
-    # The warm-up's first rate is 0: the second step is the first that moves anything.
+    unclipped = replace(RECIPE, max_grad_norm=0.0)  # clipping goes by what may move, so it would differ
+    start, half, whole = qwen().state_dict(), trained(data, masked(0.5), 1, unclipped), trained(data, {}, 1, unclipped)
     for layer in range(4):
         for projection in PROJECTIONS:
             name = f"model.layers.{layer}.{projection}.weight"
@@ -196,6 +197,23 @@ def test_a_mask_of_one_half_moves_a_unit_half_as_far(data: list[DomainData]) -> 
             assert far.abs().max() > 1e-3
             torch.testing.assert_close(near[1::2], far[1::2] / 2, rtol=1e-3, atol=1e-7)
             assert torch.equal(near[0::2], far[0::2])
+
+
+def test_the_norm_that_clips_counts_only_what_may_move(data: list[DomainData]) -> None:
+    """Every second unit of all projections fixed: the norm is that of the other rows, of norms, embedding and biases."""
+    recipe = replace(RECIPE, max_grad_norm=0.0)
+    tuners = [Tuner(qwen(), data, recipe, CPU, importance=importance) for importance in (masked(1.0), masked(0.0), {})]
+    for one in tuners:
+        one.optimizer.zero_grad = lambda **_: None  # type: ignore[method-assign, assignment]
+        one.step(EVEN)
+    squares = 0.0
+    for name, parameter in tuners[2].model.named_parameters():
+        assert parameter.grad is not None
+        moving = parameter.grad[0::2] if "_proj." in name else parameter.grad
+        squares += float(moving.double().square().sum())
+    found = [one.last.norm for one in tuners if one.last is not None]
+    assert found[0] == pytest.approx(squares**0.5, rel=1e-5)
+    assert found[1] == found[2] > found[0]
 
 
 def test_with_lora_the_rows_of_the_product_are_masked(data: list[DomainData]) -> None:

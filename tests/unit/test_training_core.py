@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from versatune_ray.domains import DomainData, DomainPaths, load_domains
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Data
 from versatune_ray.training.checkpoint import Checkpoints
-from versatune_ray.training.core import Tuner
+from versatune_ray.training.core import Tuner, Unrecoverable
 from versatune_ray.training.model import load_model
+from versatune_ray.training.parallel import kind_of
 from versatune_ray.training.recipe import Recipe, Setup
 
 RECIPE = Recipe(steps=8, batch_size=6, micro_batch_tokens=40, learning_rate=1e-2, warmup=0.1, weight_decay=0.01, max_grad_norm=1.0, seed=3)
@@ -63,7 +65,7 @@ def test_the_parts_of_two_ranks_sum_to_the_whole(tiny_model: Path, data: list[Do
     halves = []
     for rank in range(2):
         half = Tuner(model, data, RECIPE, torch.device("cpu"))
-        half.rank, half.world = rank, 2
+        half._layout = replace(half._layout, rank=rank, world=2)
         halves.append(half.held_out())
     np.testing.assert_allclose((halves[0] + halves[1]).nats, whole.nats, rtol=1e-6)
     np.testing.assert_array_equal((halves[0] + halves[1]).count, whole.count)
@@ -154,6 +156,60 @@ def test_compiled_blocks_give_the_same_losses(tiny_model: Path, data: list[Domai
     )
     assert compiled.step(SHARES) == pytest.approx(plain.step(SHARES), rel=1e-5)
     assert compiled.step(SHARES) == pytest.approx(plain.step(SHARES), rel=1e-5)
+
+
+def test_batches_that_a_thread_makes_ahead_are_the_same(tiny_model: Path, data: list[DomainData]) -> None:
+    """As on a GPU, where it begins with the next step's batches while the device works on this one's."""
+    plain, ahead = tuner(tiny_model, data), tuner(tiny_model, data)
+    ahead._thread = ThreadPoolExecutor(1)
+    for number, shares in enumerate((SHARES, SHARES, SHARES, SHARES[::-1])):
+        assert ahead.step(shares, ahead=number < 2) == plain.step(shares)
+    assert ahead.sampler.state_dict() == plain.sampler.state_dict()
+    assert all(torch.equal(one, other) for one, other in zip(plain.model.parameters(), ahead.model.parameters(), strict=True))
+
+
+def test_a_sampler_that_has_no_more_samples_is_final(tiny_model: Path, data: list[DomainData]) -> None:
+    short = tuner(tiny_model, data, replace(RECIPE, steps=100, max_passes=0.2))
+    with pytest.raises(Unrecoverable, match=r"^step \d+: max_passes: every domain with a share has reached 0\.2 passes"):
+        for _ in range(100):
+            short.step(SHARES)
+
+
+def test_a_batch_that_is_no_number_is_left_out_and_told_but_not_too_many_in_a_row(tiny_model: Path, data: list[DomainData]) -> None:
+    one = tuner(tiny_model, data, replace(RECIPE, on_nonfinite="skip", max_skipped=2))
+    one.step(SHARES)
+    healthy = {name: values.clone() for name, values in one.model.state_dict().items()}
+    with torch.no_grad():
+        one.model.get_decoder().norm.weight[0] = torch.nan
+    for number in (2, 3):
+        one.step(SHARES)
+        assert one.last is not None and one.last.skipped is not None and one.last.count.sum() == 0
+        assert one.last.skipped.startswith(f"step {number}: the loss is not finite on code: code.jsonl:")
+        assert one.steps_done == one.sampler.step == number
+    one.model.load_state_dict(healthy)
+    one.step(SHARES)
+    assert one.last is not None and one.last.skipped is None and np.isfinite(one.last.loss)
+    assert np.isfinite(one.train_loss.nats).all()
+    with torch.no_grad():
+        one.model.get_decoder().norm.weight[0] = torch.nan
+    one.step(SHARES)
+    one.step(SHARES)
+    with pytest.raises(Unrecoverable, match=r"step 7: .*; 2 batches before it were left out already"):
+        one.step(SHARES)
+
+
+def test_a_setting_that_this_way_of_training_would_not_heed_is_refused() -> None:
+    cpu = torch.device("cpu")
+    with pytest.raises(UserError, match=r"training\.cpu_offload=True: this run uses ddp, .*write training\.parallel=fsdp"):
+        kind_of(Setup(cpu_offload=True), cpu, 2)
+    with pytest.raises(UserError, match=r"training\.shard_over: 4 workers cannot be divided into groups of 3"):
+        kind_of(Setup(parallel="fsdp", shard_over=3), cpu, 4)
+    assert [kind_of(Setup(), torch.device(kind), world) for kind in ("cpu", "cuda") for world in (1, 2)] == [
+        "single",
+        "ddp",
+        "fsdp",
+        "fsdp",
+    ]
 
 
 def test_a_stage_goes_on_with_optimizer_and_schedule_or_begins_anew(tiny_model: Path, data: list[DomainData]) -> None:

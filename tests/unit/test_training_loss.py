@@ -141,26 +141,41 @@ def test_a_length_correction_weighs_each_domains_own_mean(model: Path, data: lis
         torch.testing.assert_close(found, first * one + second * other, atol=1e-6, rtol=1e-4)
 
 
-def test_chunked_logits_give_the_same_loss_and_gradient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A vocabulary of 5,000 in small chunks; 40 targets."""
-    config = LlamaConfig(**(SHAPE | {"vocab_size": 5000}), tie_word_embeddings=True)
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_loss_and_its_gradient_are_those_of_whole_logits(monkeypatch: pytest.MonkeyPatch, tied: bool) -> None:
+    """A vocabulary of 500; 40 targets in chunks of 16; the gradient that the chunks add up against autograd through one cross-entropy."""
+    config = LlamaConfig(**(SHAPE | {"vocab_size": 500}), tie_word_embeddings=tied)
     torch.manual_seed(0)
     network = AutoModelForCausalLM.from_config(config)
-    tokens = torch.randint(0, 5000, (4, 12))
-    kept = torch.arange(40)
-    targets = torch.randint(0, 5000, (40,))
-    found = []
-    for limit in (1 << 40, 0):
-        monkeypatch.setattr(loss_module, "_WHOLE_LOGITS", limit)
-        monkeypatch.setattr(loss_module, "_CHUNK", 16)
-        monkeypatch.setattr(loss_module, "_OPTIONS", torch.nn.LinearCrossEntropyOptions(batch_chunk_size=16, chunking_method=None))
-        network.zero_grad()
-        nats = loss_module.ResponseLoss(network)(tokens, kept, targets)
-        (nats * torch.linspace(0, 1, 40)).sum().backward()
-        found.append((nats.detach(), [parameter.grad.clone() for parameter in network.parameters()]))
-    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-5, rtol=1e-5)
-    for one, other in zip(found[0][1], found[1][1], strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    tokens, kept = torch.randint(0, 500, (4, 12)), torch.arange(40)
+    targets, weights = torch.randint(0, 500, (40,)), torch.linspace(0, 1, 40)
+    plain = functional.cross_entropy(network(input_ids=tokens).logits.flatten(0, 1)[kept], targets, reduction="none")
+    (plain * weights).sum().backward()
+    wanted = [parameter.grad.clone() for parameter in network.parameters()]
+    network.zero_grad()
+    monkeypatch.setattr(loss_module, "_ROWS", {"cpu": 16})
+    module = loss_module.ResponseLoss(network)
+    loss, nats = module(tokens, kept, targets, weights)
+    (3 * loss).backward()
+    torch.testing.assert_close(nats, plain.detach(), atol=1e-5, rtol=1e-5)
+    assert not nats.requires_grad and loss.item() == pytest.approx(float((plain * weights).sum()), rel=1e-5)
+    for parameter, gradient in zip(network.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, 3 * gradient, atol=1e-5, rtol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(module(tokens, kept, targets), nats)
+
+
+@pytest.mark.parametrize("rows", [8, 64])
+def test_nats_are_not_rounded_to_the_precision_of_the_forward_pass(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """Of bf16 logits the loss is computed in float32, whatever the chunk: it is that of the same logits, exactly."""
+    monkeypatch.setattr(loss_module, "_ROWS", {"cpu": rows})
+    torch.manual_seed(0)
+    head = torch.nn.Linear(16, 50, bias=False, dtype=torch.bfloat16)
+    hidden, targets = torch.randn(40, 16, dtype=torch.bfloat16), torch.randint(0, 50, (40,))
+    wanted = torch.logsumexp((hidden @ head.weight.T).double(), -1) - (hidden @ head.weight.T).double().gather(1, targets[:, None])[:, 0]
+    _, nats = loss_module._head_loss(head, loss_module.nats_and_gradient, hidden, targets, torch.ones(40))
+    assert nats.dtype == torch.float32
+    torch.testing.assert_close(nats.double(), wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_what_has_no_backward_pass_here_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Attention over packed rows: several samples one after another in a row, none of which sees another.
+"""Attention over rows of samples, none of which sees another: chosen once, when a model is loaded, and read from the model after that.
 
 | kind | what runs | where |
 |---|---|---|
@@ -6,20 +6,37 @@
 | ``flex`` | transformers' FlexAttention with a block mask, compiled | GPUs |
 | ``sdpa`` | transformers' SDPA with a block-diagonal mask, [T, T] | anywhere |
 | ``padded`` | one sample per row, padded on the right; causal attention never looks there | anywhere |
+
+The first three are packed: several samples one after another in one row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import flex_attention_mask, sdpa_mask
 
 from versatune_ray.errors import UserError
 
 Kind = Literal["padded", "sdpa", "flex", "varlen"]
-IMPLEMENTATION: dict[Kind, str] = {"padded": "sdpa", "sdpa": "sdpa", "flex": "flex_attention", "varlen": "versatune_varlen"}
+# Names under which transformers knows them; of our own, so that a model says which kind it was loaded for.
+IMPLEMENTATION: dict[Kind, str] = {
+    "padded": "versatune_padded",
+    "sdpa": "versatune_sdpa",
+    "flex": "versatune_flex_attention",
+    "varlen": "versatune_varlen",
+}
+# What transformers passes on to every attention function, and says nothing about what is attended to.
+_HARMLESS = frozenset(
+    {"position_ids", "cache_position", "cache", "past_key_values", "use_cache", "output_attentions", "output_hidden_states"}
+)
 
 
 def choose(asked: str, device: torch.device) -> Kind:
@@ -35,6 +52,46 @@ def choose(asked: str, device: torch.device) -> Kind:
     return asked  # type: ignore[return-value]
 
 
+def kind_of(model: PreTrainedModel) -> Kind:
+    """The kind that ``model`` was loaded for; one that something else loaded attends as its rows are padded.
+
+    Raises:
+        ValueError: it attends in a way that knows nothing of rows of several samples, nor of our masks.
+    """
+    name = model.config._attn_implementation
+    kinds: dict[str, Kind] = {implementation: kind for kind, implementation in IMPLEMENTATION.items()} | {
+        "sdpa": "padded",
+        "eager": "padded",
+    }
+    if name not in kinds:
+        raise ValueError(f"attention implementation {name!r}; load the model with training.model.load_model")
+    return kinds[name]
+
+
+def _refuse_unknown(given: Mapping[str, Any]) -> None:
+    """What a kernel is not told would be lost in silence: attention sinks, soft caps, biases, a window under another name."""
+    for name, value in given.items():
+        if value is not None and name not in _HARMLESS and not (name == "is_causal" and value is True):
+            raise UserError(f"the model passes {name} to its attention, which training would lose; it cannot be fine-tuned here")
+
+
+def _masked(
+    forward: Callable[..., Any],
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,  # which the mask says
+    **more: Any,
+) -> Any:
+    """A function of transformers', under a mask of transformers'."""
+    _refuse_unknown(more)
+    return forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout)
+
+
 def _varlen(
     module: nn.Module,
     query: torch.Tensor,
@@ -46,7 +103,7 @@ def _varlen(
     sliding_window: int | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
-    **_: Any,
+    **more: Any,
 ) -> tuple[torch.Tensor, None]:
     """Called by transformers with [1, heads, T, size]; returns [1, T, heads, size].
 
@@ -54,10 +111,13 @@ def _varlen(
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    assert cu_seq_lens_q is not None and max_length_q is not None
+    _refuse_unknown(more | {"attention_mask": attention_mask})
+    if cu_seq_lens_q is None or max_length_q is None:
+        raise ValueError("varlen attention: no boundaries of the samples in the row")
     if dropout:
-        raise ValueError("attention dropout is not supported by varlen attention; choose training.attention=sdpa")
-    q, k, v = (states.transpose(1, 2)[0] for states in (query, key, value))
+        raise UserError("attention_dropout in the model's config.json is not supported by varlen attention; choose training.attention=sdpa")
+    # Under autocast rotary embeddings leave q and k in float32; flash attention takes neither that nor a mixture.
+    q, k, v = (states.to(value.dtype).transpose(1, 2)[0] for states in (query, key, value))
     out = varlen_attn(
         q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
         scale=scaling, window_size=(-1 if sliding_window is None else sliding_window - 1, 0), enable_gqa=q.shape[1] != k.shape[1],
@@ -66,9 +126,12 @@ def _varlen(
     return out[None], None
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    """The boundaries say it all."""
-
-
+for _kind, _forward, _mask in (
+    ("padded", sdpa_attention_forward, sdpa_mask),
+    ("sdpa", sdpa_attention_forward, sdpa_mask),
+    ("flex", flex_attention_forward, flex_attention_mask),
+):
+    AttentionInterface.register(IMPLEMENTATION[_kind], partial(_masked, _forward))  # type: ignore[index]
+    AttentionMaskInterface.register(IMPLEMENTATION[_kind], _mask)  # type: ignore[index]
+# No mask function: with one, transformers would look for packed samples in every micro-batch, and wait for the GPU's answer.
 AttentionInterface.register(IMPLEMENTATION["varlen"], _varlen)
-AttentionMaskInterface.register(IMPLEMENTATION["varlen"], _no_mask)

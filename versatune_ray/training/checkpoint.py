@@ -5,6 +5,7 @@
 | ``shard-*.safetensors`` | weights (those that train) and optimizer state, by torch.distributed.checkpoint |
 | ``state.json`` | steps done, sampler, learning-rate schedule, counts since the last adjustment, the controller's state |
 | ``rank-*.json`` | random state and training-loss sums of one rank |
+| ``moments-*.safetensors`` | moments in 8 bits of one rank, exactly; where there are such |
 
 Nothing in it is a pickle.
 """
@@ -13,16 +14,19 @@ from __future__ import annotations
 
 import base64
 import json
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict
+from torch.distributed.tensor import DTensor
 
 from versatune_ray.training.core import Tuner
 from versatune_ray.training.recipe import LossSums
@@ -34,12 +38,15 @@ class Checkpoints:
     def __init__(self, tuner: Tuner):
         self.tuner = tuner
         self._group = dist.new_group(backend="gloo") if tuner.world > 1 else None
+        self._writing = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[Any] | None = None
+        self._host: dict[str, torch.Tensor] = {}  # the last copy of the state; the next one goes to the same memory
 
     def save(self, folder: Path, controller: dict[str, Any] | None = None) -> Future[Any]:
         """Begin to write into ``folder``; training may go on at once. Done when the future is. Called by every rank.
 
-        The state is copied before this returns. A save that is still being written is waited for first.
+        The state is copied once, to the host (pinned memory, for a GPU), before this returns. A save that is still being written is
+        waited for first.
         """
         self.wait()
         tuner = self.tuner
@@ -55,15 +62,18 @@ class Checkpoints:
             state = {
                 "step": tuner.steps_done,
                 "sampler": tuner.sampler.state_dict(),
-                "schedule": tuner.schedule.state_dict(),
+                "schedule": {"last_epoch": tuner.scheduled},
+                "skipped": tuner.skipped,
                 "samples": tuner.samples.tolist(),
                 "tokens": tuner.tokens.tolist(),
                 "controller": controller,
             }
             (folder / "state.json").write_text(json.dumps(state))
+        if quantised := self._quantised():
+            save_file({name: values.cpu() for name, values in quantised.items()}, folder / f"moments-{tuner.rank:05}.safetensors")
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        self._pending = state_dict_saver.async_save(self._tensors(), storage_writer=writer, process_group=self._group)  # type: ignore[assignment]
-        assert self._pending is not None
+        save = partial(state_dict_saver.save, storage_writer=writer, process_group=self._group)
+        self._pending = self._writing.submit(save, self._copied())
         return self._pending
 
     def wait(self) -> None:
@@ -79,12 +89,20 @@ class Checkpoints:
     def load(self, folder: Path) -> dict[str, Any] | None:
         """Go on from a save, of whatever number of ranks; returns the controller's state."""
         tuner = self.tuner
-        reader = HuggingFaceStorageReader(str(folder))
-        state_dict_loader.load(self._tensors(), storage_reader=reader, process_group=self._group)  # into the very tensors that train
+        reader, tensors = HuggingFaceStorageReader(str(folder)), self._tensors()
+        whole = {name: _on_host(tensor) for name, tensor in tensors.items() if _is_quantised(tensor)}
+        state_dict_loader.load(tensors | whole, storage_reader=reader, process_group=self._group)  # into the very tensors that train
+        for name, tensor in whole.items():
+            _local(tensors[name]).copy_(_local(tensor).to(tuner.device))
+        quantised, file = self._quantised(), folder / f"moments-{tuner.rank:05}.safetensors"
+        if len(list(folder.glob("moments-*"))) == tuner.world:
+            stored = load_file(file)
+            if {name: values.shape for name, values in stored.items()} == {name: values.shape for name, values in quantised.items()}:
+                for name, values in quantised.items():
+                    values.copy_(stored[name])
         state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-        tuner.schedule.load_state_dict(state["schedule"])
-        for group, rate in zip(tuner.optimizer.param_groups, tuner.schedule.get_last_lr(), strict=True):
-            group["lr"] = rate
+        tuner.scheduled = state["schedule"]["last_epoch"]
+        tuner.skipped = state.get("skipped", 0)
         tuner.sampler.load_state_dict(state["sampler"])
         tuner.steps_done = state["step"]
         tuner.samples[:] = state["samples"]
@@ -119,13 +137,53 @@ class Checkpoints:
         return {name: values for name, values in weights.items() if name not in frozen}
 
     def _tensors(self) -> dict[str, Any]:
+        """The very tensors that train, and those of the optimizer."""
         options = StateDictOptions(flatten_optimizer_state_dict=True, ignore_frozen_params=True)
         model, optimizer = get_state_dict(self.tuner.parallel.module, self.tuner.optimizer, options=options)
-        # What is not a tensor are settings of the optimizer, which the configuration and the schedule give again.
-        states = {name: values for name, values in optimizer.items() if isinstance(values, torch.Tensor)}
+        # Beside its state are settings of the optimizer, which the configuration and the schedule give again.
+        states = {name: values for name, values in optimizer.items() if name.startswith("state.") and isinstance(values, torch.Tensor)}
         return {f"model.{name}": values for name, values in self._trained(model).items()} | {
             f"optimizer.{name}": values for name, values in states.items()
         }
+
+    def _quantised(self) -> dict[str, torch.Tensor]:
+        """What this rank's moments of 8 bits are made of. As floats they are in the checkpoint, too, for any number of ranks to read; but
+        those come out a bit coarser, where the largest of a block is negative: torchao's codes end at −0.993."""
+        found: dict[str, torch.Tensor] = {}
+        for name, tensor in self._tensors().items():
+            if _is_quantised(tensor):
+                found |= {f"{name}.codes": _local(tensor).codes, f"{name}.scale": _local(tensor).scale}
+        return found
+
+    @torch.no_grad()
+    def _copied(self) -> dict[str, torch.Tensor]:
+        """The state on the host, in memory that the next copy uses again."""
+        for name, tensor in self._tensors().items():
+            if name not in self._host:
+                self._host[name] = _on_host(tensor)
+            host, local = self._host[name], _local(tensor)
+            _local(host).copy_(local.dequantize() if _is_quantised(local) else local, non_blocking=True)
+        if self.tuner.device.type == "cuda":
+            torch.cuda.synchronize(self.tuner.device)
+        return self._host
+
+
+def _local(tensor: torch.Tensor) -> Any:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _is_quantised(tensor: torch.Tensor) -> bool:
+    """Whether these are moments in 8 bits, torchao's."""
+    return hasattr(_local(tensor), "dequantize") and hasattr(_local(tensor), "codes")
+
+
+def _on_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Memory for this rank's part of ``tensor``, sharded like it; pinned where the part is on a GPU."""
+    local = _local(tensor)
+    host = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.device.type == "cuda")
+    if not isinstance(tensor, DTensor):
+        return host
+    return DTensor(host, tensor._spec, requires_grad=False)  # type: ignore[no-untyped-call]  # from_local would move it to the GPU
 
 
 def steps_in(folder: Path | None) -> int:

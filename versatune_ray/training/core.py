@@ -8,54 +8,63 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
+from transformers import PreTrainedModel
 
-from versatune_ray.domains import DomainData, Records
+from versatune_ray.domains import DomainData
 from versatune_ray.errors import UserError
 from versatune_ray.mixture import DomainSampler, chosen
-from versatune_ray.training.attention import choose
-from versatune_ray.training.batching import attention_cost, micro_batches
+from versatune_ray.training import optimizer
+from versatune_ray.training.attention import kind_of
+from versatune_ray.training.batches import Layout, MicroBatch, Samples
 from versatune_ray.training.loss import ResponseLoss
-from versatune_ray.training.parallel import Parallel
+from versatune_ray.training.model import in_precision
+from versatune_ray.training.parallel import Parallel, compiles, in_bf16
 from versatune_ray.training.recipe import LossSums, Recipe, Setup
 from versatune_ray.training.trainable import SoftMask
 
 Array = NDArray[np.float64]
 _ORDERS = 0x9E3779B97F4A7C15  # between the seeds of two orders: no two of small seeds and few orders meet
-_ROUND = 128  # packed rows are filled up to a multiple of it, so that compiled kernels see few shapes
 
 
 class Unrecoverable(Exception):
     """What another attempt would meet again: a loss or a gradient that is no number (the message names step, domains and records;
-    the weights are those before the step), or a decision that the controller refuses."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A record that trains or measures: its domain's number, the records it belongs to, its place in them."""
-
-    domain: int
-    records: Records
-    index: int
+    the weights are those before the step), a sampler that has no more samples, or a decision that the controller refuses."""
 
 
 @dataclass(frozen=True)
 class Made:
     """An optimizer step, the same on every rank. lengths, responses: tokens and response tokens of its samples, [batch size].
 
-    norm: of the gradient before clipping. rate: the learning rate.
+    nats, count: summed over all ranks per domain [k], and what they are divided by (tokens or bytes). norm: of the gradient before
+    clipping. rate: the learning rate. skipped: what ``on_nonfinite=skip`` left out, in words; None: nothing, the weights moved.
     """
 
     lengths: NDArray[np.int64]
     responses: NDArray[np.int64]
+    nats: Array
+    count: Array
     norm: float
     rate: float
+    skipped: str | None = None
+
+    @property
+    def loss(self) -> float:
+        """Mean over what all ranks trained on, in the unit of ``count``."""
+        return float(self.nats.sum() / max(1.0, self.count.sum()))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A global batch, and this rank's micro-batches of it in host memory."""
+
+    samples: Samples
+    batches: list[MicroBatch]
 
 
 class Tuner:
@@ -73,20 +82,27 @@ class Tuner:
         records: Sequence[int] | None = None,
         importance: Mapping[str, torch.Tensor] | None = None,
     ):
-        """``records``: see ``begin``; ``importance``: of units, see ``SoftMask``."""
+        """``model``: of ``load_model``, an ``empty`` one only under FSDP; ``records``: see ``begin``; ``importance``: see ``SoftMask``."""
         if recipe.batch_size < world:
             raise UserError(f"training.batch_size: {recipe.batch_size} samples cannot be spread over {world} workers")
         self.data, self.device, self.rank, self.world = list(data), device, rank, world
         self.model = model
-        self.attention = choose(setup.attention, device)
-        self._parameters, _, self._width = model_size(model)
-        self.parallel = Parallel(ResponseLoss(model), setup, device, rank, world)
+        self.attention = kind_of(model)
+        parameters, _, width = model_size(model)
+        low = torch.bfloat16 if in_bf16(setup, device) else torch.float32
+        in_precision(model, frozen=low, trained=torch.bfloat16 if recipe.optimizer == "adamw_bf16" else torch.float32)
+        self.parallel = Parallel(ResponseLoss(model, compiles(setup, device)), setup, device, rank, world)
+        gpu = device.type == "cuda"
+        self._layout = Layout(self.attention, parameters, width, world, rank, self.parallel.in_step, pinned=gpu)
         self._mask = SoftMask(self.parallel.module, importance) if importance else None
+        # While the device works on a step, a thread makes the batches of the next one.
+        self._thread = ThreadPoolExecutor(1, "batches", torch.cuda.set_device, (device,)) if gpu else None
+        self._next: Future[Drawn] | None = None
         self.begin(recipe, records)
         self.steps_done = 0
+        self.skipped = 0  # batches in a row that were left out
         self.place = 0.0  # steps done, and a half more while this rank waits for the others' gradients
         self.last: Made | None = None
-        self.tokens_done = 0  # of all ranks, in the last step: what they computed on, without padding
         # Since the last adjustment: this rank's training loss, and every rank's samples and response tokens per domain.
         self.train_loss = LossSums.zeros(len(self.data))
         self.samples = np.zeros(len(self.data), dtype=np.int64)
@@ -99,12 +115,10 @@ class Tuner:
         """
         self.recipe = recipe
         if fresh:
-            trained = [parameter for parameter in self.parallel.module.parameters() if parameter.requires_grad]
-            self.optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+            self.optimizer = optimizer.build(self.parallel.module, recipe)
+            self.scheduled = 0  # steps of the schedule so far
             if self._mask is not None:
                 self._mask.attach(self.optimizer)
-            steps = recipe.scheduled or recipe.steps
-            self.schedule = get_cosine_schedule_with_warmup(self.optimizer, math.ceil(recipe.warmup * steps), steps)
         sizes = [len(domain.train) for domain in self.data]
         self._counts = sizes if records is None else list(records)
         parts = enumerate(zip(sizes, self._counts, strict=True))
@@ -113,38 +127,37 @@ class Tuner:
         seed = (recipe.seed + recipe.order * _ORDERS) % 2**64
         self.sampler = DomainSampler(self._counts, recipe.batch_size, seed, names=names, max_passes=recipe.max_passes, steps=recipe.steps)
 
-    def step(self, shares: Array) -> float:
-        """One optimizer step on one global batch; returns this rank's mean loss in nats per response token.
+    def step(self, shares: Array, ahead: bool = False) -> float:
+        """One optimizer step on one global batch; returns the mean loss of all ranks in nats per response token (or byte).
+
+        ``ahead``: the next call is another step with the same shares, and nothing asks for the sampler in between.
 
         Raises:
             Unrecoverable: on every rank, before the weights change.
         """
-        domain, index = self.sampler.next_batch(shares)
-        samples = [self._sample(int(d), int(i)) for d, i in zip(domain, index, strict=True)]
-        tokens = np.array([sample.records.response_tokens[sample.index] for sample in samples])
-        batches, sums = self._backward(samples, self._token_weights(domain, tokens))
-        norm = self.parallel.clip(self.recipe.max_grad_norm)
-        found = self._losses(sums, [sample for rows in batches for sample in rows])
-        if not math.isfinite(norm):
-            self._stop(batches, found)
-        lengths = np.array([sample.records.lengths[sample.index] for sample in samples])
-        self.last = Made(lengths, tokens, norm, float(self.schedule.get_last_lr()[0]))
-        self.tokens_done = int(lengths.sum())
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        np.add.at(self.samples, domain, 1)
-        np.add.at(self.tokens, domain, tokens)
-        self.train_loss += found
-        self.steps_done += 1
-        return float(found.nats.sum() / max(1, sum(int(s.records.response_tokens[s.index]) for rows in batches for s in rows)))
+        waiting, self._next = self._next, None
+        try:
+            drawn = waiting.result() if waiting is not None else self._draw(shares)
+        except ValueError as error:
+            raise Unrecoverable(f"step {self.steps_done + 1}: {error}; the last checkpoint is intact") from error
+        if ahead and self._thread is not None:
+            self._next = self._thread.submit(self._draw, shares)
+        sums = self._backward(drawn.batches)
+        norm = self.parallel.gradient_norm(self._mask.scales if self._mask else ())
+        self._clip(norm)
+        whole = self.parallel.total(sums)
+        read = torch.cat([sums, whole, norm.double()[None]]).cpu().numpy()  # all that the host waits for in a step
+        k = len(self.data)
+        self._account(drawn, read[:k], read[k : 2 * k], float(read[-1]))
+        assert self.last is not None
+        return self.last.loss
 
     def gradient_products(self, records: int) -> Array:
         """g_i · g_j of the domains' gradients at the present weights, [k, k], the same on every rank.
 
         g_j is the gradient of the mean loss over the response tokens of ``records`` of domain j's training records (fewer if it has
         fewer, but one for each rank), drawn anew at every step of the run without moving the sampler; of a domain that this recipe does
-        not draw from, 0. Costs a forward and a backward pass over k · ``records``, and memory for k gradients.
+        not draw from, 0. Costs a forward and a backward pass over k · ``records``, and host memory for k gradients.
         """
         k = len(self.data)
         drawn_from = [domain for domain in range(k) if self._counts[domain]]
@@ -152,10 +165,10 @@ class Tuner:
         for domain in drawn_from:
             draw, size = np.random.default_rng([self.recipe.seed, self.steps_done, domain]), self._counts[domain]
             count = max(min(records, size), self.world)
-            samples = [self._sample(domain, int(index)) for index in draw.choice(size, count, replace=count > size)]
+            samples = self._samples(np.full(count, domain), draw.choice(size, count, replace=count > size))
             weights = np.zeros(k)
-            weights[domain] = 1 / sum(int(sample.records.response_tokens[sample.index]) for sample in samples)
-            self._backward(samples, weights)
+            weights[domain] = 1 / samples.response_tokens.sum()
+            self._backward(self._batches(samples, weights))
             gradients.append(self.parallel.take_gradients())
         found = np.zeros((k, k))
         found[np.ix_(drawn_from, drawn_from)] = self.parallel.products(gradients)
@@ -165,13 +178,16 @@ class Tuner:
     def held_out(self, progress: Callable[[int], None] = lambda records: None) -> LossSums:
         """This rank's part of every domain's validation records; the sum over ranks is the whole."""
         self.parallel.module.eval()
-        samples = [Sample(d, domain.validation, i) for d, domain in enumerate(self.data) for i in range(len(domain.validation))]
-        sums, batches = self._zeros(), self._mine(samples)
-        for rows in batches:
-            batch = _collate(rows, self.attention, self.device)
-            batch.add_to(sums, self.parallel.forward(batch.inputs, train=False))
-            progress(len(rows))
-        return self._losses(sums, [sample for rows in batches for sample in rows])
+        sizes = [len(domain.validation) for domain in self.data]
+        domain = np.repeat(np.arange(len(sizes)), sizes)
+        samples = Samples([one.validation for one in self.data], domain, np.concatenate([np.arange(size) for size in sizes]))
+        sums, count = self._zeros(), np.zeros(len(self.data))
+        for batch in self._batches(samples, None):
+            moved = batch.to(self.device)
+            moved.add_to(sums, self.parallel.forward(moved.inputs, train=False))
+            count += self._count(batch.samples)
+            progress(len(batch.samples))
+        return LossSums(sums.cpu().numpy(), count)
 
     def take_counts(self) -> tuple[LossSums, NDArray[np.int64], NDArray[np.int64]]:
         """Training loss, samples and response tokens per domain since the last call; starts them anew."""
@@ -181,30 +197,78 @@ class Tuner:
         self.tokens[:] = 0
         return taken
 
-    def _sample(self, domain: int, index: int) -> Sample:
-        """One of the records that the domain trains on."""
-        records = self._chosen[domain]
-        return Sample(domain, self.data[domain].train, index if records is None else int(records[index]))
+    def _draw(self, shares: Array) -> Drawn:
+        """The next global batch."""
+        samples = self._samples(*self.sampler.next_batch(shares))
+        weights = self._token_weights(samples.domain, samples.response_tokens)
+        return Drawn(samples, self._batches(samples, weights))
 
-    def _backward(self, samples: Sequence[Sample], weights: Array) -> tuple[list[list[Sample]], torch.Tensor]:
-        """Add up the gradient of a loss in which a response token of domain j counts ``weights[j]``.
+    def _samples(self, domain: NDArray[np.int64], index: NDArray[np.int64]) -> Samples:
+        """Some of the records that the domains train on, in this recipe's counting."""
+        place = index.copy()
+        for number, records in enumerate(self._chosen):
+            if records is not None:
+                place[domain == number] = records[index[domain == number]]
+        return Samples([one.train for one in self.data], domain, place)
 
-        Returns this rank's micro-batches, and their nats per domain [k].
-        """
+    def _batches(self, samples: Samples, weights: Array | None) -> list[MicroBatch]:
+        """This rank's micro-batches; ``weights``: of a response token of each domain in the loss, [k]."""
         # Gradients are averaged over ranks; the loss is a sum over the global batch.
-        scaled = torch.from_numpy(self.world * weights).to(self.device, torch.float32)
+        return self._layout.micro_batches(samples, None if weights is None else self.world * weights, self.recipe.micro_batch_tokens)
+
+    def _backward(self, batches: Sequence[MicroBatch]) -> torch.Tensor:
+        """Add up the gradient of the loss; returns this rank's nats per domain [k], on the device."""
         self.parallel.module.train()
-        batches, sums = self._mine(samples), self._zeros()
+        sums = self._zeros()
         self.place = float(self.steps_done)
-        for place, rows in enumerate(batches):
-            batch = _collate(rows, self.attention, self.device)
-            last = place == len(batches) - 1
-            with self.parallel.last_backward(last):
-                nats = self.parallel.forward(batch.inputs, train=True)
+        for number, batch in enumerate(batches):
+            moved, last = batch.to(self.device), number == len(batches) - 1
+            with self.parallel.backward(last):
+                loss, nats = self.parallel.forward(moved.inputs, train=True)
                 self.place += last / 2
-                (nats @ scaled[batch.domain] * batch.weight).backward()  # type: ignore[no-untyped-call]
-            batch.add_to(sums, nats)
-        return batches, sums
+                loss.backward()
+            moved.add_to(sums, nats)
+        return sums
+
+    def _clip(self, norm: torch.Tensor) -> None:
+        if self.recipe.max_grad_norm:
+            self.parallel.scale_gradient((self.recipe.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+
+    def _account(self, drawn: Drawn, nats: Array, whole: Array, norm: float) -> None:
+        """The end of a step: move the weights, or leave them, and count what it was made of.
+
+        Args:
+            nats: of this rank, per domain [k]; whole: of all ranks.
+
+        Raises:
+            Unrecoverable: the gradient is not finite.
+        """
+        samples, lengths, responses = drawn.samples, drawn.samples.lengths, drawn.samples.response_tokens
+        rate = optimizer.learning_rate(self.recipe, self.scheduled)
+        skipped, count = None, self._count(samples)
+        if math.isfinite(norm):
+            optimizer.set_learning_rate(self.optimizer, rate)
+            self.optimizer.step()
+            self.skipped = 0
+            mine = np.sum([self._count(batch.samples) for batch in drawn.batches], axis=0)
+            self.train_loss += LossSums(nats, mine)
+        else:
+            skipped = f"step {self.steps_done + 1}: {self._not_finite(drawn, nats)}"
+            self.skipped += 1
+            if self.recipe.on_nonfinite == "stop":
+                raise Unrecoverable(f"{skipped}; the last checkpoint is intact")
+            if self.skipped > self.recipe.max_skipped:
+                raise Unrecoverable(
+                    f"{skipped}; {self.recipe.max_skipped} batches before it were left out already; the last checkpoint is intact"
+                )
+            whole, count = np.zeros_like(whole), np.zeros_like(count)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.last = Made(lengths, responses, whole, count, norm, rate, skipped)
+        k = len(self.data)
+        self.samples += np.bincount(samples.domain, minlength=k)
+        self.tokens += np.bincount(samples.domain, responses, k).astype(np.int64)
+        self.steps_done += 1
+        self.scheduled += 1
 
     def _token_weights(self, domain: NDArray[np.int64], tokens: NDArray[np.int64]) -> Array:
         """What one response token of each domain counts in the loss of a batch, [k], from the domain and tokens of its samples [b].
@@ -217,91 +281,41 @@ class Tuner:
         found: Array = np.divide(weight / weight.sum(), in_domain, out=np.zeros(k), where=in_domain > 0)
         return found
 
-    def _mine(self, samples: Sequence[Sample]) -> list[list[Sample]]:
-        """This rank's micro-batches of ``samples``."""
-        lengths = np.array([sample.records.lengths[sample.index] for sample in samples], dtype=np.int64)
-        plan = micro_batches(
-            lengths,
-            attention_cost(lengths, self._parameters, self._width),
-            self.world,
-            self.recipe.micro_batch_tokens,
-            packed=self.attention != "padded",
-            equal=self.parallel.in_step,
-        )
-        return [[samples[item] for item in rows] for rows in plan[self.rank]]
-
     def _zeros(self) -> torch.Tensor:
         """Nats per domain, summed on the device so that nothing waits for it. MPS and others without float64 are not supported."""
         return torch.zeros(len(self.data), dtype=torch.float64, device=self.device)
 
-    def _losses(self, nats: torch.Tensor, samples: Sequence[Sample]) -> LossSums:
-        count = np.zeros(len(self.data))
-        for sample in samples:
-            counted = sample.records.response_tokens if self.recipe.unit == "nats/token" else sample.records.response_bytes
-            count[sample.domain] += counted[sample.index]
-        return LossSums(nats.cpu().numpy(), count)
+    def _count(self, samples: Samples) -> Array:
+        """What the nats of each domain are divided by, [k]."""
+        counted: Array = np.bincount(samples.domain, samples.counted(self.recipe.unit), len(self.data)).astype(np.float64)
+        return counted
 
     @torch.no_grad()
-    def _stop(self, batches: Sequence[Sequence[Sample]], sums: LossSums) -> None:
-        """Find out what is not finite, and say so on every rank."""
+    def _not_finite(self, drawn: Drawn, nats: Array) -> str:
+        """Find out what is not finite; the same on every rank."""
         mine: list[str] = []
-        if not np.isfinite(sums.nats).all() and not self.parallel.in_step:
-            for sample in (sample for rows in batches for sample in rows):
-                nats = self.parallel.forward(_collate([sample], self.attention, self.device).inputs, train=False)
-                if not torch.isfinite(nats).all():
-                    mine.append(f"{self.data[sample.domain].name}: {sample.records.location(sample.index)}")
-        elif not np.isfinite(sums.nats).all():  # a single rank cannot go through a sharded model; all its samples of the domain are named
-            bad = ~np.isfinite(sums.nats)
-            named = [sample for rows in batches for sample in rows if bad[sample.domain]]
-            mine = [f"{self.data[sample.domain].name}: {sample.records.location(sample.index)}" for sample in named]
+        bad = ~np.isfinite(nats)
+        if bad.any():
+            for batch in drawn.batches:
+                samples = batch.samples.take(np.flatnonzero(bad[batch.samples.domain]))
+                # A single rank cannot go through a sharded model: all its samples of the domain are named.
+                single = () if self.parallel.in_step else self._batches_of_one(samples)
+                named = [one.samples for one in single if not torch.isfinite(self._nats(one)).all()] if single else [samples]
+                mine += [
+                    f"{self.data[domain].name}: {location}"
+                    for found in named
+                    for domain, location in zip(found.domain, found.locations(), strict=True)
+                ]
         found = sorted({text for texts in self.parallel.gather(mine) for text in texts})
         shown = "; ".join(found[:8]) + (f"; and {len(found) - 8} more" if len(found) > 8 else "")
-        what = f"the loss is not finite on {shown}" if found else "a gradient is not finite, though every loss is"
-        raise Unrecoverable(f"step {self.steps_done + 1}: {what}; the last checkpoint is intact")
+        return f"the loss is not finite on {shown}" if found else "a gradient is not finite, though every loss is"
 
+    def _batches_of_one(self, samples: Samples) -> list[MicroBatch]:
+        return [self._layout.collate(samples.take(np.array([place])), None) for place in range(len(samples))]
 
-@dataclass(frozen=True)
-class MicroBatch:
-    """Tensors of one forward pass (``inputs``: the arguments of ``ResponseLoss``) and the domain of every target, [n].
-
-    ``weight`` is 0 for a stand-in where this rank has nothing left to do while others still have.
-    """
-
-    inputs: dict[str, Any]
-    domain: torch.Tensor
-    weight: float = 1.0
-
-    def add_to(self, sums: torch.Tensor, nats: torch.Tensor) -> None:
-        if self.weight:
-            sums.index_add_(0, self.domain, nats.detach().double())
-
-
-def _collate(samples: Sequence[Sample], attention: str, device: torch.device) -> MicroBatch:
-    """Samples one per row, padded on the right; or, packed, one after another in a single row."""
-    records = [sample.records[sample.index] for sample in samples] or [(np.zeros(2, np.int32), np.array([False, True]))]
-    domains = [sample.domain for sample in samples] or [0]
-    lengths = np.array([len(tokens) for tokens, _ in records])
-    packed = attention != "padded"
-    width = -(-int(lengths.sum()) // _ROUND) * _ROUND if packed else int(lengths.max())
-    starts = np.cumsum(lengths) - lengths if packed else np.arange(len(records)) * width
-    grid = np.zeros((1 if packed else len(records), width), dtype=np.int64)
-    kept, targets = [], []
-    for start, (tokens, mask) in zip(starts, records, strict=True):
-        grid.reshape(-1)[start : start + len(tokens)] = tokens
-        before = np.flatnonzero(mask[1:])
-        kept.append(start + before)
-        targets.append(tokens[before + 1].astype(np.int64))
-    inputs = {"tokens": grid, "kept": np.concatenate(kept), "targets": np.concatenate(targets)}
-    more: dict[str, Any] = {}
-    if packed:
-        segments = np.append(lengths, width - lengths.sum()) if width > lengths.sum() else lengths  # what fills the row up is one more
-        inputs["position_ids"] = np.concatenate([np.arange(n) for n in segments])[None]
-        if attention == "varlen":
-            inputs["cu_seq_lens_q"] = np.concatenate([[0], np.cumsum(segments)]).astype(np.int32)
-            more["max_length_q"] = int(segments.max())
-    tensors = {name: torch.from_numpy(values).to(device, non_blocking=True) for name, values in inputs.items()}
-    domain = torch.from_numpy(np.repeat(domains, [len(places) for places in kept])).to(device, non_blocking=True)
-    return MicroBatch(tensors | more, domain, 1.0 if samples else 0.0)
+    def _nats(self, batch: MicroBatch) -> torch.Tensor:
+        nats: torch.Tensor = self.parallel.forward(batch.to(self.device).inputs, train=False)
+        return nats
 
 
 def model_size(model: PreTrainedModel) -> tuple[int, int, int]:

@@ -24,7 +24,8 @@ from versatune_ray.training.checkpoint import Checkpoints, steps_in
 from versatune_ray.training.controller import Decision, Refused, Report
 from versatune_ray.training.core import Tuner, Unrecoverable
 from versatune_ray.training.metrics import Metrics
-from versatune_ray.training.model import export, load_model, with_frozen
+from versatune_ray.training.model import begin_adapters, export, fill, load_model, with_frozen
+from versatune_ray.training.parallel import kind_of
 from versatune_ray.training.recipe import LossSums, Setup, Stage
 from versatune_ray.training.sinks import Sink
 
@@ -98,15 +99,18 @@ def run(job: Job, host: Host) -> None:
     torch.set_num_threads(training.cpus_per_worker)
     torch.manual_seed(config.seed + host.rank)
     setup = Setup.of(training)
-    model = load_model(job.model, config.model.trust_remote_code, choose(setup.attention, host.device))
+    empty = kind_of(setup, host.device, host.world) == "fsdp"
+    model = load_model(job.model, config.model.trust_remote_code, choose(setup.attention, host.device), empty=empty)
     model = with_frozen(model, training, config.seed)
-    torch.manual_seed(config.seed + host.rank)
     data = list(load_domains(job.paths, config.data).values())
     with host.resume() as folder:
         stage = job.stages[job.stage_at(steps_in(folder))]
         tuner = Tuner(model, data, stage.recipe, host.device, host.rank, host.world, setup, stage.records, job.importance)
         host.watch(lambda: tuner.place)
         checkpoints = Checkpoints(tuner)
+        if empty:
+            fill(model, job.model, frozen_only=folder is not None)  # a checkpoint has what trains
+            begin_adapters(model, config.seed)
         state = None if folder is None else checkpoints.load(folder)
     share, lines = host.begin(state)
     with Metrics.begin(config, job.folder, tuner, lines, host.sink() if host.rank == 0 else None, host.warn) as meter:
@@ -150,15 +154,18 @@ class _Run:
                 tuner.begin(stage.recipe, stage.records, fresh=stage.fresh)
             self.adjust()
         while tuner.steps_done < stage.last:
-            began = time.perf_counter()
-            with self.in_time(tuner.steps_done + 1):
-                loss = tuner.step(self.share)
-            self.host.progress(tuner.steps_done, self.meter.step(loss, time.perf_counter() - began))
-            last = tuner.steps_done == stage.last
-            adjusted = last or (tuner.steps_done - stage.first) % stage.adjust_every == 0
-            if adjusted:
+            began, step = time.perf_counter(), tuner.steps_done + 1
+            last = step == stage.last
+            adjusts = last or (step - stage.first) % stage.adjust_every == 0
+            saves = last or (step % checkpoint_every == 0 if checkpoint_every else adjusts)
+            with self.in_time(step):
+                tuner.step(self.share, ahead=not (adjusts or saves))
+            if self.host.rank == 0 and tuner.last is not None and tuner.last.skipped is not None:
+                self.host.warn(f"{tuner.last.skipped}; left out (training.on_nonfinite=skip)")
+            self.host.progress(step, self.meter.step(time.perf_counter() - began))
+            if adjusts:
                 self.adjust()
-            if last or (tuner.steps_done % checkpoint_every == 0 if checkpoint_every else adjusted):
+            if saves:
                 self.meter.flush()  # what a checkpoint has behind it is not measured again
                 with self.in_time(tuner.steps_done):
                     self.host.save(self.save, self.metrics())

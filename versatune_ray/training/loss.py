@@ -1,42 +1,115 @@
-"""Negative log-likelihood of response tokens only, without ever holding the logits of a whole batch."""
+"""Negative log-likelihood of response tokens only, without ever holding the logits of a whole batch.
+
+The gradient is computed with the loss, chunk by chunk: three matrix products with the output embedding, where recomputing the logits in the
+backward pass would take four. Products run in the precision of the hidden states, what is computed on logits in float32.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-# Torch's own choice of the chunk makes it tiny where targets are fewer than the hidden size: up to 35 times slower on a CPU.
-_CHUNK = 256  # rows of logits at a time
-_OPTIONS = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=_CHUNK, chunking_method=None)
-_WHOLE_LOGITS = 1 << 24  # from so many logits on, chunks are worth it
+_ROWS = {"cpu": 256, "cuda": 2048}  # of logits at a time: what a CPU's caches hold, what keeps a GPU's tensor cores busy
+
+Gradient = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class ResponseLoss(nn.Module):
     """Decoder and output embedding as one module, so that data-parallel wrappers see one forward pass."""
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, compiled: bool = False):
+        """``compiled``: what is computed on logits is fused by torch.compile."""
         super().__init__()
         self.model = model
+        gradient: Gradient = torch.compile(nats_and_gradient, dynamic=True) if compiled else nats_and_gradient
+        head = model.get_output_embeddings()
+        # The head's own forward pass, so that FSDP gathers it before and reduces its gradient behind it as it does for any module.
+        head.forward = partial(_head_loss, head, gradient)  # type: ignore[method-assign, assignment]
 
-    def forward(self, tokens: torch.Tensor, kept: torch.Tensor, targets: torch.Tensor, **attention: Any) -> torch.Tensor:
-        """Nats per target, float32 [n].
+    def forward(
+        self, tokens: torch.Tensor, kept: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None, **attention: Any
+    ) -> Any:
+        """Nats per target, float32 [n], without gradient; with ``weights`` the pair (Σ weights · nats, which has one; nats).
 
         Args:
             tokens: int64 [rows, length].
             kept: int64 [n], flat positions in ``tokens`` after which a response token follows.
             targets: int64 [n], those tokens.
+            weights: float32 [n], what each target counts in the loss.
             attention: what the attention needs to know of packed rows, ``position_ids`` and more (see ``attention``).
         """
         hidden = self.model.get_decoder()(input_ids=tokens, use_cache=False, **attention).last_hidden_state
         hidden = hidden.flatten(0, 1).index_select(0, kept)
-        head = self.model.get_output_embeddings()
-        if torch.is_autocast_enabled(hidden.device.type):  # the chunked loss is not among what autocast knows
-            hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-        weight = head.weight.to(hidden.dtype)
-        if len(hidden) <= _CHUNK or len(hidden) * len(weight) <= _WHOLE_LOGITS:
-            return functional.cross_entropy(functional.linear(hidden, weight).float(), targets, reduction="none")
-        return functional.linear_cross_entropy(hidden, weight, targets, reduction="none", options=_OPTIONS).float()
+        return self.model.get_output_embeddings()(hidden, targets, weights)  # type: ignore[operator]
+
+
+def nats_and_gradient(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Nats [n], and the gradient of Σ weights · nats with respect to ``logits`` [n, vocabulary]; both float32."""
+    log_p = functional.log_softmax(logits, -1, dtype=torch.float32)
+    nats = -log_p.gather(1, targets[:, None]).squeeze(1)
+    hit = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
+    return nats, log_p.exp_().add_(hit, alpha=-1).mul_(weights[:, None])
+
+
+def _head_loss(
+    head: nn.Linear, gradient: Gradient, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    if torch.is_autocast_enabled(hidden.device.type):  # which does not know functions of ours
+        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    weight = head.weight.to(hidden.dtype)
+    if weights is None:
+        return torch.cat(
+            [functional.cross_entropy(_logits(part, weight).float(), aims, reduction="none") for part, aims in _chunks(hidden, targets)]
+        )
+    loss, nats = _WeightedNats.apply(hidden, weight, targets, weights, gradient)  # type: ignore[no-untyped-call]
+    return loss, nats
+
+
+def _chunks(*tensors: torch.Tensor) -> Any:
+    rows = _ROWS.get(tensors[0].device.type, 256)
+    return zip(*(tensor.split(rows) for tensor in tensors), strict=True)  # type: ignore[no-untyped-call]
+
+
+def _logits(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """In float32 where a GPU's product can give them: they are summed up so in any case, and rounding them is noise of some percent."""
+    if hidden.device.type == "cuda" and hidden.dtype != torch.float32:
+        return torch.mm(hidden, weight.T, out_dtype=torch.float32)
+    return hidden @ weight.T
+
+
+class _WeightedNats(torch.autograd.Function):
+    """(hidden [n, size], weight [vocabulary, size], targets, weights [n]) → Σ weights · nats, and nats [n]; float32."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, gradient: Gradient
+    ) -> Any:
+        of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        nats, done = [], 0
+        for part, aims, scale in _chunks(hidden, targets, weights):
+            found, of_logits = gradient(_logits(part, weight), aims, scale)
+            of_logits = of_logits.to(hidden.dtype)
+            if of_hidden is not None:
+                torch.mm(of_logits, weight, out=of_hidden[done : done + len(part)])
+            if of_weight is not None:
+                of_weight.addmm_(of_logits.T, part)
+            nats.append(found)
+            done += len(part)
+        ctx.gradients = of_hidden, of_weight
+        every = torch.cat(nats)
+        ctx.mark_non_differentiable(every)
+        return (every * weights).sum(), every
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, of_loss: torch.Tensor, _: torch.Tensor) -> Any:
+        gradients, ctx.gradients = ctx.gradients, None
+        return *(None if one is None else one.mul_(of_loss) for one in gradients), None, None, None

@@ -38,8 +38,9 @@ _KINDS = {
 class Metrics:
     """Measures for ``sinks`` (none on other ranks than the first); a context manager that ends them.
 
-    Each step, under ``train/``: ``loss`` (nats per response token, of this rank's part of the batch), ``learning_rate``, ``gradient_norm``,
-    ``step_seconds``, ``tokens_per_second`` (of all ranks), ``mfu`` (where the peak is known), ``peak_memory_gib`` (of this rank's GPU).
+    Each step, under ``train/``: ``loss`` (of all ranks, nats per response token or byte), ``learning_rate``, ``gradient_norm``,
+    ``step_seconds``, ``tokens_per_second`` (of all ranks), ``mfu`` (where the peak is known), ``peak_memory_gib`` (of this rank's GPU); and
+    ``step_loss/NAME`` of each domain that it drew. A step that was left out has no loss.
     Each adjustment, per domain: ``share/NAME`` and so on, see ``_KINDS``; ``loss`` is held out.
     """
 
@@ -79,24 +80,28 @@ class Metrics:
         for sink in self._sinks:
             sink.close(failed=kind is not None)
 
-    def step(self, loss: float, seconds: float) -> str:
+    def step(self, seconds: float) -> str:
         """Note the step that was just made; returns it in words."""
-        tuner, rate = self._tuner, self._tuner.tokens_done / seconds
-        if self._sinks and tuner.last is not None:
+        tuner, made = self._tuner, self._tuner.last
+        assert made is not None
+        rate, seen = float(made.lengths.sum()) / seconds, made.count > 0
+        if self._sinks:
             values = {
-                "loss": loss,
-                "learning_rate": tuner.last.rate,
-                "gradient_norm": tuner.last.norm,
+                "learning_rate": made.rate,
+                "gradient_norm": made.norm,
                 "step_seconds": seconds,
                 "tokens_per_second": rate,
             }
             if self._peak is not None:
-                flops = self._work.flops(tuner.last.lengths, tuner.last.responses)
-                values["mfu"] = flops / seconds / (self._peak * tuner.world)
+                values["mfu"] = self._work.flops(made.lengths, made.responses) / seconds / (self._peak * tuner.world)
             if tuner.device.type == "cuda":
                 values["peak_memory_gib"] = torch.cuda.max_memory_allocated(tuner.device) / 2**30
-            self._put(tuner.steps_done, scalars("train", values))
-        return f"loss {loss:.3f}  {rate:,.0f} tokens/s"
+            if seen.any():
+                values["loss"] = made.loss
+            drawn = np.flatnonzero(seen)
+            losses = {tuner.data[domain].name: made.nats[domain] / made.count[domain] for domain in drawn}
+            self._put(tuner.steps_done, scalars("train", values) | scalars("step_loss", losses))
+        return f"{f'loss {made.loss:.3f}' if seen.any() else 'left out'}  {rate:,.0f} tokens/s"
 
     def adjusted(self, line: Mapping[str, Any]) -> None:
         """Note a line of ``adjustments.jsonl``."""

@@ -2,46 +2,135 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from torch.distributed.checkpoint import state_dict_loader
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Lora, Trainable, Training
 from versatune_ray.training.attention import IMPLEMENTATION, Kind
+from versatune_ray.training.families import check_family
 from versatune_ray.training.trainable import check_importance, chosen, freeze
 
 
-def load_model(path: str, trust_remote_code: bool = False, attention: Kind = "padded") -> PreTrainedModel:
+def load_model(path: str, trust_remote_code: bool = False, attention: Kind = "padded", *, empty: bool = False) -> PreTrainedModel:
     """A causal language model in float32 (mixed precision is the forward pass's business).
 
+    ``empty``: on the meta device, for ``fill`` to give each rank its part of the weights; no rank then ever holds the whole.
+
     Raises:
-        UserError: it cannot be loaded, or it does between decoder and logits what ``ResponseLoss`` does not know.
+        UserError: it cannot be loaded, or it is of a family that this training does not know.
     """
     options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": trust_remote_code}
+    options["attn_implementation"] = IMPLEMENTATION[attention]
     with _told(path):
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, attn_implementation=IMPLEMENTATION[attention], **options)
-    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
-        if getattr(model.config, name, None) not in (None, 1, 1.0):
-            raise UserError(
-                f"{path}: models that change their logits ({name} in config.json) are not supported; Llama, Qwen and Mistral are"
-            )
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        check_family(config, path)
+        if not empty:
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, **options)
+        else:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, **options)
+            if (_folder(path) / "generation_config.json").is_file():
+                model.generation_config = GenerationConfig.from_pretrained(path)
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
-        raise UserError(f"{path}: an output embedding with a bias is not supported; Llama, Qwen and Mistral have none")
+        raise UserError(f"{path}: an output embedding with a bias is not supported")
     return model
+
+
+def fill(model: torch.nn.Module, path: str, *, frozen_only: bool = False) -> None:
+    """Read the weights of ``path`` into an ``empty`` model that has storage by now, each rank its part of a sharded one and no more.
+
+    Args:
+        model: of ``load_model``, with or without adapters; adapters stay as they are.
+        frozen_only: what trains is left to a checkpoint.
+
+    Raises:
+        UserError: the folder has no safetensors, or not those of this model.
+    """
+    base = _base(model)
+    for owner in {base.get_submodule(name.rpartition(".")[0]) for name, _ in base.named_buffers()}:
+        for parameter in owner.parameters(recurse=False):
+            parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+        base._init_weights(owner)  # buffers alone: transformers makes them from the configuration
+    parameters = {name: parameter for name, parameter in base.named_parameters() if ".lora_" not in name}
+    if frozen_only:
+        parameters = {name: parameter for name, parameter in parameters.items() if not parameter.requires_grad}
+    reader = HuggingFaceStorageReader(str(_folder(path)))
+    stored: Any = reader.read_metadata().state_dict_metadata
+    if not stored:
+        raise UserError(f"{path}: no .safetensors in it, which each worker reads its part of; load the model once and save_pretrained it")
+    state = {}
+    for name, parameter in parameters.items():
+        plain = name.replace(".base_layer.", ".")
+        key = plain if plain in stored else plain.removeprefix(f"{base.base_model_prefix}.")  # of a model saved without its head
+        if key not in stored:
+            raise UserError(f"{path}: no {plain} in its .safetensors; are they of this config.json?")
+        if stored[key].size != parameter.shape:
+            shapes = f"{list(stored[key].size)} in its .safetensors and {list(parameter.shape)} by its config.json"
+            raise UserError(f"{path}: {plain} is {shapes}; they do not belong together")
+        state[key] = parameter.detach()
+    if state:
+        with _told(path):
+            state_dict_loader.load(state, storage_reader=reader)
+
+
+def _base(model: torch.nn.Module) -> PreTrainedModel:
+    """The model without the adapters around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[return-value, operator]
+
+
+def _folder(path: str) -> Path:
+    """The model's files on this machine."""
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(path, allow_patterns=["*.safetensors", "*.json"]))
 
 
 @contextmanager
 def _told(path: str) -> Iterator[None]:
-    """transformers' errors of a model that it cannot load, as ours."""
+    """transformers' and torch's errors of a model that cannot be loaded, as ours."""
     try:
         yield
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be loaded as a causal language model: {' '.join(str(error).split())}") from None
+
+
+def in_precision(model: PreTrainedModel, *, frozen: torch.dtype, trained: torch.dtype) -> None:
+    """Weights in the precision that they are kept in: what is frozen is never rounded twice, what trains adds up small steps."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(trained if parameter.requires_grad else frozen)
+
+
+def begin_adapters(model: torch.nn.Module, seed: int) -> None:
+    """Give LoRA's matrices their first values, the same whatever the number of ranks: A uniform as peft has it, B zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if ".lora_A." in name:
+            whole = torch.empty(parameter.shape)
+            torch.nn.init.kaiming_uniform_(whole, a=math.sqrt(5), generator=generator)
+            _assign(parameter, whole)
+        elif ".lora_B." in name:
+            _assign(parameter, torch.zeros(parameter.shape))
+
+
+@torch.no_grad()
+def _assign(parameter: torch.Tensor, whole: torch.Tensor) -> None:
+    if isinstance(parameter, DTensor):
+        part = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        parameter.to_local().copy_(part.to_local())
+    else:
+        parameter.copy_(whole)
 
 
 def check_parts(path: str, trainable: Sequence[Trainable], importance: Mapping[str, torch.Tensor], trust_remote_code: bool = False) -> None:
@@ -52,6 +141,7 @@ def check_parts(path: str, trainable: Sequence[Trainable], importance: Mapping[s
     """
     with _told(path), torch.device("meta"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        check_family(config, path)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     for settings in trainable:
         chosen(model, settings)
@@ -60,7 +150,7 @@ def check_parts(path: str, trainable: Sequence[Trainable], importance: Mapping[s
 
 
 def with_frozen(model: PreTrainedModel, training: Training, seed: int) -> PreTrainedModel:
-    """The model with everything frozen that ``training.trainable`` and ``training.lora`` do not let move.
+    """The model with everything frozen that ``training.trainable`` and ``training.lora`` do not let move; it may be an ``empty`` one.
 
     Raises:
         UserError: the model has no such layers or modules.
@@ -88,12 +178,16 @@ def _add_lora(model: PreTrainedModel, settings: Lora, trainable: Trainable, seed
     config = LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets, task_type="CAUSAL_LM"
     )
-    torch.manual_seed(seed)  # every rank begins with the same matrices
     try:
         wrapped = get_peft_model(model, config)  # type: ignore[arg-type]
     except ValueError as error:
         raise UserError(f"training.lora.targets: {' '.join(str(error).split())}") from None
+    for name, part in (("input", model.get_input_embeddings()), ("output", model.get_output_embeddings())):
+        if hasattr(part, "base_layer"):
+            raise UserError(f"training.lora.targets: the {name} embedding cannot have an adapter; leave it out")
     wrapped.to(torch.float32)
+    if not next(wrapped.parameters()).is_meta:
+        begin_adapters(wrapped, seed)
     return wrapped  # type: ignore[return-value]
 
 

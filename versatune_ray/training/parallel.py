@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -11,87 +12,163 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
+from versatune_ray.errors import UserError
 from versatune_ray.training.loss import ResponseLoss
 from versatune_ray.training.recipe import Setup
+
+Kind = Literal["single", "ddp", "fsdp"]
+_SLICE = 1 << 24  # numbers of all gradients together that are multiplied at a time
+
+
+def kind_of(setup: Setup, device: torch.device, world: int) -> Kind:
+    """How a module is spread over ranks.
+
+    Raises:
+        UserError: a setting that this kind would not heed.
+    """
+    kind: Kind = "fsdp" if setup.parallel == "fsdp" or (setup.parallel == "auto" and device.type == "cuda") else "ddp"
+    for name in ("cpu_offload", "no_sync", "shard_over"):
+        if kind != "fsdp" and getattr(setup, name):
+            raise UserError(
+                f"training.{name}={getattr(setup, name)}: this run uses {kind}, which has no such thing; write training.parallel=fsdp"
+            )
+    if kind == "fsdp" and world % (setup.shard_over or world):
+        raise UserError(f"training.shard_over: {world} workers cannot be divided into groups of {setup.shard_over}; choose a divisor")
+    return "single" if kind == "ddp" and world == 1 else kind
+
+
+def in_bf16(setup: Setup, device: torch.device) -> bool:
+    """Whether forward and backward passes are computed in bf16."""
+    return device.type == "cuda" if setup.precision == "auto" else setup.precision == "bf16"
+
+
+def compiles(setup: Setup, device: torch.device) -> bool:
+    """Whether layers and loss go through torch.compile."""
+    return device.type == "cuda" if setup.compile == "auto" else setup.compile
 
 
 class Parallel:
     """A ``ResponseLoss`` on this rank's device, ready for forward and backward passes.
 
-    ``module`` is what the optimizer and checkpoints see; gradients are averaged over ranks, as torch does by default.
+    ``module`` is what the optimizer and checkpoints see; gradients are averaged over ranks, as torch does by default. Under FSDP it may
+    come on the meta device: what it holds is then made here, and not yet filled.
     """
 
     def __init__(self, loss: ResponseLoss, setup: Setup, device: torch.device, rank: int, world: int):
-        self.rank, self.world, self.device = rank, world, device
-        self.bf16 = device.type == "cuda" if setup.precision == "auto" else setup.precision == "bf16"
-        self.kind: Literal["single", "ddp", "fsdp"] = _kind(setup.parallel, device, world)
-        if setup.recompute_every:
-            loss.model.activation_checkpointing_enable({"use_reentrant": False})
-            loss.model.disable_input_require_grads()  # or the backward pass would go on through frozen layers, down to the embedding
+        self.rank, self.world, self.device, self.no_sync = rank, world, device, setup.no_sync
+        self.bf16, self.kind = in_bf16(setup, device), kind_of(setup, device, world)
         layers = _layers(loss)
-        if setup.compile is True or (setup.compile == "auto" and device.type == "cuda"):
-            for layer in layers:
-                layer.compile()
+        for number, layer in enumerate(layers):
+            recomputed = setup.recompute_every > 0 and number % setup.recompute_every == 0
+            _prepare(layer, compiles(setup, device), recomputed)
+        self._shards: dist.ProcessGroup | None = None
         if self.kind == "fsdp":
-            mixed = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if self.bf16 else MixedPrecisionPolicy()
-            offload = CPUOffloadPolicy() if setup.cpu_offload else OffloadPolicy()
-            options: dict[str, Any] = {"mesh": init_device_mesh(device.type, (world,)), "mp_policy": mixed, "offload_policy": offload}
-            for layer in layers:
-                fully_shard(layer, **options)
-            fully_shard(loss, **options)
-            if not setup.cpu_offload:
-                loss.to(device)
-            self.module: nn.Module = loss
+            self.module: nn.Module = self._sharded(loss, layers, setup)
         else:
             loss.to(device)
             self.module = loss if self.kind == "single" else DistributedDataParallel(loss)
 
+    def _sharded(self, loss: ResponseLoss, layers: Sequence[nn.Module], setup: Setup) -> nn.Module:
+        mesh = _mesh(self.device, self.world, setup.shard_over)
+        self._shards = mesh.get_group(mesh.ndim - 1)
+        mixed = MixedPrecisionPolicy(torch.bfloat16 if self.bf16 else None, torch.float32, cast_forward_inputs=False)
+        offload = CPUOffloadPolicy() if setup.cpu_offload else OffloadPolicy()
+        options: dict[str, Any] = {"mesh": mesh, "mp_policy": mixed, "offload_policy": offload}
+        decoder, embedding, head = loss.model.get_decoder(), loss.model.get_input_embeddings(), loss.model.get_output_embeddings()
+        for layer in layers:
+            fully_shard(layer, **options)  # type: ignore[arg-type]
+        if embedding.weight is not head.weight:  # tied, they stay with what is left for the whole of a step
+            fully_shard(embedding, **options)
+            fully_shard([decoder.norm, head], **options)  # type: ignore[union-attr, list-item]
+        fully_shard(loss, **options)
+        where = torch.device("cpu") if setup.cpu_offload else self.device
+        loss._apply(lambda tensor: torch.empty_like(tensor, device=where) if tensor.is_meta else tensor.to(where))  # type: ignore[no-untyped-call]
+        if setup.cpu_offload:  # buffers are read on the device
+            for module in loss.modules():
+                for name, buffer in module.named_buffers(recurse=False):
+                    setattr(module, name, buffer.to(self.device))
+        return loss
+
     @property
     def in_step(self) -> bool:
         """Whether all ranks have to run the same number of forward passes."""
-        return self.kind == "fsdp"
+        return self.kind == "fsdp" and self.world > 1
 
-    def forward(self, batch: dict[str, Any], *, train: bool) -> torch.Tensor:
-        """Nats per target. Without ``train`` no rank waits for another, unless parameters are sharded."""
+    def forward(self, batch: dict[str, Any], *, train: bool) -> Any:
+        """What ``ResponseLoss`` gives. Without ``train`` no rank waits for another, unless parameters are sharded."""
         module = self.module.module if self.kind == "ddp" and not train else self.module
         half = self.bf16 and self.kind != "fsdp"
         with torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext():
-            return module(**batch)  # type: ignore[no-any-return, operator]
+            return module(**batch)  # type: ignore[operator, unused-ignore]
 
     @contextmanager
-    def last_backward(self, last: bool) -> Iterator[None]:
-        """Gradients are reduced over ranks only in the ``last`` micro-batch of a step."""
+    def backward(self, last: bool) -> Iterator[None]:
+        """Around the passes of a micro-batch; where ranks keep whole gradients, those are reduced only in the ``last`` of a step."""
         if isinstance(self.module, DistributedDataParallel):
             self.module.require_backward_grad_sync = last
         elif isinstance(self.module, FSDPModule):
-            self.module.set_requires_gradient_sync(last)
+            self.module.set_requires_gradient_sync(last or not self.no_sync)
             self.module.set_is_last_backward(last)
         yield
 
-    def clip(self, limit: float) -> float:
-        """Scale the gradients to a norm of at most ``limit`` (0: leave them); returns their norm before, the same on all ranks."""
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), limit or float("inf"))
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    def gradient_norm(self, masked: Sequence[tuple[nn.Parameter, torch.Tensor]] = ()) -> torch.Tensor:
+        """Euclidean norm of the whole gradient, float32 on the device, the same on all ranks.
+
+        ``masked``: parameters of which each number counts as much as it may move, and by which factor (local parts, within 0 and 1).
+        """
+        scales = {id(parameter): scale for parameter, scale in masked}
+        parts = []
+        for parameter in self._with_gradient():
+            gradient = _local(parameter.grad)
+            parts.append(gradient * scales[id(parameter)] if id(parameter) in scales else gradient)
+        norms = torch._foreach_norm(parts, 2.0, torch.float32) if parts else [torch.zeros(())]
+        norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms)).to(self.device)
+        if self._shards is not None and self.world > 1:
+            square = norm.square()
+            dist.all_reduce(square, group=self._shards)
+            norm = square.sqrt()
+        return norm
+
+    def scale_gradient(self, factor: torch.Tensor) -> None:
+        gradients = [_local(parameter.grad) for parameter in self._with_gradient()]
+        if gradients:
+            torch._foreach_mul_(gradients, factor.to(gradients[0].device))
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks, on the device."""
+        if self.world > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
 
     def take_gradients(self) -> list[torch.Tensor]:
-        """The gradients of this rank's part of the parameters, taken from them: the next backward pass begins anew."""
+        """The gradients of this rank's part of the parameters, taken from them to the host: the next backward pass begins anew.
+
+        There, because k of them may be more than a device holds.
+        """
         taken = []
-        for parameter in self.module.parameters():
-            if parameter.grad is not None:
-                gradient = parameter.grad.to_local() if isinstance(parameter.grad, DTensor) else parameter.grad
-                taken.append(gradient.detach().clone().flatten())
-                parameter.grad = None
+        for parameter in self._with_gradient():
+            taken.append(_local(parameter.grad).detach().flatten().to("cpu", copy=True))
+            parameter.grad = None
         return taken
 
     def products(self, gradients: Sequence[Sequence[torch.Tensor]]) -> NDArray[np.float64]:
-        """Of every two of the k gradients taken, [k, k], the same on all ranks."""
-        own = np.array([[sum(float(a @ b) for a, b in zip(one, other, strict=True)) for other in gradients] for one in gradients])
-        return np.sum(self.gather(own), axis=0) if self.kind == "fsdp" else own  # type: ignore[no-any-return]
+        """Of every two of the k gradients taken, [k, k], the same on all ranks; a slice of all of them is on the device at a time."""
+        k = len(gradients)
+        found = torch.zeros(k, k, dtype=torch.float64, device=self.device)
+        for parts in zip(*gradients, strict=True):
+            for pieces in zip(*(part.split(max(1, _SLICE // k)) for part in parts), strict=True):
+                stacked = torch.stack([piece.to(self.device, torch.float32) for piece in pieces])
+                found += (stacked @ stacked.T).double()
+        if self._shards is not None and self.world > 1:
+            dist.all_reduce(found, group=self._shards)
+        return found.cpu().numpy()  # type: ignore[no-any-return]
 
     def gather(self, value: object) -> list[Any]:
         """``value`` of every rank, in rank order."""
@@ -100,15 +177,35 @@ class Parallel:
             dist.all_gather_object(found, value)
         return found
 
+    def _with_gradient(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.module.parameters() if parameter.grad is not None]
 
-def _kind(asked: str, device: torch.device, world: int) -> Literal["single", "ddp", "fsdp"]:
-    if asked == "auto":
-        asked = "fsdp" if device.type == "cuda" and world > 1 else "ddp"
-    if asked == "fsdp" and dist.is_initialized():
-        return "fsdp"
-    return "ddp" if world > 1 else "single"
+
+def _local(tensor: torch.Tensor | None) -> torch.Tensor:
+    assert tensor is not None
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _mesh(device: torch.device, world: int, shard_over: int | None) -> DeviceMesh:
+    """All ranks in one dimension; or, where fewer share a copy of the model, (copies, ranks of a copy)."""
+    if not dist.is_initialized():  # one process by itself
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    if shard_over is None or shard_over == world:
+        return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
+    return init_device_mesh(device.type, (world // shard_over, shard_over), mesh_dim_names=("replicate", "shard"))
 
 
 def _layers(loss: ResponseLoss) -> list[nn.Module]:
     """The blocks of the decoder, each a unit of sharding, compiling and recomputing."""
     return list(loss.model.get_decoder().layers)  # type: ignore[union-attr, arg-type]
+
+
+def _prepare(layer: nn.Module, compiled: bool, recomputed: bool) -> None:
+    """Compile a layer's forward pass, and compute it again in the backward pass; hooks of the layer, FSDP's among them, stay outside."""
+    forward = layer.forward
+    if compiled:
+        forward = torch.compile(forward, dynamic=True)
+    if recomputed:
+        forward = partial(checkpoint, forward, use_reentrant=False)
+    layer.forward = forward  # type: ignore[method-assign]

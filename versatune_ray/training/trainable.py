@@ -93,6 +93,7 @@ class SoftMask:
         """
         check_importance(module, importance)
         self._masked: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # values, scale of their rows, values before the step
+        self.scales: list[tuple[nn.Parameter, torch.Tensor]] = []  # how far each row may move, for the norm of what does
         for parameter, rows in _rows(module, importance):
             scale = (1 - rows).clamp(0, 1).to(parameter.device, parameter.dtype).reshape(-1, *[1] * (parameter.dim() - 1))
             values = parameter.data
@@ -100,6 +101,7 @@ class SoftMask:
                 values = parameter.to_local()  # on the CPU where parameters are offloaded
                 scale = distribute_tensor(scale, parameter.device_mesh, parameter.placements).to_local().to(values.device)
             self._masked.append((values, scale, torch.empty_like(values)))
+            self.scales.append((parameter, scale))
         if not self._masked:
             raise UserError("training.soft_mask: no parameter that trains has an importance in these files")
 
