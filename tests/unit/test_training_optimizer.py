@@ -108,7 +108,6 @@ def test_the_settings_of_adamw_are_its_own(wide: str) -> None:
 def test_fewer_bits_train_alike_and_resume_bit_for_bit(
     optimizer: Any, setup: Setup, wide: str, data: list[DomainData], tmp_path: Path
 ) -> None:
-    pytest.importorskip("torchao")
     exact = Tuner(load_model(wide), data, RECIPE, CPU)
     recipe = replace(RECIPE, optimizer=optimizer)
     whole, saved = Tuner(load_model(wide), data, recipe, CPU, setup=setup), tmp_path / "saved"
@@ -137,7 +136,6 @@ def _plain(tensor: Any) -> torch.Tensor:
 
 def test_the_bytes_of_the_moments_are_counted_right(wide: str, data: list[DomainData]) -> None:
     """Of one 64 × 128 matrix: float32 twice; or a byte each and four for every 256, twice; or bf16 twice."""
-    pytest.importorskip("torchao")
     for optimizer, expected in (("adamw", 8 * 8192), ("adamw_8bit", 2 * (8192 + 4 * 32)), ("adamw_bf16", 4 * 8192)):
         tuner = Tuner(load_model(wide), data, replace(RECIPE, optimizer=optimizer), CPU)
         tuner.step(SHARES)

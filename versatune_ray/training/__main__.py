@@ -20,6 +20,7 @@ from versatune_ray.errors import UserError
 def main() -> int:
     from versatune_ray.training.alone import finetune_alone
     from versatune_ray.training.core import Unrecoverable
+    from versatune_ray.training.together import UserErrorOfAll
 
     parser = argparse.ArgumentParser(
         prog="python -m versatune_ray.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -29,15 +30,17 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     first = os.environ.get("RANK", "0") == "0"
     try:
-        made = finetune_alone(load(arguments.config, arguments.overrides))
+        config = load(arguments.config, arguments.overrides)
     except UserError as error:
-        if first:
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # each machine reads its own file
             print(f"error: {error}", file=sys.stderr)
         return 2
-    except Unrecoverable as error:
-        if first:
+    try:
+        made = finetune_alone(config)
+    except (UserError, Unrecoverable) as error:
+        if first or not isinstance(error, UserErrorOfAll | Unrecoverable):  # one that this rank alone has met nobody else can tell
             print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UserError) else 1
     if first:
         print(f"\n{made}")
     return 0

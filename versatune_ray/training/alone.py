@@ -30,12 +30,15 @@ from versatune_ray.run_folder import RunFolder
 from versatune_ray.settings import Config
 from versatune_ray.training import plan
 from versatune_ray.training.controller import Decision, Report, WeightController
+from versatune_ray.training.heartbeat import Heartbeat, Sign, held_up_by
 from versatune_ray.training.loop import Job, run
 from versatune_ray.training.recipe import Unit, given_losses
 from versatune_ray.training.sinks import Sink
+from versatune_ray.training.together import together
 from versatune_ray.training.trainable import read_importance
 
 _PRINT_EVERY = 5.0  # seconds
+_TOKENISING = timedelta(days=1)  # longest wait for the first rank to make the token stores
 
 
 def finetune_alone(config: Config) -> Path:
@@ -54,8 +57,9 @@ def finetune_alone(config: Config) -> Path:
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timeout)
     try:
         with ExitStack() as held:
-            if rank == 0:
-                held.enter_context(RunFolder(config))
+            with together(world):
+                if rank == 0:
+                    held.enter_context(RunFolder(config))
             return _finetune(config, rank, world, device)
     finally:
         if dist.is_initialized():
@@ -66,25 +70,27 @@ def _finetune(config: Config, rank: int, world: int, device: torch.device) -> Pa
     model, folder = config.model.path, config.run_folder / "finetune"
     if model is None or not config.domains:
         raise UserError("model.path and domains: name a model and data; for the embedded microworld there is jobs/quickstart")
-    folder.mkdir(parents=True, exist_ok=True)
-    if rank == 0:
+    # The others wait for as long as the first one tokenises, and not just for a step.
+    patient = dist.new_group(timeout=_TOKENISING, backend="gloo") if world > 1 else None
+    with together(world, patient):
+        if rank == 0:
+            build_stores(config, config.domains, model, config.cache_folder, distributed=False)
+    with together(world):
+        folder.mkdir(parents=True, exist_ok=True)
         paths = build_stores(config, config.domains, model, config.cache_folder, distributed=False)
-    if world > 1:
-        dist.barrier()
-    if rank:
-        paths = build_stores(config, config.domains, model, config.cache_folder, distributed=False)
-    names = list(paths)
-    data = load_domains(paths, config.data)
-    sizes = [len(data[name].train) for name in names]
-    tokenizer = tokenizer_fingerprint(load_tokenizer(model, config.data.chat_template, config.model.trust_remote_code))
-    detected = _detected(config, model) if plan.needs_detection(config) else None
-    reference = given_losses(_reference_file(config), names, tokenizer) if plan.needs_reference(config) else None
-    unit: Unit = reference["unit"] if reference else "nats/token"
-    stages = plan.stages(config, names, sizes, detected, unit)
-    controller = WeightController(**plan.controller_arguments(config, names, stages, reference))
-    job = Job(config, model, paths, stages, folder, read_importance(config.training.soft_mask))
+        names = list(paths)
+        data = load_domains(paths, config.data)
+        sizes = [len(data[name].train) for name in names]
+        tokenizer = tokenizer_fingerprint(load_tokenizer(model, config.data.chat_template, config.model.trust_remote_code))
+        detected = _detected(config, model) if plan.needs_detection(config) else None
+        reference = given_losses(_reference_file(config), names, tokenizer) if plan.needs_reference(config) else None
+        unit: Unit = reference["unit"] if reference else "nats/token"
+        stages = plan.stages(config, names, sizes, detected, unit)
+        controller = WeightController(**plan.controller_arguments(config, names, stages, reference))
+        job = Job(config, model, paths, stages, folder, read_importance(config.training.soft_mask))
     host = PlainHost(job, controller, rank, world, device)
-    run(job, host)
+    with host.heartbeat:
+        run(job, host)
     host.finish()
     return folder / "model"
 
@@ -118,10 +124,31 @@ class PlainHost:
         self._pending: Future[None] | None = None
         self._placing = ThreadPoolExecutor(1)
         self._began, self._printed, self._first = time.monotonic(), 0.0, -1
+        self._signs = _Signs(world) if world > 1 else None
+        timeout = job.config.training.exchange_timeout
+        self.heartbeat = Heartbeat(rank, world, self._beat, self.missing, self.warn, timeout)
+
+    def _beat(self, place: float) -> None:
+        if self._signs is not None:
+            self._signs.put(self.rank, place)
 
     @contextmanager
     def resume(self) -> Iterator[Path | None]:
-        yield max(self._folder.glob("step-????????"), default=None)
+        yield self._agreed(max(self._folder.glob("step-????????"), default=None))
+
+    def _agreed(self, folder: Path | None) -> Path | None:
+        """What rank 0 found, on every rank: a node that does not see it may not begin anew while the others go on.
+
+        Raises:
+            UserError: some rank does not see it.
+        """
+        found = [folder]
+        if self.world > 1:
+            dist.broadcast_object_list(found)
+        with together(self.world):
+            if found[0] is not None and not found[0].is_dir():
+                raise UserError(f"storage: no {found[0]} here, which rank 0 goes on from; it has to be a folder that every node sees")
+        return found[0]
 
     def begin(self, state: dict[str, Any] | None) -> tuple[NDArray[np.float64], list[dict[str, Any]]]:
         _, share, lines = self._controller.begin(self.world, state)
@@ -173,7 +200,7 @@ class PlainHost:
         self.finish()
         if self.world > 1:
             dist.barrier()
-        yield self._ranked()[0] if self._job.config.training.keep_best else None
+        yield self._agreed(self._ranked()[0]) if self._job.config.training.keep_best else None
 
     def _ranked(self) -> list[Path]:
         """Checkpoints, those worth most first."""
@@ -192,13 +219,29 @@ class PlainHost:
             print(line("fine-tuning", state, self._printed - self._began, step - self._first), file=sys.stderr, flush=True)
 
     def watch(self, place: Callable[[], float]) -> None:
-        """Nobody asks here: a rank that hangs is named by torchrun's own log."""
+        self.heartbeat.place = place
 
     def missing(self) -> list[int]:
-        return []
+        return [] if self._signs is None else held_up_by(self._signs.all(), time.time())
 
     def sink(self) -> Sink | None:
         return None
 
     def warn(self, text: str) -> None:
         print(f"[fine-tuning] warning: {text}", file=sys.stderr, flush=True)
+
+
+class _Signs:
+    """How far every rank is, in the store under which torchrun's processes met; by a connection that waits for nothing else."""
+
+    def __init__(self, world: int):
+        self._world = world
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        self._store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)  # type: ignore[attr-defined]
+
+    def put(self, rank: int, place: float) -> None:
+        self._store.set(f"versatune/{rank}", json.dumps([time.time(), place]))
+
+    def all(self) -> dict[int, Sign]:
+        keys = {rank: f"versatune/{rank}" for rank in range(self._world)}
+        return {rank: Sign(*json.loads(self._store.get(key))) for rank, key in keys.items() if self._store.check([key])}

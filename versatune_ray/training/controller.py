@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from versatune_ray.mixture import Feedback, answered, check_shares, forgetting_degree, learnable_potential, new_warnings
+from versatune_ray.training.heartbeat import Sign, held_up_by
 from versatune_ray.training.recipe import Stage
 
 Array = NDArray[np.float64]
-PULSE = 2.0  # seconds between two signs of life of a rank
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class WeightController:
         self.previous_loss: Array | None = None
         self.lines: list[dict[str, Any]] = []
         self._round = _Round()
-        self._heard: dict[int, tuple[float, float]] = {}  # rank: when it last spoke, and how far it was
+        self._heard: dict[int, Sign] = {}
         self.stopped: str | None = None
 
     def begin(self, world: int, state: dict[str, Any] | None) -> tuple[int, list[float], list[dict[str, Any]]]:
@@ -96,7 +96,7 @@ class WeightController:
         """
         self.attempt += 1
         self.world = world
-        self._heard = {rank: (time.monotonic(), 0.0) for rank in range(world)}
+        self._heard = {rank: Sign(time.monotonic(), 0.0) for rank in range(world)}
         self._restore(state)
         return self.attempt, self.share.tolist(), self.lines
 
@@ -133,14 +133,11 @@ class WeightController:
     def beat(self, attempt: int, rank: int, place: float) -> None:
         """``rank`` is alive and has come to ``place`` (see ``Tuner.place``)."""
         if attempt == self.attempt:
-            self._heard[rank] = time.monotonic(), place
+            self._heard[rank] = Sign(time.monotonic(), place)
 
     def missing(self) -> list[int]:
-        """Ranks that have fallen silent; or, where all still speak, those that are furthest behind."""
-        now = time.monotonic()
-        silent = [rank for rank, (when, _) in self._heard.items() if now - when > 3 * PULSE]
-        last = min(place for _, place in self._heard.values())
-        return sorted(silent or [rank for rank, (_, place) in self._heard.items() if place == last])
+        """Ranks that the others wait for (see ``held_up_by``)."""
+        return held_up_by(self._heard, time.monotonic())
 
     def stop(self, reason: str) -> None:
         """What no further attempt would mend; the first reason stands."""

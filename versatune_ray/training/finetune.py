@@ -86,7 +86,7 @@ def finetune(
             storage_path=uri_of(folder),
             failure_config=ray.train.FailureConfig(max_failures=training.max_failures),
             checkpoint_config=_checkpoint_config(training),
-            callbacks=[Failures(config.title), *callbacks],
+            callbacks=[Failures(config.title, controller), *callbacks],
         ),
     )
     # The same patience where ranks meet in Ray Train's own code, which by itself waits for ever for one that hangs.

@@ -28,6 +28,7 @@ from versatune_ray.training.model import begin_adapters, export, fill, load_mode
 from versatune_ray.training.parallel import kind_of
 from versatune_ray.training.recipe import LossSums, Setup, Stage
 from versatune_ray.training.sinks import Sink
+from versatune_ray.training.together import together
 
 
 @dataclass(frozen=True)
@@ -93,16 +94,17 @@ class Host(Protocol):
 
 def run(job: Job, host: Host) -> None:
     """Train from the last checkpoint, or the start, to the end, and leave the tuned model in ``job.folder / "model"``."""
-    job = replace(job, model=fetch(job.model), folder=here(job.folder))
-    job.folder.mkdir(parents=True, exist_ok=True)
     config, training = job.config, job.config.training
     torch.set_num_threads(training.cpus_per_worker)
     torch.manual_seed(config.seed + host.rank)
     setup = Setup.of(training)
-    empty = kind_of(setup, host.device, host.world) == "fsdp"
-    model = load_model(job.model, config.model.trust_remote_code, choose(setup.attention, host.device), empty=empty)
-    model = with_frozen(model, training, config.seed)
-    data = list(load_domains(job.paths, config.data).values())
+    with together(host.world):
+        job = replace(job, model=fetch(job.model), folder=here(job.folder))
+        job.folder.mkdir(parents=True, exist_ok=True)
+        empty = kind_of(setup, host.device, host.world) == "fsdp"
+        model = load_model(job.model, config.model.trust_remote_code, choose(setup.attention, host.device), empty=empty)
+        model = with_frozen(model, training, config.seed)
+        data = list(load_domains(job.paths, config.data).values())
     with host.resume() as folder:
         stage = job.stages[job.stage_at(steps_in(folder))]
         tuner = Tuner(model, data, stage.recipe, host.device, host.rank, host.world, setup, stage.records, job.importance)

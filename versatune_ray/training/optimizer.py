@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import Any
 
 import torch
@@ -57,9 +56,6 @@ def build(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     options: dict[str, Any] = {"lr": recipe.learning_rate, "betas": recipe.betas, "eps": recipe.eps}
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, fused=True, **options)
-    os.environ.setdefault(
-        "TORCHAO_FORCE_SKIP_LOADING_SO_FILES", "1"
-    )  # kernels of other things, which warn where they do not fit this torch
     try:
         from torchao import optim
     except ImportError:

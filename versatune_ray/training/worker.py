@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -22,22 +21,30 @@ from ray.train.v2.api.report_config import CheckpointUploadMode
 
 from versatune_ray.errors import UserError
 from versatune_ray.progress import Bar
-from versatune_ray.training.controller import PULSE, Decision, Report
+from versatune_ray.training.controller import Decision, Report
 from versatune_ray.training.core import Unrecoverable
 from versatune_ray.training.gauges import Gauges
+from versatune_ray.training.heartbeat import Heartbeat
 from versatune_ray.training.loop import Job, run
 from versatune_ray.training.sinks import Sink
+from versatune_ray.training.together import UserErrorOfAll
 
 
 def train_loop(settings: dict[str, Any]) -> None:
     """The function that ``TorchTrainer`` runs on every rank."""
     job: Job = settings["job"]
-    host = RayHost(job, settings["controller"])
-    with host.bar, host:
+    controller = settings["controller"]
+    if ray.get(controller.reason.remote()) is not None:  # an attempt that Ray Train makes because one rank alone had failed for good
+        return
+    host = RayHost(job, controller)
+    with host.bar, host.heartbeat:
         try:
             run(job, host)
-        except (Unrecoverable, UserError) as error:  # all ranks raise it, and the same would happen again
-            ray.get(settings["controller"].stop.remote(str(error)))
+        except (Unrecoverable, UserErrorOfAll) as error:  # all ranks raise it, and the same would happen again
+            ray.get(controller.stop.remote(str(error)))
+        except UserError as error:
+            ray.get(controller.stop.remote(f"rank {host.rank}: {error}"))
+            raise  # or the others would wait until the time-out
 
 
 class _Node:
@@ -78,23 +85,14 @@ class RayHost:
         self._run, self._keep_best = job.config.run, job.config.training.keep_best
         self._timeout = job.config.training.exchange_timeout
         self._controller, self._attempt = controller, 0
-        self._place: Callable[[], float] = float
-        self._ended = threading.Event()
+        self.heartbeat = Heartbeat(self.rank, self.world, self._beat, self.missing, self.warn, self._timeout)
 
-    def __enter__(self) -> RayHost:
-        threading.Thread(target=self._pulse, daemon=True).start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._ended.set()
-
-    def _pulse(self) -> None:
-        while not self._ended.wait(PULSE):
-            if self._attempt:
-                self._controller.beat.remote(self._attempt, self.rank, self._place())
+    def _beat(self, place: float) -> None:
+        if self._attempt:
+            self._controller.beat.remote(self._attempt, self.rank, place)
 
     def watch(self, place: Callable[[], float]) -> None:
-        self._place = place
+        self.heartbeat.place = place
 
     def sink(self) -> Sink | None:
         return Gauges(self._run)

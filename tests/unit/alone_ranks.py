@@ -1,0 +1,47 @@
+"""``python -m versatune_ray.training`` as one of torchrun's processes, with something wrong on rank 1 (test_training_together.py).
+
+usage: torchrun … alone_ranks.py WHAT [arguments of versatune_ray.training]
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from versatune_ray.errors import UserError
+from versatune_ray.training import alone, heartbeat, loop
+from versatune_ray.training.__main__ import main
+from versatune_ray.training.core import Tuner
+
+what, rank = sys.argv.pop(1), int(os.environ["RANK"])
+heartbeat.PULSE = 0.2
+step = Tuner.step
+
+
+def mistaken(*_: Any) -> Any:
+    raise UserError("data.chat_template: /node/b/chat.jinja: no such file")
+
+
+def hanging(self: Tuner, shares: Any, ahead: bool = False) -> float:
+    if self.steps_done == 2 and rank == 1:
+        time.sleep(60)
+    if self.steps_done == 2 and what == "aborted":  # as NCCL's watchdog does with those that wait
+        threading.Timer(5.5, os.abort).start()
+    return step(self, shares, ahead)
+
+
+if what == "mistake" and rank == 1:
+    alone.load_tokenizer = mistaken  # type: ignore[assignment]
+elif what == "later" and rank == 1:
+    loop.load_domains = mistaken  # type: ignore[assignment]
+elif what == "blind" and rank == 1:
+    before = Path.is_dir
+    Path.is_dir = lambda self: "step-" not in self.name and before(self)  # type: ignore[method-assign, assignment]
+elif what in ("hangs", "aborted"):
+    Tuner.step = hanging  # type: ignore[method-assign, assignment]
+
+sys.exit(main())
