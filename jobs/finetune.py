@@ -1,12 +1,12 @@
 """Fine-tune with shares that follow each domain's loss; detects and measures references first where they are missing.
 
-usage: python jobs/finetune.py [--config FILE] [key=value …]      leaves {storage}/{run}/finetune/model/
+usage: python jobs/finetune.py [--config FILE] [--plan] [key=value …]      leaves {storage}/{run}/finetune/model/
 """
 
 from pathlib import Path
 
 from versatune_ray.cli import main
-from versatune_ray.pipeline import Run
+from versatune_ray.pipeline import Run, plan_finetuning
 
 
 def job(run: Run) -> Path:
@@ -14,4 +14,4 @@ def job(run: Run) -> Path:
 
 
 if __name__ == "__main__":
-    main(job, __doc__)
+    main(job, __doc__, plan_finetuning)

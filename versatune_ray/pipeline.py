@@ -369,3 +369,26 @@ def plan_detection(config: Config) -> str:
         asked = f"{config.detection.samples * config.detection.repeats:,} sequences"
         return f"a tiny base model is trained first (minutes on a CPU); then it writes up to {asked}, which a judge reads"
     return plan_of(config, [Subject(path=config.model.path, engine=config.detection.engine)])
+
+
+def plan_finetuning(config: Config) -> str:
+    """What ``Run.tuned`` would do and take, as text. Records of some megabytes are tokenised for it, which the run would do as well."""
+    from versatune_ray.domains import load_domains
+    from versatune_ray.domains.tokenize import build_stores, small_enough_for_a_look
+    from versatune_ray.microworld.prepare import prepare
+    from versatune_ray.training.budget import outlook
+
+    config, _ = prepare(config, config.model.path is None, False, make=False)
+    if config.model.path is None:
+        return "a tiny base model is trained first (minutes on a CPU); its fine-tuning takes minutes and less than a GiB"
+    domains = None
+    if small_enough_for_a_look(config.domains):
+        paths = build_stores(config, config.domains, config.model.path, config.cache_folder, distributed=False)
+        domains = load_domains(paths, config.data)
+    return outlook(config, config.model.path, domains)
+
+
+def plan_pipeline(config: Config) -> str:
+    """What all steps up to the tuned model would do and take."""
+    detected = [plan_detection(config), ""] if plan.needs_detection(config) else []
+    return "\n".join([*detected, plan_finetuning(config)])

@@ -187,28 +187,20 @@ def test_one_name_is_a_list_of_one_and_a_resumed_run_may_change_it(tmp_path: Pat
 
 
 def test_the_work_of_a_step_by_hand(tiny_model: Path) -> None:
-    class Stub:
-        model = load_model(str(tiny_model))
-
+    model = load_model(str(tiny_model))
     # Two layers of four 32 × 32 matrices, three 32 × 64 ones and two norms, and a norm at the end; an output embedding of 64 × 32.
     weights, head, width = 2 * (4 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32, 64 * 32, 2 * 2 * 16
     lengths, responses = np.array([3, 5]), np.array([1, 2])
-    work = Work.of(Stub())  # type: ignore[arg-type]
+    work = Work.of(model)
     assert work.flops(lengths, responses) == 6 * weights * 8 + 6 * width * (9 + 25) + 6 * head * 3
     settings_ = parse({"training": {"lora": {"rank": 4, "targets": ["q_proj"]}}}).training
-    Stub.model = with_frozen(load_model(str(tiny_model)), settings_, 0)
+    model = with_frozen(load_model(str(tiny_model)), settings_, 0)
     lora = 2 * (4 * 32 + 32 * 4)
-    assert Work.of(Stub()).flops(lengths, responses) == (  # type: ignore[arg-type]
-        (4 * (weights + lora) + 2 * lora) * 8 + 6 * width * (9 + 25) + 4 * head * 3
-    )
-    Stub.model = with_frozen(
-        load_model(str(tiny_model)), parse({"training": {"trainable": {"layers": 1, "modules": "up_proj"}}}).training, 0
-    )
+    assert Work.of(model).flops(lengths, responses) == ((4 * (weights + lora) + 2 * lora) * 8 + 6 * width * (9 + 25) + 4 * head * 3)
+    model = with_frozen(load_model(str(tiny_model)), parse({"training": {"trainable": {"layers": 1, "modules": "up_proj"}}}).training, 0)
     layer, trained = 4 * 32 * 32 + 3 * 32 * 64 + 2 * 32, 32 * 64
     # Nothing goes back through the first layer: half of the attention's backward pass is left, and 2 of 4 operations per weight there.
-    assert Work.of(Stub()).flops(lengths, responses) == (  # type: ignore[arg-type]
-        (4 * weights - 2 * layer + 2 * trained) * 8 + 4 * width * (9 + 25) + 4 * head * 3
-    )
+    assert Work.of(model).flops(lengths, responses) == ((4 * weights - 2 * layer + 2 * trained) * 8 + 4 * width * (9 + 25) + 4 * head * 3)
 
 
 @pytest.mark.parametrize(

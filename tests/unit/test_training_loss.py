@@ -142,7 +142,7 @@ def test_a_length_correction_weighs_each_domains_own_mean(model: Path, data: lis
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_loss_and_its_gradient_are_those_of_whole_logits(monkeypatch: pytest.MonkeyPatch, tied: bool) -> None:
+def test_the_loss_and_its_gradient_are_those_of_whole_logits(tied: bool) -> None:
     """A vocabulary of 500; 40 targets in chunks of 16; the gradient that the chunks add up against autograd through one cross-entropy."""
     config = LlamaConfig(**(SHAPE | {"vocab_size": 500}), tie_word_embeddings=tied)
     torch.manual_seed(0)
@@ -153,8 +153,7 @@ def test_the_loss_and_its_gradient_are_those_of_whole_logits(monkeypatch: pytest
     (plain * weights).sum().backward()
     wanted = [parameter.grad.clone() for parameter in network.parameters()]
     network.zero_grad()
-    monkeypatch.setattr(loss_module, "_ROWS", {"cpu": 16})
-    module = loss_module.ResponseLoss(network)
+    module = loss_module.ResponseLoss(network, rows=16)
     loss, nats = module(tokens, kept, targets, weights)
     (3 * loss).backward()
     torch.testing.assert_close(nats, plain.detach(), atol=1e-5, rtol=1e-5)
@@ -166,14 +165,13 @@ def test_the_loss_and_its_gradient_are_those_of_whole_logits(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("rows", [8, 64])
-def test_nats_are_not_rounded_to_the_precision_of_the_forward_pass(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+def test_nats_are_not_rounded_to_the_precision_of_the_forward_pass(rows: int) -> None:
     """Of bf16 logits the loss is computed in float32, whatever the chunk: it is that of the same logits, exactly."""
-    monkeypatch.setattr(loss_module, "_ROWS", {"cpu": rows})
     torch.manual_seed(0)
     head = torch.nn.Linear(16, 50, bias=False, dtype=torch.bfloat16)
     hidden, targets = torch.randn(40, 16, dtype=torch.bfloat16), torch.randint(0, 50, (40,))
     wanted = torch.logsumexp((hidden @ head.weight.T).double(), -1) - (hidden @ head.weight.T).double().gather(1, targets[:, None])[:, 0]
-    _, nats = loss_module._head_loss(head, loss_module.nats_and_gradient, hidden, targets, torch.ones(40))
+    _, nats = loss_module._head_loss(head, loss_module.nats_and_gradient, rows, hidden, targets, torch.ones(40))
     assert nats.dtype == torch.float32
     torch.testing.assert_close(nats.double(), wanted, rtol=1e-6, atol=1e-6)
 

@@ -54,6 +54,9 @@ _ENCODED_SCHEMA = pa.schema(
 )
 
 
+_A_LOOK = 32 << 20  # bytes of records that are read for a look at what a run would do
+
+
 @dataclass(frozen=True)
 class _Encoding:
     """What an encoding task needs to know."""
@@ -115,6 +118,13 @@ def build_stores(
         name: DomainPaths(jobs[name, "train"].folder, jobs[name, "validation"].folder if (name, "validation") in jobs else None)
         for name in domains
     }
+
+
+def small_enough_for_a_look(domains: Mapping[str, Domain]) -> bool:
+    """Whether all records lie in files of this machine that are tokenised in seconds."""
+    specs = [spec for domain in domains.values() for spec in (*domain.train, *domain.validation)]
+    files = [Path(spec).expanduser() for spec in specs]
+    return all(file.is_file() for file in files) and sum(file.stat().st_size for file in files) < _A_LOOK
 
 
 def _build_missing(jobs: Mapping[Path, _Job], encoding: _Encoding, distributed: bool) -> None:

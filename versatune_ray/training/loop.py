@@ -20,6 +20,7 @@ from versatune_ray.mixture import needs_gradients
 from versatune_ray.settings import Config
 from versatune_ray.storage import fetch, here, push
 from versatune_ray.training.attention import choose
+from versatune_ray.training.budget import check_room
 from versatune_ray.training.checkpoint import Checkpoints, steps_in
 from versatune_ray.training.controller import Decision, Refused, Report
 from versatune_ray.training.core import Tuner, Unrecoverable
@@ -101,6 +102,7 @@ def run(job: Job, host: Host) -> None:
     with together(host.world):
         job = replace(job, model=fetch(job.model), folder=here(job.folder))
         job.folder.mkdir(parents=True, exist_ok=True)
+        check_room(config, job.model, host.world, host.device)
         empty = kind_of(setup, host.device, host.world) == "fsdp"
         model = load_model(job.model, config.model.trust_remote_code, choose(setup.attention, host.device), empty=empty)
         model = with_frozen(model, training, config.seed)

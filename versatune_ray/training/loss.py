@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-_ROWS = {"cpu": 256, "cuda": 2048}  # of logits at a time: what a CPU's caches hold, what keeps a GPU's tensor cores busy
+ROWS = {"cpu": 256, "cuda": 2048}  # of logits at a time: what a CPU's caches hold, what keeps a GPU's tensor cores busy
 
 Gradient = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
@@ -24,14 +24,14 @@ Gradient = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tens
 class ResponseLoss(nn.Module):
     """Decoder and output embedding as one module, so that data-parallel wrappers see one forward pass."""
 
-    def __init__(self, model: PreTrainedModel, compiled: bool = False):
-        """``compiled``: what is computed on logits is fused by torch.compile."""
+    def __init__(self, model: PreTrainedModel, compiled: bool = False, rows: int | None = None):
+        """``compiled``: what is computed on logits is fused by torch.compile. rows: of logits at a time; None: as the device likes it."""
         super().__init__()
         self.model = model
         gradient: Gradient = torch.compile(nats_and_gradient, dynamic=True) if compiled else nats_and_gradient
         head = model.get_output_embeddings()
         # The head's own forward pass, so that FSDP gathers it before and reduces its gradient behind it as it does for any module.
-        head.forward = partial(_head_loss, head, gradient)  # type: ignore[method-assign, assignment]
+        head.forward = partial(_head_loss, head, gradient, rows)  # type: ignore[method-assign, assignment]
 
     def forward(
         self, tokens: torch.Tensor, kept: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None, **attention: Any
@@ -59,21 +59,24 @@ def nats_and_gradient(logits: torch.Tensor, targets: torch.Tensor, weights: torc
 
 
 def _head_loss(
-    head: nn.Linear, gradient: Gradient, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None
+    head: nn.Linear, gradient: Gradient, rows: int | None, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    if torch.is_autocast_enabled(hidden.device.type):  # which does not know functions of ours
-        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    device, rows = hidden.device.type, rows or ROWS.get(hidden.device.type, 256)
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # which does not know functions of ours
+        hidden = hidden.to(torch.get_autocast_dtype(device))
     weight = head.weight.to(hidden.dtype)
     if weights is None:
         return torch.cat(
-            [functional.cross_entropy(_logits(part, weight).float(), aims, reduction="none") for part, aims in _chunks(hidden, targets)]
+            [
+                functional.cross_entropy(_logits(part, weight).float(), aims, reduction="none")
+                for part, aims in _chunks(rows, hidden, targets)
+            ]
         )
-    loss, nats = _WeightedNats.apply(hidden, weight, targets, weights, gradient)  # type: ignore[no-untyped-call]
+    loss, nats = _WeightedNats.apply(hidden, weight, targets, weights, gradient, rows)  # type: ignore[no-untyped-call]
     return loss, nats
 
 
-def _chunks(*tensors: torch.Tensor) -> Any:
-    rows = _ROWS.get(tensors[0].device.type, 256)
+def _chunks(rows: int, *tensors: torch.Tensor) -> Any:
     return zip(*(tensor.split(rows) for tensor in tensors), strict=True)  # type: ignore[no-untyped-call]
 
 
@@ -89,12 +92,12 @@ class _WeightedNats(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, gradient: Gradient
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, gradient: Gradient, rows: int
     ) -> Any:
         of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         nats, done = [], 0
-        for part, aims, scale in _chunks(hidden, targets, weights):
+        for part, aims, scale in _chunks(rows, hidden, targets, weights):
             found, of_logits = gradient(_logits(part, weight), aims, scale)
             of_logits = of_logits.to(hidden.dtype)
             if of_hidden is not None:
@@ -112,4 +115,4 @@ class _WeightedNats(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, of_loss: torch.Tensor, _: torch.Tensor) -> Any:
         gradients, ctx.gradients = ctx.gradients, None
-        return *(None if one is None else one.mul_(of_loss) for one in gradients), None, None, None
+        return *(None if one is None else one.mul_(of_loss) for one in gradients), None, None, None, None

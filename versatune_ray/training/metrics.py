@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
 from versatune_ray.settings import Config
 from versatune_ray.training.core import Tuner, model_size
@@ -46,7 +47,7 @@ class Metrics:
 
     def __init__(self, tuner: Tuner, sinks: Sequence[Background] = ()):
         self._tuner, self._sinks = tuner, sinks
-        self._work = Work.of(tuner)
+        self._work = Work.of(tuner.model)
         bf16 = tuner.device.type == "cuda" and tuner.parallel.bf16
         self._peak = peak_flops(torch.cuda.get_device_name(tuner.device)) if bf16 else None
 
@@ -134,8 +135,7 @@ class Work:
     reached: float = 1.0
 
     @classmethod
-    def of(cls, tuner: Tuner) -> Work:
-        model = tuner.model
+    def of(cls, model: PreTrainedModel) -> Work:
         weights, trained, width = model_size(model)
         head = model.get_output_embeddings().weight
         layers = list(model.get_decoder().layers)  # type: ignore[union-attr, arg-type]

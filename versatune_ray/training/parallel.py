@@ -63,10 +63,8 @@ class Parallel:
     def __init__(self, loss: ResponseLoss, setup: Setup, device: torch.device, rank: int, world: int):
         self.rank, self.world, self.device, self.no_sync = rank, world, device, setup.no_sync
         self.bf16, self.kind = in_bf16(setup, device), kind_of(setup, device, world)
+        prepare_layers(loss, setup, compiled=compiles(setup, device))
         layers = _layers(loss)
-        for number, layer in enumerate(layers):
-            recomputed = setup.recompute_every > 0 and number % setup.recompute_every == 0
-            _prepare(layer, compiles(setup, device), recomputed)
         self._shards: dist.ProcessGroup | None = None
         if self.kind == "fsdp":
             self.module: nn.Module = self._sharded(loss, layers, setup)
@@ -77,7 +75,9 @@ class Parallel:
     def _sharded(self, loss: ResponseLoss, layers: Sequence[nn.Module], setup: Setup) -> nn.Module:
         mesh = _mesh(self.device, self.world, setup.shard_over)
         self._shards = mesh.get_group(mesh.ndim - 1)
-        mixed = MixedPrecisionPolicy(torch.bfloat16 if self.bf16 else None, torch.float32, cast_forward_inputs=False)
+        # Sums over ranks are made in float32; a single rank has nothing to sum, and micro-batches add up in float32 all the same.
+        reduced = torch.float32 if self.world > 1 else None
+        mixed = MixedPrecisionPolicy(torch.bfloat16 if self.bf16 else None, reduced, cast_forward_inputs=False)
         offload = CPUOffloadPolicy() if setup.cpu_offload else OffloadPolicy()
         options: dict[str, Any] = {"mesh": mesh, "mp_policy": mixed, "offload_policy": offload}
         decoder, embedding, head = loss.model.get_decoder(), loss.model.get_input_embeddings(), loss.model.get_output_embeddings()
@@ -201,11 +201,13 @@ def _layers(loss: ResponseLoss) -> list[nn.Module]:
     return list(loss.model.get_decoder().layers)  # type: ignore[union-attr, arg-type]
 
 
-def _prepare(layer: nn.Module, compiled: bool, recomputed: bool) -> None:
-    """Compile a layer's forward pass, and compute it again in the backward pass; hooks of the layer, FSDP's among them, stay outside."""
-    forward = layer.forward
-    if compiled:
-        forward = torch.compile(forward, dynamic=True)
-    if recomputed:
-        forward = partial(checkpoint, forward, use_reentrant=False)
-    layer.forward = forward  # type: ignore[method-assign]
+def prepare_layers(loss: ResponseLoss, setup: Setup, *, compiled: bool) -> None:
+    """Compile the layers' forward passes, and compute again in the backward pass what ``setup`` says; hooks of a layer, FSDP's among them,
+    stay outside of both."""
+    for number, layer in enumerate(_layers(loss)):
+        forward = layer.forward
+        if compiled:
+            forward = torch.compile(forward, dynamic=True)
+        if setup.recompute_every and number % setup.recompute_every == 0:
+            forward = partial(checkpoint, forward, use_reentrant=False)
+        layer.forward = forward  # type: ignore[method-assign]

@@ -1,0 +1,179 @@
+"""How much memory a worker's device needs, worked out before anything is loaded.
+
+What has to be kept follows from counts of parameters; what a micro-batch takes on top is rehearsed: its forward and backward pass runs on
+the meta device, where tensors have shapes but no contents, and what is alive at once is added up. So no family needs a formula of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AttentionInterface, PreTrainedModel
+
+from versatune_ray.settings import Training
+from versatune_ray.training.loss import ROWS, ResponseLoss
+from versatune_ray.training.optimizer import STATE_BYTES
+from versatune_ray.training.parallel import compiles, in_bf16, kind_of, prepare_layers
+from versatune_ray.training.recipe import Setup
+
+GIB = 2**30
+_RESERVED = 1.5 * GIB  # of a GPU: CUDA's own context, kernels, NCCL's buffers, and what the allocator cannot use
+_REHEARSED = "versatune_rehearsed"  # the attention of a rehearsal
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one worker's device. weights, gradients, optimizer: kept all along; activations: a micro-batch at its highest, logits and
+    gradients of what is between among them; workspace: what is whole for a while where the rest is sharded, and what is sent."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    workspace: float
+
+    @property
+    def total(self) -> float:
+        return float(sum(getattr(self, field.name) for field in fields(self)))
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{field.name} {getattr(self, field.name) / GIB:.1f}" for field in fields(self))
+        return f"{self.total / GIB:.1f} GiB ({parts})"
+
+
+def estimate(model: PreTrainedModel, training: Training, workers: int, device: str, longest: int = 0) -> Memory:
+    """Memory of each of ``workers`` on its ``device`` ("cuda" or "cpu").
+
+    Args:
+        model: of ``load_model(…, empty=True)``, with what does not train frozen (``with_frozen``); its weights may be gone through in any
+            precision, and it cannot be used for anything else afterwards.
+        longest: tokens of the longest record, which goes alone where it is longer than ``training.micro_batch_tokens``.
+    """
+    setup, target = Setup.of(training), torch.device(device)
+    kind, low = kind_of(setup, target, workers), in_bf16(setup, target)
+    small = training.optimizer == "adamw_bf16"
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    frozen = sum(parameter.numel() for parameter in model.parameters()) - trained
+    shards = (setup.shard_over or workers) if kind == "fsdp" else 1
+    kept = 0 if setup.cpu_offload else 1 / shards
+    size = 2 if small else 4  # bytes of a trained weight, and of its gradient
+    gradients = size * trained * kept
+    workspace = 0.0
+    if kind == "fsdp":
+        workspace = _gathered(model, 2 if low else 4, 4 if workers > 1 or not low else 2, shards) + (4 * trained if setup.no_sync else 0)
+    elif kind == "ddp":
+        workspace = 4.0 * trained  # the buckets that gradients are sent in
+    if low and kind != "fsdp":
+        workspace += 2.0 * trained  # autocast's copies of the weights
+    return Memory(
+        weights=(size * trained + (2 if low else 4) * frozen) * kept,
+        gradients=gradients,
+        optimizer=STATE_BYTES[training.optimizer] * trained * kept,
+        activations=float(_rehearsed(model, setup, low, compiles(setup, target), max(training.micro_batch_tokens, longest), target)),
+        workspace=workspace,
+    )
+
+
+def room_on(device: torch.device) -> float:
+    """Bytes of a GPU that training may use, or of this machine's memory."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory - _RESERVED)
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _gathered(model: PreTrainedModel, size: int, sent_size: int, shards: int) -> float:
+    """What FSDP has whole on a device besides its shards: the weights of two layers and of the embedding or head, in ``size`` bytes each,
+    and the gradients of the largest of them, once as computed and once on their way to the ranks, in ``sent_size``."""
+    layers = [_numel(layer) for layer in model.get_decoder().layers]  # type: ignore[union-attr]
+    rest = [_numel(model.get_input_embeddings()), _numel(model.get_output_embeddings())]
+    (most, most_trained), (outer, outer_trained) = max(layers), max(rest)
+    sent = max(most_trained, outer_trained)
+    return size * (2 * most + outer) + sent * (size + sent_size + sent_size / shards)
+
+
+def _numel(module: Any) -> tuple[int, int]:
+    """Parameters, and those of them that train."""
+    found = list(module.parameters())
+    return sum(one.numel() for one in found), sum(one.numel() for one in found if one.requires_grad)
+
+
+def _rehearsed(model: PreTrainedModel, setup: Setup, low: bool, compiled: bool, tokens: int, device: torch.device) -> int:
+    """Most bytes alive at once in the passes of one row of ``tokens``, parameters and their kept gradients aside."""
+    model.config._attn_implementation = _REHEARSED
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16 if low else torch.float32)
+        if parameter.requires_grad:  # a gradient is reduced, or added up, as soon as it is there: those are counted elsewhere
+            parameter.register_post_accumulate_grad_hook(_drop)
+    rows = -(-tokens // 128) * 128
+    loss = ResponseLoss(model, rows=ROWS[device.type])
+    loss.train()
+    prepare_layers(loss, setup, compiled=False)
+    places = torch.arange(rows, device="meta")
+    inputs = {"tokens": places[None], "position_ids": places[None], "kept": places, "targets": places}
+    with _Alive(loss) as alive:
+        total, _ = loss(**inputs, weights=torch.ones(rows, device="meta"))
+        total.backward()
+    return int(alive.most)
+
+
+def _drop(parameter: torch.Tensor) -> None:
+    parameter.grad = None
+
+
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the storages that are made and not yet gone, those of ``module`` left out."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.most = 0
+        self._held = [tensor.untyped_storage() for tensor in (*module.parameters(), *module.buffers())]
+        self._seen = {storage._cdata for storage in self._held}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        for value in torch.utils._pytree.tree_leaves(found):
+            if isinstance(value, torch.Tensor):
+                self._note(value.untyped_storage())
+        return found
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        size = storage.nbytes()
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
+class _Flash(torch.autograd.Function):
+    """Attention that keeps what flash attention keeps: q, k, v, the output and one number per token and head."""
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # type: ignore[override]
+        query, key, value, _, _ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> Any:
+    return _Flash.apply(query, key, value).transpose(1, 2), None  # type: ignore[no-untyped-call]
+
+
+AttentionInterface.register(_REHEARSED, _attention)
