@@ -17,8 +17,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import pyarrow as pa
-
 from versatune_ray.errors import UserError
 from versatune_ray.storage import clock, is_mirrored, read_small, remove, write_small
 
@@ -63,7 +61,7 @@ class Lease:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._ended.set()
         if is_mirrored(self._file) and self._lost is None:
-            with suppress(OSError, pa.ArrowException):
+            with suppress(*_failures()):
                 remove(self._file)
 
     def hold(self) -> None:
@@ -73,7 +71,7 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._ended.wait(_RENEW):
-            with suppress(OSError, pa.ArrowException):  # tried again
+            with suppress(*_failures()):  # tried again
                 self._look()
                 if self._lost is not None:
                     return
@@ -94,3 +92,10 @@ class Lease:
 
 def _name(owner: dict[str, Any]) -> str:
     return f"process {owner['pid']} on {owner['host']}"
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What a storage behind a URI raises when it cannot be reached."""
+    from pyarrow import ArrowException
+
+    return OSError, ArrowException

@@ -5,6 +5,8 @@ machine: ``fetch`` turns it into the same place in that machine's own mirror and
 written. Where ``storage`` is a local folder there is no mirror, and all functions here do nothing but answer.
 
 A folder that is pushed is followed by a manifest, ``.whole``, of what belongs to it: without one it is not there yet.
+
+pyarrow is imported where there is a URI, and only there: a bare training machine has none.
 """
 
 from __future__ import annotations
@@ -22,8 +24,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qs, quote, unquote
 
-import pyarrow as pa
-import pyarrow.fs as pafs
 from filelock import FileLock
 
 from versatune_ray.errors import UserError
@@ -122,7 +122,9 @@ def told(storage: str) -> Iterator[None]:
     """What goes wrong in a storage becomes one line that names it."""
     try:
         yield
-    except (OSError, pa.ArrowException, ValueError) as error:
+    except Exception as error:
+        if not isinstance(error, OSError | ValueError) and type(error).__module__ != "pyarrow.lib":
+            raise
         reason = re.sub(r"\s*\(Request ID:[^)]*\)", "", " ".join(str(error).split())).replace(storage, shown(storage))
         raise UserError(f"storage: {shown(storage)} cannot be used: {reason}") from None
 
@@ -159,7 +161,7 @@ def bring(path: Path) -> bool:
         if at is not None and manifest is not None:
             _download(at, unit, manifest)
             return path.exists()
-    if remote.fs.get_file_info(remote.path).type != pafs.FileType.File:
+    if not remote.fs.get_file_info(remote.path).is_file:
         return False
     _copy_down(remote, path)
     return True
@@ -222,10 +224,10 @@ def remove(path: Path) -> None:
     remote = _remote(path)
     if remote is None:
         return
-    kind = remote.fs.get_file_info(remote.path).type
-    if kind == pafs.FileType.File:
+    found = remote.fs.get_file_info(remote.path)
+    if found.is_file:
         remote.fs.delete_file(remote.path)
-    elif kind == pafs.FileType.Directory:
+    elif found.type.name == "Directory":
         remote.fs.delete_dir(remote.path)
 
 
@@ -263,15 +265,19 @@ def _remote(path: Path) -> Remote | None:
 
 @lru_cache(maxsize=8)
 def _file_system(uri: str) -> tuple[Any, str]:
-    fs, base = pafs.FileSystem.from_uri(uri)
+    from pyarrow.fs import FileSystem
+
+    fs, base = FileSystem.from_uri(uri)
     return fs, base.rstrip("/")
 
 
 def _list(remote: Remote) -> Iterator[tuple[str, Any]]:
     """Files below a folder by their relative names; none if it is not there."""
-    selector = pafs.FileSelector(remote.path, recursive=True, allow_not_found=True)
+    from pyarrow.fs import FileSelector
+
+    selector = FileSelector(remote.path, recursive=True, allow_not_found=True)
     for info in remote.fs.get_file_info(selector):
-        if info.type == pafs.FileType.File:
+        if info.is_file:
             yield info.path.removeprefix(remote.path).lstrip("/"), info
 
 
@@ -316,18 +322,22 @@ def _appearing(remote: Remote) -> Iterator[str]:
 
 
 def _copy_up(file: Path, remote: Remote) -> None:
+    from pyarrow.fs import LocalFileSystem, copy_files
+
     with _appearing(remote) as place:
-        pafs.copy_files(str(file), place, pafs.LocalFileSystem(), remote.fs, chunk_size=_CHUNK, use_threads=False)
+        copy_files(str(file), place, LocalFileSystem(), remote.fs, chunk_size=_CHUNK, use_threads=False)
     written = remote.fs.get_file_info(remote.path).mtime_ns
     os.utime(file, ns=(written, written))  # that the two are the same is seen by this
 
 
 def _copy_down(remote: Remote, file: Path) -> None:
+    from pyarrow.fs import LocalFileSystem, copy_files
+
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
     try:
         written = remote.fs.get_file_info(remote.path).mtime_ns
-        pafs.copy_files(remote.path, str(partial), remote.fs, pafs.LocalFileSystem(), chunk_size=_CHUNK, use_threads=False)
+        copy_files(remote.path, str(partial), remote.fs, LocalFileSystem(), chunk_size=_CHUNK, use_threads=False)
         os.utime(partial, ns=(written, written))
         partial.replace(file)
     finally:

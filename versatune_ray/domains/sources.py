@@ -21,8 +21,6 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal, NamedTuple, cast
 
 import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from versatune_ray.errors import UserError
 from versatune_ray.storage import fetch
@@ -127,7 +125,7 @@ def read_records(source: Input) -> Iterator[Located]:
     try:
         with _open(source) as file:
             yield from reader(file, source)
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{source.label}: cannot be read: {_one_line(error)}") from error
 
 
@@ -322,11 +320,17 @@ def _is_unicode(text: str) -> bool:
 
 
 def _read_parquet(file: IO[bytes], source: Input) -> Iterator[Located]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
     number = 0
-    for batch in pq.ParquetFile(file).iter_batches(batch_size=1024):
-        for row in batch.to_pylist():
-            number += 1
-            yield Located(number, source.location(number), row, None)
+    try:
+        for batch in ParquetFile(file).iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield Located(number, source.location(number), row, None)
+    except ArrowException as error:
+        raise OSError(_one_line(error)) from error
 
 
 def _json_type(value: Any) -> str:

@@ -15,13 +15,11 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import groupby, pairwise
-from operator import itemgetter
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from versatune_ray.cache import have, held, key_of
 from versatune_ray.domains import chat, records, sources
@@ -30,30 +28,11 @@ from versatune_ray.domains.store import STORE_FORMAT, Batch, TokenStore, TokenSt
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Config, Domain
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 _BLOCK_BYTES = 2 << 20  # one encoding task's work: a second or two, so that a single large file keeps every CPU busy
 _READ_ROWS = 256
-_READ_SCHEMA = pa.schema(
-    [
-        ("store", pa.int32()),
-        ("input", pa.int32()),
-        ("number", pa.int64()),
-        ("conversation", pa.string()),
-        ("problem", pa.string()),
-        ("fatal", pa.bool_()),
-    ]
-)
-_ENCODED_SCHEMA = pa.schema(
-    [
-        *(_READ_SCHEMA.field(name) for name in ("store", "input", "number", "problem", "fatal")),
-        ("tokens", pa.list_(pa.int32())),
-        ("mask", pa.list_(pa.uint8())),
-        ("hash", pa.uint64()),
-        ("response_bytes", pa.int64()),
-        ("too_long", pa.bool_()),
-    ]
-)
-
-
 _A_LOOK = 32 << 20  # bytes of records that are read for a look at what a run would do
 
 
@@ -145,11 +124,10 @@ def _build(jobs: Sequence[_Job], encoding: _Encoding, distributed: bool) -> None
         for number, source in enumerate(job.inputs)
     ]
     # Closing stops the pipeline at once where a store cannot be written.
-    with closing(_distributed(items, encoding) if distributed else _alone(items, encoding)) as tables:
-        parts = ((part["store"][0].as_py(), part) for table in tables for part in _by_store(table))
-        for store, group in groupby(parts, key=itemgetter(0)):
+    with closing(_distributed(items, encoding) if distributed else _alone(items, encoding)) as parts:
+        for store, group in groupby(parts, key=attrgetter("store")):
             with _writer(jobs[store], encoding) as writer:
-                for _, part in group:
+                for part in group:
                     _write(writer, part, jobs[store], encoding)
     for job in jobs:
         if not job.folder.exists():  # its sources hold no record at all
@@ -157,7 +135,18 @@ def _build(jobs: Sequence[_Job], encoding: _Encoding, distributed: bool) -> None
                 pass
 
 
-def _distributed(items: list[dict[str, Any]], encoding: _Encoding) -> Generator[pa.Table]:
+@dataclass(frozen=True)
+class _Part:
+    """Encoded records of one store. bad: (input, number, problem) of each that is none; fatal: why its file cannot be read at all."""
+
+    store: int
+    fatal: str | None
+    bad: list[tuple[int, int, str]]
+    good: Batch | None
+    too_long: int
+
+
+def _distributed(items: list[dict[str, Any]], encoding: _Encoding) -> Generator[_Part]:
     """Encoded blocks in the order of ``items``, by Ray Data."""
     import ray.data
 
@@ -166,66 +155,122 @@ def _distributed(items: list[dict[str, Any]], encoding: _Encoding) -> Generator[
     dataset.context.execution_options.preserve_order = True
     dataset.context.target_max_block_size = _BLOCK_BYTES
     # Different CPU requests keep Ray Data from fusing the two steps, which would leave each input to one task.
-    encoded = dataset.map_batches(_read, batch_size=1, batch_format="pyarrow", num_cpus=0.5).map_batches(
-        _encode, batch_size=None, batch_format="pyarrow", num_cpus=1, fn_kwargs={"encoding": encoding}
+    encoded = dataset.map_batches(_read_tables, batch_size=1, batch_format="pyarrow", num_cpus=0.5).map_batches(
+        _encode_table, batch_size=None, batch_format="pyarrow", num_cpus=1, fn_kwargs={"encoding": encoding}
     )
-    yield from encoded.iter_batches(batch_size=None, batch_format="pyarrow")
+    for table in encoded.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield from _parts_of(table)
 
 
-def _alone(items: list[dict[str, Any]], encoding: _Encoding) -> Generator[pa.Table]:
-    """The same in this process."""
+def _alone(items: list[dict[str, Any]], encoding: _Encoding) -> Generator[_Part]:
+    """The same in this process, and without pyarrow, which a bare training machine lacks."""
     for item in items:
-        for table in _read(pa.Table.from_pylist([item])):
-            yield _encode(table, encoding)
+        for rows in _read(item):
+            encoded = _encode(rows, encoding)
+            good = [row for row in encoded if not row["problem"]]
+            yield _Part(
+                store=item["store"],
+                fatal=next((row["problem"] for row in encoded if row["fatal"]), None),
+                bad=[(row["input"], row["number"], row["problem"]) for row in encoded if row["problem"]],
+                good=_batch(good) if good else None,
+                too_long=sum(row["too_long"] for row in good),
+            )
+
+
+def _batch(rows: list[dict[str, Any]]) -> Batch:
+    return Batch(
+        tokens=np.concatenate([np.asarray(row["tokens"], np.int32) for row in rows]),
+        mask=np.concatenate([row["mask"] for row in rows]).view(np.bool_),
+        lengths=np.array([len(row["tokens"]) for row in rows], np.int64),
+        hashes=np.array([row["hash"] for row in rows], np.uint64),
+        response_bytes=np.array([row["response_bytes"] for row in rows], np.int64),
+        locations=np.array([(row["input"], row["number"]) for row in rows], np.int64),
+    )
 
 
 def _writer(job: _Job, encoding: _Encoding) -> TokenStoreWriter:
     return TokenStoreWriter(job.folder, job.inputs, asdict(encoding))
 
 
-def _write(writer: TokenStoreWriter, table: pa.Table, job: _Job, encoding: _Encoding) -> None:
-    fatal = table.filter(table["fatal"])
-    if fatal.num_rows:
-        raise UserError(f"{fatal['problem'][0].as_py()} ({job.key})")
-    bad = table.filter(pc.not_equal(table["problem"], "")).select(["input", "number", "problem"])
-    for row in bad.to_pylist():
-        writer.reject(row["input"], row["number"], row["problem"])
-    good = table.filter(pc.equal(table["problem"], "")).combine_chunks()
-    if not good.num_rows:
-        return
-    tokens, mask = good["tokens"].combine_chunks(), good["mask"].combine_chunks()
-    long = int(pc.sum(good["too_long"]).as_py())
-    batch = Batch(
-        tokens=tokens.flatten().to_numpy(),
-        mask=mask.flatten().to_numpy().view(np.bool_),
-        lengths=pc.list_value_length(tokens).to_numpy().astype(np.int64),
-        hashes=good["hash"].to_numpy(),
-        response_bytes=good["response_bytes"].to_numpy(),
-        locations=np.stack([good["input"].to_numpy(), good["number"].to_numpy()], axis=1),
-    )
-    cut = encoding.too_long == "cut"
-    writer.append(batch, cut=long if cut else 0, over_long_kept=0 if cut else long)
+def _write(writer: TokenStoreWriter, part: _Part, job: _Job, encoding: _Encoding) -> None:
+    if part.fatal is not None:
+        raise UserError(f"{part.fatal} ({job.key})")
+    for bad in part.bad:
+        writer.reject(*bad)
+    if part.good is not None:
+        cut = encoding.too_long == "cut"
+        writer.append(part.good, cut=part.too_long if cut else 0, over_long_kept=0 if cut else part.too_long)
 
 
-def _by_store(table: pa.Table) -> Iterator[pa.Table]:
-    """Slices of one store each; a block holds several where inputs are small."""
+def _parts_of(table: pa.Table) -> Iterator[_Part]:
+    """A block by store; it holds several where inputs are small."""
     store = table["store"].to_numpy()
     starts = [0, *(np.flatnonzero(np.diff(store)) + 1), len(store)]
     for start, end in pairwise(starts):
         if end > start:
-            yield table.slice(start, end - start)
+            yield _part_of(int(store[start]), table.slice(start, end - start))
 
 
-def _read(items: pa.Table) -> Iterator[pa.Table]:
-    """UDF: inputs → rows with a conversation or a problem, ``_READ_ROWS`` at a time."""
+def _part_of(store: int, table: pa.Table) -> _Part:
+    import pyarrow.compute as pc
+
+    fatal = table.filter(table["fatal"])
+    bad = table.filter(pc.not_equal(table["problem"], "")).select(["input", "number", "problem"])
+    rejected = [(row["input"], row["number"], row["problem"]) for row in bad.to_pylist()]
+    good = table.filter(pc.equal(table["problem"], "")).combine_chunks()
+    batch = None
+    if good.num_rows:
+        tokens, mask = good["tokens"].combine_chunks(), good["mask"].combine_chunks()
+        batch = Batch(
+            tokens=tokens.flatten().to_numpy(),
+            mask=mask.flatten().to_numpy().view(np.bool_),
+            lengths=pc.list_value_length(tokens).to_numpy().astype(np.int64),
+            hashes=good["hash"].to_numpy(),
+            response_bytes=good["response_bytes"].to_numpy(),
+            locations=np.stack([good["input"].to_numpy(), good["number"].to_numpy()], axis=1),
+        )
+    return _Part(
+        store, fatal["problem"][0].as_py() if fatal.num_rows else None, rejected, batch, int(pc.sum(good["too_long"]).as_py() or 0)
+    )
+
+
+def _schemas() -> tuple[pa.Schema, pa.Schema]:
+    """Of blocks that are read, and that are encoded."""
+    import pyarrow as pa
+
+    where = [("store", pa.int32()), ("input", pa.int32()), ("number", pa.int64()), ("problem", pa.string()), ("fatal", pa.bool_())]
+    encoded = [
+        ("tokens", pa.list_(pa.int32())),
+        ("mask", pa.list_(pa.uint8())),
+        ("hash", pa.uint64()),
+        ("response_bytes", pa.int64()),
+        ("too_long", pa.bool_()),
+    ]
+    return pa.schema([*where, ("conversation", pa.string())]), pa.schema([*where, *encoded])
+
+
+def _read_tables(items: pa.Table) -> Iterator[pa.Table]:
+    """UDF: inputs → rows with a conversation or a problem."""
+    schema, _ = _schemas()
     for item in items.to_pylist():
-        rows: list[dict[str, Any]] = []
-        for row in _read_input(sources.Input(**json.loads(item["source"]))):
-            rows.append({"store": item["store"], "input": item["input"], "conversation": "", "problem": "", "fatal": False} | row)
-            if len(rows) == _READ_ROWS:
-                yield pa.Table.from_pylist(rows, _READ_SCHEMA)
-                rows = []
-        yield pa.Table.from_pylist(rows, _READ_SCHEMA)
+        for rows in _read(item):
+            yield type(items).from_pylist(rows, schema)
+
+
+def _encode_table(table: pa.Table, encoding: _Encoding) -> pa.Table:
+    """UDF: rows with a conversation → rows with tokens, or a problem."""
+    return type(table).from_pylist(_encode(table.to_pylist(), encoding), _schemas()[1])
+
+
+def _read(item: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
+    """Rows with a conversation or a problem, ``_READ_ROWS`` at a time."""
+    rows: list[dict[str, Any]] = []
+    for row in _read_input(sources.Input(**json.loads(item["source"]))):
+        rows.append({"store": item["store"], "input": item["input"], "conversation": "", "problem": "", "fatal": False} | row)
+        if len(rows) == _READ_ROWS:
+            yield rows
+            rows = []
+    yield rows
 
 
 def _read_input(source: sources.Input) -> Iterator[dict[str, Any]]:
@@ -242,15 +287,14 @@ def _read_input(source: sources.Input) -> Iterator[dict[str, Any]]:
         yield {"number": 0, "problem": str(error), "fatal": True}
 
 
-def _encode(table: pa.Table, encoding: _Encoding) -> pa.Table:
-    """UDF: rows with a conversation → rows with tokens, or a problem."""
+def _encode(rows: Sequence[dict[str, Any]], encoding: _Encoding) -> list[dict[str, Any]]:
+    """Rows with a conversation → rows with tokens, or a problem."""
     tokenizer = _tokenizer(encoding)
     empty = {"tokens": [], "mask": [], "hash": 0, "response_bytes": 0, "too_long": False}
-    rows = []
-    for row in table.to_pylist():
+    encoded_rows = []
+    for row in ({**row, **empty} for row in rows):
         conversation = row.pop("conversation")
-        row |= empty
-        rows.append(row)
+        encoded_rows.append(row)
         if row["problem"]:
             continue
         try:
@@ -262,7 +306,7 @@ def _encode(table: pa.Table, encoding: _Encoding) -> pa.Table:
         row["tokens"], row["response_bytes"] = encoded.tokens, encoded.response_bytes
         row["mask"] = np.array(encoded.loss_mask, np.uint8)
         row["hash"], row["too_long"] = records.content_hash(turns), too_long
-    return pa.Table.from_pylist(rows, _ENCODED_SCHEMA)
+    return encoded_rows
 
 
 def _fit(tokenizer: Any, encoded: chat.Encoded, encoding: _Encoding) -> tuple[chat.Encoded, bool]:

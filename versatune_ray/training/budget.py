@@ -40,7 +40,13 @@ def needed(config: Config, path: str, training: Training, workers: int, device: 
     Raises:
         UserError: as ``load_model`` and ``with_frozen``.
     """
-    return estimate(_shape(config, path, training, device), training, workers, device, _longest(config))
+    longest = 0 if config.data.too_long == "keep" else config.data.max_length
+    # A worker's part of a batch may be less than a micro-batch could hold.
+    most = (
+        min(training.micro_batch_tokens, max(1, -(-training.batch_size // workers)) * longest) if longest else training.micro_batch_tokens
+    )
+    training = training.model_copy(update={"micro_batch_tokens": most})
+    return estimate(_shape(config, path, training, device), training, workers, device, longest)
 
 
 def check_room(config: Config, path: str, workers: int, device: torch.device) -> None:
@@ -108,10 +114,6 @@ def _shape(config: Config, path: str, training: Training, device: str) -> PreTra
     kind = choose(training.attention, torch.device(device))
     model = load_model(path, config.model.trust_remote_code, kind, empty=True)
     return with_frozen(model, training, 0)
-
-
-def _longest(config: Config) -> int:
-    return 0 if config.data.too_long == "keep" else config.data.max_length
 
 
 def _too_large(config: Config, path: str, wanted: Memory, room: float, workers: int, device: str) -> str:
