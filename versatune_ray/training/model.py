@@ -57,10 +57,7 @@ def fill(model: torch.nn.Module, path: str, *, frozen_only: bool = False) -> Non
         UserError: the folder has no safetensors, or not those of this model.
     """
     base = _base(model)
-    for owner in {base.get_submodule(name.rpartition(".")[0]) for name, _ in base.named_buffers()}:
-        for parameter in owner.parameters(recurse=False):
-            parameter._is_hf_initialized = True  # type: ignore[attr-defined]
-        base._init_weights(owner)  # buffers alone: transformers makes them from the configuration
+    init_buffers(base)
     parameters = {name: parameter for name, parameter in base.named_parameters() if ".lora_" not in name}
     if frozen_only:
         parameters = {name: parameter for name, parameter in parameters.items() if not parameter.requires_grad}
@@ -81,6 +78,14 @@ def fill(model: torch.nn.Module, path: str, *, frozen_only: bool = False) -> Non
     if state:
         with _told(path):
             state_dict_loader.load(state, storage_reader=reader)
+
+
+def init_buffers(model: PreTrainedModel) -> None:
+    """What no checkpoint holds, as transformers makes it from the configuration: frequencies of rotary embeddings, scales."""
+    for owner in {model.get_submodule(name.rpartition(".")[0]) for name, _ in model.named_buffers()}:
+        for parameter in owner.parameters(recurse=False):
+            parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+        model._init_weights(owner)
 
 
 def _base(model: torch.nn.Module) -> PreTrainedModel:
