@@ -53,7 +53,7 @@ def memory(given: dict[str, Any]) -> Any:
         logits = functional.linear(hidden.flatten(0, 1)[kept], module.model.get_output_embeddings().weight).float()
         functional.cross_entropy(logits, wanted, reduction="none").sum().backward()
     else:
-        module(tokens, kept, wanted).sum().backward()
+        module(tokens, kept, wanted, torch.ones(targets))[0].backward()
     return _peak() - before
 
 
@@ -72,39 +72,43 @@ def _peak() -> int:
 
 def times(given: dict[str, Any]) -> Any:
     """Seconds of both sides, over and over the same micro-batches, in turns."""
+    import numpy as np
     import torch
     from torch.nn import functional
 
-    from versatune_ray.training.core import Sample, _collate
+    from versatune_ray.training.batches import Layout, Samples
     from versatune_ray.training.loss import ResponseLoss
     from versatune_ray.training.model import load_model
 
     model = load_model(given["model"])
-    module = ResponseLoss(model)
-    samples, tokens = [], 0
-    for domain in training.read_domains(given["stores"], held_out=1):
-        for index in range(len(domain.train)):
-            if tokens < given["tokens"]:
-                samples.append(Sample(0, domain.train, index))
-                tokens += int(domain.train.lengths[index])
-    samples.sort(key=lambda sample: int(sample.records.lengths[sample.index]))
-    batches = [_collate(samples[place : place + 4], "padded", torch.device("cpu")).inputs for place in range(0, len(samples), 4)]
+    module, plain = ResponseLoss(model), load_model(given["model"])
+    records = [domain.train for domain in training.read_domains(given["stores"], held_out=1)]
+    domain = np.concatenate([np.full(len(one), number) for number, one in enumerate(records)])
+    index = np.concatenate([np.arange(len(one)) for one in records])
+    lengths = np.concatenate([one.lengths for one in records])
+    taken = int(np.searchsorted(np.cumsum(lengths), given["tokens"])) + 1
+    tokens, order = int(lengths[:taken].sum()), np.argsort(lengths[:taken], kind="stable")
+    samples = Samples(records, domain[order], index[order])
+    layout = Layout("padded", 1, 1, world=1, rank=0, equal=False, pinned=False)
+    parts = [np.arange(place, min(place + 4, len(samples))) for place in range(0, len(samples), 4)]
+    batches = [layout.collate(samples.take(part), np.ones(len(records))).inputs for part in parts]
 
     def masked() -> None:
         for batch in batches:
-            module(**batch).sum().backward()
+            module(**batch)[0].backward()
 
     def everywhere() -> None:
         for batch in batches:
             labels = torch.full(batch["tokens"].shape, -100)
             labels.view(-1)[batch["kept"] + 1] = batch["targets"]
-            logits = model(input_ids=batch["tokens"], use_cache=False).logits.float()
+            logits = plain(input_ids=batch["tokens"], use_cache=False).logits.float()
             functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum").backward()
 
     found: dict[str, list[float]] = {"masked": [], "everywhere": []}
     for number in range(given["rounds"] + 1):
         for side in (masked, everywhere) if number % 2 == 0 else (everywhere, masked):
             model.zero_grad()
+            plain.zero_grad()
             began = time.perf_counter()
             side()
             if number:

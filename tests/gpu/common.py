@@ -1,4 +1,4 @@
-"""What check, mfu and fit share: random models in code, token stores from lists, one JSON line per result. Nothing but the core's own packages."""
+"""What check, mfu and fit share: random models, token stores from lists, one JSON line per result. No package but the core's own."""
 
 from __future__ import annotations
 

@@ -1,181 +1,141 @@
-"""Model FLOPs utilisation of ``Tuner.step`` on one GPU: random Qwen2.5-1.5B and 7B, full fine-tuning in bf16, packed rows of 4,096 tokens.
+"""How fast training is on this GPU: full fine-tuning of random Qwen2.5-1.5B and 7B in packed rows of 4,096 tokens, eager and compiled.
 
-usage: python tests/bench/gpu_mfu.py [--quick]        (--quick: fewer steps, 1.5B only; without a GPU a tiny shape, and no figure)
+usage: bash tests/gpu/run mfu        about four minutes on an H100; one JSON line per shape and way, and a table of where the time goes
 
-Counted is what the model has to compute, forward and backward: 6 operations per parameter of the decoder and token, causal attention
-within each sample, and the head on response tokens alone; not what activation checkpointing computes again, and no filling of rows.
-Divided by the GPU's dense bf16 peak. Lengths are log-normal (median 400 tokens, most 4,096), 59 % of a sample is prompt.
-
-Needs 16 bytes per parameter on the GPU: 25 GB for the 1.5B, 122 GB and activation checkpointing for the 7B. A shape that does not fit
-is left out and named. Without a GPU a plain run says so and ends well.
+``mfu`` counts what the model has to compute (PaLM, appendix B): 6 operations per weight that a token meets, the head among them, and causal
+attention within each sample; ``hfu`` also what recomputing computes again. Over the card's dense bf16 peak. Lengths are log-normal, median
+400 tokens; every token but a sample's first trains. A way that the plan's estimate says will not fit gives way to one with a smaller
+optimizer, and is named. Without a GPU a tiny shape runs once, to see that the code does.
 """
 
 from __future__ import annotations
 
-import json
+import gc
+import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import common
-import training
+import numpy as np
+import torch
+from common import CARD, DEVICE, GPU, SHAPES, domains, note, qwen, random_weights, report
 
-GOAL = 0.5
-PEAK = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}  # dense bf16, by name
-QWEN = {
-    "vocab_size": 151_936,
-    "rms_norm_eps": 1e-6,
-    "max_position_embeddings": 32_768,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+from versatune_ray.config import parse
+from versatune_ray.training.attention import choose
+from versatune_ray.training.core import Tuner
+from versatune_ray.training.memory import GIB, estimate, room_on
+from versatune_ray.training.metrics import Work, peak_flops
+from versatune_ray.training.model import load_model
+from versatune_ray.training.recipe import Recipe, Setup
+
+ROW, BATCH = (4096, 64) if GPU else (128, 4)
+WARM, STEPS = (3, 6) if GPU else (1, 2)
+GOAL = {"qwen2.5-1.5b": 0.45, "qwen2.5-7b": 0.50}
+# In the order of what one would rather have; the first that fits is measured.
+WAYS: dict[str, tuple[dict[str, Any], ...]] = {
+    "qwen2.5-1.5b": ({},),
+    "qwen2.5-7b": (
+        {"activation_checkpointing": "full"},
+        {"activation_checkpointing": "full", "optimizer": "adamw_8bit"},
+        {"activation_checkpointing": "full", "optimizer": "adamw_bf16"},
+    ),
+    "tiny": ({},),
 }
-SHAPES: dict[str, dict[str, Any]] = {
-    "qwen2.5-1.5b": QWEN
-    | {
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-    },
-    "qwen2.5-7b": QWEN
-    | {
-        "vocab_size": 152_064,
-        "hidden_size": 3584,
-        "intermediate_size": 18_944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "tie_word_embeddings": False,
-    },
-}
-TINY = QWEN | {
-    "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 172,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "tie_word_embeddings": True,
-}
-ROW, BATCH = 4096, 64  # tokens per row; samples per step, about 8 rows
-STEPS, WARM = 8, 3
 
 
-def train(given: dict[str, Any]) -> Any:
-    """Steps of one shape; seconds of each after the warm-up, what they computed, and peak memory."""
-    import numpy as np
-    import torch
-    from transformers import AutoModelForCausalLM, Qwen2Config
+def fitting(path: str, ways: tuple[dict[str, Any], ...]) -> dict[str, Any]:
+    for way in ways:
+        training = parse({"training": way | {"micro_batch_tokens": ROW}}).training
+        wanted = estimate(load_model(path, attention=choose("auto", DEVICE), empty=True), training, 1, DEVICE.type)
+        if wanted.total <= room_on(DEVICE):
+            return way
+        note(f"{Path(path).name} {way}: left out, {wanted} do not fit into {room_on(DEVICE) / GIB:.1f} GiB")
+    raise MemoryError(f"{Path(path).name} does not fit on {CARD}")
 
-    from versatune_ray.training.attention import IMPLEMENTATION, choose
-    from versatune_ray.training.core import Tuner, model_size
-    from versatune_ray.training.recipe import Recipe, Setup
 
-    device = torch.device("cuda" if given["gpu"] else "cpu")
-    setup = Setup(attention=given["attention"], activation_checkpointing=given["checkpointing"], compile=given["compile"])
-    config = Qwen2Config(**given["shape"])
-    torch.manual_seed(0)
-    with device:
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation=IMPLEMENTATION[choose(setup.attention, device)]
-        )
-    data = training.read_domains(given["stores"], held_out=1)
-    recipe = Recipe(
-        steps=1000,
-        batch_size=given["batch"],
-        micro_batch_tokens=given["row"],
-        learning_rate=1e-5,
-        warmup=0.1,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        seed=0,
-    )
-    parameters, _, width = model_size(model)
-    head = model.get_output_embeddings().weight.numel()
-    tuner = Tuner(model, data, recipe, device, setup=setup)
-    squares = 0.0
-    collate = tuner._mine
-
-    def noted(samples: Any) -> Any:
-        nonlocal squares
-        squares = sum(float(sample.records.lengths[sample.index]) ** 2 for sample in samples)
-        return collate(samples)
-
-    tuner._mine = noted  # type: ignore[method-assign]
-    steps = []
-    for number in range(given["warm"] + given["steps"]):
-        before = int(tuner.tokens.sum())
-        if given["gpu"]:
-            torch.cuda.synchronize()
+def measure(path: str, way: dict[str, Any], compiled: bool, data: Any) -> None:
+    shape = Path(path).name
+    training = parse({"training": way | {"micro_batch_tokens": ROW, "compile": compiled, "parallel": "fsdp"}}).training
+    setup = Setup.of(training)
+    recipe = Recipe(1000, BATCH, ROW, 1e-5, warmup=0.1, weight_decay=0.0, max_grad_norm=1.0, seed=0, optimizer=training.optimizer)
+    model = load_model(path, attention=choose("auto", DEVICE), empty=True)
+    tuner = Tuner(model, data, recipe, DEVICE, setup=setup)
+    random_weights(model)
+    work, shares = Work.of(model), np.full(len(data), 1 / len(data))
+    peak, steps = peak_flops(CARD) or float("nan"), []
+    if GPU:
+        torch.cuda.reset_peak_memory_stats()
+    for number in range(WARM + STEPS):
+        _wait()
         began = time.perf_counter()
-        tuner.step(np.full(len(data), 1 / len(data)))
-        if given["gpu"]:
-            torch.cuda.synchronize()
-        if number >= given["warm"]:
-            work = 6.0 * parameters * tuner.tokens_done + 6.0 * width * squares + 6.0 * head * (int(tuner.tokens.sum()) - before)
-            steps.append({"seconds": time.perf_counter() - began, "flop": work, "tokens": tuner.tokens_done})
-    peak = torch.cuda.max_memory_allocated() if given["gpu"] else None
-    return {"steps": steps, "parameters": parameters + head, "peak_gib": peak and round(peak / 2**30, 1), "attention": tuner.attention}
+        tuner.step(shares, ahead=True)
+        _wait()
+        assert tuner.last is not None
+        if number >= WARM:
+            flops, tokens = work.flops(tuner.last.lengths, tuner.last.responses), int(tuner.last.lengths.sum())
+            steps.append((time.perf_counter() - began, flops, tokens))
+    rates = [flops / seconds / peak for seconds, flops, _ in steps]
+    seconds = sum(one[0] for one in steps)
+    again = 4 / 3 if setup.recompute_every == 1 else 1.0
+    report(
+        f"mfu: {shape}{', compiled' if compiled else ''}",
+        ratio=statistics.median(rates),
+        spread=[min(rates), max(rates)],
+        goal=GOAL.get(shape),
+        holds=statistics.median(rates) >= GOAL[shape] if GPU else None,
+        detail=way
+        | {
+            "card": CARD,
+            "torch": torch.__version__,
+            "hfu": statistics.median(rates) * again,
+            "tokens_per_s": round(sum(one[2] for one in steps) / seconds),
+            "tflops": round(sum(one[1] for one in steps) / seconds / 1e12, 2),
+            "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 1) if GPU else None,
+            "samples_per_step": BATCH,
+            "row_tokens": ROW,
+        },
+    )
+    if compiled:
+        print(_where_the_time_goes(tuner, shares), file=sys.stderr, flush=True)
 
 
-def parent(quick: bool) -> None:
-    import numpy as np
-    import torch
+def _where_the_time_goes(tuner: Tuner, shares: Any) -> str:
+    kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if GPU else [])]
+    with torch.profiler.profile(activities=kinds) as profile:
+        tuner.step(shares)
+        _wait()
+    key = "self_device_time_total" if GPU else "self_cpu_time_total"
+    table: str = profile.key_averages().table(sort_by=key, row_limit=12, max_name_column_width=60)
+    return table
 
-    gpu = torch.cuda.is_available()
-    if not gpu and not quick:
-        common.note("gpu_mfu: no GPU here; it needs one with 40 GB (1.5B) or 140 GB (7B), CUDA, and torch built for it. Nothing measured.")
-        return
-    name = torch.cuda.get_device_name() if gpu else "no GPU: a tiny shape, to see that the code runs"
-    peak = next((rate for part, rate in PEAK.items() if part in name), None)
-    memory = torch.cuda.get_device_properties(0).total_memory if gpu else 0
-    shapes = {"qwen2.5-1.5b": SHAPES["qwen2.5-1.5b"]} if quick else SHAPES
-    row, batch = (ROW, BATCH) if gpu else (128, 4)
+
+def _wait() -> None:
+    if GPU:
+        torch.cuda.synchronize()
+
+
+def main() -> int:
+    if not GPU:
+        note("no GPU here: a tiny shape, to see that the code runs; nothing is measured")
     rng = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory(prefix="vtb") as scratch:
-        for shape, sizes in (shapes if gpu else {"tiny": TINY}).items():
-            lengths = np.clip(rng.lognormal(np.log(400 if gpu else 24), 0.9, (2, 256 if gpu else 16)), 16, row).astype(int)
-            domains = [
-                [(rng.integers(1, sizes["vocab_size"], n).astype(np.int32), np.arange(n) >= 0.59 * n) for n in one] for one in lengths
-            ]
-            large = shape.endswith("7b")
-            if gpu and 16 * (8e9 if large else 1.6e9) > memory:
-                common.note(f"{shape}: left out, its weights, gradients and AdamW take more than the {memory / 2**30:.0f} GiB of {name}")
-                continue
-            given = {
-                "stores": training.write_domains(Path(scratch) / shape, domains, ["one", "two"]),
-                "shape": sizes,
-                "gpu": gpu,
-                "row": row,
-                "batch": batch,
-                "attention": "auto" if gpu else "sdpa",
-                "checkpointing": large or not gpu,
-                "warm": WARM if gpu else 1,
-                "steps": 3 if quick else STEPS,
-            }
-            for compiled in (False, True) if gpu and not quick else (False,):
-                found, _ = common.side(__file__, "train", given | {"compile": compiled}, timeout=900)
-                steps = found.pop("steps")
-                seconds = sum(step["seconds"] for step in steps)
-                detail = found | {
-                    "gpu": name,
-                    "row_tokens": row,
-                    "samples_per_step": batch,
-                    "activation_checkpointing": given["checkpointing"],
-                    "compile": compiled,
-                    "tokens_per_s": round(sum(step["tokens"] for step in steps) / seconds),
-                    "tflops": round(sum(step["flop"] for step in steps) / seconds / 1e12, 3),
-                    "peak_tflops": peak and peak / 1e12,
-                }
-                title = f"gpu_mfu_{shape}" + ("_compiled" if compiled else "")
-                if peak is None:
-                    line = {"name": title, "ratio": None, "spread": None, "goal": GOAL, "holds": None, "detail": detail}
-                    print(json.dumps(line), flush=True)
-                else:
-                    common.report(title, [step["flop"] / step["seconds"] / peak for step in steps], GOAL, detail)
+    with tempfile.TemporaryDirectory(prefix="vtg") as folder:
+        for shape in ("qwen2.5-1.5b", "qwen2.5-7b") if GPU else ("tiny",):
+            path = qwen(shape, Path(folder))
+            lengths = np.clip(rng.lognormal(np.log(400 if GPU else 24), 0.9, (2, 256 if GPU else 16)), 16, ROW).astype(int)
+            data = domains(Path(folder) / f"{shape}-data", lengths.tolist(), SHAPES[shape]["vocab_size"], prompt=0.0)
+            try:
+                way = fitting(path, WAYS[shape])
+                for compiled in (False, True) if GPU else (False,):
+                    measure(path, way, compiled, data)
+                    gc.collect()
+                    if GPU:
+                        torch.cuda.empty_cache()
+            except (MemoryError, torch.cuda.OutOfMemoryError) as error:  # the other shape is wanted all the same
+                report(f"mfu: {shape}", ratio=None, goal=GOAL.get(shape), holds=False, detail={"error": str(error)[:300]})
+    return 0
 
 
 if __name__ == "__main__":
-    common.run(__doc__, parent, {"train": train})
+    sys.exit(main())

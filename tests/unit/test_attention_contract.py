@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from conftest import random_samples, write_store
 from torch.nn import functional
+from torch.nn.attention import varlen
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from versatune_ray.domains import DomainData, DomainPaths, load_domains
@@ -53,7 +55,10 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
     """In the place of torch's varlen attention: the formula itself, sample by sample, in float32."""
     calls = Calls()
 
+    real = inspect.signature(varlen.varlen_attn)
+
     def varlen_attn(q: Any, k: Any, v: Any, starts: Any, starts_k: Any, longest: int, longest_k: int, **options: Any) -> torch.Tensor:
+        real.bind(q, k, v, starts, starts_k, longest, longest_k, **options)  # as this torch has it
         calls.append({"q": q, "k": k, "v": v, "starts": starts, "starts_k": starts_k, "longest": (longest, longest_k)} | options)
         out = []
         for begin, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):

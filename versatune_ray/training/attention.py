@@ -12,12 +12,14 @@ The first three are packed: several samples one after another in one row.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.attention import varlen
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -33,6 +35,8 @@ IMPLEMENTATION: dict[Kind, str] = {
     "flex": "versatune_flex_attention",
     "varlen": "versatune_varlen",
 }
+# Before torch 2.12 grouped heads need not be asked for.
+_GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters else {}
 # What transformers passes on to every attention function, and says nothing about what is attended to.
 _HARMLESS = frozenset(
     {"position_ids", "cache_position", "cache", "past_key_values", "use_cache", "output_attentions", "output_hidden_states"}
@@ -109,8 +113,6 @@ def _varlen(
 
     cu_seq_lens_q: int32 [samples + 1], where each sample of the row begins, and the end; max_length_q: the longest.
     """
-    from torch.nn.attention.varlen import varlen_attn
-
     _refuse_unknown(more | {"attention_mask": attention_mask})
     if cu_seq_lens_q is None or max_length_q is None:
         raise ValueError("varlen attention: no boundaries of the samples in the row")
@@ -118,9 +120,9 @@ def _varlen(
         raise UserError("attention_dropout in the model's config.json is not supported by varlen attention; choose training.attention=sdpa")
     # Under autocast rotary embeddings leave q and k in float32; flash attention takes neither that nor a mixture.
     q, k, v = (states.to(value.dtype).transpose(1, 2)[0] for states in (query, key, value))
-    out = varlen_attn(
+    out = varlen.varlen_attn(
         q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
-        scale=scaling, window_size=(-1 if sliding_window is None else sliding_window - 1, 0), enable_gqa=q.shape[1] != k.shape[1],
+        scale=scaling, window_size=(-1 if sliding_window is None else sliding_window - 1, 0), **_GROUPED,
     )  # fmt: skip
     assert isinstance(out, torch.Tensor)
     return out[None], None
