@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_samples, write_store
+from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
@@ -225,6 +226,15 @@ def test_a_full_model_is_exported_in_the_precision_of_its_base(tiny_model: Path,
     assert tuned.dtype == torch.bfloat16
     for name, values in tuner.model.state_dict().items():
         assert torch.equal(values.to(torch.bfloat16), tuned.state_dict()[name])
+
+
+def test_a_tied_head_is_exported_once(tiny_model: Path, tmp_path: Path) -> None:
+    """Also where the weights come from a sharded model, in which the two names are tensors of their own."""
+    model = load_model(str(tiny_model))
+    weights = {name: values.clone() for name, values in model.state_dict().items()}
+    assert {"lm_head.weight", "model.embed_tokens.weight"} <= weights.keys()
+    export(model, weights, tmp_path / "out", str(tiny_model), False, Training())
+    assert load_file(tmp_path / "out" / "model.safetensors").keys() == load_file(tiny_model / "model.safetensors").keys()
 
 
 def test_a_loss_that_is_no_number_names_step_domain_and_record(tmp_path: Path) -> None:

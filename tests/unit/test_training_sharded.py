@@ -119,6 +119,7 @@ def test_compiled_layers_are_compiled_once_for_all_shapes(recomputed: str, data:
     """More layers than torch compiles anew before it gives up, rows of all lengths, no compilation after the first steps."""
     path = saved(LlamaConfig(**(SHAPE | {"num_hidden_layers": 12})), tmp_path / "model")
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     plain, compiled = sharded(path, data), sharded(path, data, compile=True, activation_checkpointing=recomputed)
     for _ in range(2):
         assert compiled.step(SHARES) == pytest.approx(plain.step(SHARES), rel=1e-4)

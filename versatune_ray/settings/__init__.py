@@ -215,6 +215,16 @@ class Training(Section):
             raise ValueError(f"write the number of workers, or [least, most] with 1 ≤ least ≤ most; found {value}")
         return value
 
+    @model_validator(mode="after")
+    def _heeded(self) -> Training:
+        for key in ("cpu_offload", "no_sync", "shard_over"):
+            if self.parallel == "ddp" and getattr(self, key):
+                raise ValueError(f"{key}={getattr(self, key)}: parallel=ddp has no such thing; write parallel=fsdp, or leave {key} out")
+        most = self.least_and_most[1]
+        if self.shard_over is not None and most % self.shard_over:
+            raise ValueError(f"shard_over: {most} workers cannot be divided into groups of {self.shard_over}; choose a divisor")
+        return self
+
     @property
     def least_and_most(self) -> tuple[int, int]:
         return (self.workers, self.workers) if isinstance(self.workers, int) else (self.workers[0], self.workers[1])

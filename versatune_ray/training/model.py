@@ -220,4 +220,6 @@ def export(
     with torch.device("meta"):  # a model without weights, for its names and its configuration: the real one may be sharded
         skeleton = AutoModelForCausalLM.from_config(model.config, dtype=stored, trust_remote_code=trust_remote_code)
     skeleton.generation_config = model.generation_config
-    skeleton.save_pretrained(folder, state_dict={name: values.to(stored) for name, values in weights.items()})
+    every, once = (dict(skeleton.named_parameters(remove_duplicate=single)).keys() for single in (False, True))
+    tied = every - once  # a head that is the embedding under another name
+    skeleton.save_pretrained(folder, state_dict={name: values.to(stored) for name, values in weights.items() if name not in tied})

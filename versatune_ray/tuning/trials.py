@@ -257,12 +257,18 @@ def _accuracy(run: Run, plan: Plan) -> dict[str, float]:
     Raises:
         Incomplete: a benchmark could not be measured.
     """
+    import ray
+
     from versatune_ray.evaluation.greedy import greedy_accuracy
     from versatune_ray.evaluation.scores import AVERAGE, scores
 
-    config, found = run.config, {}
+    config = run.config
+    found: dict[str, float] = {}
     if plan.questions:
-        found = greedy_accuracy(str(run.tuned), plan.questions, config.data.chat_template, config.model.trust_remote_code)
+        asked = str(run.tuned), plan.questions, config.data.chat_template, config.model.trust_remote_code, run.gpu
+        # In a task of its own where there are GPUs: the trial's process has none, and those of its workers are free by now.
+        of_gpu = ray.remote(num_cpus=config.training.cpus_per_worker, num_gpus=1)(greedy_accuracy)
+        found = ray.get(of_gpu.remote(*asked)) if run.gpu else greedy_accuracy(*asked)
     if plan.weights.keys() & set(BY_ACCURACY):
         rows = scores(row for row in run.benchmarks if row["model"] == "tuned").get("tuned", {})
         if run.unmeasured:
