@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,38 @@ def case(given: dict[str, Any], rank: int = 0, world: int = 1) -> dict[str, Any]
     return found
 
 
+def loading(given: dict[str, Any], rank: int, world: int) -> dict[str, Any]:
+    """Bytes that this rank's memory of its own grew by at most, from before a model is loaded until it can train."""
+    ended, most = threading.Event(), [before := _own()]
+
+    def look() -> None:
+        while not ended.wait(0.002):
+            most[0] = max(most[0], _own())
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    model = load_model(given["model"], empty=True)
+    data = list(load_domains({name: DomainPaths(*map(Path, pair)) for name, pair in given["paths"].items()}, Data()).values())
+    recipe = Recipe(1, 8, 60, learning_rate=1e-2, warmup=0.0, weight_decay=0.0, max_grad_norm=1.0, seed=0)
+    tuner = Tuner(model, data, recipe, torch.device("cpu"), rank, world, Setup(parallel="fsdp"))
+    fill(model, given["model"])
+    ended.set()
+    looking.join()
+    whole = sum(parameter.numel() * parameter.element_size() for parameter in tuner.model.parameters())
+    return {"grown": most[0] - before, "whole": whole}
+
+
+def _own() -> int:
+    """Resident memory that no file is behind, in bytes."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon"))) * 1024
+
+
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     cases = json.loads(Path(sys.argv[1]).read_text())
-    results = [case(given, rank, world) for given in cases]
+    results = [(loading if given.get("loading") else case)(given, rank, world) for given in cases]
     Path(f"{sys.argv[1]}.{rank}").write_text(json.dumps(results))
     dist.barrier()
     dist.destroy_process_group()

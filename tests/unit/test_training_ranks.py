@@ -89,8 +89,11 @@ def pair(common: dict[str, Any], folder: Path, alone: Any) -> dict[str, list[dic
         for name, given in KINDS_TO_RESUME.items()
     ]
     cases.append(common | KINDS["fsdp"] | {"weights": str(folder / "from one.pt"), "load": str(folder / "alone-")})
+    large = {"vocab_size": 4000, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 5, "num_attention_heads": 8}
+    AutoModelForCausalLM.from_config(LlamaConfig(**large), dtype=torch.bfloat16).save_pretrained(folder / "large")
+    cases.insert(0, common | {"model": str(folder / "large"), "loading": True})  # first: freed memory would be taken again
     ranks = torchrun(cases, folder / "cases.json")
-    names = [*KINDS_TO_RESUME, *(f"{name} again" for name in KINDS_TO_RESUME), "from one"]
+    names = ["loading", *KINDS_TO_RESUME, *(f"{name} again" for name in KINDS_TO_RESUME), "from one"]
     return {name: [rank[place] for rank in ranks] for place, name in enumerate(names)}
 
 
@@ -133,3 +136,11 @@ def test_nothing_in_a_checkpoint_is_a_pickle(pair: dict[str, Any], folder: Path)
     names = sorted(file.name for file in (folder / "fsdp").iterdir())
     assert {Path(name).suffix for name in names} == {".json", ".safetensors"}
     assert sum(name.endswith(".safetensors") for name in names) == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to tell memory of its own from files'")
+def test_no_rank_ever_holds_the_whole_model(pair: dict[str, Any]) -> None:
+    """71 million parameters in float32, half of them on each rank, and at most a few tensors more while they are read."""
+    for rank in pair["loading"]:
+        assert rank["whole"] == 4 * (2 * 4000 * 1024 + 5 * (4 * 1024 * 1024 + 3 * 1024 * 2816 + 2 * 1024) + 1024)
+        assert 0.5 * rank["whole"] <= rank["grown"] <= 0.65 * rank["whole"]
