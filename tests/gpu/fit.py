@@ -36,7 +36,7 @@ RUNS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 def take(path: str, training: Training, data: Any) -> float:
     """Most bytes allocated in two steps of two full rows each."""
-    model = with_frozen(load_model(path, attention=choose("auto", DEVICE), empty=True), training, 0)
+    model = with_frozen(load_model(path, attention=choose("auto", DEVICE, GPU), empty=True), training, 0)
     recipe = Recipe(100, 2, ROW, 1e-5, warmup=0.1, weight_decay=0.0, max_grad_norm=1.0, seed=0, optimizer=training.optimizer)
     if GPU:
         torch.cuda.reset_peak_memory_stats()
@@ -61,7 +61,7 @@ def main() -> int:
                 Path(folder) / f"data-{len(list(Path(folder).iterdir()))}", [[ROW] * 8] * 2, SHAPES[shape]["vocab_size"], prompt=0.0
             )
             training = parse({"training": way | {"micro_batch_tokens": ROW, "parallel": "fsdp"}}).training
-            shaped = with_frozen(load_model(str(path), attention=choose("auto", DEVICE), empty=True), training, 0)
+            shaped = with_frozen(load_model(str(path), attention=choose("auto", DEVICE, GPU), empty=True), training, 0)
             wanted = estimate(shaped, training, 1, DEVICE.type)
             detail = {"way": way, "card": CARD, "estimate": str(wanted), "room_gib": round(room_on(DEVICE) / GIB, 1)}
             if wanted.total > room_on(DEVICE):

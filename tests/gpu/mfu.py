@@ -48,7 +48,7 @@ WAYS: dict[str, tuple[dict[str, Any], ...]] = {
 def fitting(path: str, ways: tuple[dict[str, Any], ...]) -> dict[str, Any]:
     for way in ways:
         training = parse({"training": way | {"micro_batch_tokens": ROW}}).training
-        wanted = estimate(load_model(path, attention=choose("auto", DEVICE), empty=True), training, 1, DEVICE.type)
+        wanted = estimate(load_model(path, attention=choose("auto", DEVICE, GPU), empty=True), training, 1, DEVICE.type)
         if wanted.total <= room_on(DEVICE):
             return way
         note(f"{Path(path).name} {way}: left out, {wanted} do not fit into {room_on(DEVICE) / GIB:.1f} GiB")
@@ -60,7 +60,7 @@ def measure(path: str, way: dict[str, Any], compiled: bool, data: Any) -> None:
     training = parse({"training": way | {"micro_batch_tokens": ROW, "compile": compiled, "parallel": "fsdp"}}).training
     setup = Setup.of(training)
     recipe = Recipe(1000, BATCH, ROW, 1e-5, warmup=0.1, weight_decay=0.0, max_grad_norm=1.0, seed=0, optimizer=training.optimizer)
-    model = load_model(path, attention=choose("auto", DEVICE), empty=True)
+    model = load_model(path, attention=choose("auto", DEVICE, GPU), empty=True)
     tuner = Tuner(model, data, recipe, DEVICE, setup=setup)
     random_weights(model)
     work, shares = Work.of(model), np.full(len(data), 1 / len(data))
@@ -78,7 +78,7 @@ def measure(path: str, way: dict[str, Any], compiled: bool, data: Any) -> None:
             steps.append((time.perf_counter() - began, flops, tokens))
     rates = [flops / seconds / peak for seconds, flops, _ in steps]
     seconds = sum(one[0] for one in steps)
-    again = 4 / 3 if setup.recompute_every == 1 else 1.0
+    again = 4 / 3 if setup.activation_checkpointing == "full" else 1.0
     report(
         f"mfu: {shape}{', compiled' if compiled else ''}",
         ratio=statistics.median(rates),

@@ -179,8 +179,11 @@ def test_nats_are_not_rounded_to_the_precision_of_the_forward_pass(rows: int) ->
 
 def test_what_has_no_backward_pass_here_is_refused() -> None:
     with pytest.raises(UserError, match=r"training\.attention=flex: needs a GPU"):
-        choose("flex", CPU)
-    assert choose("auto", CPU) == "padded"
+        choose("flex", CPU, bf16=True)
+    gpu = torch.device("cuda")
+    with pytest.raises(UserError, match=r"training\.attention=varlen: flash attention knows no float32"):
+        choose("varlen", gpu, bf16=False)
+    assert (choose("auto", CPU, True), choose("auto", gpu, True), choose("auto", gpu, False)) == ("padded", "varlen", "sdpa")
 
 
 @pytest.mark.parametrize("kind", ["merged", "adapter"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def test_what_is_kept_of_7b_by_hand(seven: str) -> None:
     for workers, training, sizes in (
         (1, {}, (4, 4, 8)),
         (8, {}, (4 / 8, 4 / 8, 8 / 8)),
-        (8, {"shard_over": 4}, (4 / 4, 4 / 4, 8 / 4)),
+        (8, {"workers": 8, "shard_over": 4}, (4 / 4, 4 / 4, 8 / 4)),
         (1, {"optimizer": "adamw_8bit"}, (4, 4, 2 + 2 / 64)),
         (1, {"optimizer": "adamw_bf16"}, (2, 2, 4)),
         (1, {"parallel": "fsdp", "cpu_offload": True}, (0, 0, 0)),
@@ -111,6 +112,16 @@ def test_what_is_kept_of_7b_by_hand(seven: str) -> None:
     config = settings(seven, {"lora": {"rank": 16}})
     found = needed(config, seven, config.training, 1, "cuda")
     assert found.optimizer == 8 * 16 * 28 * sides and found.weights == 2 * count + 4 * 16 * 28 * sides
+
+
+def test_compiled_layers_keep_less_than_eager_ones(seven: str) -> None:
+    """Of 8,192 tokens through 28 layers at least q, k, v, what attention gives, gate and up in bf16; eager ones twice that and more."""
+    kept = 28 * 8192 * 2 * (3584 + 2 * 512 + 3584 + 2 * 18_944)
+    eager, compiled = (
+        needed(config, seven, config.training, 8, "cuda").activations
+        for config in (settings(seven, {"compile": False}), settings(seven, {"compile": True}))
+    )
+    assert kept < compiled < 1.5 * kept < eager
 
 
 def test_what_fits_on_cards_of_80_gb(seven: str) -> None:
@@ -130,8 +141,9 @@ def test_a_run_that_will_not_fit_is_refused_in_a_line_that_says_what_would(seven
     with pytest.raises(UserError) as refused:
         check_room(settings(seven, {}), seven, 1, torch.device("cuda"))
     told = str(refused.value)
-    assert told.startswith("training: each worker needs 17") and "there are 77.0 GiB for it" in told and "\n" not in told
-    assert "training.optimizer=adamw_bf16" in told and "training.lora.rank=16" in told and "training.workers=8" in told
+    assert re.match(r"training: each worker needs 1[0-9]{2}\.[0-9] GiB \(weights 28\.4, gradients 28\.4, optimizer 56\.7, ", told)
+    assert "there are 77.0 GiB for it" in told and "\n" not in told
+    assert "training.optimizer=adamw_bf16" in told and "training.lora.rank=16" in told and "training.workers=4" in told
     check_room(settings(seven, {"lora": {"rank": 16}}), seven, 1, torch.device("cuda"))
 
 

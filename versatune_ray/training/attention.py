@@ -43,14 +43,16 @@ _HARMLESS = frozenset(
 )
 
 
-def choose(asked: str, device: torch.device) -> Kind:
+def choose(asked: str, device: torch.device, bf16: bool) -> Kind:
     """``auto`` is the fastest that needs nothing but torch.
 
     Raises:
-        UserError: the device has no backward pass for what was asked.
+        UserError: the device has no backward pass for what was asked, or not in this precision.
     """
     if asked == "auto":
-        return "varlen" if device.type == "cuda" else "padded"
+        return "padded" if device.type == "cpu" else "varlen" if bf16 else "sdpa"
+    if asked == "varlen" and not bf16:
+        raise UserError("training.attention=varlen: flash attention knows no float32; write training.precision=bf16, or choose sdpa")
     if asked in ("flex", "varlen") and device.type != "cuda":
         raise UserError(f"training.attention={asked}: needs a GPU; choose padded (fastest on a CPU) or sdpa")
     return asked  # type: ignore[return-value]

@@ -19,7 +19,8 @@ from versatune_ray.training.attention import choose
 from versatune_ray.training.memory import GIB, Memory, estimate, room_on
 from versatune_ray.training.metrics import Work, peak_flops
 from versatune_ray.training.model import load_model, with_frozen
-from versatune_ray.training.recipe import Stage
+from versatune_ray.training.parallel import in_bf16
+from versatune_ray.training.recipe import Setup, Stage
 
 _UTILISATION = 0.4  # of the peak, or of what one large matrix product reaches: what a run of medium size comes to
 # What to change where a run does not fit, in the order of what it costs: work, then exactness, then speed, then what is trained.
@@ -111,7 +112,8 @@ def _stage(stage: Stage) -> str:
 
 def _shape(config: Config, path: str, training: Training, device: str) -> PreTrainedModel:
     """The model without its weights."""
-    kind = choose(training.attention, torch.device(device))
+    target = torch.device(device)
+    kind = choose(training.attention, target, in_bf16(Setup.of(training), target))
     model = load_model(path, config.model.trust_remote_code, kind, empty=True)
     return with_frozen(model, training, 0)
 

@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.tensor import DTensor
 
 from versatune_ray.training.core import Tuner
+from versatune_ray.training.parallel import local
 from versatune_ray.training.recipe import LossSums
 
 
@@ -93,7 +94,7 @@ class Checkpoints:
         whole = {name: _on_host(tensor) for name, tensor in tensors.items() if _is_quantised(tensor)}
         state_dict_loader.load(tensors | whole, storage_reader=reader, process_group=self._group)  # into the very tensors that train
         for name, tensor in whole.items():
-            _local(tensors[name]).copy_(_local(tensor).to(tuner.device))
+            local(tensors[name]).copy_(local(tensor).to(tuner.device))
         quantised, file = self._quantised(), folder / f"moments-{tuner.rank:05}.safetensors"
         if len(list(folder.glob("moments-*"))) == tuner.world:
             stored = load_file(file)
@@ -152,7 +153,7 @@ class Checkpoints:
         found: dict[str, torch.Tensor] = {}
         for name, tensor in self._tensors().items():
             if _is_quantised(tensor):
-                found |= {f"{name}.codes": _local(tensor).codes, f"{name}.scale": _local(tensor).scale}
+                found |= {f"{name}.codes": local(tensor).codes, f"{name}.scale": local(tensor).scale}
         return found
 
     @torch.no_grad()
@@ -161,26 +162,22 @@ class Checkpoints:
         for name, tensor in self._tensors().items():
             if name not in self._host:
                 self._host[name] = _on_host(tensor)
-            host, local = self._host[name], _local(tensor)
-            _local(host).copy_(local.dequantize() if _is_quantised(local) else local, non_blocking=True)
+            host, part = self._host[name], local(tensor)
+            local(host).copy_(part.dequantize() if _is_quantised(part) else part, non_blocking=True)
         if self.tuner.device.type == "cuda":
             torch.cuda.synchronize(self.tuner.device)
         return self._host
 
 
-def _local(tensor: torch.Tensor) -> Any:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def _is_quantised(tensor: torch.Tensor) -> bool:
     """Whether these are moments in 8 bits, torchao's."""
-    return hasattr(_local(tensor), "dequantize") and hasattr(_local(tensor), "codes")
+    return hasattr(local(tensor), "dequantize") and hasattr(local(tensor), "codes")
 
 
 def _on_host(tensor: torch.Tensor) -> torch.Tensor:
     """Memory for this rank's part of ``tensor``, sharded like it; pinned where the part is on a GPU."""
-    local = _local(tensor)
-    host = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.device.type == "cuda")
+    part = local(tensor)
+    host = torch.empty(part.shape, dtype=part.dtype, pin_memory=part.device.type == "cuda")
     if not isinstance(tensor, DTensor):
         return host
     return DTensor(host, tensor._spec, requires_grad=False)  # type: ignore[no-untyped-call]  # from_local would move it to the GPU

@@ -26,7 +26,7 @@ from versatune_ray.training.controller import Decision, Refused, Report
 from versatune_ray.training.core import Tuner, Unrecoverable
 from versatune_ray.training.metrics import Metrics
 from versatune_ray.training.model import begin_adapters, export, fill, load_model, with_frozen
-from versatune_ray.training.parallel import kind_of
+from versatune_ray.training.parallel import in_bf16, kind_of
 from versatune_ray.training.recipe import LossSums, Setup, Stage
 from versatune_ray.training.sinks import Sink
 from versatune_ray.training.together import together
@@ -104,7 +104,9 @@ def run(job: Job, host: Host) -> None:
         job.folder.mkdir(parents=True, exist_ok=True)
         check_room(config, job.model, host.world, host.device)
         empty = kind_of(setup, host.device, host.world) == "fsdp"
-        model = load_model(job.model, config.model.trust_remote_code, choose(setup.attention, host.device), empty=empty)
+        model = load_model(
+            job.model, config.model.trust_remote_code, choose(setup.attention, host.device, in_bf16(setup, host.device)), empty=empty
+        )
         model = with_frozen(model, training, config.seed)
         data = list(load_domains(job.paths, config.data).values())
     with host.resume() as folder:

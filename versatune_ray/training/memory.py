@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import weakref
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers import AttentionInterface, PreTrainedModel
 
 from versatune_ray.settings import Training
@@ -24,6 +26,7 @@ from versatune_ray.training.recipe import Setup
 
 GIB = 2**30
 _RESERVED = 1.5 * GIB  # of a GPU: CUDA's own context, kernels, NCCL's buffers, and what the allocator cannot use
+_CHEAP = 256  # inner size of a product below which it is computed again: LoRA's
 _REHEARSED = "versatune_rehearsed"  # the attention of a rehearsal
 
 
@@ -113,6 +116,8 @@ def _rehearsed(model: PreTrainedModel, setup: Setup, low: bool, compiled: bool, 
     rows = -(-tokens // 128) * 128
     loss = ResponseLoss(model, rows=ROWS[device.type])
     loss.train()
+    if compiled:
+        _fuse(loss, setup)
     prepare_layers(loss, setup, compiled=False)
     places = torch.arange(rows, device="meta")
     inputs = {"tokens": places[None], "position_ids": places[None], "kept": places, "targets": places}
@@ -157,23 +162,44 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= size
 
 
-class _Flash(torch.autograd.Function):
-    """Attention that keeps what flash attention keeps: q, k, v, the output and one number per token and head."""
+@torch.library.custom_op("versatune::rehearsed_attention", mutates_args=())
+def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of the shape of flash attention: an output, and one number per token and head. For the meta device alone."""
+    raise NotImplementedError
 
-    @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        out = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
-        return out
 
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # type: ignore[override]
-        query, key, value, _, _ = ctx.saved_tensors
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+@_flash.register_fake
+def _flash_shapes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(query), query.new_empty(query.shape[:-1], dtype=torch.float32)
+
+
+def _flash_keeps(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(*inputs, *output)
+
+
+def _flash_backward(ctx: Any, *_: Any) -> Any:
+    return tuple(torch.empty_like(states) for states in ctx.saved_tensors[:3])
+
+
+_flash.register_autograd(_flash_backward, setup_context=_flash_keeps)
 
 
 def _attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> Any:
-    return _Flash.apply(query, key, value).transpose(1, 2), None  # type: ignore[no-untyped-call]
+    return _flash(query, key, value)[0].transpose(1, 2), None
 
 
 AttentionInterface.register(_REHEARSED, _attention)
+
+
+def _keep(ctx: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    product = operation in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default) and args[-2].shape[-1] >= _CHEAP
+    made = product or operation is torch.ops.versatune.rehearsed_attention.default
+    return CheckpointPolicy.MUST_SAVE if made else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _fuse(loss: ResponseLoss, setup: Setup) -> None:
+    """Layers as the compiler has them: they keep what matrix products and attention made, and compute the rest again in fused kernels."""
+    contexts = partial(create_selective_checkpoint_contexts, _keep)
+    for number, layer in enumerate(loss.model.get_decoder().layers):  # type: ignore[union-attr, arg-type]
+        if not setup.recomputes(number):
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, context_fn=contexts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def load_model(path: str, trust_remote_code: bool = False, attention: Kind = "pa
         else:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, **options)
-            if (_folder(path) / "generation_config.json").is_file():
+            with suppress(OSError):  # not every model has one
                 model.generation_config = GenerationConfig.from_pretrained(path)
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
         raise UserError(f"{path}: an output embedding with a bias is not supported")

@@ -125,7 +125,7 @@ class Parallel:
         scales = {id(parameter): scale for parameter, scale in masked}
         parts = []
         for parameter in self._with_gradient():
-            gradient = _local(parameter.grad)
+            gradient = local(parameter.grad)
             parts.append(gradient * scales[id(parameter)] if id(parameter) in scales else gradient)
         norms = torch._foreach_norm(parts, 2.0, torch.float32) if parts else [torch.zeros(())]
         norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms)).to(self.device)
@@ -136,7 +136,7 @@ class Parallel:
         return norm
 
     def scale_gradient(self, factor: torch.Tensor) -> None:
-        gradients = [_local(parameter.grad) for parameter in self._with_gradient()]
+        gradients = [local(parameter.grad) for parameter in self._with_gradient()]
         if gradients:
             torch._foreach_mul_(gradients, factor.to(gradients[0].device))
 
@@ -154,7 +154,7 @@ class Parallel:
         """
         taken = []
         for parameter in self._with_gradient():
-            taken.append(_local(parameter.grad).detach().flatten().to("cpu", copy=True))
+            taken.append(local(parameter.grad).detach().flatten().to("cpu", copy=True))
             parameter.grad = None
         return taken
 
@@ -181,7 +181,8 @@ class Parallel:
         return [parameter for parameter in self.module.parameters() if parameter.grad is not None]
 
 
-def _local(tensor: torch.Tensor | None) -> torch.Tensor:
+def local(tensor: torch.Tensor | None) -> Any:
+    """This rank's part of a sharded tensor; another as it is."""
     assert tensor is not None
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
@@ -208,6 +209,6 @@ def prepare_layers(loss: ResponseLoss, setup: Setup, *, compiled: bool) -> None:
         forward = layer.forward
         if compiled:
             forward = torch.compile(forward, dynamic=True)
-        if setup.recompute_every and number % setup.recompute_every == 0:
+        if setup.recomputes(number):
             forward = partial(checkpoint, forward, use_reentrant=False)
         layer.forward = forward  # type: ignore[method-assign]

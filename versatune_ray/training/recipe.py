@@ -98,11 +98,11 @@ class Setup:
     def of(cls, training: Training) -> Setup:
         return cls(**{field.name: getattr(training, field.name) for field in fields(cls)})
 
-    @property
-    def recompute_every(self) -> int:
-        """Every how many layers activations are computed again; 0: of none."""
-        known = {"none": 0, "full": 1}.get(self.activation_checkpointing)
-        return int(self.activation_checkpointing.removeprefix("every ")) if known is None else known
+    def recomputes(self, layer: int) -> bool:
+        """Whether the activations of a layer, counted from 0, are computed again in the backward pass."""
+        if self.activation_checkpointing in ("none", "full"):
+            return self.activation_checkpointing == "full"
+        return layer % int(self.activation_checkpointing.removeprefix("every ")) == 0
 
 
 @dataclass(frozen=True)

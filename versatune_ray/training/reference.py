@@ -25,7 +25,7 @@ from versatune_ray.storage import fetch, shown
 from versatune_ray.training.attention import choose
 from versatune_ray.training.core import Tuner
 from versatune_ray.training.model import fill, load_model
-from versatune_ray.training.parallel import kind_of
+from versatune_ray.training.parallel import in_bf16, kind_of
 from versatune_ray.training.recipe import LossSums, Recipe, Setup, Unit
 
 
@@ -70,7 +70,7 @@ def tune_alone(
     if setup.shard_over is not None and world % setup.shard_over:  # fewer ranks than the run has
         setup = replace(setup, shard_over=None)
     empty = kind_of(setup, device, world) == "fsdp"
-    model = load_model(model_path, config.model.trust_remote_code, choose(setup.attention, device), empty=empty)
+    model = load_model(model_path, config.model.trust_remote_code, choose(setup.attention, device, in_bf16(setup, device)), empty=empty)
     tuner = Tuner(model, [domain], recipe, device, rank, world, setup)
     if empty:
         fill(model, model_path)
