@@ -111,15 +111,19 @@ def run(job: Job, host: Host) -> None:
         data = list(load_domains(job.paths, config.data).values())
     with host.resume() as folder:
         stage = job.stages[job.stage_at(steps_in(folder))]
-        tuner = Tuner(model, data, stage.recipe, host.device, host.rank, host.world, setup, stage.records, job.importance)
+        with together(host.world):
+            tuner = Tuner(model, data, stage.recipe, host.device, host.rank, host.world, setup, stage.records, job.importance)
         host.watch(lambda: tuner.place)
         checkpoints = Checkpoints(tuner)
         if empty:
-            fill(model, job.model, frozen_only=folder is not None)  # a checkpoint has what trains
-            begin_adapters(model, config.seed)
+            with together(host.world):
+                fill(model, job.model, frozen_only=folder is not None)  # a checkpoint has what trains
+                begin_adapters(model, config.seed)
         state = None if folder is None else checkpoints.load(folder)
     share, lines = host.begin(state)
-    with Metrics.begin(config, job.folder, tuner, lines, host.sink() if host.rank == 0 else None, host.warn) as meter:
+    with together(host.world):
+        metrics = Metrics.begin(config, job.folder, tuner, lines, host.sink() if host.rank == 0 else None, host.warn)
+    with metrics as meter:
         _Run(job, host, tuner, checkpoints, share, lines, meter).to_the_end()
     if host.rank == 0:
         _send(job)
