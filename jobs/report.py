@@ -1,8 +1,10 @@
-"""Build the report of a run again, put several runs side by side, or follow one that is still running.
+"""Build the report of a run again, put several runs side by side, or follow one that is still
+running.
 
-usage: python jobs/report.py RUN                    leaves RUN/report.html; RUN is the run's folder, or its URI
-       python jobs/report.py RUN RUN … [-o FILE]    leaves a page that compares them (comparison.html)
-       python jobs/report.py RUN --follow           builds it again until the run is finished; an open page loads itself again
+usage: python jobs/report.py RUN                    leaves RUN/report.html; RUN is the run's folder,
+       or its URI python jobs/report.py RUN RUN … [-o FILE]    leaves a page that compares them
+       (comparison.html) python jobs/report.py RUN --follow           builds it again until the run
+       is finished; an open page loads itself again
 """
 
 import argparse
@@ -13,7 +15,8 @@ from pathlib import Path
 from versatune_ray.errors import UserError
 from versatune_ray.report import build_report, compare_runs
 from versatune_ray.report.data import read_run
-from versatune_ray.storage import pull, push, root, shown, told
+from versatune_ray.runs.storage import pull, push, told
+from versatune_ray.settings.location import root, shown
 
 _EVERY = 10  # seconds
 
@@ -30,16 +33,32 @@ def folder_of(run: str) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or its URI: {storage}/{run}")
-    parser.add_argument("-o", "--output", type=Path, default=Path("comparison.html"), help="the page that compares several runs")
-    parser.add_argument("--follow", action="store_true", help="build the page again while the run goes on")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folder of a run, or its URI: {storage}/{run}"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("comparison.html"),
+        help="the page that compares several runs",
+    )
+    parser.add_argument(
+        "--follow", action="store_true", help="build the page again while the run goes on"
+    )
     arguments = parser.parse_args()
     try:
         if len(arguments.runs) > 1:
             if arguments.follow:
                 raise UserError("--follow: takes one run; without it several are compared")
-            print(compare_runs([folder_of(run) for run in arguments.runs], arguments.output.absolute()))
+            print(
+                compare_runs(
+                    [folder_of(run) for run in arguments.runs], arguments.output.absolute()
+                )
+            )
             return
         while True:
             folder = folder_of(arguments.runs[0])

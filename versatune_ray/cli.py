@@ -10,15 +10,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
-from versatune_ray.cluster import connect
-from versatune_ray.config import describe, dump, load
 from versatune_ray.errors import Incomplete, UserError, is_disk_full, one_line, root_cause
 from versatune_ray.pipeline import Run
-from versatune_ray.progress import Display
-from versatune_ray.run_folder import RunFolder
-from versatune_ray.settings import Config
-from versatune_ray.storage import shown
-from versatune_ray.training import plan
+from versatune_ray.runs.folder import RunFolder
+from versatune_ray.runtime.cluster import connect
+from versatune_ray.runtime.progress import Display
+from versatune_ray.settings import Config, semantics
+from versatune_ray.settings.loading import describe, dump, load
+from versatune_ray.settings.location import shown
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "quickstart.yaml"
 
@@ -32,15 +31,21 @@ def main(
 ) -> NoReturn:
     """Read the configuration, join or start Ray, do ``job(run)``, print the path of what it made.
 
-    ``plan_of`` is what ``--plan`` prints, where a job has it; ``check`` refuses what this job alone cannot do, before anything starts.
-    Exit status: 0 done, 1 failed or done in part, 2 wrong input (one line says what and how to mend it), 130 interrupted, 143 ended.
+    ``plan_of`` is what ``--plan`` prints, where a job has it; ``check`` refuses what this job alone
+    cannot do, before anything starts. Exit status: 0 done, 1 failed or done in part, 2 wrong input
+    (one line says what and how to mend it), 130 interrupted, 143 ended.
     """
     parser = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="keys (type [unit] = default):\n\n" + describe(),
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys of the configuration, such as training.epochs=2")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="dotted keys of the configuration, such as training.epochs=2",
+    )
     parser.add_argument(
         "--config",
         action="append",
@@ -48,17 +53,26 @@ def main(
         metavar="FILE",
         help="YAML file; may be repeated, later ones win; none: jobs/configs/quickstart.yaml",
     )
-    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved configuration and stop"
+    )
     if plan_of is not None:
-        parser.add_argument("--plan", action="store_true", help="print what would be done and what it needs, and stop")
-    parser.add_argument("--debug", action="store_true", help="full tracebacks and all logs of the workers")
+        parser.add_argument(
+            "--plan",
+            action="store_true",
+            help="print what would be done and what it needs, and stop",
+        )
+    parser.add_argument(
+        "--debug", action="store_true", help="full tracebacks and all logs of the workers"
+    )
     arguments = parser.parse_intermixed_args()
     try:
         config = load(arguments.config or [QUICKSTART], arguments.overrides)
         if arguments.print_config:
             print(dump(config), end="")
             sys.exit(0)
-        plan.check(config, plan.domain_names(config))  # a wrong target, start or floor is told before anything is spent
+        # a wrong target, start or floor is told before anything is spent
+        semantics.check(config, semantics.domain_names(config))
         if check is not None:
             check(config)
         if plan_of is not None and arguments.plan:
@@ -67,7 +81,8 @@ def main(
         with RunFolder(config) as folder:
             if needs_ray:
                 connect(verbose=arguments.debug)
-                signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Ray's own may end the process before its temporary folder is gone
+                # Ray's own may end the process before its temporary folder is gone
+                signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
             with Display() if needs_ray else nullcontext():
                 made = job(Run(folder))
         print(f"\n{shown(made)}", flush=True)
@@ -89,6 +104,10 @@ def _fail(error: BaseException, debug: bool, status: int) -> NoReturn:
         traceback.print_exception(error)
     if isinstance(root_cause(error), UserError) or is_disk_full(error):
         status = 2
-    hint = "" if debug or status == 2 or isinstance(root_cause(error), Incomplete) else "  (--debug shows the whole traceback)"
+    hint = (
+        ""
+        if debug or status == 2 or isinstance(root_cause(error), Incomplete)
+        else "  (--debug shows the whole traceback)"
+    )
     print(f"error: {one_line(error)}{hint}", file=sys.stderr, flush=True)
     sys.exit(status)

@@ -1,7 +1,9 @@
-"""What the benches share: the JSON line, sides as processes of their own, a watch over their processes, a Ray to throw away.
+"""What the benches share: the JSON line, sides as processes of their own, a watch over their
+processes, a Ray to throw away.
 
-A bench is one file with two roles. Run by hand it is the parent: it starts each side as ``python NAME.py --side SIDE ARGUMENTS``,
-one after another, each with a temporary folder of its own that is removed, and prints the JSON line. A side ends with ``answer``.
+A bench is one file with two roles. Run by hand it is the parent: it starts each side as ``python
+NAME.py --side SIDE ARGUMENTS``, one after another, each with a temporary folder of its own that is
+removed, and prints the JSON line. A side ends with ``answer``.
 """
 
 from __future__ import annotations
@@ -31,11 +33,20 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 _ANSWER = "answer of this side: "
 
-# --------------------------------------------------------------------------------------------------------------- the JSON line
+# ------------------------------------------------------------------------------------ the JSON line
 
 
-def report(name: str, ratios: Sequence[float], goal: float, detail: Mapping[str, Any], *, lower: bool = False) -> None:
-    """Print the figure: the median of ``ratios``, held against ``goal`` (``lower``: it is to stay below)."""
+def report(
+    name: str,
+    ratios: Sequence[float],
+    goal: float,
+    detail: Mapping[str, Any],
+    *,
+    lower: bool = False,
+) -> None:
+    """Print the figure: the median of ``ratios``, held against ``goal`` (``lower``: it is to stay
+    below).
+    """
     ratio = statistics.median(ratios)
     holds = ratio <= goal if lower else ratio >= goal
     figure = {
@@ -58,16 +69,23 @@ def machine() -> dict[str, Any]:
     return {"cores": os.cpu_count(), "load_average": [round(load, 1) for load in os.getloadavg()]}
 
 
-# --------------------------------------------------------------------------------------------------------- sides as processes
+# ------------------------------------------------------------------------------- sides as processes
 
 
-def run(doc: str | None, parent: Callable[[bool], None], sides: Mapping[str, Callable[[dict[str, Any]], Any]]) -> None:
+def run(
+    doc: str | None,
+    parent: Callable[[bool], None],
+    sides: Mapping[str, Callable[[dict[str, Any]], Any]],
+) -> None:
     """The command line of a bench: the parent, or with ``--side`` the one that it started."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="one short round, to see that it runs")
     parser.add_argument("--side", nargs=2, metavar=("SIDE", "ARGUMENTS"), help=argparse.SUPPRESS)
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is cleaned up on the way out is
+    # so that what is cleaned up on the way out is
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if given.side:
         name, arguments = given.side
         print(_ANSWER + json.dumps(sides[name](json.loads(arguments))), flush=True)
@@ -84,7 +102,8 @@ class Watch:
         self.peak: dict[int, int] = {}  # bytes
         self.shared: dict[int, int] = {}  # bytes, most
         self.resident: dict[int, list[int]] = {}  # bytes, of every sample
-        self.times: list[tuple[float, dict[int, float]]] = []  # wall clock, CPU seconds so far per process
+        # wall clock, CPU seconds so far per process
+        self.times: list[tuple[float, dict[int, float]]] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Watch:
@@ -149,7 +168,9 @@ _KINDS = (
 
 
 def _kind(process: psutil.Process, is_root: bool, before: str) -> str:
-    """The most telling that the process ever was: an engine begins as any Python, and a worker of Ray idles between tasks."""
+    """The most telling that the process ever was: an engine begins as any Python, and a worker of
+    Ray idles between tasks.
+    """
     now = "driver" if is_root else _title(" ".join(process.cmdline()), process.name())
     return max(now, before or now, key=_KINDS.index)
 
@@ -167,21 +188,31 @@ def _title(title: str, name: str) -> str:
         return "map tasks" if "Map" in title or "Read" in title else "other actors of Ray"
     if name == "raylet":
         return "raylet"
-    return "daemons of Ray" if any(word in title for word in ("gcs_server", "dashboard", "agent", "ray/_private")) else "other"
+    return (
+        "daemons of Ray"
+        if any(word in title for word in ("gcs_server", "dashboard", "agent", "ray/_private"))
+        else "other"
+    )
 
 
-def side(script: str, name: str, arguments: Mapping[str, Any], timeout: float, every: float = 0.5) -> tuple[Any, Watch]:
-    """Run one side in its own process and temporary folder; returns what it answered and the watch over it.
+def side(
+    script: str, name: str, arguments: Mapping[str, Any], timeout: float, every: float = 0.5
+) -> tuple[Any, Watch]:
+    """Run one side in its own process and temporary folder; returns what it answered and the watch
+    over it.
 
     Raises:
-        RuntimeError: it failed or took longer than ``timeout`` seconds; its last lines are in the message.
+        RuntimeError: it failed or took longer than ``timeout`` seconds; its last lines are in the
+            message.
     """
     scratch = tempfile.mkdtemp(prefix="vtb")  # short: Ray's sockets live in it
     environment = dict(os.environ) | {"TMPDIR": scratch, "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, script, "--side", name, json.dumps(arguments)]
     try:
         with (Path(scratch) / "output").open("w+", encoding="utf-8") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, env=environment
+            )
             family = [psutil.Process(process.pid)]
             with Watch(process.pid, every) as watch:
                 try:
@@ -198,16 +229,21 @@ def side(script: str, name: str, arguments: Mapping[str, Any], timeout: float, e
             lines = output.read().splitlines()
         answers = [line for line in lines if line.startswith(_ANSWER)]
         if not answers:
-            raise RuntimeError(f"{Path(script).name} {name}: exit code {process.returncode}\n" + "\n".join(lines[-30:]))
+            raise RuntimeError(
+                f"{Path(script).name} {name}: exit code {process.returncode}\n"
+                + "\n".join(lines[-30:])
+            )
         return json.loads(answers[-1].removeprefix(_ANSWER)), watch
     finally:
         _remove(Path(scratch))
 
 
 class Player:
-    """A side that lives through all rounds and takes turns with others, so that they can alternate every second or so.
+    """A side that lives through all rounds and takes turns with others, so that they can alternate
+    every second or so.
 
-    It is ready once its function has called ``hand_over`` for the first time; each ``turn`` lets it work until it does so again.
+    It is ready once its function has called ``hand_over`` for the first time; each ``turn`` lets it
+    work until it does so again.
     """
 
     def __init__(self, script: str, name: str, arguments: Mapping[str, Any], timeout: float = 600):
@@ -255,7 +291,9 @@ class Player:
 
 
 def hand_over(figures: Any = None) -> None:
-    """Called by a side: tell the figures of this turn and wait for the next one; does not return after the last."""
+    """Called by a side: tell the figures of this turn and wait for the next one; does not return
+    after the last.
+    """
     print(_ANSWER + json.dumps(figures), flush=True)
     if not sys.stdin.readline():
         raise SystemExit
@@ -270,7 +308,7 @@ def _remove(folder: Path) -> None:
         time.sleep(0.25)
 
 
-# ------------------------------------------------------------------------------------------------------------------------ Ray
+# ---------------------------------------------------------------------------------------------- Ray
 
 
 @contextmanager

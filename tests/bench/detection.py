@@ -8,15 +8,19 @@ from typing import Any
 
 CONTEXT = 512
 TEXT_TOKENS = 62  # what the tiny judge is shown of a text
-_COMMON = 8.0  # large beside all other coordinates, so that it has nearly the whole length that the last norm gives
+# large beside all other coordinates, so that it has nearly the whole length that the last norm
+# gives
+_COMMON = 8.0
 
 
 def tiny_models(folder: Path) -> dict[str, str]:
-    """Random models of the tiny base's shape: ``long`` never ends a sequence, ``short`` does after 29 tokens on average, ``judge``
-    answers any text with a letter and EOS. Seconds instead of minutes, and for their speed it does not matter what they say.
+    """Random models of the tiny base's shape: ``long`` never ends a sequence, ``short`` does after
+    29 tokens on average, ``judge`` answers any text with a letter and EOS. Seconds instead of
+    minutes, and for their speed it does not matter what they say.
 
-    The chance of EOS comes from one coordinate that all embeddings share, so that every hidden state has it, and the weight
-    that the head gives it; the judge has a second one for "the last token was a letter".
+    The chance of EOS comes from one coordinate that all embeddings share, so that every hidden
+    state has it, and the weight that the head gives it; the judge has a second one for "the last
+    token was a letter".
     """
     import math
 
@@ -27,7 +31,11 @@ def tiny_models(folder: Path) -> dict[str, str]:
     from versatune_ray.settings import Base
 
     settings, world = Base(), World(100)
-    tokenizer = train_tokenizer((text for name in DOMAINS for text in world.texts(name, 300)), settings.vocab_size, len(DOMAINS))
+    tokenizer = train_tokenizer(
+        (text for name in DOMAINS for text in world.texts(name, 300)),
+        settings.vocab_size,
+        len(DOMAINS),
+    )
     tokenizer.model_max_length = CONTEXT
     letters = [tokenizer.encode(f" {letter}", add_special_tokens=False)[0] for letter in "ABCDEF"]
     eos, size, scale = tokenizer.eos_token_id, len(tokenizer), math.sqrt(settings.hidden_size)
@@ -56,35 +64,46 @@ def tiny_models(folder: Path) -> dict[str, str]:
     return paths
 
 
-def generation_source(model: str, folder: Path, generation: Mapping[str, Any], engine: Mapping[str, Any]) -> Any:
+def generation_source(
+    model: str, folder: Path, generation: Mapping[str, Any], engine: Mapping[str, Any]
+) -> Any:
     """What ``versatune_ray.detection.generate.generate`` takes, for a model of ``tiny_models``."""
     from versatune_ray.detection.generate import Generator, start_token
     from versatune_ray.settings import Engine, Generation
 
     settings = Generation(**generation)
     start, how = start_token(model, settings.start, False)
-    return Generator("bench", model, "bench", start, how, settings, 0, Engine(**engine), folder, False)
+    return Generator(
+        "bench", model, "bench", start, how, settings, 0, Engine(**engine), folder, False
+    )
 
 
 def judge_source(model: str, engine: Mapping[str, Any]) -> Any:
-    """What ``versatune_ray.detection.judge.judge`` takes; prompt and length of text as the tiny judge has them."""
+    """What ``versatune_ray.detection.judge.judge`` takes; prompt and length of text as the tiny
+    judge has them.
+    """
     from versatune_ray.detection.judge import JudgeSpec
     from versatune_ray.detection.prompt import TINY_JUDGE_PROMPT, Question
     from versatune_ray.microworld.world import DOMAINS
     from versatune_ray.settings import Engine, Judge
 
     question = Question(DOMAINS, {}, TINY_JUDGE_PROMPT, "letters", True)
-    settings = Judge(path=model, prompt=TINY_JUDGE_PROMPT, max_text_tokens=TEXT_TOKENS, engine=Engine(**engine))
+    settings = Judge(
+        path=model, prompt=TINY_JUDGE_PROMPT, max_text_tokens=TEXT_TOKENS, engine=Engine(**engine)
+    )
     return JudgeSpec(settings, question, "bench", False, False)
 
 
 def note_arrivals(module: Any, file: Path) -> None:
-    """Have the vLLM stage of ``module`` append to ``file`` when each request entered the engine, as vLLM itself recorded it."""
+    """Have the vLLM stage of ``module`` append to ``file`` when each request entered the engine, as
+    vLLM itself recorded it.
+    """
     stage = module.vllm_stage
 
     def noting(model: str, settings: Any, preprocess: Any, postprocess: Any, **more: Any) -> Any:
         def noted(row: dict[str, Any]) -> dict[str, Any]:
-            with file.open("a", encoding="utf-8") as stream:  # tens of microseconds, and one write per line
+            # tens of microseconds, and one write per line
+            with file.open("a", encoding="utf-8") as stream:
                 stream.write(f"{row['metrics']['arrival_time']}\n")
             return dict(postprocess(row))
 
@@ -103,7 +122,9 @@ def tokens_in(parts: Path) -> tuple[int, int]:
     """Sequences and output tokens written; a failed request ends the bench."""
     import pyarrow.dataset
 
-    table = pyarrow.dataset.dataset(sorted(map(str, parts.glob("*.parquet"))), format="parquet").to_table(columns=["tokens", "failed"])
+    table = pyarrow.dataset.dataset(
+        sorted(map(str, parts.glob("*.parquet"))), format="parquet"
+    ).to_table(columns=["tokens", "failed"])
     if any(table["failed"].to_pylist()):
         raise RuntimeError(f"{sum(table['failed'].to_pylist())} requests failed")
     return table.num_rows, sum(table["tokens"].to_pylist())

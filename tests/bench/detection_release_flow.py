@@ -1,17 +1,22 @@
-"""Samples per second of a whole detection, generation and judging, over the flow of the paper's release.
+"""Samples per second of a whole detection, generation and judging, over the flow of the paper's
+release.
 
 usage: python tests/bench/detection_release_flow.py [--quick]
 
-Theirs: one Hugging Face ``generate`` per sample (prompt = EOS, T = 1, top_p = 1, repetition penalty 1.1, the token budget), then one
-judge request at a time that samples up to 512 tokens until EOS, and a hard label read from the text. Ours: ``generate`` and
-``judge`` of the product with what its settings allow on a CPU (``OURS``), every sequence and answer written to parts, answers as
-probabilities. Both start from EOS and have the same budget, 256 tokens. Start-up is excluded on both: theirs is timed per call after
-one untimed sample; ours from the first request in an engine to the last part on disk, for each stage.
+Theirs: one Hugging Face ``generate`` per sample (prompt = EOS, T = 1, top_p = 1, repetition penalty
+1.1, the token budget), then one judge request at a time that samples up to 512 tokens until EOS,
+and a hard label read from the text. Ours: ``generate`` and ``judge`` of the product with what its
+settings allow on a CPU (``OURS``), every sequence and answer written to parts, answers as
+probabilities. Both start from EOS and have the same budget, 256 tokens. Start-up is excluded on
+both: theirs is timed per call after one untimed sample; ours from the first request in an engine to
+the last part on disk, for each stage.
 
-Models are random ones of the tiny base's shape (detection.tiny_models): speed does not depend on what they say. The judge is random too but
-answers with a letter and EOS, so theirs pays two tokens, not 512. ``long`` sequences fill the budget, as a real base model's do (the
-release allows 15,999 tokens): the headline. ``short`` ones end after 29 tokens on average, as the microworld's do: in the detail.
-Hugging Face gets the number of threads at which it is faster, measured on both at every start (``threads``).
+Models are random ones of the tiny base's shape (detection.tiny_models): speed does not depend on
+what they say. The judge is random too but answers with a letter and EOS, so theirs pays two tokens,
+not 512. ``long`` sequences fill the budget, as a real base model's do (the release allows 15,999
+tokens): the headline. ``short`` ones end after 29 tokens on average, as the microworld's do: in the
+detail. Hugging Face gets the number of threads at which it is faster, measured on both at every
+start (``threads``).
 """
 
 from __future__ import annotations
@@ -32,7 +37,8 @@ TOKENS = 256
 SIZES = {"long": (512, 12), "short": (1024, 60)}  # sequences of ours and of theirs
 QUICK = {"long": (64, 2)}
 SAMPLING = {"max_tokens": TOKENS, "start": "eos", "repetition_penalty": 1.0}
-# One engine and a fresh store, so one seed for the engine does: half of vLLM's time on a CPU goes into a generator per request.
+# One engine and a fresh store, so one seed for the engine does: half of vLLM's time on a CPU goes
+# into a generator per request.
 OURS: dict[str, Any] = {"seeded": False, "engine": {"max_num_seqs": 256}}
 
 
@@ -50,12 +56,21 @@ def ours(given: dict[str, Any]) -> Any:
             writing.vllm_stage = judge_vllm.vllm_stage = plain
             detection.note_arrivals(writing, folder / "written")
             detection.note_arrivals(judge_vllm, folder / "asked")
-            generation = SAMPLING | given["settings"].get("generation", {}) | {"seeded": given["settings"]["seeded"]}
-            source = detection.generation_source(given["models"][case], folder / "parts", generation, engine)
+            generation = (
+                SAMPLING
+                | given["settings"].get("generation", {})
+                | {"seeded": given["settings"]["seeded"]}
+            )
+            source = detection.generation_source(
+                given["models"][case], folder / "parts", generation, engine
+            )
             spec = detection.judge_source(given["models"]["judge"], engine)
             writing.generate(source, count, gpu=False)
-            (answered,) = judging.judge(spec, [judging.Texts(folder / "parts", count, folder / "judged")])
-            assert answered >= 0.9 * count, answered  # an empty sequence, of which short ones are 3 %, is not judged
+            (answered,) = judging.judge(
+                spec, [judging.Texts(folder / "parts", count, folder / "judged")]
+            )
+            # an empty sequence, of which short ones are 3 %, is not judged
+            assert answered >= 0.9 * count, answered
             begin, end = detection.window(folder / "written", folder / "parts")
             first, last = detection.window(folder / "asked", folder / "judged")
             found[case] = {
@@ -84,12 +99,26 @@ def release(given: dict[str, Any]) -> Any:
 
     def write(model: Any, longest: int = TOKENS) -> list[int]:
         start = torch.tensor([[tokenizer.eos_token_id]])
-        sampling = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.1}
-        made = model.generate(start, attention_mask=torch.ones_like(start), max_length=longest + 1, pad_token_id=padding, **sampling)
+        sampling = {
+            "do_sample": True,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "top_k": 0,
+            "repetition_penalty": 1.1,
+        }
+        made = model.generate(
+            start,
+            attention_mask=torch.ones_like(start),
+            max_length=longest + 1,
+            pad_token_id=padding,
+            **sampling,
+        )
         return made[0, 1:].tolist()
 
     def label(text: str) -> int | None:
-        shown = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)[: detection.TEXT_TOKENS])
+        shown = tokenizer.decode(
+            tokenizer.encode(text, add_special_tokens=False)[: detection.TEXT_TOKENS]
+        )
         asked = tokenizer(TINY_JUDGE_PROMPT.replace("{text}", shown), return_tensors="pt")
         made = judge.generate(
             input_ids=asked["input_ids"],
@@ -99,9 +128,15 @@ def release(given: dict[str, Any]) -> Any:
             top_k=0,
             pad_token_id=padding,
         )
-        return parse_label(tokenizer.decode(made[0, asked["input_ids"].shape[1] :], skip_special_tokens=True), letters)[0]
+        return parse_label(
+            tokenizer.decode(made[0, asked["input_ids"].shape[1] :], skip_special_tokens=True),
+            letters,
+        )[0]
 
-    models = {case: AutoModelForCausalLM.from_pretrained(given["models"][case]).eval() for case in given["sizes"]}
+    models = {
+        case: AutoModelForCausalLM.from_pretrained(given["models"][case]).eval()
+        for case in given["sizes"]
+    }
     rates = {}
     for threads in given["threads"]:
         torch.set_num_threads(threads)
@@ -152,14 +187,24 @@ def parent(quick: bool) -> None:
                 "with repetition penalty 1.1": OURS | {"generation": {"repetition_penalty": 1.1}},
             }
             for name, settings in others.items():
-                answer, _ = common.side(__file__, "ours", given | {"settings": settings, "sizes": {"long": SIZES["long"]}}, timeout=900)
+                answer, _ = common.side(
+                    __file__,
+                    "ours",
+                    given | {"settings": settings, "sizes": {"long": SIZES["long"]}},
+                    timeout=900,
+                )
                 variants[name] = round(_rate(answer["long"]), 2)
 
     def ratios(case: str, what: str) -> list[float]:
         pairs = zip(found["ours"], found["release"], strict=True)
         return [_rate(mine[case], what) / _rate(theirs[case], what) for mine, theirs in pairs]
 
-    detail: dict[str, Any] = {"unit": "samples/s", "token_budget": TOKENS, "rounds": rounds, "settings_of_ours": OURS | {"batch_size": 128}}
+    detail: dict[str, Any] = {
+        "unit": "samples/s",
+        "token_budget": TOKENS,
+        "rounds": rounds,
+        "settings_of_ours": OURS | {"batch_size": 128},
+    }
     for case in sizes:
         mine, theirs = ([answer[case] for answer in found[who]] for who in ("ours", "release"))
         whole = ratios(case, "whole")
@@ -168,21 +213,35 @@ def parent(quick: bool) -> None:
             "spread": [round(min(whole), 2), round(max(whole), 2)],
             "ours": round(statistics.median(_rate(one) for one in mine), 2),
             "theirs": round(statistics.median(_rate(one) for one in theirs), 2),
-            "ours_tokens_per_sample": round(statistics.mean(one["tokens"] / one["count"] for one in mine), 1),
-            "theirs_tokens_per_sample": round(statistics.mean(one["tokens"] / one["count"] for one in theirs), 1),
+            "ours_tokens_per_sample": round(
+                statistics.mean(one["tokens"] / one["count"] for one in mine), 1
+            ),
+            "theirs_tokens_per_sample": round(
+                statistics.mean(one["tokens"] / one["count"] for one in theirs), 1
+            ),
             "generation_ratio": round(statistics.median(ratios(case, "generation")), 2),
             "judging_ratio": round(statistics.median(ratios(case, "judging")), 2),
             "judging_ours": round(statistics.median(_rate(one, "judging") for one in mine), 1),
             "judging_theirs": round(statistics.median(_rate(one, "judging") for one in theirs), 1),
-            "share_of_judging_in_ours": round(statistics.median(one["judging"] / (one["generation"] + one["judging"]) for one in mine), 2),
-            "theirs_labelled": round(statistics.mean(one["labelled"] / one["count"] for one in theirs), 2),
+            "share_of_judging_in_ours": round(
+                statistics.median(
+                    one["judging"] / (one["generation"] + one["judging"]) for one in mine
+                ),
+                2,
+            ),
+            "theirs_labelled": round(
+                statistics.mean(one["labelled"] / one["count"] for one in theirs), 2
+            ),
         }
     detail["threads_of_theirs"] = [answer["threads"] for answer in found["release"]]
     detail["theirs_tokens_per_s_by_threads"] = [
-        {threads: round(rate) for threads, rate in answer["tokens_per_s_by_threads"].items()} for answer in found["release"]
+        {threads: round(rate) for threads, rate in answer["tokens_per_s_by_threads"].items()}
+        for answer in found["release"]
     ]
     detail["ours_with_other_settings"] = variants
-    common.report("detection_release_flow", ratios("long", "whole"), GOAL, detail | common.machine())
+    common.report(
+        "detection_release_flow", ratios("long", "whole"), GOAL, detail | common.machine()
+    )
 
 
 def _rate(one: dict[str, Any], what: str = "whole") -> float:

@@ -1,31 +1,42 @@
-"""Orchestration scales: samples per second per engine replica with many replicas over one replica, on simulated nodes.
+"""Orchestration scales: samples per second per engine replica with many replicas over one replica,
+on simulated nodes.
 
-usage: python tests/bench/detection_scaling.py [--quick]        (--quick: 1 and 4 replicas, short service)
+usage: python tests/bench/detection_scaling.py [--quick]        (--quick: 1 and 4 replicas, short
+service)
 
-A STAND-IN TAKES VLLM'S PLACE: the product's own ``vllm_stage`` builds the plan (preprocess, actor pool, concurrency, batches, resources,
-postprocess), and only the class that holds the engine is exchanged for one that sleeps a fixed time per batch and returns text and
-token ids of a real length. What is measured is all around the engine: the real ``generate``, Ray Data's driver, its map tasks, rows,
-parts on disk, with actors on several raylets (``ray.cluster_utils.Cluster``) that here share one machine.
+A STAND-IN TAKES VLLM'S PLACE: the product's own ``vllm_stage`` builds the plan (preprocess, actor
+pool, concurrency, batches, resources, postprocess), and only the class that holds the engine is
+exchanged for one that sleeps a fixed time per batch and returns text and token ids of a real
+length. What is measured is all around the engine: the real ``generate``, Ray Data's driver, its map
+tasks, rows, parts on disk, with actors on several raylets (``ray.cluster_utils.Cluster``) that here
+share one machine.
 
-Service: ``BATCH`` rows in ``SERVICE`` seconds with 4 batches in flight. An H100 takes 30 to 60 s for 128 sequences of 1,024 tokens with
-4 in flight, 0.07 to 0.13 batches/s; a stand-in finishes 0.4 batches/s. So 32 of them ask of the driver what about 100 to 180 H100s
-would. Shorter services measure the CPU time that raylets, tasks and driver of this one machine share, not the orchestration.
-``replicas: [n, n]`` avoids the ramp of autoscaling, and no stand-in answers before all are there. Slots start at spread-out times, as
-engines do. Steady state: parts finishing between 20 % and 80 % of all, by their times on disk; ideal is batches in flight / service.
+Service: ``BATCH`` rows in ``SERVICE`` seconds with 4 batches in flight. An H100 takes 30 to 60 s
+for 128 sequences of 1,024 tokens with 4 in flight, 0.07 to 0.13 batches/s; a stand-in finishes 0.4
+batches/s. So 32 of them ask of the driver what about 100 to 180 H100s would. Shorter services
+measure the CPU time that raylets, tasks and driver of this one machine share, not the
+orchestration. ``replicas: [n, n]`` avoids the ramp of autoscaling, and no stand-in answers before
+all are there. Slots start at spread-out times, as engines do. Steady state: parts finishing between
+20 % and 80 % of all, by their times on disk; ideal is batches in flight / service.
 
-Estimate on paper (nothing of this was measured; 7B in bf16: 20,000 output tokens/s on an H100 at 256 sequences or more; 72B over 4 H100s:
-12,000 prompt tokens/s): 50 models x 200,000 sequences = 10 million.
-  256 tokens:    2.6e9 tokens / 20,000 = 36 GPU-hours;  1,024 tokens: 10.2e9 / 20,000 = 142 GPU-hours
-  judge:         10 M x (300 + about 100 of prompt, cached for the most part) tokens = 3e9 to 4e9 / 12,000 x 4 GPUs = 280 to 370 GPU-hours
-  start-up:      50 models one after another x 2 to 4 minutes x 64 GPUs = 107 to 213 GPU-hours (all replicas of a model load together)
-  on 64 H100s:   0.6 h or 2.2 h of generation, 4.3 to 5.8 h of judging, 1.7 to 3.3 h of start-up: 7 to 11 hours in all
-What breaks first: (1) start-up, which costs more than writing 256 tokens does: a model of 200,000 x 256 tokens takes 64 H100s only 40 s, so
-fewer replicas per model, and models side by side, would pay; (2) the judge, more than half of all GPU time; (3) parts: 128 rows each,
-78,125 parts of sequences and as many of answers. The driver lists and opens every part of a store to see what is missing (a store
-holds 1,563, but the judge's pass reads all 78,125 in the driver, one after another: at 5 to 20 ms on shared storage 7 to 26 minutes
-per pass, and sends 10 M ids through it); (4) the driver's rate: 64 H100s finish 4 to 8 batches/s of 1,024 tokens but 17 to 39 of 256, three
-tasks each; ``driver_batches_per_s`` in the detail is what this machine's driver can do. (5) Rows: a few ms of CPU per sample in map
-tasks and engine actor are 10 M x 2 ms = 6 CPU-hours, nothing on a cluster's CPUs.
+Estimate on paper (nothing of this was measured; 7B in bf16: 20,000 output tokens/s on an H100 at
+256 sequences or more; 72B over 4 H100s: 12,000 prompt tokens/s): 50 models x 200,000 sequences = 10
+  million. 256 tokens:    2.6e9 tokens / 20,000 = 36 GPU-hours;  1,024 tokens: 10.2e9 / 20,000 = 142
+  GPU-hours
+  judge:         10 M x (300 + about 100 of prompt, cached for the most part) tokens = 3e9 to 4e9 /
+  12,000 x 4 GPUs = 280 to 370 GPU-hours start-up:      50 models one after another x 2 to 4 minutes
+  x 64 GPUs = 107 to 213 GPU-hours (all replicas of a model load together) on 64 H100s:   0.6 h or
+  2.2 h of generation, 4.3 to 5.8 h of judging, 1.7 to 3.3 h of start-up: 7 to 11 hours in all
+What breaks first: (1) start-up, which costs more than writing 256 tokens does: a model of 200,000 x
+256 tokens takes 64 H100s only 40 s, so fewer replicas per model, and models side by side, would
+pay; (2) the judge, more than half of all GPU time; (3) parts: 128 rows each, 78,125 parts of
+sequences and as many of answers. The driver lists and opens every part of a store to see what is
+missing (a store holds 1,563, but the judge's pass reads all 78,125 in the driver, one after
+another: at 5 to 20 ms on shared storage 7 to 26 minutes per pass, and sends 10 M ids through it);
+(4) the driver's rate: 64 H100s finish 4 to 8 batches/s of 1,024 tokens but 17 to 39 of 256, three
+tasks each; ``driver_batches_per_s`` in the detail is what this machine's driver can do. (5) Rows: a
+few ms of CPU per sample in map tasks and engine actor are 10 M x 2 ms = 6 CPU-hours, nothing on a
+cluster's CPUs.
 """
 
 from __future__ import annotations
@@ -99,14 +110,21 @@ def scales(given: dict[str, Any]) -> Any:
     plain = stage.vllm_stage
     most = max(given["replicas"])
     engines = -(-most // given["nodes"])
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "object_store_memory": 300 * 2**20})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 4, "object_store_memory": 300 * 2**20}
+    )
     found = []
     try:
         for _ in range(given["nodes"]):
-            cluster.add_node(num_cpus=engines, resources={"engine": engines}, object_store_memory=150 * 2**20)
+            cluster.add_node(
+                num_cpus=engines, resources={"engine": engines}, object_store_memory=150 * 2**20
+            )
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         common.quiet()
-        plans = [(replicas, given["service"], WAVES * IN_FLIGHT * replicas) for replicas in given["replicas"]]
+        plans = [
+            (replicas, given["service"], WAVES * IN_FLIGHT * replicas)
+            for replicas in given["replicas"]
+        ]
         for replicas, service, batches in [*plans, (min(4, most), 0.0, given["probe"])]:
             folder = Path(tempfile.mkdtemp())
             there = folder / "there"
@@ -114,12 +132,22 @@ def scales(given: dict[str, Any]) -> Any:
 
             def staged(*arguments: Any, **more: Any) -> Any:
                 processor = plain(*arguments, **more)
-                # Not by assignment: pydantic would validate the stage anew, and its resources are gone by then.
-                vars(processor.get_stage_by_name("vLLMEngineStage"))["fn"] = stand_in(service, replicas, there)  # noqa: B023 - used at once
+                # Not by assignment: pydantic would validate the stage anew, and its resources are
+                # gone by then.
+                vars(processor.get_stage_by_name("vLLMEngineStage"))["fn"] = stand_in(
+                    service,  # noqa: B023 - all three are used at once
+                    replicas,  # noqa: B023
+                    there,  # noqa: B023
+                )
                 return processor
 
             stage.vllm_stage = staged
-            engine = {"replicas": [replicas, replicas], "batch_size": BATCH, "concurrent_batches": IN_FLIGHT, "resources": {"engine": 1}}
+            engine = {
+                "replicas": [replicas, replicas],
+                "batch_size": BATCH,
+                "concurrent_batches": IN_FLIGHT,
+                "resources": {"engine": 1},
+            }
             source = _source(model, folder / "parts", engine)
             called = time.time()
             made = stage.generate(source, batches * BATCH, gpu=False)
@@ -127,9 +155,20 @@ def scales(given: dict[str, Any]) -> Any:
             times = sorted(part.stat().st_mtime for part in (folder / "parts").glob("*.parquet"))
             begin = max(file.stat().st_mtime for file in there.iterdir())
             found.append(
-                {"replicas": replicas, "service": service, "batches": batches, "times": times, "begin": begin, "startup": begin - called}
+                {
+                    "replicas": replicas,
+                    "service": service,
+                    "batches": batches,
+                    "times": times,
+                    "begin": begin,
+                    "startup": begin - called,
+                }
             )
-            print(f"{replicas} replicas: {times[-1] - begin:.1f} s, started in {begin - called:.1f} s", flush=True)
+            print(
+                f"{replicas} replicas: {times[-1] - begin:.1f} s, started in {begin - called:.1f} "
+                f"s",
+                flush=True,
+            )
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -140,7 +179,18 @@ def _source(model: Path, folder: Path, engine: dict[str, Any]) -> Any:
     from versatune_ray.detection.generate import Generator
     from versatune_ray.settings import Engine, Generation
 
-    return Generator("stand-in", str(model), "bench", 1, "", Generation(max_tokens=TOKENS), 0, Engine(**engine), folder, False)
+    return Generator(
+        "stand-in",
+        str(model),
+        "bench",
+        1,
+        "",
+        Generation(max_tokens=TOKENS),
+        0,
+        Engine(**engine),
+        folder,
+        False,
+    )
 
 
 def _rate(times: list[float], begin: float, end: float) -> float:
@@ -150,7 +200,12 @@ def _rate(times: list[float], begin: float, end: float) -> float:
 
 
 def parent(quick: bool) -> None:
-    given: dict[str, Any] = {"replicas": REPLICAS, "service": SERVICE, "nodes": NODES, "probe": 400} | (QUICK if quick else {})
+    given: dict[str, Any] = {
+        "replicas": REPLICAS,
+        "service": SERVICE,
+        "nodes": NODES,
+        "probe": 400,
+    } | (QUICK if quick else {})
     with tempfile.TemporaryDirectory(prefix="vtb"):
         found, watch = common.side(__file__, "scales", given, timeout=1500, every=1.0)
     *runs, probe = found
@@ -161,13 +216,20 @@ def parent(quick: bool) -> None:
         per_replica[n] = _rate(times, 0.2, 0.8) / n
         cpu = watch.cpu(one["begin"], times[-1])
         wall = times[-1] - one["begin"]
-        ratios = [_rate(times, low, high) / n / per_replica[runs[0]["replicas"]] for low, high in ((0.2, 0.5), (0.35, 0.65), (0.5, 0.8))]
+        ratios = [
+            _rate(times, low, high) / n / per_replica[runs[0]["replicas"]]
+            for low, high in ((0.2, 0.5), (0.35, 0.65), (0.5, 0.8))
+        ]
         detail[str(n)] = {
             "samples_per_s_per_replica": round(per_replica[n] * BATCH, 2),
             "of_one_replica": round(per_replica[n] / per_replica[runs[0]["replicas"]], 3),
             "of_ideal": round(per_replica[n] / ideal, 3),
             "startup_s": round(one["startup"], 1),
-            "cpu_cores_used": {kind: value for kind, seconds in sorted(cpu.items()) if (value := round(seconds / wall, 2)) >= 0.01},
+            "cpu_cores_used": {
+                kind: value
+                for kind, seconds in sorted(cpu.items())
+                if (value := round(seconds / wall, 2)) >= 0.01
+            },
         }
     times = probe["times"]
     cpu = watch.cpu(times[0], times[-1])
@@ -182,14 +244,24 @@ def parent(quick: bool) -> None:
         "driver_batches_per_s": round(rate, 1),
         "driver_tasks_per_s": round(3 * rate, 1),
         "driver_cpu_ms_per_batch": round(1000 * cpu.get("driver", 0.0) / finished, 1),
-        "all_cpu_ms_per_batch": {kind: round(1000 * seconds / finished, 1) for kind, seconds in sorted(cpu.items()) if seconds > 0.05},
-        "probe": f"{probe['replicas']} stand-ins of no service time, {len(times)} batches, three tasks each: prepare, answer, write",
+        "all_cpu_ms_per_batch": {
+            kind: round(1000 * seconds / finished, 1)
+            for kind, seconds in sorted(cpu.items())
+            if seconds > 0.05
+        },
+        "probe": f"{probe['replicas']} stand-ins of no service time, {len(times)} batches, "
+        "three tasks each: prepare, answer, write",
     }
     # The figure is the last one's; its spread, of three windows within the steady state.
     last = runs[-1]["replicas"]
     figure = per_replica[last] / per_replica[runs[0]["replicas"]]
     low, high = min(figure, *ratios), max(figure, *ratios)
-    common.report("detection_scaling", [low, figure, high], GOAL, {"replicas": last} | detail | common.machine())
+    common.report(
+        "detection_scaling",
+        [low, figure, high],
+        GOAL,
+        {"replicas": last} | detail | common.machine(),
+    )
 
 
 if __name__ == "__main__":

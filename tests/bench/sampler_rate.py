@@ -1,11 +1,14 @@
-"""Samples per second that ``DomainSampler`` draws from 1,000 domains of mixed sizes while their shares move, in millions.
+"""Samples per second that ``DomainSampler`` draws from 1,000 domains of mixed sizes while their
+shares move, in millions.
 
 usage: python tests/bench/sampler_rate.py [--quick]
 
-Shares take a random step before every batch. Permutations are made before the measuring starts, until every domain has been drawn, and
-their time is added to every sample's as its part of one pass over all records. The headline is the batch size ``HEADLINE``; all of
-``BATCHES`` are in the detail, beside a plain draw by NumPy: ``Generator.choice`` of a domain for every place by share, then a uniform
-random record of each, with replacement. That one knows no passes and no resuming, and its counts scatter around the shares.
+Shares take a random step before every batch. Permutations are made before the measuring starts,
+until every domain has been drawn, and their time is added to every sample's as its part of one pass
+over all records. The headline is the batch size ``HEADLINE``; all of ``BATCHES`` are in the detail,
+beside a plain draw by NumPy: ``Generator.choice`` of a domain for every place by share, then a
+uniform random record of each, with replacement. That one knows no passes and no resuming, and its
+counts scatter around the shares.
 """
 
 from __future__ import annotations

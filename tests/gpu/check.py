@@ -1,4 +1,5 @@
-"""Whether training is right on this machine's GPU: losses, gradients, packing, compiling, resuming. Without a GPU, what a CPU can do.
+"""Whether training is right on this machine's GPU: losses, gradients, packing, compiling, resuming.
+Without a GPU, what a CPU can do.
 
 usage: bash tests/gpu/run check        one JSON line per check; status 1 where one fails
 """
@@ -24,22 +25,31 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from versatune_ray.domains import DomainData
 from versatune_ray.settings import Lora, Training
+from versatune_ray.settings.recipe import Execution, Recipe
 from versatune_ray.training.batches import Samples
 from versatune_ray.training.checkpoint import Checkpoints
-from versatune_ray.training.core import Tuner, Unrecoverable
 from versatune_ray.training.families import FAMILIES
 from versatune_ray.training.model import begin_adapters, fill, load_model, with_frozen
-from versatune_ray.training.recipe import Recipe, Setup
+from versatune_ray.training.trainer import Trainer, Unrecoverable
 
 SHARES = np.array([0.5, 0.5])
 RECIPE = Recipe(
-    steps=12, batch_size=16, micro_batch_tokens=1024, learning_rate=1e-3, warmup=0.1, weight_decay=0.01, max_grad_norm=1.0, seed=3
+    steps=12,
+    batch_size=16,
+    micro_batch_tokens=1024,
+    learning_rate=1e-3,
+    warmup=0.1,
+    weight_decay=0.01,
+    max_grad_norm=1.0,
+    seed=3,
 )
 PLAIN = replace(RECIPE, max_grad_norm=0.0, weight_decay=0.0, warmup=0.0)
 VOCABULARY, WINDOW, SIZE = 512, 48, 32
 SHAPE = {
-    "vocab_size": VOCABULARY, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": SIZE, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 512,
+    "vocab_size": VOCABULARY, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": SIZE, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2, "max_position_embeddings": 512,
 }  # fmt: skip
 WINDOWED = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": WINDOW}
 OF_FAMILY: dict[str, dict[str, Any]] = {
@@ -55,19 +65,36 @@ KINDS = ("padded", "sdpa", "flex", "varlen") if GPU else ("padded", "sdpa", "var
 
 
 def stand_in() -> None:
-    """On a CPU, the formula itself in the place of torch's flash attention: what is passed to it is rehearsed, under its own signature."""
+    """On a CPU, the formula itself in the place of torch's flash attention: what is passed to it is
+    rehearsed, under its own signature.
+    """
     real = inspect.signature(varlen.varlen_attn)
 
-    def varlen_attn(q: Any, k: Any, v: Any, starts: Any, starts_k: Any, longest: int, longest_k: int, **options: Any) -> torch.Tensor:
+    def varlen_attn(
+        q: Any,
+        k: Any,
+        v: Any,
+        starts: Any,
+        starts_k: Any,
+        longest: int,
+        longest_k: int,
+        **options: Any,
+    ) -> torch.Tensor:
         real.bind(q, k, v, starts, starts_k, longest, longest_k, **options)
         out = []
         for begin, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
             queries, keys, values = (states[begin:end].transpose(0, 1) for states in (q, k, v))
-            keys, values = (states.repeat_interleave(q.shape[1] // k.shape[1], 0) for states in (keys, values))
+            keys, values = (
+                states.repeat_interleave(q.shape[1] // k.shape[1], 0) for states in (keys, values)
+            )
             behind = torch.arange(end - begin)[:, None] - torch.arange(end - begin)
             left = options["window_size"][0]
             seen = (behind >= 0) & ((behind <= left) if left >= 0 else True)
-            out.append(functional.scaled_dot_product_attention(queries, keys, values, seen, scale=options["scale"]).transpose(0, 1))
+            out.append(
+                functional.scaled_dot_product_attention(
+                    queries, keys, values, seen, scale=options["scale"]
+                ).transpose(0, 1)
+            )
         return torch.cat(out)
 
     varlen.varlen_attn = varlen_attn  # type: ignore[assignment]
@@ -78,25 +105,34 @@ class World:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        lengths = np.clip(np.random.default_rng(1).lognormal(np.log(60), 0.7, (2, 40)), 8, 400).astype(int)
+        lengths = np.clip(
+            np.random.default_rng(1).lognormal(np.log(60), 0.7, (2, 40)), 8, 400
+        ).astype(int)
         self.data: list[DomainData] = domains(folder, lengths.tolist(), VOCABULARY)
 
     def model(self, family: str) -> str:
         path = self.folder / family
         if not path.exists():
             torch.manual_seed(0)
-            AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(SHAPE | OF_FAMILY.get(family, {})))).save_pretrained(path)
+            AutoModelForCausalLM.from_config(
+                AutoConfig.for_model(family, **(SHAPE | OF_FAMILY.get(family, {})))
+            ).save_pretrained(path)
         return str(path)
 
-    def tuner(
-        self, family: str = "llama", kind: str | None = None, recipe: Recipe = RECIPE, training: Training | None = None, **more: Any
-    ) -> Tuner:
+    def trainer(
+        self,
+        family: str = "llama",
+        kind: str | None = None,
+        recipe: Recipe = RECIPE,
+        training: Training | None = None,
+        **more: Any,
+    ) -> Trainer:
         """As a run on this device begins: FSDP2 in a world of 1, also on a CPU; bf16 on a GPU."""
         importance = more.pop("importance", None)
         path, kind = self.model(family), kind or ("varlen" if GPU else "sdpa")
         model = with_frozen(load_model(path, attention=kind, empty=True), training or Training(), 0)  # type: ignore[arg-type]
-        setup = Setup(**({"parallel": "fsdp", "compile": False} | more))
-        one = Tuner(model, self.data, recipe, DEVICE, setup=setup, importance=importance)
+        execution = Execution(**({"parallel": "fsdp", "compile": False} | more))
+        one = Trainer(model, self.data, recipe, DEVICE, execution=execution, importance=importance)
         fill(model, path)
         begin_adapters(model, 0)
         return one
@@ -107,17 +143,28 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def plain(world: World, family: str) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and gradient of the first batch in float32, sample by sample, by transformers' eager attention."""
-    model = AutoModelForCausalLM.from_pretrained(world.model(family), dtype=torch.float32, attn_implementation="eager").to(DEVICE)
-    drawn = world.tuner(family, "padded", PLAIN).sampler.next_batch(SHARES)
+    """Loss and gradient of the first batch in float32, sample by sample, by transformers' eager
+    attention.
+    """
+    model = AutoModelForCausalLM.from_pretrained(
+        world.model(family), dtype=torch.float32, attn_implementation="eager"
+    ).to(DEVICE)
+    drawn = world.trainer(family, "padded", PLAIN).sampler.next_batch(SHARES)
     total, count = torch.zeros((), device=DEVICE), 0
     for domain, index in zip(*drawn, strict=True):
         tokens, mask = world.data[domain].train[int(index)]
-        ids, kept = torch.from_numpy(tokens.astype(np.int64)).to(DEVICE), torch.from_numpy(mask[1:].copy()).to(DEVICE)
-        nats = functional.cross_entropy(model(input_ids=ids[None]).logits[0, :-1], ids[1:], reduction="none")[kept]
+        ids, kept = (
+            torch.from_numpy(tokens.astype(np.int64)).to(DEVICE),
+            torch.from_numpy(mask[1:].copy()).to(DEVICE),
+        )
+        nats = functional.cross_entropy(
+            model(input_ids=ids[None]).logits[0, :-1], ids[1:], reduction="none"
+        )[kept]
         total, count = total + nats.sum(), count + int(kept.sum())
     (total / count).backward()
-    return float(total.detach() / count), {name: parameter.grad.float().cpu() for name, parameter in model.named_parameters()}
+    return float(total.detach() / count), {
+        name: parameter.grad.float().cpu() for name, parameter in model.named_parameters()
+    }
 
 
 def family_is_right(world: World, family: str) -> dict[str, Any]:
@@ -126,15 +173,19 @@ def family_is_right(world: World, family: str) -> dict[str, Any]:
     tolerance = (0.01, 0.06) if GPU else (1e-5, 1e-3)
     detail: dict[str, Any] = {}
     for kind in KINDS:
-        one = world.tuner(family, kind, PLAIN)
+        one = world.trainer(family, kind, PLAIN)
         one.optimizer.zero_grad = lambda **_: None  # type: ignore[method-assign, assignment]
         found = one.step(SHARES)
         ours = {name: _whole(parameter.grad) for name, parameter in one.model.named_parameters()}
-        distance = sum(float((ours[name] - gradient[name]).square().sum()) for name in gradient) ** 0.5
+        distance = (
+            sum(float((ours[name] - gradient[name]).square().sum()) for name in gradient) ** 0.5
+        )
         size = sum(float(values.square().sum()) for values in gradient.values()) ** 0.5
         detail[kind] = {"loss": abs(found - loss) / loss, "gradient": distance / size}
         assert abs(found - loss) <= tolerance[0] * loss, f"{kind}: loss {found} and not {loss}"
-        assert distance <= tolerance[1] * size, f"{kind}: the gradient is {distance / size:.4f} of its length away"
+        assert distance <= tolerance[1] * size, (
+            f"{kind}: the gradient is {distance / size:.4f} of its length away"
+        )
     return detail
 
 
@@ -143,11 +194,17 @@ def packing_leaks_nothing(world: World) -> dict[str, Any]:
     length = world.data[0].train.lengths
     first = next(np.flatnonzero(length == n)[:2] for n in length if (length == n).sum() > 1)
     for kind in KINDS[1:]:
-        one, found = world.tuner(kind=kind), []
+        one, found = world.trainer(kind=kind), []
         for index in first:
-            samples = Samples([domain.train for domain in world.data], np.array([0, 1, 1, 1]), np.array([index, 5, 6, 7]))
+            samples = Samples(
+                [domain.train for domain in world.data],
+                np.array([0, 1, 1, 1]),
+                np.array([index, 5, 6, 7]),
+            )
             with torch.no_grad():
-                nats = one.parallel.forward(one._layout.collate(samples, None).to(DEVICE).inputs, train=False)
+                nats = one.parallel.forward(
+                    one._layout.collate(samples, None).to(DEVICE).inputs, train=False
+                )
             others = int(samples.response_tokens[1:].sum())
             found.append(nats.split([len(nats) - others, others]))
         assert not torch.equal(found[0][0], found[1][0]), kind
@@ -157,7 +214,7 @@ def packing_leaks_nothing(world: World) -> dict[str, Any]:
 
 def compiling_changes_little_and_happens_once(world: World) -> dict[str, Any]:
     torch._dynamo.reset()
-    eager, compiled = world.tuner(), world.tuner(compile=True)
+    eager, compiled = world.trainer(), world.trainer(compile=True)
     began = time.perf_counter()
     losses = [(eager.step(SHARES), compiled.step(SHARES)) for _ in range(3)]
     seconds = time.perf_counter() - began
@@ -169,7 +226,7 @@ def compiling_changes_little_and_happens_once(world: World) -> dict[str, Any]:
 
 def recomputing_changes_no_number(world: World) -> dict[str, Any]:
     for how in ("full", "every 2"):
-        one, again = world.tuner(), world.tuner(activation_checkpointing=how)
+        one, again = world.trainer(), world.trainer(activation_checkpointing=how)
         for _ in range(3):
             found, expected = again.step(SHARES), one.step(SHARES)
             assert abs(found - expected) <= 1e-3 * expected, (how, found, expected)
@@ -177,8 +234,10 @@ def recomputing_changes_no_number(world: World) -> dict[str, Any]:
 
 
 def learns(world: World, **more: Any) -> dict[str, Any]:
-    """Twelve steps on one batch's worth of records bring the loss down, near that of plain AdamW."""
-    exact, other = world.tuner(recipe=replace(RECIPE, learning_rate=3e-3)), world.tuner(**more)
+    """Twelve steps on one batch's worth of records bring the loss down, near that of plain
+    AdamW.
+    """
+    exact, other = world.trainer(recipe=replace(RECIPE, learning_rate=3e-3)), world.trainer(**more)
     first, *_, last = [other.step(SHARES) for _ in range(12)]
     expected = [exact.step(SHARES) for _ in range(12)][-1]
     assert last < first - 0.05, (first, last)
@@ -186,7 +245,9 @@ def learns(world: World, **more: Any) -> dict[str, Any]:
 
 
 def lora_learns(world: World) -> dict[str, Any]:
-    return learns(world, training=Training(lora=Lora(rank=8)), recipe=replace(RECIPE, learning_rate=1e-2))
+    return learns(
+        world, training=Training(lora=Lora(rank=8)), recipe=replace(RECIPE, learning_rate=1e-2)
+    )
 
 
 def eight_bits_learn(world: World) -> dict[str, Any]:
@@ -199,8 +260,12 @@ def bf16_weights_learn(world: World) -> dict[str, Any]:
 
 def a_soft_mask_keeps_units(world: World) -> dict[str, Any]:
     rows = {"self_attn.q_proj": 128, "mlp.up_proj": 256, "mlp.down_proj": 128}
-    importance = {f"model.layers.{layer}.{name}": (torch.arange(count) % 2).float() for layer in range(2) for name, count in rows.items()}
-    one = world.tuner(importance=importance)
+    importance = {
+        f"model.layers.{layer}.{name}": (torch.arange(count) % 2).float()
+        for layer in range(2)
+        for name, count in rows.items()
+    }
+    one = world.trainer(importance=importance)
     before = {name: _whole(values).clone() for name, values in one.model.state_dict().items()}
     for _ in range(3):
         one.step(SHARES)
@@ -212,7 +277,7 @@ def a_soft_mask_keeps_units(world: World) -> dict[str, Any]:
 
 def resumes_to_the_bit(world: World, optimizer: str) -> dict[str, Any]:
     recipe, saved = replace(RECIPE, optimizer=optimizer), world.folder / f"saved-{optimizer}"  # type: ignore[arg-type]
-    whole = world.tuner(recipe=recipe)
+    whole = world.trainer(recipe=recipe)
     for step in range(6):
         whole.step(SHARES)
         if step == 2:
@@ -220,7 +285,7 @@ def resumes_to_the_bit(world: World, optimizer: str) -> dict[str, Any]:
             writing = Checkpoints(whole).save(saved)
             seconds = time.perf_counter() - began
             writing.result()
-    again = world.tuner(recipe=recipe)
+    again = world.trainer(recipe=recipe)
     Checkpoints(again).load(saved)
     for _ in range(3):
         again.step(SHARES)
@@ -230,7 +295,7 @@ def resumes_to_the_bit(world: World, optimizer: str) -> dict[str, Any]:
 
 
 def a_loss_that_is_no_number_is_named(world: World) -> dict[str, Any]:
-    one = world.tuner()
+    one = world.trainer()
     with torch.no_grad():
         norm = one.model.get_decoder().norm.weight
         (norm.to_local() if hasattr(norm, "to_local") else norm)[0] = torch.nan
@@ -246,7 +311,7 @@ def reads_the_device_once_a_step(world: World) -> dict[str, Any]:
     """Counted by torch's own warning of a synchronisation."""
     import warnings
 
-    one = world.tuner(compile=True)
+    one = world.trainer(compile=True)
     for _ in range(3):
         one.step(SHARES, ahead=True)
     with warnings.catch_warnings(record=True) as caught:
@@ -261,7 +326,10 @@ def reads_the_device_once_a_step(world: World) -> dict[str, Any]:
 
 def main() -> int:
     checks: list[tuple[str, Callable[[World], dict[str, Any]]]] = [
-        *((f"family: {family}", lambda world, family=family: family_is_right(world, family)) for family in FAMILIES),
+        *(
+            (f"family: {family}", lambda world, family=family: family_is_right(world, family))
+            for family in FAMILIES
+        ),
         ("packing leaks nothing", packing_leaks_nothing),
         ("compiling", compiling_changes_little_and_happens_once),
         ("recomputing", recomputing_changes_no_number),
@@ -269,7 +337,10 @@ def main() -> int:
         ("adamw_8bit", eight_bits_learn),
         ("adamw_bf16", bf16_weights_learn),
         ("soft mask", a_soft_mask_keeps_units),
-        *((f"resume: {kind}", lambda world, kind=kind: resumes_to_the_bit(world, kind)) for kind in ("adamw", "adamw_8bit", "adamw_bf16")),
+        *(
+            (f"resume: {kind}", lambda world, kind=kind: resumes_to_the_bit(world, kind))
+            for kind in ("adamw", "adamw_8bit", "adamw_bf16")
+        ),
         ("no number", a_loss_that_is_no_number_is_named),
         *([("one read a step", reads_the_device_once_a_step)] if GPU else []),
     ]
@@ -288,9 +359,29 @@ def main() -> int:
                 detail, passes = {"error": f"{type(error).__name__}: {error}"[:1000]}, False
                 traceback.print_exc()
                 failed += 1
-            report(name, passes=passes, seconds=round(time.perf_counter() - began, 1), detail=detail)
-    left = [] if GPU else ["flash attention itself (a stand-in here)", "flex attention", "bf16 kernels", "reads of the device", "NCCL"]
-    report("check", passes=not failed, card=CARD, torch=torch.__version__, checks=len(checks), failed=failed, needs_a_gpu=left)
+            report(
+                name, passes=passes, seconds=round(time.perf_counter() - began, 1), detail=detail
+            )
+    left = (
+        []
+        if GPU
+        else [
+            "flash attention itself (a stand-in here)",
+            "flex attention",
+            "bf16 kernels",
+            "reads of the device",
+            "NCCL",
+        ]
+    )
+    report(
+        "check",
+        passes=not failed,
+        card=CARD,
+        torch=torch.__version__,
+        checks=len(checks),
+        failed=failed,
+        needs_a_gpu=left,
+    )
     return 1 if failed else 0
 
 

@@ -1,11 +1,15 @@
-"""How fast training is on this GPU: full fine-tuning of random Qwen2.5-1.5B and 7B in packed rows of 4,096 tokens, eager and compiled.
+"""How fast training is on this GPU: full fine-tuning of random Qwen2.5-1.5B and 7B in packed rows
+of 4,096 tokens, eager and compiled.
 
-usage: bash tests/gpu/run mfu        about four minutes on an H100; one JSON line per shape and way, and a table of where the time goes
+usage: bash tests/gpu/run mfu        about four minutes on an H100; one JSON line per shape and way,
+and a table of where the time goes
 
-``mfu`` counts what the model has to compute (PaLM, appendix B): 6 operations per weight that a token meets, the head among them, and causal
-attention within each sample; ``hfu`` also what recomputing computes again. Over the card's dense bf16 peak. Lengths are log-normal, median
-400 tokens; every token but a sample's first trains. A way that the plan's estimate says will not fit gives way to one with a smaller
-optimizer, and is named. Without a GPU a tiny shape runs once, to see that the code does.
+``mfu`` counts what the model has to compute (PaLM, appendix B): 6 operations per weight that a
+token meets, the head among them, and causal attention within each sample; ``hfu`` also what
+recomputing computes again. Over the card's dense bf16 peak. Lengths are log-normal, median 400
+tokens; every token but a sample's first trains. A way that the plan's estimate says will not fit
+gives way to one with a smaller optimizer, and is named. Without a GPU a tiny shape runs once, to
+see that the code does.
 """
 
 from __future__ import annotations
@@ -22,13 +26,13 @@ import numpy as np
 import torch
 from common import CARD, DEVICE, GPU, SHAPES, domains, note, qwen, random_weights, report
 
-from versatune_ray.config import parse
+from versatune_ray.settings.loading import parse
+from versatune_ray.settings.recipe import Execution, Recipe
 from versatune_ray.training.attention import choose
-from versatune_ray.training.core import Tuner
 from versatune_ray.training.memory import GIB, estimate, room_on
 from versatune_ray.training.metrics import Work, peak_flops
 from versatune_ray.training.model import load_model
-from versatune_ray.training.recipe import Recipe, Setup
+from versatune_ray.training.trainer import Trainer
 
 ROW, BATCH = (4096, 64) if GPU else (128, 4)
 WARM, STEPS = (3, 6) if GPU else (1, 2)
@@ -48,20 +52,40 @@ WAYS: dict[str, tuple[dict[str, Any], ...]] = {
 def fitting(path: str, ways: tuple[dict[str, Any], ...]) -> dict[str, Any]:
     for way in ways:
         training = parse({"training": way | {"micro_batch_tokens": ROW}}).training
-        wanted = estimate(load_model(path, attention=choose("auto", DEVICE, GPU), empty=True), training, 1, DEVICE.type)
+        wanted = estimate(
+            load_model(path, attention=choose("auto", DEVICE, GPU), empty=True),
+            training,
+            1,
+            DEVICE.type,
+        )
         if wanted.total <= room_on(DEVICE):
             return way
-        note(f"{Path(path).name} {way}: left out, {wanted} do not fit into {room_on(DEVICE) / GIB:.1f} GiB")
+        note(
+            f"{Path(path).name} {way}: left out, {wanted} do not fit into "
+            f"{room_on(DEVICE) / GIB:.1f} GiB"
+        )
     raise MemoryError(f"{Path(path).name} does not fit on {CARD}")
 
 
 def measure(path: str, way: dict[str, Any], compiled: bool, data: Any) -> None:
     shape = Path(path).name
-    training = parse({"training": way | {"micro_batch_tokens": ROW, "compile": compiled, "parallel": "fsdp"}}).training
-    setup = Setup.of(training)
-    recipe = Recipe(1000, BATCH, ROW, 1e-5, warmup=0.1, weight_decay=0.0, max_grad_norm=1.0, seed=0, optimizer=training.optimizer)
+    training = parse(
+        {"training": way | {"micro_batch_tokens": ROW, "compile": compiled, "parallel": "fsdp"}}
+    ).training
+    execution = Execution.of(training)
+    recipe = Recipe(
+        1000,
+        BATCH,
+        ROW,
+        1e-5,
+        warmup=0.1,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        seed=0,
+        optimizer=training.optimizer,
+    )
     model = load_model(path, attention=choose("auto", DEVICE, GPU), empty=True)
-    tuner = Tuner(model, data, recipe, DEVICE, setup=setup)
+    trainer = Trainer(model, data, recipe, DEVICE, execution=execution)
     random_weights(model)
     work, shares = Work.of(model), np.full(len(data), 1 / len(data))
     peak, steps = peak_flops(CARD) or float("nan"), []
@@ -70,15 +94,18 @@ def measure(path: str, way: dict[str, Any], compiled: bool, data: Any) -> None:
     for number in range(WARM + STEPS):
         _wait()
         began = time.perf_counter()
-        tuner.step(shares, ahead=True)
+        trainer.step(shares, ahead=True)
         _wait()
-        assert tuner.last is not None
+        assert trainer.last is not None
         if number >= WARM:
-            flops, tokens = work.flops(tuner.last.lengths, tuner.last.responses), int(tuner.last.lengths.sum())
+            flops, tokens = (
+                work.flops(trainer.last.lengths, trainer.last.responses),
+                int(trainer.last.lengths.sum()),
+            )
             steps.append((time.perf_counter() - began, flops, tokens))
     rates = [flops / seconds / peak for seconds, flops, _ in steps]
     seconds = sum(one[0] for one in steps)
-    again = 4 / 3 if setup.activation_checkpointing == "full" else 1.0
+    again = 4 / 3 if execution.activation_checkpointing == "full" else 1.0
     report(
         f"mfu: {shape}{', compiled' if compiled else ''}",
         ratio=statistics.median(rates),
@@ -98,13 +125,16 @@ def measure(path: str, way: dict[str, Any], compiled: bool, data: Any) -> None:
         },
     )
     if compiled:
-        print(_where_the_time_goes(tuner, shares), file=sys.stderr, flush=True)
+        print(_where_the_time_goes(trainer, shares), file=sys.stderr, flush=True)
 
 
-def _where_the_time_goes(tuner: Tuner, shares: Any) -> str:
-    kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if GPU else [])]
+def _where_the_time_goes(trainer: Trainer, shares: Any) -> str:
+    kinds = [
+        torch.profiler.ProfilerActivity.CPU,
+        *([torch.profiler.ProfilerActivity.CUDA] if GPU else []),
+    ]
     with torch.profiler.profile(activities=kinds) as profile:
-        tuner.step(shares)
+        trainer.step(shares)
         _wait()
     key = "self_device_time_total" if GPU else "self_cpu_time_total"
     table: str = profile.key_averages().table(sort_by=key, row_limit=12, max_name_column_width=60)
@@ -123,8 +153,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="vtg") as folder:
         for shape in ("qwen2.5-1.5b", "qwen2.5-7b") if GPU else ("tiny",):
             path = qwen(shape, Path(folder))
-            lengths = np.clip(rng.lognormal(np.log(400 if GPU else 24), 0.9, (2, 256 if GPU else 16)), 16, ROW).astype(int)
-            data = domains(Path(folder) / f"{shape}-data", lengths.tolist(), SHAPES[shape]["vocab_size"], prompt=0.0)
+            lengths = np.clip(
+                rng.lognormal(np.log(400 if GPU else 24), 0.9, (2, 256 if GPU else 16)), 16, ROW
+            ).astype(int)
+            data = domains(
+                Path(folder) / f"{shape}-data",
+                lengths.tolist(),
+                SHAPES[shape]["vocab_size"],
+                prompt=0.0,
+            )
             try:
                 way = fitting(path, WAYS[shape])
                 for compiled in (False, True) if GPU else (False,):
@@ -132,8 +169,15 @@ def main() -> int:
                     gc.collect()
                     if GPU:
                         torch.cuda.empty_cache()
-            except (MemoryError, torch.cuda.OutOfMemoryError) as error:  # the other shape is wanted all the same
-                report(f"mfu: {shape}", ratio=None, goal=GOAL.get(shape), holds=False, detail={"error": str(error)[:300]})
+            # the other shape is wanted all the same
+            except (MemoryError, torch.cuda.OutOfMemoryError) as error:
+                report(
+                    f"mfu: {shape}",
+                    ratio=None,
+                    goal=GOAL.get(shape),
+                    holds=False,
+                    detail={"error": str(error)[:300]},
+                )
     return 0
 
 

@@ -1,4 +1,6 @@
-"""A policy of a user's own, as the README shows it: installed as a package, named in the configuration, run by the job."""
+"""A policy of a user's own, as the README shows it: installed as a package, named in the
+configuration, run by the job.
+"""
 
 from __future__ import annotations
 
@@ -17,40 +19,88 @@ from conftest import ROOT
 NAMES = ("law", "code")
 
 
-def test_the_readmes_policy_installed_as_a_package_drives_a_run(tiny_model: Path, tmp_path: Path) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+def test_the_readmes_policy_installed_as_a_package_drives_a_run(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    blocks = re.findall(
+        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     (source,) = [block for block in blocks if "class Improving" in block]
-    assert len([line for line in source.partition("@dataclass")[2].splitlines() if line.strip()]) <= 20
+    assert (
+        len([line for line in source.partition("@dataclass")[2].splitlines() if line.strip()]) <= 20
+    )
     project, site = tmp_path / "project", tmp_path / "site"
     project.mkdir()
     (project / "my_policies.py").write_text(source)
-    settings = '[project]\nname = "my-policies"\nversion = "1"\n[tool.setuptools]\npy-modules = ["my_policies"]\n'
+    settings = '[project]\nname = "my-policies"\nversion = "1"\n'
+    settings += '[tool.setuptools]\npy-modules = ["my_policies"]\n'
     (project / "pyproject.toml").write_text(
-        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n' + settings
+        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+        + settings
     )
-    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", str(site), str(project)]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        str(site),
+        str(project),
+    ]
     subprocess.run(install, check=True, timeout=120)
 
     rng = np.random.default_rng(0)
     for place, name in enumerate(NAMES):
         words = rng.integers(3 + 20 * place, 23 + 20 * place, (60, 2))
-        rows = [{"prompt": f"w{one} w{other}", "completion": " ".join([f"w{other}"] * (6 - 4 * place))} for one, other in words]
+        rows = [
+            {"prompt": f"w{one} w{other}", "completion": " ".join([f"w{other}"] * (6 - 4 * place))}
+            for one, other in words
+        ]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     job = {
         "run": "own",
         "model": {"path": str(tiny_model)},
         "data": {"max_length": 64},
         "domains": {name: f"{name}.jsonl" for name in NAMES},
-        "mixture": {"start": "uniform", "policy": "my_policies:Improving", "options": {"pace": 0.3}},
-        "training": {"workers": 1, "epochs": 1, "samples_per_epoch": 80, "batch_size": 8, "learning_rate": 1e-2, "adjust_every": 2},
+        "mixture": {
+            "start": "uniform",
+            "policy": "my_policies:Improving",
+            "options": {"pace": 0.3},
+        },
+        "training": {
+            "workers": 1,
+            "epochs": 1,
+            "samples_per_epoch": 80,
+            "batch_size": 8,
+            "learning_rate": 1e-2,
+            "adjust_every": 2,
+        },
     }
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(site), environment.get("PYTHONPATH"))))
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (str(site), environment.get("PYTHONPATH")))
+    )
     command = [sys.executable, str(ROOT / "jobs" / "finetune.py"), "--config", "job.yaml"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=400,
+    )
     assert done.returncode == 0, done.stdout
-    lines = [json.loads(line) for line in (tmp_path / "runs" / "own" / "finetune" / "adjustments.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "runs" / "own" / "finetune" / "adjustments.jsonl")
+        .read_text()
+        .splitlines()
+    ]
     for before, now in itertools.pairwise(lines):
         gain = np.array([max(1 - now["loss"][name] / before["loss"][name], 0) for name in NAMES])
         share = np.array([before["share"][name] for name in NAMES])

@@ -1,4 +1,6 @@
-"""Reference losses are tuned as the run is: where that shards its model over workers, so does this, to the same losses."""
+"""Reference losses are tuned as the run is: where that shards its model over workers, so does this,
+to the same losses.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,19 @@ from typing import Any
 import pytest
 from conftest import random_samples, write_store
 
-from versatune_ray.config import parse
 from versatune_ray.domains import DomainPaths
+from versatune_ray.settings.loading import parse
 from versatune_ray.training.reference import reference_losses
 
 
-def test_references_of_a_sharded_run_are_those_of_a_single_worker(ray_cluster: None, tiny_model: Path, tmp_path: Path) -> None:
+def test_references_of_a_sharded_run_are_those_of_a_single_worker(
+    ray_cluster: None, tiny_model: Path, tmp_path: Path
+) -> None:
     paths = {
-        name: DomainPaths(write_store(tmp_path / name, random_samples(seed, 20)), write_store(tmp_path / f"{name}-v", random_samples(9, 5)))
+        name: DomainPaths(
+            write_store(tmp_path / name, random_samples(seed, 20)),
+            write_store(tmp_path / f"{name}-v", random_samples(9, 5)),
+        )
         for seed, name in enumerate(("law", "code"))
     }
 
@@ -30,7 +37,9 @@ def test_references_of_a_sharded_run_are_those_of_a_single_worker(ray_cluster: N
                 "training": {"workers": 2, **training},
             }
         )
-        return reference_losses(str(tiny_model), "tiny", paths, config, "nats/token", tmp_path / name, gpu=False)
+        return reference_losses(
+            str(tiny_model), "tiny", paths, config, "nats/token", tmp_path / name, gpu=False
+        )
 
     single, reused = measured("single")
     sharded, _ = measured("sharded", parallel="fsdp")
@@ -40,4 +49,6 @@ def test_references_of_a_sharded_run_are_those_of_a_single_worker(ray_cluster: N
         assert other["epoch"] == one["epoch"] and len(other["curve"]) == len(one["curve"]) > 1
         for mine, theirs in zip(one["curve"], other["curve"], strict=True):
             assert theirs["held_out"] == pytest.approx(mine["held_out"], rel=1e-4)
-            assert theirs["train"] == (None if mine["train"] is None else pytest.approx(mine["train"], rel=1e-4))
+            assert theirs["train"] == (
+                None if mine["train"] is None else pytest.approx(mine["train"], rel=1e-4)
+            )

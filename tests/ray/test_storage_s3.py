@@ -1,4 +1,6 @@
-"""Storage in S3: jobs on machines that share no disk, killed and resumed, against a server on this machine."""
+"""Storage in S3: jobs on machines that share no disk, killed and resumed, against a server on this
+machine.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ class Bucket:
         self._server.start()
         host, port = self._server.get_host_and_port()
         self._parameters = f"endpoint_override={host}:{port}&scheme=http"
-        self.fs, _ = pyarrow.fs.FileSystem.from_uri(f"s3://bucket/?{self._parameters}&allow_bucket_creation=true")
+        self.fs, _ = pyarrow.fs.FileSystem.from_uri(
+            f"s3://bucket/?{self._parameters}&allow_bucket_creation=true"
+        )
         self.fs.create_dir("bucket")
         self.reads: Counter[str] = Counter()
         log, counter = logging.getLogger("werkzeug"), logging.Handler()
@@ -59,7 +63,11 @@ class Bucket:
 
     def files(self, prefix: str) -> list[str]:
         found = self.fs.get_file_info(pyarrow.fs.FileSelector(f"bucket/{prefix}", recursive=True))
-        return [info.path.removeprefix("bucket/") for info in found if info.type == pyarrow.fs.FileType.File]
+        return [
+            info.path.removeprefix("bucket/")
+            for info in found
+            if info.type == pyarrow.fs.FileType.File
+        ]
 
     def stop(self) -> None:
         self._server.stop()
@@ -72,7 +80,11 @@ class Bucket:
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[Bucket]:
-    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "hidden-secret", "AWS_DEFAULT_REGION": "us-east-1"}
+    keys = {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "hidden-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
     with pytest.MonkeyPatch.context() as environment:
         for name, value in keys.items():
             environment.setenv(name, value)
@@ -87,11 +99,21 @@ def job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("data")
     for name in NAMES:
         rows = [
-            {"prompt": f"w{row[0]} w{row[1]}", "completion": " ".join(f"w{word}" for word in row[2:])}
+            {
+                "prompt": f"w{row[0]} w{row[1]}",
+                "completion": " ".join(f"w{word}" for word in row[2:]),
+            }
             for row in rng.integers(3, 64, (60, 8))
         ]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    training = {"workers": 2, "epochs": 1, "samples_per_epoch": STEPS * 8, "batch_size": 8, "learning_rate": 1e-2, "adjust_every": EVERY}
+    training = {
+        "workers": 2,
+        "epochs": 1,
+        "samples_per_epoch": STEPS * 8,
+        "batch_size": 8,
+        "learning_rate": 1e-2,
+        "adjust_every": EVERY,
+    }
     return {
         "run": "test",
         "model": {"path": str(tiny_model)},
@@ -103,13 +125,29 @@ def job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     }
 
 
-def start(job: dict[str, Any], storage: str, folder: Path, machine: str = "a") -> subprocess.Popen[str]:
+def start(
+    job: dict[str, Any], storage: str, folder: Path, machine: str = "a"
+) -> subprocess.Popen[str]:
     """``jobs/finetune.py`` on a machine with a disk of its own."""
     (folder / "job.yaml").write_text(yaml.safe_dump(job, sort_keys=False))
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"VERSATUNE_WORK": str(folder / machine)}
-    command = [sys.executable, str(ROOT / "jobs" / "finetune.py"), "--config", str(folder / "job.yaml"), f"storage={storage}"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
+        "VERSATUNE_WORK": str(folder / machine)
+    }
+    command = [
+        sys.executable,
+        str(ROOT / "jobs" / "finetune.py"),
+        "--config",
+        str(folder / "job.yaml"),
+        f"storage={storage}",
+    ]
     return subprocess.Popen(
-        command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        env=environment,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -120,7 +158,10 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 def numbers(log: bytes | str) -> list[dict[str, Any]]:
-    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in log.splitlines()]
+    return [
+        {key: value for key, value in json.loads(line).items() if key != "seconds"}
+        for line in log.splitlines()
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -132,20 +173,26 @@ def expected(job: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_a_job_on_machines_without_a_shared_disk_gives_the_same_numbers(
-    bucket: Bucket, job: dict[str, Any], expected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket,
+    job: dict[str, Any],
+    expected: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All work is done on one machine, the job itself runs on another."""
     import ray
     from ray.cluster_utils import Cluster
 
-    from versatune_ray.config import parse
     from versatune_ray.pipeline import Run
-    from versatune_ray.run_folder import RunFolder
+    from versatune_ray.runs.folder import RunFolder
+    from versatune_ray.settings.loading import parse
 
     temporary = tempfile.mkdtemp(prefix="vt")
     monkeypatch.setenv("TMPDIR", temporary)
     monkeypatch.setenv("VERSATUNE_WORK", str(tmp_path / "driver"))
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
     try:
         monkeypatch.setenv("VERSATUNE_WORK", str(tmp_path / "worker"))
         cluster.add_node(num_cpus=4)
@@ -160,8 +207,13 @@ def test_a_job_on_machines_without_a_shared_disk_gives_the_same_numbers(
         shutil.rmtree(temporary, ignore_errors=True)
     assert model.is_relative_to(tmp_path / "driver")
     AutoModelForCausalLM.from_pretrained(model)
-    assert numbers(bucket.read("two/test/finetune/adjustments.jsonl")) == numbers((expected / "adjustments.jsonl").read_text())
-    assert bucket.read("two/test/finetune/model/model.safetensors") == (expected / "model" / "model.safetensors").read_bytes()
+    assert numbers(bucket.read("two/test/finetune/adjustments.jsonl")) == numbers(
+        (expected / "adjustments.jsonl").read_text()
+    )
+    assert (
+        bucket.read("two/test/finetune/model/model.safetensors")
+        == (expected / "model" / "model.safetensors").read_bytes()
+    )
     stores = [name for name in bucket.files("two/.cache/tokens") if name.endswith("/tokens.npy")]
     assert len(stores) == len(NAMES)
     for name in stores:  # by two workers that measure references and two that train
@@ -173,11 +225,17 @@ def test_a_job_on_machines_without_a_shared_disk_gives_the_same_numbers(
 
 
 @pytest.mark.slow
-def test_a_job_that_was_killed_goes_on_from_another_machine(bucket: Bucket, job: dict[str, Any], expected: Path, tmp_path: Path) -> None:
+def test_a_job_that_was_killed_goes_on_from_another_machine(
+    bucket: Bucket, job: dict[str, Any], expected: Path, tmp_path: Path
+) -> None:
     storage, log = bucket.uri("killed"), "killed/test/finetune/adjustments.jsonl"
     process = start(job, storage, tmp_path)
     deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and process.poll() is None and len(bucket.read(log).splitlines()) <= 3:
+    while (
+        time.monotonic() < deadline
+        and process.poll() is None
+        and len(bucket.read(log).splitlines()) <= 3
+    ):
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     printed, _ = process.communicate()
@@ -185,15 +243,22 @@ def test_a_job_that_was_killed_goes_on_from_another_machine(bucket: Bucket, job:
 
     refused = start(job, storage, tmp_path, "b")
     printed, _ = refused.communicate()
-    assert refused.returncode == 2 and f"run 'test' is in use by process {process.pid} on" in printed
+    assert (
+        refused.returncode == 2 and f"run 'test' is in use by process {process.pid} on" in printed
+    )
     bucket.fs.delete_file("bucket/killed/test/.owner.json")  # rather than wait until it is stale
 
     bucket.reads.clear()
     printed = finish(start(job, storage, tmp_path, "b"))
-    assert "[reference losses] reused" in printed and printed.endswith("s3://bucket/killed/test/finetune/model\n")
+    assert "[reference losses] reused" in printed and printed.endswith(
+        "s3://bucket/killed/test/finetune/model\n"
+    )
     assert "endpoint_override" not in printed and "hidden-secret" not in printed
     assert numbers(bucket.read(log)) == numbers((expected / "adjustments.jsonl").read_text())
-    assert bucket.read("killed/test/finetune/model/model.safetensors") == (expected / "model" / "model.safetensors").read_bytes()
+    assert (
+        bucket.read("killed/test/finetune/model/model.safetensors")
+        == (expected / "model" / "model.safetensors").read_bytes()
+    )
 
 
 @pytest.mark.parametrize("wrong", ["bucket", "server"])
@@ -201,7 +266,9 @@ def test_a_storage_that_is_not_there_is_told_before_anything_starts(
     bucket: Bucket, job: dict[str, Any], tmp_path: Path, wrong: str
 ) -> None:
     storage = (
-        bucket.uri("x").replace("bucket/", "nobucket/") if wrong == "bucket" else "s3://bucket/x?endpoint_override=127.0.0.1:9&scheme=http"
+        bucket.uri("x").replace("bucket/", "nobucket/")
+        if wrong == "bucket"
+        else "s3://bucket/x?endpoint_override=127.0.0.1:9&scheme=http"
     )
     process = start(job, storage, tmp_path)
     printed, _ = process.communicate()
@@ -213,19 +280,23 @@ def test_a_storage_that_is_not_there_is_told_before_anything_starts(
     assert len(printed.splitlines()) == 1 and re.search(said[wrong], printed), printed
 
 
-@pytest.mark.usefixtures("ray_cluster")  # building a stage of Ray's LLM module starts a Ray where none is
+# building a stage of Ray's LLM module starts a Ray where none is
+@pytest.mark.usefixtures("ray_cluster")
 def test_an_engine_brings_its_model_to_the_machine_that_it_starts_on(
     bucket: Bucket, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from versatune_ray import engine, storage
-    from versatune_ray.settings import Engine
+    from versatune_ray.runs import storage
+    from versatune_ray.runtime import engine
+    from versatune_ray.settings import Engine, location
 
     def stage(model: str) -> Any:
-        processor = engine.vllm_stage(model, Engine(), lambda row: row, lambda row: row, gpu=False, trust_remote_code=False)
+        processor = engine.vllm_stage(
+            model, Engine(), lambda row: row, lambda row: row, gpu=False, trust_remote_code=False
+        )
         return processor.get_stage_by_name("vLLMEngineStage")
 
     monkeypatch.setenv("VERSATUNE_WORK", str(tmp_path / "a"))
-    model = storage.root(bucket.uri("engine")) / "run" / "model"
+    model = location.root(bucket.uri("engine")) / "run" / "model"
     shutil.copytree(tiny_model, model)
     storage.push(model)
     local, mirrored = stage(str(tiny_model)), stage(str(model))

@@ -1,4 +1,6 @@
-"""Sweeps and studies as a user runs them: on shared artefacts, resumed after a kill, pruned, with failures told and not fatal."""
+"""Sweeps and studies as a user runs them: on shared artefacts, resumed after a kill, pruned, with
+failures told and not fatal.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ import pytest
 import yaml
 from conftest import finish_job, kill_job, start_job
 
-from versatune_ray.config import parse
 from versatune_ray.errors import UserError
+from versatune_ray.settings.loading import parse
 from versatune_ray.tuning.sweep import check
 
 NAMES = ("law", "medicine", "code")
@@ -24,9 +26,13 @@ DELTAS, EPSILONS = [0.05, 0.2], [0.0, 5.0]
 @pytest.fixture(scope="module")
 def job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("data")
-    for place, name in enumerate(NAMES):  # each domain has words of its own, and answers with the last one of the question
+    # each domain has words of its own, and answers with the last one of the question
+    for place, name in enumerate(NAMES):
         words = rng.integers(3 + 20 * place, 23 + 20 * place, (60, 2))
-        rows = [{"prompt": f"w{one} w{other}", "completion": " ".join([f"w{other}"] * 6)} for one, other in words]
+        rows = [
+            {"prompt": f"w{one} w{other}", "completion": " ".join([f"w{other}"] * 6)}
+            for one, other in words
+        ]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
         "run": "search",
@@ -51,13 +57,18 @@ def job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 def logs(folder: Path) -> dict[str, float]:
     """When the log of each finished trial was last written."""
     return {
-        file.parent.name: (file.parent / "finetune" / "adjustments.jsonl").stat().st_mtime for file in folder.glob("trials/*/outcome.json")
+        file.parent.name: (file.parent / "finetune" / "adjustments.jsonl").stat().st_mtime
+        for file in folder.glob("trials/*/outcome.json")
     }
 
 
-def test_a_sweep_survives_a_kill_and_repeats_no_finished_trial(job: dict[str, Any], tmp_path: Path) -> None:
+def test_a_sweep_survives_a_kill_and_repeats_no_finished_trial(
+    job: dict[str, Any], tmp_path: Path
+) -> None:
     run = tmp_path / "runs" / "search"
-    printed = kill_job(start_job(job, "sweep.py", tmp_path, "sweep.concurrency=2"), lambda: len(logs(run)) >= 2)
+    printed = kill_job(
+        start_job(job, "sweep.py", tmp_path, "sweep.concurrency=2"), lambda: len(logs(run)) >= 2
+    )
     before = logs(run)
     assert 2 <= len(before) < 4, printed
 
@@ -67,13 +78,22 @@ def test_a_sweep_survives_a_kill_and_repeats_no_finished_trial(job: dict[str, An
     assert len(after) == 4 and {name: after[name] for name in before} == before
 
     table = pq.read_table(run / "sweep" / "results.parquet").to_pylist()
-    assert sorted((row["mixture.delta"], row["mixture.epsilon"]) for row in table) == [(d, e) for d in DELTAS for e in EPSILONS]
+    assert sorted((row["mixture.delta"], row["mixture.epsilon"]) for row in table) == [
+        (d, e) for d in DELTAS for e in EPSILONS
+    ]
     for row in table:
-        lines = [json.loads(line) for line in (run / "trials" / row["trial"] / "finetune" / "adjustments.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(line)
+            for line in (run / "trials" / row["trial"] / "finetune" / "adjustments.jsonl")
+            .read_text()
+            .splitlines()
+        ]
         first, last = lines[0]["loss"], lines[-1]["loss"]
         gain = {name: 1 - last[name] / first[name] for name in NAMES}
         np.testing.assert_allclose(row["target_gain"], gain["law"], atol=1e-12)
-        np.testing.assert_allclose(row["forgetting"], -(gain["medicine"] + gain["code"]) / 2, atol=1e-12)
+        np.testing.assert_allclose(
+            row["forgetting"], -(gain["medicine"] + gain["code"]) / 2, atol=1e-12
+        )
         np.testing.assert_allclose(row["score"], row["target_gain"] - row["forgetting"], atol=1e-12)
         opened = [line["guard"]["open"] for line in lines[1:]]
         assert any(opened) == (row["mixture.epsilon"] > 0)  # ε = 0 never opens the guard
@@ -81,17 +101,29 @@ def test_a_sweep_survives_a_kill_and_repeats_no_finished_trial(job: dict[str, An
     front = json.loads((run / "sweep" / "pareto.json").read_text())
     assert best["trial"] in [row["trial"] for row in front]
 
-    # Its best is a configuration that the fine-tuning job takes as is, and that gives the same numbers.
-    printed = finish_job(start_job(yaml.safe_load((run / "sweep" / "best.yaml").read_text()), "finetune.py", tmp_path))
+    # Its best is a configuration that the fine-tuning job takes as is, and that gives the same
+    # numbers.
+    printed = finish_job(
+        start_job(
+            yaml.safe_load((run / "sweep" / "best.yaml").read_text()), "finetune.py", tmp_path
+        )
+    )
     tuned = tmp_path / "runs" / "search-best" / "finetune" / "adjustments.jsonl"
     assert (
         json.loads(tuned.read_text().splitlines()[-1])["loss"]
-        == json.loads((run / "trials" / best["trial"] / "finetune" / "adjustments.jsonl").read_text().splitlines()[-1])["loss"]
+        == json.loads(
+            (run / "trials" / best["trial"] / "finetune" / "adjustments.jsonl")
+            .read_text()
+            .splitlines()[-1]
+        )["loss"]
     )
 
 
-def test_hopeless_trials_are_stopped_early_and_failed_ones_are_told(job: dict[str, Any], tmp_path: Path) -> None:
-    # Learning rates of which the smallest learns nothing; one of 1e30 makes a loss that is no number.
+def test_hopeless_trials_are_stopped_early_and_failed_ones_are_told(
+    job: dict[str, Any], tmp_path: Path
+) -> None:
+    # Learning rates of which the smallest learns nothing; one of 1e30 makes a loss that is no
+    # number.
     sweep = {
         "space": {"training.learning_rate": [1e-2, 5e-3, 1e-7, 1e30]},
         "objective": {"gain": 1.0},
@@ -99,73 +131,127 @@ def test_hopeless_trials_are_stopped_early_and_failed_ones_are_told(job: dict[st
         "grace": 2,
         "concurrency": 1,
     }
-    training = job["training"] | {"samples_per_epoch": 30 * STEPS * 8, "adjust_every": 30 * EVERY}  # long enough to be stopped in midst
-    job = job | {"run": "pruned", "mixture": {"start": "uniform", "policy": "constant"}, "training": training, "sweep": sweep}
+    # long enough to be stopped in midst
+    training = job["training"] | {"samples_per_epoch": 30 * STEPS * 8, "adjust_every": 30 * EVERY}
+    job = job | {
+        "run": "pruned",
+        "mixture": {"start": "uniform", "policy": "constant"},
+        "training": training,
+        "sweep": sweep,
+    }
     printed = finish_job(start_job(job, "sweep.py", tmp_path), status=1)
     run = tmp_path / "runs" / "pruned"
     rows = {
-        row["training.learning_rate"]: row for row in pq.read_table(run / "sweep" / "results.parquet").to_pylist() if row["error"] is None
+        row["training.learning_rate"]: row
+        for row in pq.read_table(run / "sweep" / "results.parquet").to_pylist()
+        if row["error"] is None
     }
     assert set(rows) == {1e-2, 5e-3, 1e-7}
     assert rows[1e-2]["pruned_at"] is None and rows[1e-7]["pruned_at"] is not None
-    lines = (run / "trials" / rows[1e-7]["trial"] / "finetune" / "adjustments.jsonl").read_text().splitlines()
+    lines = (
+        (run / "trials" / rows[1e-7]["trial"] / "finetune" / "adjustments.jsonl")
+        .read_text()
+        .splitlines()
+    )
     assert json.loads(lines[-1])["step"] < 30 * STEPS
     assert "1 trials failed" in printed and "is not finite" in printed
 
 
 @pytest.mark.slow
-def test_optuna_searches_a_range_and_knows_what_was_tried_before(job: dict[str, Any], tmp_path: Path) -> None:
-    sweep = {"space": {"mixture.delta": {"min": 0.01, "max": 0.3, "log": True}}, "search": "optuna_pareto", "trials": 2}
+def test_optuna_searches_a_range_and_knows_what_was_tried_before(
+    job: dict[str, Any], tmp_path: Path
+) -> None:
+    sweep = {
+        "space": {"mixture.delta": {"min": 0.01, "max": 0.3, "log": True}},
+        "search": "optuna_pareto",
+        "trials": 2,
+    }
     finish_job(start_job(job | {"run": "optuna", "sweep": sweep}, "sweep.py", tmp_path))
     before = logs(tmp_path / "runs" / "optuna")
     assert len(before) == 2
-    finish_job(start_job(job | {"run": "optuna", "sweep": sweep | {"trials": 3}}, "sweep.py", tmp_path))
+    finish_job(
+        start_job(job | {"run": "optuna", "sweep": sweep | {"trials": 3}}, "sweep.py", tmp_path)
+    )
     after = logs(tmp_path / "runs" / "optuna")
     assert len(after) == 3 and {name: after[name] for name in before} == before
     table = pq.read_table(tmp_path / "runs" / "optuna" / "sweep" / "results.parquet").to_pylist()
-    assert len({row["mixture.delta"] for row in table}) == 3 and all(0.01 <= row["mixture.delta"] <= 0.3 for row in table)
+    assert len({row["mixture.delta"] for row in table}) == 3 and all(
+        0.01 <= row["mixture.delta"] <= 0.3 for row in table
+    )
 
 
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("mixture.delta", [0.1, 1.0], r"mixture.delta: 1.0 is not valid: it has to be above 0 and below 1"),
+        (
+            "mixture.delta",
+            [0.1, 1.0],
+            r"mixture.delta: 1.0 is not valid: it has to be above 0 and below 1",
+        ),
         ("mixture.epsilon", [-0.5], r"mixture.epsilon: -0.5 is not valid: it has to be at least 0"),
         ("mixture.targets", [["lew"]], "mixture.targets: unknown domain 'lew'; did you mean 'law'"),
         ("mixture.sgima", [1.0], "mixture.sgima: unknown key; did you mean 'mixture.sigma'"),
     ],
 )
-def test_what_cannot_be_searched_is_refused_before_anything_starts(job: dict[str, Any], key: str, value: Any, told: str) -> None:
+def test_what_cannot_be_searched_is_refused_before_anything_starts(
+    job: dict[str, Any], key: str, value: Any, told: str
+) -> None:
     config = parse(job | {"sweep": {"space": {key: value}}})
     with pytest.raises(UserError, match=told):
         check(config)
 
 
-def test_a_study_compares_methods_seed_by_seed_on_shared_artefacts(job: dict[str, Any], tmp_path: Path) -> None:
+def test_a_study_compares_methods_seed_by_seed_on_shared_artefacts(
+    job: dict[str, Any], tmp_path: Path
+) -> None:
     methods = {
         "uniform": {"mixture.start": "uniform", "mixture.policy": "constant"},
         "VersaTune, σ = 2": {"mixture.policy": "versatune", "mixture.sigma": 2.0},
-        "average": {"mixture.start": "trajectory", "mixture.policy": "constant", "mixture.trajectory": "@VersaTune, σ = 2"},
+        "average": {
+            "mixture.start": "trajectory",
+            "mixture.policy": "constant",
+            "mixture.trajectory": "@VersaTune, σ = 2",
+        },
     }
     job = job | {"run": "compare", "study": {"methods": methods, "seeds": [3, 4]}}
     printed = finish_job(start_job(job, "study.py", tmp_path))
     run = tmp_path / "runs" / "compare"
     assert len(logs(run)) == 6
-    assert len(list((tmp_path / "runs" / ".cache" / "reference").glob("*/result.json"))) == len(NAMES)  # once for both seeds
+    # once for both seeds
+    assert len(list((tmp_path / "runs" / ".cache" / "reference").glob("*/result.json"))) == len(
+        NAMES
+    )
     for seed in (3, 4):
         lines = [
             json.loads(line)
-            for line in (run / "trials" / f"VersaTune-2-{seed}" / "finetune" / "adjustments.jsonl").read_text().splitlines()
+            for line in (run / "trials" / f"VersaTune-2-{seed}" / "finetune" / "adjustments.jsonl")
+            .read_text()
+            .splitlines()
         ]
-        average = json.loads((run / "trials" / f"average-{seed}" / "finetune" / "adjustments.jsonl").read_text().splitlines()[0])["share"]
-        for name in NAMES:  # adjustments are evenly spaced, so the average over steps is the one over all but the last
-            np.testing.assert_allclose(average[name], np.mean([line["share"][name] for line in lines[:-1]]), atol=1e-12)
+        average = json.loads(
+            (run / "trials" / f"average-{seed}" / "finetune" / "adjustments.jsonl")
+            .read_text()
+            .splitlines()[0]
+        )["share"]
+        # adjustments are evenly spaced, so the average over steps is the one over all but the last
+        for name in NAMES:
+            np.testing.assert_allclose(
+                average[name], np.mean([line["share"][name] for line in lines[:-1]]), atol=1e-12
+            )
     assert not list(run.glob("trials/*/finetune/checkpoints"))  # their models are kept
     assert len(list(run.glob("trials/*/finetune/model/model.safetensors"))) == 6
     table = (run / "study" / "tables.md").read_text()
-    assert "| method | law | medicine | code | mean | mean − uniform |" in table and table in printed
+    assert (
+        "| method | law | medicine | code | mean | mean − uniform |" in table and table in printed
+    )
     ends = {
-        (method, seed): np.mean(list(json.loads((run / "trials" / f"{method}-{seed}" / "outcome.json").read_text())["after"].values()))
+        (method, seed): np.mean(
+            list(
+                json.loads((run / "trials" / f"{method}-{seed}" / "outcome.json").read_text())[
+                    "after"
+                ].values()
+            )
+        )
         for method in ("uniform", "average")
         for seed in (3, 4)
     }

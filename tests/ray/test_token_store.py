@@ -16,11 +16,18 @@ from ray.data import DataContext
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from versatune_ray.config import parse
-from versatune_ray.domains import DomainPaths, TokenStore, content_hash, load_domains, to_conversation, tokenize
+from versatune_ray.domains import (
+    DomainPaths,
+    TokenStore,
+    content_hash,
+    load_domains,
+    to_conversation,
+    tokenize,
+)
 from versatune_ray.domains.tokenize import build_stores
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Config
+from versatune_ray.settings.loading import parse
 
 Rows = list[dict[str, Any]]
 
@@ -35,14 +42,24 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
     bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bytewise.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bytewise.train_from_iterator([], trainers.BpeTrainer(vocab_size=258, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet))
+    bytewise.train_from_iterator(
+        [],
+        trainers.BpeTrainer(
+            vocab_size=258, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet
+        ),
+    )
     folder = tmp_path_factory.mktemp("tokenizer")
-    PreTrainedTokenizerFast(tokenizer_object=bytewise, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=bytewise, bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
     return str(folder)
 
 
 def rows(start: int, count: int) -> Rows:
-    return [{"prompt": f"Question {number}?", "completion": f"Answer {number * number}."} for number in range(start, start + count)]
+    return [
+        {"prompt": f"Question {number}?", "completion": f"Answer {number * number}."}
+        for number in range(start, start + count)
+    ]
 
 
 def write_lines(path: Path, records: Rows) -> str:
@@ -62,8 +79,11 @@ def text_of(tokenizer: str, store: TokenStore, index: int) -> str:
     return str(PreTrainedTokenizerFast.from_pretrained(tokenizer).decode(store.tokens(index)))
 
 
-def test_domains_of_all_formats_become_stores_in_order_and_once(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenize, "_BLOCK_BYTES", 20_000)  # many blocks, so that order has to be kept
+def test_domains_of_all_formats_become_stores_in_order_and_once(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # many blocks, so that order has to be kept
+    monkeypatch.setattr(tokenize, "_BLOCK_BYTES", 20_000)
     everything = rows(0, 3000)
     folder = tmp_path / "law"
     folder.mkdir()
@@ -74,10 +94,21 @@ def test_domains_of_all_formats_become_stores_in_order_and_once(tmp_path: Path, 
         writer.writeheader()
         writer.writerows(everything[1500:2000])
     pq.write_table(pa.Table.from_pylist(everything[2000:]), folder / "d.parquet")
-    talk = [{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": f"Hello {n}"}]} for n in range(40)]
+    talk = [
+        {
+            "conversations": [
+                {"from": "human", "value": "Hi"},
+                {"from": "gpt", "value": f"Hello {n}"},
+            ]
+        }
+        for n in range(40)
+    ]
     domains = {
         "law": str(folder),
-        "chat": {"train": write_lines(tmp_path / "t.jsonl", talk[:30]), "validation": write_lines(tmp_path / "v.jsonl", talk[30:])},
+        "chat": {
+            "train": write_lines(tmp_path / "t.jsonl", talk[:30]),
+            "validation": write_lines(tmp_path / "v.jsonl", talk[30:]),
+        },
         "again": str(folder),
     }
     config = configure(domains)
@@ -88,9 +119,18 @@ def test_domains_of_all_formats_become_stores_in_order_and_once(tmp_path: Path, 
 
     law = TokenStore(paths["law"].train)
     assert law.hashes.tolist() == [content_hash(to_conversation(row)) for row in everything]
-    for index, place in ((0, "a.jsonl:1"), (1000, "b.json#1"), (1999, "c.csv:501"), (2000, "d.parquet#1"), (2999, "d.parquet#1000")):
+    for index, place in (
+        (0, "a.jsonl:1"),
+        (1000, "b.json#1"),
+        (1999, "c.csv:501"),
+        (2000, "d.parquet#1"),
+        (2999, "d.parquet#1000"),
+    ):
         assert law.location(index) == f"{folder}/{place}"
-        assert text_of(tokenizer, law, index) == f"<s>User: Question {index}?\nAssistant: Answer {index * index}.</s>"
+        assert (
+            text_of(tokenizer, law, index)
+            == f"<s>User: Question {index}?\nAssistant: Answer {index * index}.</s>"
+        )
         answer = len(f" Answer {index * index}.") + 1
         assert law.mask(index).tolist() == [False] * (law.lengths[index] - answer) + [True] * answer
         assert (law.response_tokens[index], law.response_bytes[index]) == (answer, answer - 2)
@@ -105,7 +145,11 @@ def test_domains_of_all_formats_become_stores_in_order_and_once(tmp_path: Path, 
     assert len(stores) == 3
     times = [path.stat().st_mtime_ns for path in stores]
     shutil.move(folder, tmp_path / "moved")
-    moved = build(configure({**domains, "law": str(tmp_path / "moved"), "again": str(tmp_path / "moved")}), tokenizer, tmp_path / "cache")
+    moved = build(
+        configure({**domains, "law": str(tmp_path / "moved"), "again": str(tmp_path / "moved")}),
+        tokenizer,
+        tmp_path / "cache",
+    )
     assert moved == paths
     assert [path.stat().st_mtime_ns for path in stores] == times
 
@@ -117,14 +161,26 @@ def test_another_length_or_template_is_another_store(tmp_path: Path, tokenizer: 
         "a": write_lines(tmp_path / "a.jsonl", [*rows(0, 3), long, lost]),
         "b": write_lines(tmp_path / "b.jsonl", rows(0, 3)),
     }
-    (tmp_path / "t.jinja").write_text("{% for m in messages %}{{ m.content + eos_token }}{% endfor %}", encoding="utf-8")
+    (tmp_path / "t.jinja").write_text(
+        "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}", encoding="utf-8"
+    )
     head = len("<User: \nAssistant: ")  # one character stands for the BOS
 
     def store(**data: Any) -> TokenStore:
-        return TokenStore(build(configure(domains, max_length=60, max_bad_fraction=0.5, **data), tokenizer, tmp_path / "cache")["a"].train)
+        return TokenStore(
+            build(
+                configure(domains, max_length=60, max_bad_fraction=0.5, **data),
+                tokenizer,
+                tmp_path / "cache",
+            )["a"].train
+        )
 
     cut, keep, refuse = store(too_long="cut"), store(too_long="keep"), store(too_long="refuse")
-    assert (cut.meta["kept"], cut.meta["cut"], cut.meta["bad"]) == (4, 1, {"no answer token left within max_length": 1})
+    assert (cut.meta["kept"], cut.meta["cut"], cut.meta["bad"]) == (
+        4,
+        1,
+        {"no answer token left within max_length": 1},
+    )
     assert (cut.lengths[3], cut.response_bytes[3]) == (60, 60 - head - 20)
     assert (keep.meta["kept"], keep.meta["over_long_kept"], keep.meta["bad"]) == (5, 2, {})
     assert keep.lengths[3:].tolist() == [head + 20 + 40 + 1, head + 80 + 1 + 1]
@@ -134,13 +190,22 @@ def test_another_length_or_template_is_another_store(tmp_path: Path, tokenizer: 
     assert len({one.folder for one in (cut, keep, refuse, other)}) == 4
 
 
-def test_bad_records_stop_the_job_unless_tolerated_and_also_from_the_cache(tmp_path: Path, tokenizer: str) -> None:
+def test_bad_records_stop_the_job_unless_tolerated_and_also_from_the_cache(
+    tmp_path: Path, tokenizer: str
+) -> None:
     bad = tmp_path / "bad.jsonl"
     good = [json.dumps(row) for row in rows(0, 48)]
-    bad.write_text("\n".join([good[0], '{"prompt": ', *good[1:], '{"prompt": "Why?", "completion": ""}']), encoding="utf-8")
-    domains = {"law": {"train": str(bad)}, "code": write_lines(tmp_path / "code.jsonl", rows(100, 5))}
+    bad.write_text(
+        "\n".join([good[0], '{"prompt": ', *good[1:], '{"prompt": "Why?", "completion": ""}']),
+        encoding="utf-8",
+    )
+    domains = {
+        "law": {"train": str(bad)},
+        "code": write_lines(tmp_path / "code.jsonl", rows(100, 5)),
+    }
     expected = (
-        rf"^domains\.law\.train: 2 of 50 records are bad: {bad}:2: broken JSON: .*; {bad}:50: no answer \(completion is empty\); "
+        rf"^domains\.law\.train: 2 of 50 records are bad: {bad}:2: broken JSON: .*; {bad}:50: no "
+        rf"answer \(completion is empty\); "
         r"mend them, or set data\.max_bad_fraction=0\.04$"
     )
     for _ in range(2):
@@ -153,7 +218,9 @@ def test_bad_records_stop_the_job_unless_tolerated_and_also_from_the_cache(tmp_p
     assert (counts["read"], counts["bad"], counts["train"] + counts["validation"]) == (50, 2, 48)
 
 
-def test_sources_with_nothing_to_use_are_named_with_their_key(tmp_path: Path, tokenizer: str) -> None:
+def test_sources_with_nothing_to_use_are_named_with_their_key(
+    tmp_path: Path, tokenizer: str
+) -> None:
     good = write_lines(tmp_path / "good.jsonl", rows(0, 3))
     empty = write_lines(tmp_path / "empty.jsonl", [])
     useless = write_lines(tmp_path / "useless.jsonl", [{"text": "x"}])
@@ -161,12 +228,21 @@ def test_sources_with_nothing_to_use_are_named_with_their_key(tmp_path: Path, to
     broken.write_text("no parquet", encoding="utf-8")
     cases = [
         (empty, r"empty\.jsonl: no record in it \(domains\.law\.validation\)"),
-        (useless, r"domains\.law\.validation: 1 of 1 records are bad: .*useless\.jsonl:1: unknown shape: fields text.*none is left to use"),
+        (
+            useless,
+            r"domains\.law\.validation: 1 of 1 records are bad: .*useless\.jsonl:1: unknown shape: "
+            r"fields text.*none is left to use",
+        ),
         (str(broken), r"^/.*broken\.parquet: cannot be read: .*\(domains\.law\.validation\)"),
-        (str(tmp_path / "missing.jsonl"), r"^file not found: .*missing\.jsonl \(domains\.law\.validation\)"),
+        (
+            str(tmp_path / "missing.jsonl"),
+            r"^file not found: .*missing\.jsonl \(domains\.law\.validation\)",
+        ),
     ]
     for spec, message in cases:
-        config = configure({"law": {"train": good, "validation": spec}, "code": good}, max_bad_fraction=1)
+        config = configure(
+            {"law": {"train": good, "validation": spec}, "code": good}, max_bad_fraction=1
+        )
         with pytest.raises(UserError, match=message):
             build(config, tokenizer, tmp_path / "cache")
     left = [path for path in (tmp_path / "cache" / "tokens").iterdir() if path.name.startswith(".")]
@@ -174,9 +250,17 @@ def test_sources_with_nothing_to_use_are_named_with_their_key(tmp_path: Path, to
 
 
 def test_two_runs_at_once_build_a_store_once(tmp_path: Path, tokenizer: str) -> None:
-    config = configure({"a": write_lines(tmp_path / "a.jsonl", rows(0, 5)), "b": write_lines(tmp_path / "b.jsonl", rows(5, 5))})
+    config = configure(
+        {
+            "a": write_lines(tmp_path / "a.jsonl", rows(0, 5)),
+            "b": write_lines(tmp_path / "b.jsonl", rows(5, 5)),
+        }
+    )
     found: list[dict[str, DomainPaths]] = []
-    threads = [threading.Thread(target=lambda: found.append(build(config, tokenizer, tmp_path / "cache"))) for _ in range(2)]
+    threads = [
+        threading.Thread(target=lambda: found.append(build(config, tokenizer, tmp_path / "cache")))
+        for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,4 +1,6 @@
-"""One run on a cluster of several nodes that meets every fault in turn: it finishes by itself, with the log of an undisturbed one."""
+"""One run on a cluster of several nodes that meets every fault in turn: it finishes by itself, with
+the log of an undisturbed one.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,10 @@ import psutil
 import pytest
 from conftest import random_samples, write_store
 
-from versatune_ray.config import parse
 from versatune_ray.domains import DomainPaths
 from versatune_ray.errors import Incomplete
-from versatune_ray.progress import Display
+from versatune_ray.runtime.progress import Display
+from versatune_ray.settings.loading import parse
 from versatune_ray.training.finetune import finetune
 
 NAMES = ("law", "medicine", "code")
@@ -33,13 +35,20 @@ STEPS, EVERY, TIMEOUT = 600, 40, 8
 
 
 class Machines:
-    """A head without room for workers' nodes of one CPU each, so that every worker has a node to itself."""
+    """A head without room for workers' nodes of one CPU each, so that every worker has a node to
+    itself.
+    """
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        # Not at exit but by ``machines``: Ray's hooks for that cannot be set outside the main thread, where new nodes come.
-        self.cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        # Not at exit but by ``machines``: Ray's hooks for that cannot be set outside the main
+        # thread, where new nodes come.
+        self.cluster = Cluster(
+            initialize_head=True,
+            shutdown_at_exit=False,
+            head_node_args={"num_cpus": 1, "include_dashboard": False},
+        )
         self.nodes = [self.cluster.add_node(num_cpus=1)]
 
     def lose(self) -> None:
@@ -53,8 +62,22 @@ class Machines:
 
         last = self.nodes.pop()
         self.nodes.append(self.cluster.add_node(num_cpus=1))
-        command = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", self.cluster.address, "--node-id", last.node_id]
-        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "1"]
+        command = [
+            str(Path(sys.executable).with_name("ray")),
+            "drain-node",
+            "--address",
+            self.cluster.address,
+            "--node-id",
+            last.node_id,
+        ]
+        reason = [
+            "--reason",
+            "DRAIN_NODE_REASON_PREEMPTION",
+            "--reason-message",
+            "spot",
+            "--deadline-remaining-seconds",
+            "1",
+        ]
         subprocess.run([*command, *reason], check=True, capture_output=True)
         assert ray.is_initialized()
         time.sleep(1)
@@ -62,7 +85,9 @@ class Machines:
 
 
 def processes(title: str) -> dict[int, float]:
-    """When the processes of this test's cluster with ``title`` in their command lines began, by number, the newest last."""
+    """When the processes of this test's cluster with ``title`` in their command lines began, by
+    number, the newest last.
+    """
     found = {}
     for one in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):  # it may have ended just now
@@ -83,7 +108,11 @@ def machines() -> Iterator[Machines]:
     before = os.environ.get("TMPDIR")
     os.environ |= {"TMPDIR": folder, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
     machines = Machines()
-    ray.init(address=machines.cluster.address, logging_level="ERROR", log_to_driver=bool(os.environ.get("SHOW")))
+    ray.init(
+        address=machines.cluster.address,
+        logging_level="ERROR",
+        log_to_driver=bool(os.environ.get("SHOW")),
+    )
     try:
         yield machines
     finally:
@@ -96,17 +125,24 @@ def machines() -> Iterator[Machines]:
 
 
 @pytest.fixture(scope="module")
-def tune(machines: Machines, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[dict[str, Any]]]:
+def tune(
+    machines: Machines, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("faults")
     paths = {
         name: DomainPaths(
-            write_store(folder / name, random_samples(seed, 40)), write_store(folder / f"{name}-v", random_samples(seed + 9, 9))
+            write_store(folder / name, random_samples(seed, 40)),
+            write_store(folder / f"{name}-v", random_samples(seed + 9, 9)),
         )
         for seed, name in enumerate(NAMES)
     }
-    reference = {"domains": {name: {"loss": loss} for name, loss in zip(NAMES, (1.0, 2.0, 4.0), strict=True)}}
+    reference = {
+        "domains": {name: {"loss": loss} for name, loss in zip(NAMES, (1.0, 2.0, 4.0), strict=True)}
+    }
 
-    def run(name: str, faults: list[Callable[[], None]], workers: Any = 2, model: Path = tiny_model) -> list[dict[str, Any]]:
+    def run(
+        name: str, faults: list[Callable[[], None]], workers: Any = 2, model: Path = tiny_model
+    ) -> list[dict[str, Any]]:
         """The log without its timings; each of ``faults`` happens after one more adjustment."""
         config = parse(
             {
@@ -132,11 +168,16 @@ def tune(machines: Machines, tiny_model: Path, tmp_path_factory: pytest.TempPath
         ended = threading.Event()
 
         def in_midst(lines: int, gone: set[int]) -> bool:
-            """Workers that none of ``gone`` is among have logged since they began, and the log is longer than ``lines``."""
+            """Workers that none of ``gone`` is among have logged since they began, and the log is
+            longer than ``lines``.
+            """
             workers = processes("RayTrainWorker")
             if not workers or gone & workers.keys() or not log.is_file():
                 return False
-            return log.stat().st_mtime > max(workers.values()) and len(log.read_text().splitlines()) > lines
+            return (
+                log.stat().st_mtime > max(workers.values())
+                and len(log.read_text().splitlines()) > lines
+            )
 
         def watch() -> None:
             gone: set[int] = set()
@@ -163,7 +204,10 @@ def tune(machines: Machines, tiny_model: Path, tmp_path_factory: pytest.TempPath
             ended.set()
             thread.join()
         assert happened == faults, failed
-        return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in log.read_text().splitlines()]
+        return [
+            {key: value for key, value in json.loads(line).items() if key != "seconds"}
+            for line in log.read_text().splitlines()
+        ]
 
     return run
 
@@ -174,7 +218,10 @@ def undisturbed(tune: Callable[..., list[dict[str, Any]]]) -> list[dict[str, Any
 
 
 def test_no_fault_costs_a_decision_or_repeats_one(
-    machines: Machines, tune: Callable[..., list[dict[str, Any]]], undisturbed: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]
+    machines: Machines,
+    tune: Callable[..., list[dict[str, Any]]],
+    undisturbed: list[dict[str, Any]],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     stopped: list[psutil.Process] = []
 
@@ -191,8 +238,11 @@ def test_no_fault_costs_a_decision_or_repeats_one(
     log = tune("disturbed", [kill_worker, kill_controller, machines.lose, machines.preempt, hang])
     assert [line["step"] for line in log] == list(range(0, STEPS + 1, EVERY))
     assert log == undisturbed
-    told = [line for line in capfd.readouterr().out.splitlines() if re.search(r"failure \d+: ", line)]
-    assert len(told) >= 5, told  # a node that goes can cost an attempt when it is announced and another when it is gone
+    told = [
+        line for line in capfd.readouterr().out.splitlines() if re.search(r"failure \d+: ", line)
+    ]
+    # a node that goes can cost an attempt when it is announced and another when it is gone
+    assert len(told) >= 5, told
     assert re.search(rf"no word from rank\(s\) [01] within {TIMEOUT} s", told[-1]), told
     assert not stopped[0].is_running() or stopped[0].status() == psutil.STATUS_ZOMBIE
 
@@ -201,10 +251,16 @@ def test_no_fault_costs_a_decision_or_repeats_one(
 def test_with_a_range_of_workers_the_run_goes_on_with_those_that_are_left(
     machines: Machines, tune: Callable[..., list[dict[str, Any]]], undisturbed: list[dict[str, Any]]
 ) -> None:
-    log = tune("elastic", [lambda: machines.cluster.remove_node(machines.nodes.pop(), allow_graceful=False)], workers=[1, 2])
+    log = tune(
+        "elastic",
+        [lambda: machines.cluster.remove_node(machines.nodes.pop(), allow_graceful=False)],
+        workers=[1, 2],
+    )
     assert [line["step"] for line in log] == [line["step"] for line in undisturbed]
     for one, other in zip(log, undisturbed, strict=True):
-        np.testing.assert_allclose(list(one["loss"].values()), list(other["loss"].values()), rtol=1e-4)
+        np.testing.assert_allclose(
+            list(one["loss"].values()), list(other["loss"].values()), rtol=1e-4
+        )
         assert one["share_achieved"] == other["share_achieved"] or one["step"] > EVERY
 
 
@@ -217,6 +273,8 @@ def test_a_loss_that_is_no_number_stops_the_run_at_once(
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     model.get_input_embeddings().weight.data.fill_(float("nan"))
     model.save_pretrained(tmp_path / "model")
-    with pytest.raises(Incomplete, match=r"adjustment at step 0: .*law.*nan.*; the last checkpoint is intact"):
+    with pytest.raises(
+        Incomplete, match=r"adjustment at step 0: .*law.*nan.*; the last checkpoint is intact"
+    ):
         tune("nan", [], model=tmp_path / "model")
     assert "failure 1:" not in capfd.readouterr().out, "no second try"

@@ -1,4 +1,6 @@
-"""What every rank of a test does: started by torchrun from ``test_training_ranks.py``, or called with one rank in the test itself."""
+"""What every rank of a test does: started by torchrun from ``test_training_ranks.py``, or called
+with one rank in the test itself.
+"""
 
 from __future__ import annotations
 
@@ -15,52 +17,74 @@ import torch.distributed as dist
 
 from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.settings import Data, Lora, Trainable, Training
+from versatune_ray.settings.recipe import Execution, Recipe
 from versatune_ray.training.checkpoint import Checkpoints
-from versatune_ray.training.core import Tuner
 from versatune_ray.training.model import begin_adapters, fill, load_model, with_frozen
-from versatune_ray.training.recipe import Recipe, Setup
 from versatune_ray.training.trainable import read_importance
+from versatune_ray.training.trainer import Trainer
 
 SHARES = np.array([0.7, 0.3])
 STEPS, CUT = 6, 3  # steps of a run, and where a checkpoint is taken
 
 
 def case(given: dict[str, Any], rank: int = 0, world: int = 1) -> dict[str, Any]:
-    """Train with the settings of ``given``: a checkpoint after ``CUT`` steps, or from one (``load``); what was seen on the way."""
+    """Train with the settings of ``given``: a checkpoint after ``CUT`` steps, or from one
+    (``load``); what was seen on the way.
+    """
     torch.set_num_threads(1)
-    data = list(load_domains({name: DomainPaths(*map(Path, pair)) for name, pair in given["paths"].items()}, Data()).values())
+    data = list(
+        load_domains(
+            {name: DomainPaths(*map(Path, pair)) for name, pair in given["paths"].items()}, Data()
+        ).values()
+    )
     recipe = Recipe(
-        STEPS, batch_size=8, micro_batch_tokens=given.get("micro", 60), learning_rate=1e-2, warmup=0.1, weight_decay=0.01,
+        STEPS, batch_size=8, micro_batch_tokens=given.get("micro", 60), learning_rate=1e-2,
+        warmup=0.1, weight_decay=0.01,
         max_grad_norm=1.0, seed=3, optimizer=given.get("optimizer", "adamw"),
     )  # fmt: skip
-    setup, empty = Setup(**given.get("setup", {})), given.get("empty", False)
-    model = load_model(given["model"], attention="sdpa" if setup.attention == "sdpa" else "padded", empty=empty)
+    execution, empty = Execution(**given.get("execution", {})), given.get("empty", False)
+    model = load_model(
+        given["model"], attention="sdpa" if execution.attention == "sdpa" else "padded", empty=empty
+    )
     variant = given.get("variant", "")
     lora = Lora(rank=4) if "lora" in variant else Lora()
-    trainable = Trainable(layers="1", modules=["q_proj", "ffn"]) if "masked" in variant else Trainable()
+    trainable = (
+        Trainable(layers="1", modules=["q_proj", "ffn"]) if "masked" in variant else Trainable()
+    )
     importance = read_importance([given["importance"]] if "masked" in variant else [])
     model = with_frozen(model, Training(lora=lora, trainable=trainable), 0)
-    tuner = Tuner(model, data, recipe, torch.device("cpu"), rank, world, setup, importance=importance)
+    trainer = Trainer(
+        model, data, recipe, torch.device("cpu"), rank, world, execution, importance=importance
+    )
     if empty:
         fill(model, given["model"], frozen_only=bool(given.get("load")))
         begin_adapters(model, 0)
-    checkpoints = Checkpoints(tuner)
+    checkpoints = Checkpoints(trainer)
     if given.get("load"):
         checkpoints.load(Path(given["load"]))
-    found: dict[str, Any] = {"kind": tuner.parallel.kind, "held_out": [], "first": tuner.steps_done}
+    found: dict[str, Any] = {
+        "kind": trainer.parallel.kind,
+        "held_out": [],
+        "first": trainer.steps_done,
+    }
     saved = None
-    while tuner.steps_done < STEPS:
-        if not tuner.steps_done % 2:
-            found["held_out"].append(tuner.held_out().nats.tolist())
-        tuner.step(SHARES)
-        if tuner.steps_done == CUT and given.get("save"):
+    while trainer.steps_done < STEPS:
+        if not trainer.steps_done % 2:
+            found["held_out"].append(trainer.held_out().nats.tolist())
+        trainer.step(SHARES)
+        if trainer.steps_done == CUT and given.get("save"):
             saved = checkpoints.save(Path(given["save"]))
     if saved is not None:
         saved.result()
-    found["held_out"].append(tuner.held_out().nats.tolist())
-    train, samples, tokens = tuner.take_counts()
-    found |= {"train": train.nats.tolist(), "count": train.count.tolist(), "samples": samples.tolist(), "tokens": tokens.tolist()}
-    found["products"] = tuner.gradient_products(5).tolist()
+    found["held_out"].append(trainer.held_out().nats.tolist())
+    train, samples, tokens = trainer.take_counts()
+    found |= {
+        "train": train.nats.tolist(),
+        "count": train.count.tolist(),
+        "samples": samples.tolist(),
+        "tokens": tokens.tolist(),
+    }
+    found["products"] = trainer.gradient_products(5).tolist()
     weights = checkpoints.weights()
     if rank == 0 and given.get("weights"):
         torch.save(weights, given["weights"])
@@ -68,7 +92,9 @@ def case(given: dict[str, Any], rank: int = 0, world: int = 1) -> dict[str, Any]
 
 
 def loading(given: dict[str, Any], rank: int, world: int) -> dict[str, Any]:
-    """Bytes that this rank's memory of its own grew by at most, from before a model is loaded until it can train."""
+    """Bytes that this rank's memory of its own grew by at most, from before a model is loaded until
+    it can train.
+    """
     ended, most = threading.Event(), [before := _own()]
 
     def look() -> None:
@@ -78,20 +104,33 @@ def loading(given: dict[str, Any], rank: int, world: int) -> dict[str, Any]:
     looking = threading.Thread(target=look)
     looking.start()
     model = load_model(given["model"], empty=True)
-    data = list(load_domains({name: DomainPaths(*map(Path, pair)) for name, pair in given["paths"].items()}, Data()).values())
-    recipe = Recipe(1, 8, 60, learning_rate=1e-2, warmup=0.0, weight_decay=0.0, max_grad_norm=1.0, seed=0)
-    tuner = Tuner(model, data, recipe, torch.device("cpu"), rank, world, Setup(parallel="fsdp"))
+    data = list(
+        load_domains(
+            {name: DomainPaths(*map(Path, pair)) for name, pair in given["paths"].items()}, Data()
+        ).values()
+    )
+    recipe = Recipe(
+        1, 8, 60, learning_rate=1e-2, warmup=0.0, weight_decay=0.0, max_grad_norm=1.0, seed=0
+    )
+    trainer = Trainer(
+        model, data, recipe, torch.device("cpu"), rank, world, Execution(parallel="fsdp")
+    )
     fill(model, given["model"])
     ended.set()
     looking.join()
-    whole = sum(parameter.numel() * parameter.element_size() for parameter in tuner.model.parameters())
+    whole = sum(
+        parameter.numel() * parameter.element_size() for parameter in trainer.model.parameters()
+    )
     return {"grown": most[0] - before, "whole": whole}
 
 
 def _own() -> int:
     """Resident memory that no file is behind, in bytes."""
     status = Path("/proc/self/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon"))) * 1024
+    return (
+        int(next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")))
+        * 1024
+    )
 
 
 if __name__ == "__main__":

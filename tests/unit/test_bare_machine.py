@@ -1,4 +1,6 @@
-"""A GPU machine with torch, transformers and a few small wheels fine-tunes local records: nothing else is imported there."""
+"""A GPU machine with torch, transformers and a few small wheels fine-tunes local records: nothing
+else is imported there.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,20 @@ from pathlib import Path
 
 import yaml
 
-MISSING = ("ray", "vllm", "pyarrow", "datasets", "plotly", "scipy", "pandas", "sklearn", "optuna", "lm_eval")
-# As if they were not installed: some of them are looked for by transformers and others, which go on without.
+MISSING = (
+    "ray",
+    "vllm",
+    "pyarrow",
+    "datasets",
+    "plotly",
+    "scipy",
+    "pandas",
+    "sklearn",
+    "optuna",
+    "lm_eval",
+)
+# As if they were not installed: some of them are looked for by transformers and others, which go on
+# without.
 BARE = f"""
 import importlib.abc, runpy, sys
 
@@ -22,18 +36,28 @@ class Bare(importlib.abc.MetaPathFinder):
 import importlib.util, importlib.metadata
 sys.meta_path.insert(0, Bare())
 found = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: None if name.partition(".")[0] in {MISSING!r} else found(name, package)
+missing = {MISSING!r}
+importlib.util.find_spec = (
+    lambda name, package=None: None if name.partition(".")[0] in missing else found(name, package)
+)
 sys.argv = sys.argv[1:]
 sys.argv[0] = "versatune_ray.training"
 runpy.run_module("versatune_ray.training", run_name="__main__")
 """
 
 
-def test_fine_tuning_on_local_records_needs_none_of_the_big_packages(tiny_model: Path, tmp_path: Path) -> None:
+def test_fine_tuning_on_local_records_needs_none_of_the_big_packages(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     for seed, name in enumerate(("law", "code")):
-        words = [" ".join(f"w{3 + (seed + 7 * line + place) % 60}" for place in range(6)) for line in range(40)]
+        words = [
+            " ".join(f"w{3 + (seed + 7 * line + place) % 60}" for place in range(6))
+            for line in range(40)
+        ]
         records = [{"instruction": line[: len(line) // 2], "output": line} for line in words]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps(record) + "\n" for record in records)
+        )
     job = {
         "storage": str(tmp_path / "runs"),
         "run": "bare",
@@ -45,7 +69,11 @@ def test_fine_tuning_on_local_records_needs_none_of_the_big_packages(tiny_model:
     }
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
     done = subprocess.run(
-        [sys.executable, "-c", BARE, "-", "--config", str(tmp_path / "job.yaml")], capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, "-c", BARE, "-", "--config", str(tmp_path / "job.yaml")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     model = tmp_path / "runs" / "bare" / "finetune" / "model"

@@ -5,16 +5,29 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from versatune_ray.training.batching import attention_cost, micro_batches, packed_rows, padded_rows, spread
+from versatune_ray.training.batching import (
+    attention_cost,
+    micro_batches,
+    packed_rows,
+    padded_rows,
+    spread,
+)
 
 
 def test_the_longest_go_first_to_whoever_has_least() -> None:
     # 7 | 6 | then 5 to the second (11), 4 to the first (11), 3 to the first by place: 14 | 11.
-    assert [items.tolist() for items in spread(np.array([3.0, 7.0, 5.0, 4.0, 6.0]), 2)] == [[0, 1, 3], [2, 4]]
+    assert [items.tolist() for items in spread(np.array([3.0, 7.0, 5.0, 4.0, 6.0]), 2)] == [
+        [0, 1, 3],
+        [2, 4],
+    ]
 
 
 def test_as_many_items_as_ranks_leave_none_idle() -> None:
-    assert sorted(items.tolist() for items in spread(np.array([1.0, 1.0, 9.0]), 3)) == [[0], [1], [2]]
+    assert sorted(items.tolist() for items in spread(np.array([1.0, 1.0, 9.0]), 3)) == [
+        [0],
+        [1],
+        [2],
+    ]
 
 
 def test_padded_rows_hold_items_of_like_length() -> None:
@@ -26,7 +39,10 @@ def test_padded_rows_hold_items_of_like_length() -> None:
 def test_padding_is_weighed_against_one_more_pass() -> None:
     # Together 4 · 100 = 400 tokens; apart 3 · 10 + 100 = 130, and 64 for one more pass.
     # With 30 for 100: together 120; apart 30 + 30 and 64 more.
-    assert [row.tolist() for row in padded_rows(np.array([100, 10, 10, 10]), 8192)] == [[1, 2, 3], [0]]
+    assert [row.tolist() for row in padded_rows(np.array([100, 10, 10, 10]), 8192)] == [
+        [1, 2, 3],
+        [0],
+    ]
     assert [row.tolist() for row in padded_rows(np.array([30, 10, 10, 10]), 8192)] == [[1, 2, 3, 0]]
 
 
@@ -42,7 +58,9 @@ def test_packed_rows_fill_evenly_or_do_not_fit() -> None:
 def test_every_item_is_computed_once_within_capacity(packed: bool, equal: bool, world: int) -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(3, 400, 64)
-    plan = micro_batches(lengths, attention_cost(lengths, 10_000, 64), world, 500, packed=packed, equal=equal)
+    plan = micro_batches(
+        lengths, attention_cost(lengths, 10_000, 64), world, 500, packed=packed, equal=equal
+    )
     assert len(plan) == world
     assert sorted(int(item) for rank in plan for rows in rank for item in rows) == list(range(64))
     for rows in (rows for rank in plan for rows in rank if len(rows)):
@@ -55,7 +73,10 @@ def test_every_item_is_computed_once_within_capacity(packed: bool, equal: bool, 
 def test_ranks_get_about_the_same_work() -> None:
     lengths = np.random.default_rng(1).integers(10, 2000, 128)
     costs = attention_cost(lengths, 100_000, 4096)
-    loads = [sum(costs[rows].sum() for rows in rank) for rank in micro_batches(lengths, costs, 8, 4096, packed=True, equal=True)]
+    loads = [
+        sum(costs[rows].sum() for rows in rank)
+        for rank in micro_batches(lengths, costs, 8, 4096, packed=True, equal=True)
+    ]
     assert max(loads) / min(loads) < 1.05
 
 

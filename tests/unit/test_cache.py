@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from versatune_ray.cache import cached, key_of, place
 from versatune_ray.errors import UserError
-from versatune_ray.models import check_length, model_fingerprint
+from versatune_ray.runs.cache import cached, key_of, place
+from versatune_ray.runtime.models import check_length, model_fingerprint
 
 
 def test_the_second_call_reuses_what_the_first_built(tmp_path: Path) -> None:
@@ -56,7 +56,11 @@ def test_two_at_once_build_once(tmp_path: Path) -> None:
 
 
 def test_the_key_does_not_depend_on_order() -> None:
-    assert key_of({"a": 1, "b": [1, 2]}) == key_of({"b": [1, 2], "a": 1}) != key_of({"a": 1, "b": [2, 1]})
+    assert (
+        key_of({"a": 1, "b": [1, 2]})
+        == key_of({"b": [1, 2], "a": 1})
+        != key_of({"a": 1, "b": [2, 1]})
+    )
 
 
 def test_a_model_is_known_by_its_content(tiny_model: Path, tmp_path: Path) -> None:
@@ -81,5 +85,7 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 def test_more_tokens_than_a_model_takes_are_refused_by_key_and_number(tiny_model: Path) -> None:
     check_length("data.max_length", 64, str(tiny_model), False)
-    with pytest.raises(UserError, match=r"data\.max_length: this makes 65 tokens, more than the 64"):
+    with pytest.raises(
+        UserError, match=r"data\.max_length: this makes 65 tokens, more than the 64"
+    ):
         check_length("data.max_length", 65, str(tiny_model), False)

@@ -41,7 +41,10 @@ def unsure(rng: np.random.Generator, confusion: Array, domains: NDArray[np.int64
 
 
 def right_in(accuracy: float, k: int) -> Array:
-    return np.asarray(np.full((k, k), (1 - accuracy) / (k - 1)) + (accuracy - (1 - accuracy) / (k - 1)) * np.eye(k))
+    return np.asarray(
+        np.full((k, k), (1 - accuracy) / (k - 1))
+        + (accuracy - (1 - accuracy) / (k - 1)) * np.eye(k)
+    )
 
 
 def test_a_judge_is_measured_as_by_hand() -> None:
@@ -56,7 +59,9 @@ def test_a_judge_is_measured_as_by_hand() -> None:
 
 
 def test_a_judge_that_knows_nothing_loses_the_logarithm_of_k() -> None:
-    assert measure(np.full((6, 3), 1 / 3), in_order(2, 2, 2), 3).log_loss == pytest.approx(np.log(3))
+    assert measure(np.full((6, 3), 1 / 3), in_order(2, 2, 2), 3).log_loss == pytest.approx(
+        np.log(3)
+    )
 
 
 def test_a_certain_mistake_costs_much_but_not_infinitely_much() -> None:
@@ -69,7 +74,9 @@ def test_the_order_of_records_does_not_matter() -> None:
     answers, order = rng.dirichlet(np.ones(3), size=12), rng.permutation(12)
     one, other = measure(answers, truth, 3), measure(answers[order], truth[order], 3)
     np.testing.assert_allclose(other.confusion, one.confusion)
-    np.testing.assert_allclose([other.accuracy, other.log_loss, *other.recall], [one.accuracy, one.log_loss, *one.recall])
+    np.testing.assert_allclose(
+        [other.accuracy, other.log_loss, *other.recall], [one.accuracy, one.log_loss, *one.recall]
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,10 +95,13 @@ def test_records_that_cannot_measure_a_judge_are_refused(truth: list[int], words
 
 
 def test_without_noise_the_shares_come_back_exactly() -> None:
-    # 1,000 sequences, 500 : 300 : 200, each judged like the average one of its domain: q = (0.44, 0.36, 0.2).
+    # 1,000 sequences, 500 : 300 : 200, each judged like the average one of its domain: q = (0.44,
+    # 0.36, 0.2).
     rows = CONFUSION[in_order(500, 300, 200)]
     np.testing.assert_allclose(rows.mean(axis=0), [0.44, 0.36, 0.2])
-    np.testing.assert_allclose(corrected(rows, noiseless(CONFUSION)).share, [0.5, 0.3, 0.2], atol=1e-12)
+    np.testing.assert_allclose(
+        corrected(rows, noiseless(CONFUSION)).share, [0.5, 0.3, 0.2], atol=1e-12
+    )
 
 
 def test_the_condition_is_that_of_the_confusion_matrix() -> None:
@@ -102,12 +112,27 @@ def test_the_condition_is_that_of_the_confusion_matrix() -> None:
 
 def test_answers_that_no_shares_explain_get_the_nearest_shares() -> None:
     # All on domain 0, which the judge never is of anything: unconstrained 4/3 and −1/3.
-    np.testing.assert_allclose(corrected(np.eye(2)[in_order(9, 0)], noiseless(right_in(0.8, 2))).share, [1, 0], atol=1e-12)
+    np.testing.assert_allclose(
+        corrected(np.eye(2)[in_order(9, 0)], noiseless(right_in(0.8, 2))).share, [1, 0], atol=1e-12
+    )
 
 
-@pytest.mark.parametrize("q", [(0.85, 0.05, 0.1), (0.0, 0.9, 0.1), (0.05, 0.05, 0.9), (0.3, 0.1, 0.6)])
-def test_the_nearest_shares_are_those_that_a_search_of_the_simplex_finds(q: tuple[float, float, float]) -> None:
-    grid = np.array([(a, b, 400 - a - b) for a, b in itertools.product(range(401), repeat=2) if a + b <= 400]) / 400
+@pytest.mark.parametrize(
+    "q", [(0.85, 0.05, 0.1), (0.0, 0.9, 0.1), (0.05, 0.05, 0.9), (0.3, 0.1, 0.6)]
+)
+def test_the_nearest_shares_are_those_that_a_search_of_the_simplex_finds(
+    q: tuple[float, float, float],
+) -> None:
+    grid = (
+        np.array(
+            [
+                (a, b, 400 - a - b)
+                for a, b in itertools.product(range(401), repeat=2)
+                if a + b <= 400
+            ]
+        )
+        / 400
+    )
     best = grid[((grid @ CONFUSION - q) ** 2).sum(axis=1).argmin()]
     found = corrected(np.tile(q, (2, 1)), noiseless(CONFUSION)).share
     assert found.sum() == pytest.approx(1, abs=1e-12)
@@ -117,25 +142,34 @@ def test_the_nearest_shares_are_those_that_a_search_of_the_simplex_finds(q: tupl
 
 @pytest.mark.parametrize("n", [400, 2000])
 @pytest.mark.parametrize(("judge", "accuracy"), [(certain, 0.8), (certain, 0.95), (unsure, 0.8)])
-def test_intervals_of_corrected_shares_cover_the_truth_in_95_percent_of_detections(judge: Judge, accuracy: float, n: int) -> None:
+def test_intervals_of_corrected_shares_cover_the_truth_in_95_percent_of_detections(
+    judge: Judge, accuracy: float, n: int
+) -> None:
     covered = coverage(judge, right_in(accuracy, 5), TRUTH, n, runs=600)
     assert (np.abs(covered - 0.95) < 0.025).all(), covered
 
 
 def test_many_sequences_do_not_make_up_for_confusions_too_rare_for_the_records() -> None:
-    # Each wrong domain gets 0.8 % of the answers, so that 45 % of such confusions are in none of 100 records, yet those of the largest
-    # domain are 0.5 % of all sequences. Intervals that take a confusion never seen for impossible cover only about 75 %.
-    covered = coverage(certain, right_in(0.96, 6), np.array([0.06, 0.09, 0.07, 0.06, 0.08, 0.64]), 20_000, runs=200)
+    # Each wrong domain gets 0.8 % of the answers, so that 45 % of such confusions are in none of
+    # 100 records, yet those of the largest domain are 0.5 % of all sequences. Intervals that take a
+    # confusion never seen for impossible cover only about 75 %.
+    covered = coverage(
+        certain, right_in(0.96, 6), np.array([0.06, 0.09, 0.07, 0.06, 0.08, 0.64]), 20_000, runs=200
+    )
     assert (covered > 0.925).all(), covered
 
 
 def coverage(judge: Judge, confusion: Array, shares: Array, n: int, runs: int) -> Array:
-    """Part of simulated detections, each with 100 records per domain, whose intervals hold the true shares, [k]."""
+    """Part of simulated detections, each with 100 records per domain, whose intervals hold the true
+    shares, [k].
+    """
     rng, k = np.random.default_rng(0), len(shares)
     truth, covered = in_order(*k * [100]), np.zeros(k)
     for seed in range(runs):
         quality = measure(judge(rng, confusion, truth), truth, k)
-        interval = corrected(judge(rng, confusion, rng.choice(k, size=n, p=shares)), quality, draws=400, seed=seed).ci95
+        interval = corrected(
+            judge(rng, confusion, rng.choice(k, size=n, p=shares)), quality, draws=400, seed=seed
+        ).ci95
         covered += (interval[:, 0] <= shares) & (shares <= interval[:, 1])
     return np.asarray(covered / runs)
 
@@ -145,7 +179,9 @@ def test_the_interval_holds_the_share_and_stays_within_0_and_1() -> None:
     for seed in range(50):
         truth = in_order(4, 4, 4)
         quality = measure(unsure(rng, right_in(0.6, 3), truth), truth, 3)
-        found = corrected(unsure(rng, right_in(0.6, 3), in_order(20, 1, 0)), quality, draws=50, seed=seed)
+        found = corrected(
+            unsure(rng, right_in(0.6, 3), in_order(20, 1, 0)), quality, draws=50, seed=seed
+        )
         assert (found.ci95 >= 0).all()
         assert (found.ci95 <= 1).all()
         assert (found.ci95[:, 0] <= found.share).all()
@@ -192,7 +228,8 @@ def test_answers_over_other_domains_or_too_few_are_refused(shape: tuple[int, ...
 
 @pytest.mark.parametrize("m", [50, 20_000])
 def test_drawn_means_scatter_as_means_do(m: int) -> None:
-    # Domain 0 in a tenth of the rows: variance 0.09 / m of the mean. Pseudo-records of the two domains add 0.25 · (0.9² + 0.1²) / m².
+    # Domain 0 in a tenth of the rows: variance 0.09 / m of the mean. Pseudo-records of the two
+    # domains add 0.25 · (0.9² + 0.1²) / m².
     rng = np.random.default_rng(0)
     drawn = _means(rng.permutation(np.eye(2)[in_order(m // 10, m - m // 10)]), 20_000, rng)
     np.testing.assert_allclose(drawn.sum(axis=1), 1)
@@ -202,6 +239,9 @@ def test_drawn_means_scatter_as_means_do(m: int) -> None:
 
 
 def test_drawn_means_of_rare_answers_are_skewed_as_such_means_are() -> None:
-    # 5 of 50: third moment 2 · 0.1 · 0.9 · (0.9 − 0.1) / m², and 2 · 0.25 · (0.9³ − 0.1³) / m³ from the pseudo-records.
+    # 5 of 50: third moment 2 · 0.1 · 0.9 · (0.9 − 0.1) / m², and 2 · 0.25 · (0.9³ − 0.1³) / m³ from
+    # the pseudo-records.
     drawn = _means(np.eye(2)[in_order(5, 45)], 20_000, np.random.default_rng(0))
-    assert ((drawn[:, 0] - 0.1) ** 3).mean() == pytest.approx(0.144 / 50**2 + 0.364 / 50**3, rel=0.2)
+    assert ((drawn[:, 0] - 0.1) ** 3).mean() == pytest.approx(
+        0.144 / 50**2 + 0.364 / 50**3, rel=0.2
+    )

@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from versatune_ray.progress import State, line
+from versatune_ray.runtime.progress import State, line
 
 
 def job(name: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *arguments], capture_output=True, text=True, cwd=cwd, check=False
+        [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
     )
 
 
@@ -31,12 +35,16 @@ def test_debug_adds_the_traceback() -> None:
 
 
 def test_a_wrong_target_is_told_before_ray_starts(tmp_path: Path) -> None:
-    done = job("finetune", "mixture.policy=expansion", "mixture.targets=medicin", f"storage={tmp_path}")
+    done = job(
+        "finetune", "mixture.policy=expansion", "mixture.targets=medicin", f"storage={tmp_path}"
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert "unknown domain 'medicin'; valid: law, medicine" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["detect", "reference", "finetune", "pipeline", "make_base", "cofitune"])
+@pytest.mark.parametrize(
+    "name", ["detect", "reference", "finetune", "pipeline", "make_base", "cofitune"]
+)
 def test_every_job_explains_itself(name: str) -> None:
     done = job(name, "--help")
     assert done.returncode == 0
@@ -51,4 +59,7 @@ def test_print_config_prints_what_can_be_loaded() -> None:
 def test_a_progress_line_tells_share_rate_and_time_left() -> None:
     # 50 of 200 after 10 s from 0: 25 %, 5 per second, 150 / 5 = 30 s left.
     shown = line("fine-tuning", State(50, 200, "step", "loss 1.5"), seconds=10, moved=50)
-    assert shown == "[fine-tuning] ━━━━━───────────────  25 %  50/200 steps  5.0/s  0:30 left  loss 1.5"
+    assert (
+        shown
+        == "[fine-tuning] ━━━━━───────────────  25 %  50/200 steps  5.0/s  0:30 left  loss 1.5"
+    )

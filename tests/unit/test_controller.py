@@ -1,4 +1,6 @@
-"""The weight controller, undecorated: one decision for all ranks, errors that name who or what is missing, exact resume."""
+"""The weight controller, undecorated: one decision for all ranks, errors that name who or what is
+missing, exact resume.
+"""
 
 from __future__ import annotations
 
@@ -11,31 +13,72 @@ import numpy as np
 import pytest
 
 from versatune_ray.mixture import Constant, DoGE, Expansion, VersaTune
+from versatune_ray.settings.recipe import Recipe, StagePlan
 from versatune_ray.training.controller import Refused, Report, WeightController
-from versatune_ray.training.recipe import Recipe, Stage
 
 START = np.array([0.5, 0.5])
 
 
 def stage(
-    policy: Any, name: str | None = None, sources: tuple[int, ...] = (0, 1), start: Any = START, first: int = 0, steps: int = 99
-) -> Stage:
-    recipe = Recipe(steps, 8, 100, learning_rate=1e-3, warmup=0.0, weight_decay=0.0, max_grad_norm=0.0, seed=0)
-    return Stage(name, sources, (10, 10), start, policy, recipe, adjust_every=10, epoch_samples=80, first=first)
+    policy: Any,
+    name: str | None = None,
+    sources: tuple[int, ...] = (0, 1),
+    start: Any = START,
+    first: int = 0,
+    steps: int = 99,
+) -> StagePlan:
+    recipe = Recipe(
+        steps, 8, 100, learning_rate=1e-3, warmup=0.0, weight_decay=0.0, max_grad_norm=0.0, seed=0
+    )
+    return StagePlan(
+        name,
+        sources,
+        (10, 10),
+        start,
+        policy,
+        recipe,
+        adjust_every=10,
+        epoch_samples=80,
+        first=first,
+    )
 
 
-def controller(policy: Any = None, reference: Any = (1.0, 1.0), timeout: float = 5.0, **more: float) -> WeightController:
-    return WeightController(["law", "code"], [stage(policy or VersaTune(sigma=1.0))], np.array(reference), timeout, **more)
+def controller(
+    policy: Any = None, reference: Any = (1.0, 1.0), timeout: float = 5.0, **more: float
+) -> WeightController:
+    return WeightController(
+        ["law", "code"],
+        [stage(policy or VersaTune(sigma=1.0))],
+        np.array(reference),
+        timeout,
+        **more,
+    )
 
 
-def report(step: int, sums: list[float], counts: list[float], samples: tuple[int, int] = (3, 1)) -> Report:
+def report(
+    step: int, sums: list[float], counts: list[float], samples: tuple[int, int] = (3, 1)
+) -> Report:
     zero, some = np.zeros(2), np.array(samples)
-    return Report(0, step, step / 10, np.array(sums), np.array(counts), zero, zero, some, some * 10, np.zeros(2), {"training": 1.0})
+    return Report(
+        0,
+        step,
+        step / 10,
+        np.array(sums),
+        np.array(counts),
+        zero,
+        zero,
+        some,
+        some * 10,
+        np.zeros(2),
+        {"training": 1.0},
+    )
 
 
 def exchange(actor: WeightController, *reports: Report, attempt: int = 1) -> list[Any]:
     async def run() -> list[Any]:
-        return await asyncio.gather(*(actor.exchange(attempt, {rank: told}) for rank, told in enumerate(reports)))
+        return await asyncio.gather(
+            *(actor.exchange(attempt, {rank: told}) for rank, told in enumerate(reports))
+        )
 
     return asyncio.run(run())
 
@@ -43,7 +86,8 @@ def exchange(actor: WeightController, *reports: Report, attempt: int = 1) -> lis
 def test_all_ranks_get_the_same_numbered_shares_from_the_sums_of_all() -> None:
     actor = controller()
     actor.begin(2, None)
-    # Losses over both ranks: law (6 + 2) / (2 + 2) = 2, code (1 + 1) / (1 + 1) = 1: only law has potential, γ = (2 - 1) / 2 = 0.5.
+    # Losses over both ranks: law (6 + 2) / (2 + 2) = 2, code (1 + 1) / (1 + 1) = 1: only law has
+    # potential, γ = (2 - 1) / 2 = 0.5.
     first, second = exchange(actor, report(10, [6, 1], [2, 1]), report(10, [2, 1], [2, 1]))
     assert first.number == second.number == 0
     # P' = 0.5 · (1 + 0.5) and 0.5, which is 0.75 : 0.5 = 0.6 : 0.4.
@@ -60,7 +104,9 @@ def test_ranks_of_one_node_report_together_and_rank_0_alone_gets_the_line() -> N
     node = {1: report(10, [6, 1], [2, 1]), 2: report(10, [1, 0.5], [1, 0.5])}
 
     async def run() -> list[Any]:
-        return await asyncio.gather(actor.exchange(1, node), actor.exchange(1, {0: report(10, [1, 0.5], [1, 0.5])}))
+        return await asyncio.gather(
+            actor.exchange(1, node), actor.exchange(1, {0: report(10, [1, 0.5], [1, 0.5])})
+        )
 
     others, zero = asyncio.run(run())
     # The same sums as of two ranks above: law 8 / 4, code 2 / 2.
@@ -77,7 +123,8 @@ def test_the_measurement_before_step_1_moves_no_share_but_is_remembered() -> Non
     np.testing.assert_array_equal(before.share, START)
     assert before.line["forgetting_degree"] is None
     (after,) = exchange(actor, report(10, [2, 3], [1, 1]))
-    # φ_code = (3 - 2) / 2 = 0.5, its mean over k = 2 is 0.25, and γ_law = (2 - 1) / 2 = 0.5 bounds it: open, law + 0.1.
+    # φ_code = (3 - 2) / 2 = 0.5, its mean over k = 2 is 0.25, and γ_law = (2 - 1) / 2 = 0.5 bounds
+    # it: open, law + 0.1.
     assert after.line["forgetting_degree"] == {"law": 0.0, "code": 0.5}
     assert after.line["guard"] == {"open": True, "forgetting": 0.25, "bound": 0.5}
     np.testing.assert_allclose(after.share, [0.6, 0.4], atol=1e-12)
@@ -88,7 +135,8 @@ def test_a_rank_that_stays_silent_is_named() -> None:
     actor.begin(3, None)
 
     async def two_of_three() -> None:
-        await actor.exchange(1, {rank: report(10, [1, 1], [1, 1]) for rank in (0, 2)})  # of one node
+        # of one node
+        await actor.exchange(1, {rank: report(10, [1, 1], [1, 1]) for rank in (0, 2)})
 
     with pytest.raises(TimeoutError, match=r"step 10: no word from rank\(s\) \[1\]"):
         asyncio.run(two_of_three())
@@ -109,7 +157,9 @@ def test_ranks_at_different_steps_are_told_so() -> None:
         exchange(actor, report(10, [1, 1], [1, 1]), report(20, [1, 1], [1, 1]))
 
 
-@pytest.mark.parametrize(("sums", "counts"), [([np.nan, 1], [1, 1]), ([np.inf, 1], [1, 1]), ([1, 1], [0, 1])])
+@pytest.mark.parametrize(
+    ("sums", "counts"), [([np.nan, 1], [1, 1]), ([np.inf, 1], [1, 1]), ([1, 1], [0, 1])]
+)
 def test_a_loss_that_is_no_number_names_its_domain(sums: list[float], counts: list[float]) -> None:
     actor = controller()
     actor.begin(1, None)
@@ -152,26 +202,51 @@ def test_training_feedback_keeps_the_last_loss_of_a_domain_that_was_not_drawn() 
     actor.begin(1, None)
     exchange(actor, report(0, [4, 3], [1, 1]))
     drawn = np.array([8, 0])
-    (decision,) = exchange(actor, Report(0, 10, 1.0, None, None, np.array([16.0, 0.0]), np.array([8.0, 0.0]), drawn, drawn, np.zeros(2)))
+    (decision,) = exchange(
+        actor,
+        Report(
+            0,
+            10,
+            1.0,
+            None,
+            None,
+            np.array([16.0, 0.0]),
+            np.array([8.0, 0.0]),
+            drawn,
+            drawn,
+            np.zeros(2),
+        ),
+    )
     assert decision.line["loss"] == {"law": 2.0, "code": 3.0}
     assert decision.line["train_loss"] == {"law": 2.0, "code": None}
 
 
 def drawn(step: int, law: float | None, code: float | None, passes: tuple[float, float]) -> Report:
     """A report of training losses, of one token per domain; None: not drawn."""
-    losses, counts = np.array([law or 0.0, code or 0.0]), np.array([law is not None, code is not None]).astype(float)
+    losses, counts = (
+        np.array([law or 0.0, code or 0.0]),
+        np.array([law is not None, code is not None]).astype(float),
+    )
     samples = counts.astype(np.int64)
-    return Report(0, step, step / 10, None, None, losses, counts, samples, samples, np.array(passes))
+    return Report(
+        0, step, step / 10, None, None, losses, counts, samples, samples, np.array(passes)
+    )
 
 
 def test_training_feedback_is_a_moving_average_of_the_losses_of_drawn_domains() -> None:
     actor = controller(Constant(), smoothing=0.75)
     actor.begin(1, None)
     exchange(actor, report(0, [9, 9], [1, 1]))
-    told = [drawn(10, 4.0, None, (1, 0)), drawn(20, 2.0, 3.0, (2, 1)), drawn(30, None, 1.0, (2, 2)), drawn(40, 5.5, 2.5, (3, 3))]
+    told = [
+        drawn(10, 4.0, None, (1, 0)),
+        drawn(20, 2.0, 3.0, (2, 1)),
+        drawn(30, None, 1.0, (2, 2)),
+        drawn(40, 5.5, 2.5, (3, 3)),
+    ]
     lines = [exchange(actor, one)[0].line for one in told]
     assert [line["loss"] for line in lines] == [
-        {"law": 4.0, "code": 9.0},  # the first training loss as it is; code still has the loss measured before step 1
+        # the first training loss as it is; code still has the loss measured before step 1
+        {"law": 4.0, "code": 9.0},
         {"law": 3.5, "code": 3.0},  # 0.75 · 4 + 0.25 · 2
         {"law": 3.5, "code": 2.5},  # law was not drawn; 0.75 · 3 + 0.25 · 1
         {"law": 4.0, "code": 2.5},  # 0.75 · 3.5 + 0.25 · 5.5; 0.75 · 2.5 + 0.25 · 2.5
@@ -190,7 +265,10 @@ def test_held_out_feedback_is_not_averaged() -> None:
 
 
 def test_the_average_and_the_warnings_go_on_after_a_restore() -> None:
-    told = [report(0, [9, 9], [1, 1]), *(drawn(10 * n, 3 + n / 7, 2 + n / 3, (n, 2.3 * n)) for n in range(1, 6))]
+    told = [
+        report(0, [9, 9], [1, 1]),
+        *(drawn(10 * n, 3 + n / 7, 2 + n / 3, (n, 2.3 * n)) for n in range(1, 6)),
+    ]
     whole = controller(smoothing=0.5)
     whole.begin(1, None)
     lines = [exchange(whole, one)[0].line for one in told]
@@ -210,35 +288,58 @@ def test_a_line_tells_what_is_new_and_nothing_where_nothing_is() -> None:
     (calm,) = exchange(actor, report(0, [4, 4], [1, 1]))
     assert calm.line["warnings"] == []
     some = np.ones(2, dtype=np.int64)
-    told = Report(0, 10, 1.0, np.array([2.0, 2.0]), np.ones(2), np.ones(2), np.ones(2), some, some, np.array([0.2, 0.8]))
+    told = Report(
+        0,
+        10,
+        1.0,
+        np.array([2.0, 2.0]),
+        np.ones(2),
+        np.ones(2),
+        np.ones(2),
+        some,
+        some,
+        np.array([0.2, 0.8]),
+    )
     (decision,) = exchange(actor, told)
     (warning,) = decision.line["warnings"]
     assert warning.startswith("records repeat in code (0.8 passes); beyond 0.5 passes")
 
 
-def test_a_stage_begins_with_its_own_shares_and_its_policy_hears_of_its_own_domains_and_losses_alone() -> None:
+def test_a_stage_begins_with_its_own_shares_and_its_policy_hears_of_its_own_domains_alone() -> None:
     told: list[Any] = []
 
     class Probe:
         needs_reference = False
 
         def update(self, shares: Any, feedback: Any) -> Any:
-            told.append((shares.tolist(), feedback.loss.tolist(), feedback.history.tolist(), feedback.names))
+            told.append(
+                (shares.tolist(), feedback.loss.tolist(), feedback.history.tolist(), feedback.names)
+            )
             told[-1] += (feedback.step,)
             return np.array([1.0])
 
         def guard_state(self, shares: Any, feedback: Any) -> None:
             return None
 
-    stages = [stage(Constant(), "both", steps=10), stage(Probe(), "code", sources=(1,), start=np.array([0.0, 1.0]), first=10)]
+    stages = [
+        stage(Constant(), "both", steps=10),
+        stage(Probe(), "code", sources=(1,), start=np.array([0.0, 1.0]), first=10),
+    ]
     actor = WeightController(["law", "code"], stages, None, 5.0)
     actor.begin(1, None)
     shares = []
     for number, step, losses in ((0, 0, [4, 3]), (0, 10, [3, 2]), (1, 10, [3, 2]), (1, 20, [5, 1])):
         (decision,) = exchange(actor, replace(report(step, losses, [1, 1]), stage=number))
         shares.append((decision.line["stage"], decision.share.tolist()))
-    assert shares == [("both", [0.5, 0.5]), ("both", [0.5, 0.5]), ("code", [0, 1]), ("code", [0, 1])]
-    assert told == [([1.0], [1.0], [[2.0]], ("code",), 10)], "steps count from where the stage begins"
+    assert shares == [
+        ("both", [0.5, 0.5]),
+        ("both", [0.5, 0.5]),
+        ("code", [0, 1]),
+        ("code", [0, 1]),
+    ]
+    assert told == [([1.0], [1.0], [[2.0]], ("code",), 10)], (
+        "steps count from where the stage begins"
+    )
     assert decision.line["warnings"] == [], "law's share was never more in this stage"
     again = WeightController(["law", "code"], stages, None, 5.0)
     again.begin(1, json.loads(json.dumps(actor.state_dict(1))))
@@ -253,7 +354,10 @@ def test_products_of_gradients_come_to_the_policy_and_into_the_log() -> None:
     told = replace(report(10, [4, 4], [1, 1]), gradient_products=np.array([[1.0, 0.5], [0.5, 9.0]]))
     (decision, _) = exchange(actor, told, told)
     np.testing.assert_allclose(decision.share, [0.5, 0.5])  # both help the other alike: 0.5 / 2
-    assert decision.line["gradient_products"] == {"law": {"law": 1.0, "code": 0.5}, "code": {"law": 0.5, "code": 9.0}}
+    assert decision.line["gradient_products"] == {
+        "law": {"law": 1.0, "code": 0.5},
+        "code": {"law": 0.5, "code": 9.0},
+    }
     broken = replace(report(20, [4, 4], [1, 1]), gradient_products=np.full((2, 2), np.inf))
     with pytest.raises(Refused, match="step 20: gradient products: inf is not a finite number"):
         exchange(actor, broken, broken)
@@ -267,7 +371,9 @@ def test_products_of_gradients_come_to_the_policy_and_into_the_log() -> None:
         (None, "policy Wrong: it broke"),
     ],
 )
-def test_a_policy_of_ones_own_that_goes_wrong_is_named_on_all_ranks(answer: list[float] | None, told: str) -> None:
+def test_a_policy_of_ones_own_that_goes_wrong_is_named_on_all_ranks(
+    answer: list[float] | None, told: str
+) -> None:
     class Wrong:
         needs_reference = False
 
@@ -287,11 +393,24 @@ def test_a_policy_of_ones_own_that_goes_wrong_is_named_on_all_ranks(answer: list
 
 
 def test_passes_go_on_counting_from_stage_to_stage() -> None:
-    stages = [stage(Constant(), "both", steps=10), stage(Constant(), "code", sources=(1,), start=np.array([0.0, 1.0]), first=10)]
+    stages = [
+        stage(Constant(), "both", steps=10),
+        stage(Constant(), "code", sources=(1,), start=np.array([0.0, 1.0]), first=10),
+    ]
     actor = WeightController(["law", "code"], stages, None, 5.0)
     actor.begin(1, None)
     found = []
-    for number, step, passes in ((0, 0, (0, 0)), (0, 10, (0.5, 2)), (1, 10, (0, 0)), (1, 20, (0, 1.5))):
-        (decision,) = exchange(actor, replace(report(step, [2, 2], [1, 1]), stage=number, passes=np.array(passes, dtype=float)))
+    for number, step, passes in (
+        (0, 0, (0, 0)),
+        (0, 10, (0.5, 2)),
+        (1, 10, (0, 0)),
+        (1, 20, (0, 1.5)),
+    ):
+        (decision,) = exchange(
+            actor,
+            replace(
+                report(step, [2, 2], [1, 1]), stage=number, passes=np.array(passes, dtype=float)
+            ),
+        )
         found.append(list(decision.line["passes"].values()))
     assert found == [[0, 0], [0.5, 2], [0.5, 2], [0.5, 3.5]]

@@ -1,4 +1,6 @@
-"""Distribution, judge's prompt, published distributions: everything of detection that needs no engine."""
+"""Distribution, judge's prompt, published distributions: everything of detection that needs no
+engine.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,15 @@ from transformers import AutoTokenizer
 
 from versatune_ray.detection.distribution import PUBLISHED, given, total_variation
 from versatune_ray.detection.generate import is_degenerate
-from versatune_ray.detection.prompt import Node, Question, answer_ids, combine, nodes, order_of, render
+from versatune_ray.detection.prompt import (
+    Node,
+    Question,
+    answer_ids,
+    combine,
+    nodes,
+    order_of,
+    render,
+)
 from versatune_ray.errors import UserError
 
 QWEN = Path(__file__).resolve().parents[3] / "shared" / "data" / "models" / "qwen2.5_tokenizer"
@@ -83,7 +93,8 @@ def test_options_rotate_with_the_order_and_names_follow_them() -> None:
     orders = order_of(ids, 3)
     # Domain d stands at position (d - order) mod 3, as the prompts above show.
     assert (asked.positions(ids)[:, 0] == np.array([0, 2, 1])[orders]).all()
-    # Orders are as frequent within every repeat (id mod T) as in all, T a multiple of k or not: standard deviation 0.015.
+    # Orders are as frequent within every repeat (id mod T) as in all, T a multiple of k or not:
+    # standard deviation 0.015.
     for repeats in (3, 5):
         shares = [np.mean(orders[ids % repeats == repeat] == 0) for repeat in range(repeats)]
         np.testing.assert_allclose(shares, 1 / 3, atol=0.07)
@@ -102,7 +113,10 @@ def test_labels_whose_first_tokens_differ_need_one_request() -> None:
 def test_labels_that_share_tokens_are_asked_where_they_part() -> None:
     # "c d" and "c e" part after "c"; "c" ends there, which the end token tells.
     parted = nodes([[3], [4, 5], [4, 6], [4]], end=1)
-    assert parted == [Node((), (3, 4), ((0,), (1, 2, 3))), Node((4,), (5, 6, 1), ((1,), (2,), (3,)))]
+    assert parted == [
+        Node((), (3, 4), ((0,), (1, 2, 3))),
+        Node((4,), (5, 6, 1), ((1,), (2,), (3,))),
+    ]
     values = [np.array([[0.25, 0.75]]), np.array([[0.5, 0.3, 0.2]])]
     np.testing.assert_allclose(combine(parted, values, 4), [[0.25, 0.375, 0.225, 0.15]])
 
@@ -111,8 +125,12 @@ def test_a_shared_beginning_of_all_labels_costs_no_request() -> None:
     assert nodes([[8, 2, 3], [8, 2, 4]], end=1) == [Node((8, 2), (3, 4), ((0,), (1,)))]
 
 
-@pytest.mark.parametrize(("labels", "end"), [([[3], [3]], 1), ([[3], [3]], None), ([[3], [3, 4]], None)])
-def test_labels_that_tokens_cannot_tell_apart_are_refused(labels: list[list[int]], end: int | None) -> None:
+@pytest.mark.parametrize(
+    ("labels", "end"), [([[3], [3]], 1), ([[3], [3]], None), ([[3], [3, 4]], None)]
+)
+def test_labels_that_tokens_cannot_tell_apart_are_refused(
+    labels: list[list[int]], end: int | None
+) -> None:
     with pytest.raises(UserError, match=r"detection\.judge\.labels"):
         nodes(labels, end)
 
@@ -132,6 +150,16 @@ def test_with_a_chat_template_the_judge_is_asked_in_chat_and_answers_one_token_p
     assert "A. law: statutes\nB. medicine\n" in text
     assert text.startswith("<|im_start|>")
     assert tokenizer.decode(after).endswith("<|im_start|>assistant\n")
-    assert [tokenizer.decode(ids) for ids in answer_ids(tokenizer, asked.option_names(0))] == list("ABCDEF")
+    assert [tokenizer.decode(ids) for ids in answer_ids(tokenizer, asked.option_names(0))] == list(
+        "ABCDEF"
+    )
     assert len(nodes(answer_ids(tokenizer, SIX), tokenizer.eos_token_id)) == 1
-    assert len(nodes(answer_ids(tokenizer, ["data science", "data engineering", "law"]), tokenizer.eos_token_id)) == 2
+    assert (
+        len(
+            nodes(
+                answer_ids(tokenizer, ["data science", "data engineering", "law"]),
+                tokenizer.eos_token_id,
+            )
+        )
+        == 2
+    )

@@ -1,4 +1,6 @@
-"""Each sign of trouble is told with its numbers when it begins, once, and again only after it had gone."""
+"""Each sign of trouble is told with its numbers when it begins, once, and again only after it had
+gone.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,13 @@ def shares(*law: float, feedback: str = "held_out") -> list[dict[str, Any]]:
     return [line(share=(value, 1 - value), feedback=feedback) for value in law]
 
 
-def losses(*pairs: Sequence[float | None], feedback: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    return [line(loss=pair, feedback=kind) for pair, kind in zip(pairs, feedback or ["held_out"] * len(pairs), strict=True)]
+def losses(
+    *pairs: Sequence[float | None], feedback: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    return [
+        line(loss=pair, feedback=kind)
+        for pair, kind in zip(pairs, feedback or ["held_out"] * len(pairs), strict=True)
+    ]
 
 
 def history(lines: Sequence[dict[str, Any]], warn_passes: float = 4.0) -> list[list[str]]:
@@ -50,7 +57,10 @@ def test_a_calm_run_and_lines_without_numbers_say_nothing() -> None:
 def test_a_share_below_a_tenth_of_its_start_is_told_once_and_again_when_it_comes_back() -> None:
     # A tenth of 0.2 is 0.02: 0.019 and 0.01 are below, 0.021 is not.
     told = history(shares(0.2, 0.021, 0.019, 0.01, 0.021, 0.015))
-    sentence = "less than a tenth is left of the starting share of law (20 % → {}): mixture.min_share is a floor under every share"
+    sentence = (
+        "less than a tenth is left of the starting share of law (20 % → {}): mixture.min_share is "
+        "a floor under every share"
+    )
     assert told == [[], [], [sentence.format("1.9 %")], [], [], [sentence.format("1.5 %")]]
 
 
@@ -59,11 +69,13 @@ def test_a_domain_that_never_had_a_share_has_lost_none() -> None:
 
 
 def test_swings_are_told_at_the_fourth_turn_and_once() -> None:
-    # Moves of law: +20 %, −17 %, +20 %, −17 %, +20 %, −17 %; the first is no turn. Code moves by ± 0.1 of 0.5 and 0.4: 20 % and 25 %.
+    # Moves of law: +20 %, −17 %, +20 %, −17 %, +20 %, −17 %; the first is no turn. Code moves by ±
+    # 0.1 of 0.5 and 0.4: 20 % and 25 %.
     told = history(shares(0.5, 0.6, 0.5, 0.6, 0.5, 0.6, 0.5))
     assert told[:5] + told[6:] == [[]] * 6
     assert told[5] == [
-        "the share of law (last 50 % → 60 %) and code (last 50 % → 40 %) turned at each of the last 4 adjustments: "
+        "the share of law (last 50 % → 60 %) and code (last 50 % → 40 %) turned at each of the "
+        "last 4 adjustments: "
         "lower mixture.sigma or mixture.delta, or measure on more records (data.max_validation)"
     ]
 
@@ -89,9 +101,24 @@ def test_small_or_steady_moves_are_no_swings(law: tuple[float, ...]) -> None:
 
 
 def test_losses_that_rise_everywhere_twice_running() -> None:
-    told = history(losses((2.0, 1.0), (1.5, 0.9), (1.6, 1.0), (1.8, 1.3), (2.0, 1.4), (1.9, 1.5), (2.0, 1.6), (2.1, 1.8)))
-    sentence = "the loss of every domain rose at two adjustments running (by {}): lower training.learning_rate, or look at the records"
-    # Over both: law 1.8 − 1.5 = 0.3 and code 1.3 − 0.9 = 0.4; it goes on, law falls, and again: 2.1 − 1.9 = 0.2 and 1.8 − 1.5 = 0.3.
+    told = history(
+        losses(
+            (2.0, 1.0),
+            (1.5, 0.9),
+            (1.6, 1.0),
+            (1.8, 1.3),
+            (2.0, 1.4),
+            (1.9, 1.5),
+            (2.0, 1.6),
+            (2.1, 1.8),
+        )
+    )
+    sentence = (
+        "the loss of every domain rose at two adjustments running (by {}): lower "
+        "training.learning_rate, or look at the records"
+    )
+    # Over both: law 1.8 − 1.5 = 0.3 and code 1.3 − 0.9 = 0.4; it goes on, law falls, and again: 2.1
+    # − 1.9 = 0.2 and 1.8 − 1.5 = 0.3.
     assert told[:3] + told[4:7] == [[]] * 6
     assert told[3] == [sentence.format("0.3 in law to 0.4 in code")]
     assert told[7] == [sentence.format("0.2 in law to 0.3 in code")]
@@ -107,7 +134,8 @@ def test_no_potential_anywhere_is_told_from_the_first_line_on() -> None:
     none = line(potential=(0.0, 0.0))
     told = history([none, none, line(potential=(0.0, 0.1)), none])
     sentence = (
-        "the loss of every domain (1 to 2) is no longer above its reference loss, so nothing guides the shares any more: "
+        "the loss of every domain (1 to 2) is no longer above its reference loss, so nothing "
+        "guides the shares any more: "
         "find a lower ceiling with a stronger reference.model or more reference.epochs"
     )
     assert told == [[sentence], [], [], [sentence]]
@@ -132,9 +160,12 @@ def test_repeated_domains_are_told_each_when_they_begin_to_repeat() -> None:
 def test_many_domains_are_named_in_part() -> None:
     names = [f"d{number}" for number in range(9)]
     every = dict.fromkeys(names, 1 / 9)
-    (sentence,) = new_warnings([{"share": every, "loss": every, "passes": dict.fromkeys(names, 5.0)}])
+    (sentence,) = new_warnings(
+        [{"share": every, "loss": every, "passes": dict.fromkeys(names, 5.0)}]
+    )
     assert sentence.startswith(
-        "records repeat in d0 (5.0 passes), d1 (5.0 passes), d2 (5.0 passes), d3 (5.0 passes), d4 (5.0 passes) and 4 more;"
+        "records repeat in d0 (5.0 passes), d1 (5.0 passes), d2 (5.0 passes), d3 (5.0 passes), d4 "
+        "(5.0 passes) and 4 more;"
     )
 
 
@@ -144,15 +175,28 @@ def test_lines_read_back_from_the_log_say_the_same() -> None:
 
 
 def test_a_domain_that_overfits_and_is_given_more_is_told() -> None:
-    def scarce(loss: float, share: float, passes: float, feedback: str = "held_out") -> dict[str, Any]:
-        return line(share=(share, 1 - share), loss=(loss, 1.0), passes=(passes, 0.5), feedback=feedback)
+    def scarce(
+        loss: float, share: float, passes: float, feedback: str = "held_out"
+    ) -> dict[str, Any]:
+        return line(
+            share=(share, 1 - share), loss=(loss, 1.0), passes=(passes, 0.5), feedback=feedback
+        )
 
     # 1 % above 2.0 is 2.02
-    course = [scarce(3.0, 0.2, 0), scarce(2.0, 0.25, 1.5), scarce(2.02, 0.3, 2.5), scarce(2.1, 0.35, 3.5), scarce(2.2, 0.4, 4)]
+    course = [
+        scarce(3.0, 0.2, 0),
+        scarce(2.0, 0.25, 1.5),
+        scarce(2.02, 0.3, 2.5),
+        scarce(2.1, 0.35, 3.5),
+        scarce(2.2, 0.4, 4),
+    ]
     told = history(course)
     assert told[:3] == [[], [], []] and told[4] == []
     assert len(told[3]) == 1
-    assert "law (loss 2.000 → 2.100, share 25 % → 35 %, 3.5 passes)" in told[3][0] and "mixture.heed_overfitting=true" in told[3][0]
+    assert (
+        "law (loss 2.000 → 2.100, share 25 % → 35 %, 3.5 passes)" in told[3][0]
+        and "mixture.heed_overfitting=true" in told[3][0]
+    )
     falling_share = [scarce(2.0, 0.25, 1.5), scarce(2.3, 0.2, 3)]
     first_passes = [scarce(2.0, 0.25, 0.5), scarce(2.3, 0.3, 1.9)]
     training = [scarce(2.0, 0.25, 1.5, "train"), scarce(2.3, 0.3, 3, "train")]

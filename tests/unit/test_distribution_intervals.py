@@ -1,4 +1,6 @@
-"""Intervals of a detected distribution: Wilson's for probabilities, wider where repeats differ, and how many sequences they need."""
+"""Intervals of a detected distribution: Wilson's for probabilities, wider where repeats differ, and
+how many sequences they need.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +8,21 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from versatune_ray.detection.distribution import PUBLISHED, Estimate, estimate, half_width, published_for, samples_needed
+from versatune_ray.detection.distribution import (
+    PUBLISHED,
+    Estimate,
+    estimate,
+    half_width,
+    published_for,
+    samples_needed,
+)
 
 Array = NDArray[np.float64]
 
 SIX = ["law", "medicine", "finance", "science", "code", "general"]
 TRUTH = np.array([0.02, 0.08, 0.2, 0.3, 0.4])
-# A judge that spreads its answers: Dirichlet(1, …, 6, …, 1), the 6 on the true domain; on average it gives 0.6 there and 0.1 elsewhere.
+# A judge that spreads its answers: Dirichlet(1, …, 6, …, 1), the 6 on the true domain; on average
+# it gives 0.6 there and 0.1 elsewhere.
 CONCENTRATION = 1 + 5 * np.eye(5)
 SEEN = {"certain": TRUTH, "unsure": TRUTH @ CONCENTRATION / 10}
 
@@ -41,16 +51,20 @@ def test_the_share_is_the_mean_probability_and_repeats_are_means_of_their_own() 
 
 
 def test_certain_answers_get_wilsons_interval() -> None:
-    # One of ten, z² = 3.8415: centre (0.1 + 0.19207) / 1.38415 = 0.21101; half-width 1.95996 · √(0.009 + 0.0096037) / 1.38415 = 0.19314.
+    # One of ten, z² = 3.8415: centre (0.1 + 0.19207) / 1.38415 = 0.21101; half-width 1.95996 ·
+    # √(0.009 + 0.0096037) / 1.38415 = 0.19314.
     found = estimate(np.eye(2)[[0] + 9 * [1]], np.zeros(10, dtype=np.int64), 1)
     np.testing.assert_allclose(found.ci95, [[0.01788, 0.40415], [0.59585, 0.98212]], atol=1e-5)
 
 
 def test_answers_that_vary_a_quarter_as_much_count_four_times() -> None:
-    # Of 0.25 and 0.75 the variance is 1/16, of 0 and 1 it is 1/4: eight of these say what 32 of those do.
-    # Wilson for 16 of 32: centre 0.5; half-width 1.95996 · √(1/128 + 3.84146 / 4096) / (1 + 3.84146 / 32) = 0.16369.
+    # Of 0.25 and 0.75 the variance is 1/16, of 0 and 1 it is 1/4: eight of these say what 32 of
+    # those do. Wilson for 16 of 32: centre 0.5; half-width 1.95996 · √(1/128 + 3.84146 / 4096) / (1
+    # + 3.84146 / 32) = 0.16369.
     half = np.tile([[0.25, 0.75], [0.75, 0.25]], (4, 1))
-    np.testing.assert_allclose(estimate(half, in_turn(8, 1), 1).ci95[0], [0.5 - 0.16369, 0.5 + 0.16369], atol=1e-5)
+    np.testing.assert_allclose(
+        estimate(half, in_turn(8, 1), 1).ci95[0], [0.5 - 0.16369, 0.5 + 0.16369], atol=1e-5
+    )
 
 
 def test_a_domain_never_seen_may_still_have_a_share() -> None:
@@ -63,31 +77,49 @@ def test_a_domain_never_seen_may_still_have_a_share() -> None:
 @pytest.mark.parametrize("kind", ["certain", "unsure"])
 def test_intervals_cover_the_true_share_in_95_percent_of_detections(kind: str, n: int) -> None:
     rng, runs = np.random.default_rng(0), 1500
-    covered = sum(inside(estimate(judged(rng, kind, n), in_turn(n), 5).ci95, SEEN[kind]) for _ in range(runs))
+    covered = sum(
+        inside(estimate(judged(rng, kind, n), in_turn(n), 5).ci95, SEEN[kind]) for _ in range(runs)
+    )
     assert (np.abs(covered / runs - 0.95) < 0.02).all(), covered / runs
 
 
 @pytest.mark.parametrize("kind", ["certain", "unsure"])
 def test_intervals_cover_as_well_when_a_detection_stops_at_a_tolerance(kind: str) -> None:
-    rng, runs, tolerance, cap, covered, reached = np.random.default_rng(0), 1500, 0.03, 5000, np.zeros(5), 0
+    rng, runs, tolerance, cap, covered, reached = (
+        np.random.default_rng(0),
+        1500,
+        0.03,
+        5000,
+        np.zeros(5),
+        0,
+    )
     for _ in range(runs):
         drawn = judged(rng, kind, 200)
-        while half_width(found := estimate(drawn, in_turn(len(drawn)), 5)) > tolerance and len(drawn) < cap:
-            wanted = min(cap, max(len(drawn) + 1, round(1.05 * samples_needed(found, drawn, tolerance))))
+        while (
+            half_width(found := estimate(drawn, in_turn(len(drawn)), 5)) > tolerance
+            and len(drawn) < cap
+        ):
+            wanted = min(
+                cap, max(len(drawn) + 1, round(1.05 * samples_needed(found, drawn, tolerance)))
+            )
             drawn = np.vstack([drawn, judged(rng, kind, wanted - len(drawn))])
         covered += inside(found.ci95, SEEN[kind])
         reached += 200 < len(drawn) < cap
-    assert reached > 0.99 * runs  # the rest: repeats that seem to differ by chance, in 1 of 1,000 rounds, go to the cap
+    # the rest: repeats that seem to differ by chance, in 1 of 1,000 rounds, go to the cap
+    assert reached > 0.99 * runs
     assert (np.abs(covered / runs - 0.95) < 0.02).all(), covered / runs
 
 
 def test_the_widest_interval_gives_the_half_width() -> None:
-    found = Estimate(np.array([0.3, 0.7]), np.array([[0.2, 0.5], [0.6, 0.8]]), np.empty((0, 2)), 1.0)
+    found = Estimate(
+        np.array([0.3, 0.7]), np.array([[0.2, 0.5], [0.6, 0.8]]), np.empty((0, 2)), 1.0
+    )
     assert half_width(found) == pytest.approx(0.15)
 
 
 def test_with_the_sequences_needed_the_tolerance_is_just_reached() -> None:
-    # Pilot: 36 of 100, and 64. The same parts of n answers must have a Wilson half-width of 0.05 at n, and more at n − 1.
+    # Pilot: 36 of 100, and 64. The same parts of n answers must have a Wilson half-width of 0.05 at
+    # n, and more at n − 1.
     pilot = np.eye(2)[36 * [0] + 64 * [1]]
     n = samples_needed(estimate(pilot, in_turn(100, 1), 1), pilot, 0.05)
     z = 1.959964
@@ -100,8 +132,11 @@ def test_with_the_sequences_needed_the_tolerance_is_just_reached() -> None:
 
 def test_sequences_needed_count_how_little_answers_vary() -> None:
     certain, unsure = np.tile(np.eye(2), (50, 1)), np.tile([[0.25, 0.75], [0.75, 0.25]], (50, 1))
-    many, few = (samples_needed(estimate(rows, in_turn(100, 1), 1), rows, 0.01) for rows in (certain, unsure))
-    # At p = ½ Wilson's half-width is z / 2√(n + z²): n = 0.25 · z² / 0.01² − z² = 9,603.6 − 3.8. A quarter of the variance needs a quarter.
+    many, few = (
+        samples_needed(estimate(rows, in_turn(100, 1), 1), rows, 0.01) for rows in (certain, unsure)
+    )
+    # At p = ½ Wilson's half-width is z / 2√(n + z²): n = 0.25 · z² / 0.01² − z² = 9,603.6 − 3.8. A
+    # quarter of the variance needs a quarter.
     assert many == 9600
     assert few == 2400
 
@@ -114,10 +149,20 @@ def test_no_more_sequences_are_needed_where_the_tolerance_is_reached() -> None:
 
 
 def test_repeats_that_differ_are_noticed_and_widen_the_intervals_until_they_cover() -> None:
-    rng, runs, n, covered, noticed, wider = np.random.default_rng(0), 1000, 10_000, np.zeros(5), 0, 0
+    rng, runs, n, covered, noticed, wider = (
+        np.random.default_rng(0),
+        1000,
+        10_000,
+        np.zeros(5),
+        0,
+        0,
+    )
     for _ in range(runs):
-        own = rng.dirichlet(200 * TRUTH, size=5)  # each repeat has shares of its own, scattered around the true ones
-        rows = np.vstack([np.repeat(np.eye(5), counts, axis=0) for counts in rng.multinomial(n // 5, own)])
+        # each repeat has shares of its own, scattered around the true ones
+        own = rng.dirichlet(200 * TRUTH, size=5)
+        rows = np.vstack(
+            [np.repeat(np.eye(5), counts, axis=0) for counts in rng.multinomial(n // 5, own)]
+        )
         repeat = np.repeat(np.arange(5), n // 5)
         found = estimate(rows, repeat, 5)
         covered += inside(found.ci95, TRUTH)
@@ -131,22 +176,26 @@ def test_repeats_that_differ_are_noticed_and_widen_the_intervals_until_they_cove
 def test_the_interval_of_differing_repeats_is_students() -> None:
     rows = np.vstack([np.eye(2)[part * [0] + (1000 - part) * [1]] for part in (450, 500, 550)])
     found = estimate(rows, np.repeat(np.arange(3), 1000), 3)
-    # Means 0.45, 0.5, 0.55 have a standard deviation of 0.05; the 97.5 % point of t with 2 degrees of freedom is 4.302653.
-    # Half-width: 4.302653 · 0.05 / √3.
+    # Means 0.45, 0.5, 0.55 have a standard deviation of 0.05; the 97.5 % point of t with 2 degrees
+    # of freedom is 4.302653. Half-width: 4.302653 · 0.05 / √3.
     np.testing.assert_allclose(found.ci95[0], [0.5 - 0.124207, 0.5 + 0.124207], atol=1e-6)
-    assert samples_needed(found, rows, 0.0124207) == pytest.approx(100 * 3000, rel=1e-4)  # a tenth of the width: 100 times as many
+    # a tenth of the width: 100 times as many
+    assert samples_needed(found, rows, 0.0124207) == pytest.approx(100 * 3000, rel=1e-4)
 
 
 def test_differing_repeats_never_narrow_an_interval() -> None:
     # Domain 2 is spread over the repeats more evenly than chance would, the other two are not.
-    rows = np.vstack([np.eye(3)[part * [0] + (900 - part) * [1] + 100 * [2]] for part in (350, 450, 550)])
+    rows = np.vstack(
+        [np.eye(3)[part * [0] + (900 - part) * [1] + 100 * [2]] for part in (350, 450, 550)]
+    )
     found = estimate(rows, np.repeat(np.arange(3), 1000), 3)
     assert found.differ < 0.001
     np.testing.assert_allclose(found.ci95[2], estimate(rows, in_turn(3000, 1), 1).ci95[2])
 
 
 def test_differ_of_certain_answers_is_pearsons_test_of_a_table() -> None:
-    # Rows 30:70 and 50:50, expected 40:60 in each: χ² = 2 · (100/40 + 100/60) = 8.3333, times (n − 1)/n = 8.2917; p = erfc(√(χ²/2)).
+    # Rows 30:70 and 50:50, expected 40:60 in each: χ² = 2 · (100/40 + 100/60) = 8.3333, times (n −
+    # 1)/n = 8.2917; p = erfc(√(χ²/2)).
     rows = np.eye(2)[30 * [0] + 70 * [1] + 50 * [0] + 50 * [1]]
     found = estimate(rows, np.repeat([0, 1], 100), 2)
     assert found.differ == pytest.approx(0.003982, abs=1e-5)
@@ -155,7 +204,9 @@ def test_differ_of_certain_answers_is_pearsons_test_of_a_table() -> None:
 @pytest.mark.parametrize("kind", ["certain", "unsure"])
 def test_without_an_effect_differ_is_uniform(kind: str) -> None:
     rng, runs = np.random.default_rng(0), 2000
-    values = np.sort([estimate(judged(rng, kind, 400), in_turn(400), 5).differ for _ in range(runs)])
+    values = np.sort(
+        [estimate(judged(rng, kind, 400), in_turn(400), 5).differ for _ in range(runs)]
+    )
     # Kolmogorov's distance stays under 1.63 / √runs in 99 % of samples from a uniform distribution.
     assert np.abs(values - (np.arange(runs) + 0.5) / runs).max() < 1.63 / np.sqrt(runs)
 

@@ -1,4 +1,6 @@
-"""Chat: which tokens carry loss, worked out by hand on a tokenizer whose every byte is one token, then on real ones."""
+"""Chat: which tokens carry loss, worked out by hand on a tokenizer whose every byte is one token,
+then on real ones.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,26 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
-from versatune_ray.domains import PLAIN_TEMPLATE, BadRecord, Encoded, Message, cut, encode, encode_prompt, load_tokenizer
+from versatune_ray.domains import (
+    PLAIN_TEMPLATE,
+    BadRecord,
+    Encoded,
+    Message,
+    cut,
+    encode,
+    encode_prompt,
+    load_tokenizer,
+)
 from versatune_ray.domains.chat import tokenizer_fingerprint
 from versatune_ray.errors import UserError
 
 QWEN = Path(__file__).parents[2].parent / "shared/data/models/qwen2.5_tokenizer"
-TEXTS = ["What is the penalty for theft?", "The penalty is three years.", "User: hi\nAssistant: hello there", "one two three four five"]
+TEXTS = [
+    "What is the penalty for theft?",
+    "The penalty is three years.",
+    "User: hi\nAssistant: hello there",
+    "one two three four five",
+]
 INST = (
     "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
     "{% else %} {{ m.content.strip() }}</s>{% endif %}{% endfor %}"
@@ -36,9 +52,14 @@ def byte_pairs(vocab_size: int = 258, trim_offsets: bool = False, **special: str
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
-        TEXTS, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
+        TEXTS,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet
+        ),
     )
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **({"bos_token": "<s>", "eos_token": "</s>"} | special))
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **({"bos_token": "<s>", "eos_token": "</s>"} | special)
+    )
     fast.chat_template = PLAIN_TEMPLATE
     return fast
 
@@ -47,7 +68,11 @@ def trained(tokenizer: Any, encoded: Encoded) -> list[str]:
     """The text of each run of tokens that carry loss."""
     assert len(encoded.tokens) == len(encoded.loss_mask)
     runs = groupby(zip(encoded.tokens, encoded.loss_mask, strict=True), key=lambda pair: pair[1])
-    return [tokenizer.decode([token for token, _ in run], clean_up_tokenization_spaces=False) for loss, run in runs if loss]
+    return [
+        tokenizer.decode([token for token, _ in run], clean_up_tokenization_spaces=False)
+        for loss, run in runs
+        if loss
+    ]
 
 
 def test_the_answer_and_its_end_carry_loss_and_nothing_else_does() -> None:
@@ -76,7 +101,9 @@ def test_an_answer_may_come_first_and_answers_may_follow_each_other() -> None:
 
 
 @pytest.mark.parametrize("trim_offsets", [False, True])
-def test_white_space_inside_an_answer_carries_loss_and_before_it_does_not(trim_offsets: bool) -> None:
+def test_white_space_inside_an_answer_carries_loss_and_before_it_does_not(
+    trim_offsets: bool,
+) -> None:
     tokenizer = byte_pairs(300, trim_offsets)
     encoded = encode(tokenizer, conversation("u: hi  ", "a: \n one \n\n  two  ", "u:  ok"))
     assert trained(tokenizer, encoded) == [" \n one \n\n  two  </s>"]
@@ -93,12 +120,17 @@ def test_a_template_without_generation_prompt_and_with_its_own_bos_is_understood
 def test_without_a_bos_token_none_is_added() -> None:
     tokenizer = byte_pairs()
     tokenizer.bos_token = None
-    assert tokenizer.decode(encode(tokenizer, conversation("u: hi", "a: yo")).tokens) == "User: hi\nAssistant: yo</s>"
+    assert (
+        tokenizer.decode(encode(tokenizer, conversation("u: hi", "a: yo")).tokens)
+        == "User: hi\nAssistant: yo</s>"
+    )
 
 
 def test_a_template_that_rewrites_earlier_turns_makes_a_bad_record() -> None:
     tokenizer = byte_pairs()
-    tokenizer.chat_template = INST.replace("{% else %}", "{% else %}{% if loop.last %}<think></think>{% endif %}")
+    tokenizer.chat_template = INST.replace(
+        "{% else %}", "{% else %}{% if loop.last %}<think></think>{% endif %}"
+    )
     encode(tokenizer, conversation("u: hi", "a: yo"))
     with pytest.raises(BadRecord, match="not prefix-stable: it renders turn 2"):
         encode(tokenizer, conversation("u: hi", "a: yo", "u: so", "a: no"))
@@ -106,14 +138,20 @@ def test_a_template_that_rewrites_earlier_turns_makes_a_bad_record() -> None:
 
 def test_what_a_template_refuses_is_a_bad_record_with_its_words() -> None:
     tokenizer = byte_pairs()
-    tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + INST
+    tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') "
+        "}}{% endif %}" + INST
+    )
     with pytest.raises(BadRecord, match="the chat template refuses it: System role not supported"):
         encode(tokenizer, conversation("s: x", "u: hi", "a: yo"))
 
 
 def test_the_prompt_at_inference_is_the_prefix_of_the_training_row() -> None:
     for tokenizer in (byte_pairs(), byte_pairs(400)):
-        for said in (conversation("u: What is the penalty?"), conversation("s: Law.", "u: a", "a: The penalty.", "u: b?")):
+        for said in (
+            conversation("u: What is the penalty?"),
+            conversation("s: Law.", "u: a", "a: The penalty.", "u: b?"),
+        ):
             for answer in ("three years", "7", "Yes.\nNo."):
                 row = encode(tokenizer, [*said, Message(role="assistant", content=answer)])
                 prompt = encode_prompt(tokenizer, said)
@@ -129,8 +167,12 @@ def test_a_cut_row_keeps_its_beginning_and_counts_the_bytes_that_are_left() -> N
     assert cut(tokenizer, encoded, len(encoded.tokens)) == encoded
     assert cut(tokenizer, encoded, second + 3).response_bytes == len("yé".encode()) + len("ne")
     assert cut(tokenizer, encoded, second).response_bytes == len("yé".encode())
-    shortest = cut(tokenizer, encoded, first + 3)  # a space, "y" and the first of the two bytes of "é"
-    assert (shortest.tokens, shortest.loss_mask) == (encoded.tokens[: first + 3], [False] * first + [True] * 3)
+    # a space, "y" and the first of the two bytes of "é"
+    shortest = cut(tokenizer, encoded, first + 3)
+    assert (shortest.tokens, shortest.loss_mask) == (
+        encoded.tokens[: first + 3],
+        [False] * first + [True] * 3,
+    )
     assert shortest.response_bytes == 1
     with pytest.raises(BadRecord, match="no answer token left within max_length"):
         cut(tokenizer, encoded, first)
@@ -139,20 +181,33 @@ def test_a_cut_row_keeps_its_beginning_and_counts_the_bytes_that_are_left() -> N
 @pytest.mark.skipif(not QWEN.is_dir(), reason="the Qwen2.5 tokenizer is not here")
 def test_the_qwen_template_trains_on_answers_and_their_end_of_turn() -> None:
     tokenizer = load_tokenizer(str(QWEN))
-    said = conversation("s: Sei kurz.", "u: Wie heißt die Hauptstadt?", "a: Paris 🗼.", "u: und\n", "a:   def f():\n\treturn 1\n")
+    said = conversation(
+        "s: Sei kurz.",
+        "u: Wie heißt die Hauptstadt?",
+        "a: Paris 🗼.",
+        "u: und\n",
+        "a:   def f():\n\treturn 1\n",
+    )
     encoded = encode(tokenizer, said)
     assert tokenizer.decode(encoded.tokens) == (
         "<|im_start|>system\nSei kurz.<|im_end|>\n"
-        "<|im_start|>user\nWie heißt die Hauptstadt?<|im_end|>\n<|im_start|>assistant\nParis 🗼.<|im_end|>\n"
-        "<|im_start|>user\nund\n<|im_end|>\n<|im_start|>assistant\n  def f():\n\treturn 1\n<|im_end|>\n"
+        "<|im_start|>user\nWie heißt die Hauptstadt?<|im_end|>\n<|im_start|>assistant\nParis "
+        "🗼.<|im_end|>\n"
+        "<|im_start|>user\nund\n<|im_end|>\n<|im_start|>assistant\n  def f():\n\treturn "
+        "1\n<|im_end|>\n"
     )
-    assert trained(tokenizer, encoded) == ["Paris 🗼.<|im_end|>", "  def f():\n\treturn 1\n<|im_end|>"]
+    assert trained(tokenizer, encoded) == [
+        "Paris 🗼.<|im_end|>",
+        "  def f():\n\treturn 1\n<|im_end|>",
+    ]
     prompt = encode_prompt(tokenizer, said[:2])
     assert encoded.tokens[: len(prompt)] == prompt
     assert encoded.loss_mask[: len(prompt) + 1] == [False] * len(prompt) + [True]
 
 
-def test_a_tokenizer_without_template_gets_the_plain_one_unless_a_file_is_given(tmp_path: Path) -> None:
+def test_a_tokenizer_without_template_gets_the_plain_one_unless_a_file_is_given(
+    tmp_path: Path,
+) -> None:
     tokenizer = byte_pairs()
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path / "none")
@@ -161,9 +216,15 @@ def test_a_tokenizer_without_template_gets_the_plain_one_unless_a_file_is_given(
     (tmp_path / "other.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
     plain, own = load_tokenizer(str(tmp_path / "none")), load_tokenizer(str(tmp_path / "own"))
     given = load_tokenizer(str(tmp_path / "own"), str(tmp_path / "other.jinja"))
-    assert [one.chat_template for one in (plain, own, given)] == [PLAIN_TEMPLATE, INST, "{{ messages[0].content }}"]
+    assert [one.chat_template for one in (plain, own, given)] == [
+        PLAIN_TEMPLATE,
+        INST,
+        "{{ messages[0].content }}",
+    ]
     assert len({tokenizer_fingerprint(one) for one in (plain, own, given)}) == 3
-    assert tokenizer_fingerprint(own) == tokenizer_fingerprint(AutoTokenizer.from_pretrained(tmp_path / "own"))
+    assert tokenizer_fingerprint(own) == tokenizer_fingerprint(
+        AutoTokenizer.from_pretrained(tmp_path / "own")
+    )
 
 
 def test_a_tokenizer_that_cannot_serve_is_an_error_in_one_line(tmp_path: Path) -> None:
@@ -179,7 +240,11 @@ def test_a_tokenizer_that_cannot_serve_is_an_error_in_one_line(tmp_path: Path) -
         ("empty", None, "empty: no tokenizer can be loaded"),
         ("slow", None, "gives no offsets"),
         ("endless", None, "neither a chat template nor an eos_token"),
-        ("good", "broken.jinja", r"broken\.jinja: line 1 of the chat template: .*data\.chat_template"),
+        (
+            "good",
+            "broken.jinja",
+            r"broken\.jinja: line 1 of the chat template: .*data\.chat_template",
+        ),
         ("good", "missing.jinja", r"missing\.jinja: cannot be read: .*data\.chat_template"),
     ]
     for folder, template, message in cases:

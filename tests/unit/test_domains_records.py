@@ -27,10 +27,29 @@ def turns(record: dict[str, Any]) -> list[tuple[str, str]]:
         {"prompt": "Why?", "completion": "So."},
         {"question": "Why?", "answer": "So."},
         {"question": "Why?", "response": "So.", "source": "elsewhere", "answer": None},
-        {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]},
-        {"messages": [{"role": "system", "content": " "}, {"role": "User", "content": "Why?"}, {"role": "assistant", "content": "So."}]},
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Wh"}, "y?"]}, {"role": "assistant", "content": "So."}]},
-        {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}], "messages": None},
+        {
+            "messages": [
+                {"role": "user", "content": "Why?"},
+                {"role": "assistant", "content": "So."},
+            ]
+        },
+        {
+            "messages": [
+                {"role": "system", "content": " "},
+                {"role": "User", "content": "Why?"},
+                {"role": "assistant", "content": "So."},
+            ]
+        },
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "Wh"}, "y?"]},
+                {"role": "assistant", "content": "So."},
+            ]
+        },
+        {
+            "conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}],
+            "messages": None,
+        },
     ],
 )
 def test_every_shape_becomes_question_and_answer(record: dict[str, Any]) -> None:
@@ -39,7 +58,11 @@ def test_every_shape_becomes_question_and_answer(record: dict[str, Any]) -> None
 
 def test_input_follows_the_instruction_and_system_comes_first() -> None:
     record = {"system": "Be brief.", "instruction": "Add.", "input": "1 and 2", "output": 3}
-    assert turns(record) == [("system", "Be brief."), ("user", "Add.\n\n1 and 2"), ("assistant", "3")]
+    assert turns(record) == [
+        ("system", "Be brief."),
+        ("user", "Add.\n\n1 and 2"),
+        ("assistant", "3"),
+    ]
 
 
 def test_turns_keep_their_order_whoever_begins() -> None:
@@ -52,7 +75,10 @@ def test_turns_keep_their_order_whoever_begins() -> None:
         ("human", "c"),
         ("gpt", "2"),
     ]
-    record = {"system": "Be kind.", "conversations": [{"from": who, "value": what} for who, what in said]}
+    record = {
+        "system": "Be kind.",
+        "conversations": [{"from": who, "value": what} for who, what in said],
+    }
     roles = ["system", "assistant", "user", "user", "assistant", "system", "user", "assistant"]
     assert turns(record) == list(zip(roles, ["Be kind."] + [what for _, what in said], strict=True))
 
@@ -70,7 +96,10 @@ def test_choices_are_appended_with_letters_and_the_answer_is_the_choice() -> Non
         ({"instruction": "Why?", "output": None}, "no answer (output is empty)"),
         ({"question": "Why?", "answer": float("nan")}, "no answer (answer is empty)"),
         ({"prompt": "", "completion": "So."}, "no question (prompt is empty)"),
-        ({"q": "Why?", "a": "So."}, "unknown shape: fields q, a; expected instruction/output, prompt/completion"),
+        (
+            {"q": "Why?", "a": "So."},
+            "unknown shape: fields q, a; expected instruction/output, prompt/completion",
+        ),
         ({}, "unknown shape: fields none"),
         ({"prompt": "Why?", "completion": {"x": 1}}, "completion is no text (dict)"),
         ({"prompt": "Why?", "completion": True}, "completion is no text (bool)"),
@@ -78,11 +107,36 @@ def test_choices_are_appended_with_letters_and_the_answer_is_the_choice() -> Non
         ({"messages": []}, "messages must be a list of turns"),
         ({"messages": ["hello"]}, "turn 1 is no object"),
         ({"messages": [{"role": "user", "content": "Why?"}]}, "no assistant turn"),
-        ({"messages": [{"role": "user", "content": "Why?"}, {"role": "tool", "content": "x"}]}, "unknown role 'tool' in turn 2"),
-        ({"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": None}]}, "no answer (turn 2 is empty)"),
-        ({"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "So."}]}, "turn 1 (user) is empty"),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "turn 1 holds parts that are no text"),
-        ({"question": "Which?", "choices": ["red"], "answer": 1}, "answer is 1, but the choices count from 0 to 0"),
+        (
+            {"messages": [{"role": "user", "content": "Why?"}, {"role": "tool", "content": "x"}]},
+            "unknown role 'tool' in turn 2",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "Why?"},
+                    {"role": "assistant", "content": None},
+                ]
+            },
+            "no answer (turn 2 is empty)",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": ""},
+                    {"role": "assistant", "content": "So."},
+                ]
+            },
+            "turn 1 (user) is empty",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+            "turn 1 holds parts that are no text",
+        ),
+        (
+            {"question": "Which?", "choices": ["red"], "answer": 1},
+            "answer is 1, but the choices count from 0 to 0",
+        ),
         ({"question": "Which?", "choices": ["red"], "answer": "green"}, "none of the choices"),
         ({"question": "Which?", "choices": "red", "answer": 0}, "choices must be a list"),
     ],
@@ -101,17 +155,31 @@ def test_the_hash_ignores_shape_and_outer_white_space_but_not_roles_or_words() -
         {"prompt": "Why?", "completion": "So"},
         {"prompt": "Why?So.", "completion": "."},
         {"prompt": "Why?", "completion": "So.", "system": "Why?"},
-        {"messages": [{"role": "assistant", "content": "Why?"}, {"role": "assistant", "content": "So."}]},
+        {
+            "messages": [
+                {"role": "assistant", "content": "Why?"},
+                {"role": "assistant", "content": "So."},
+            ]
+        },
     ]
     assert len({one, *(content_hash(to_conversation(record)) for record in others)}) == 5
 
 
 def test_questions_are_read_in_order_up_to_the_limit(tmp_path: Path) -> None:
     file = tmp_path / "q.jsonl"
-    rows = [{"question": "6 × 7?", "answer": 42}, {"question": "Which?", "choices": ["x", "y"], "answer": 0}, {"bad": 1}]
+    rows = [
+        {"question": "6 × 7?", "answer": 42},
+        {"question": "Which?", "choices": ["x", "y"], "answer": 0},
+        {"bad": 1},
+    ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    assert read_questions([str(file)], limit=2) == [Question("6 × 7?", "42"), Question("Which?\nA. x\nB. y", "x")]
-    with pytest.raises(UserError, match=r"q\.jsonl:3: unknown shape: fields bad.*\(domains\.law\.questions\)"):
+    assert read_questions([str(file)], limit=2) == [
+        Question("6 × 7?", "42"),
+        Question("Which?\nA. x\nB. y", "x"),
+    ]
+    with pytest.raises(
+        UserError, match=r"q\.jsonl:3: unknown shape: fields bad.*\(domains\.law\.questions\)"
+    ):
         read_questions([str(file)], key="domains.law.questions")
 
 
@@ -124,5 +192,8 @@ def test_a_question_with_more_than_one_answer_turn_is_an_error(tmp_path: Path) -
 
 
 def test_the_package_does_not_import_ray_or_transformers() -> None:
-    code = "import sys, versatune_ray.domains; sys.exit(bool({'ray', 'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+    code = (
+        "import sys, versatune_ray.domains; "
+        "sys.exit(bool({'ray', 'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

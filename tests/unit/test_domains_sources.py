@@ -64,7 +64,9 @@ def test_a_broken_line_is_a_problem_with_its_line_and_the_others_are_read(tmp_pa
     assert "invalid UTF-8 at byte 8" in problems[3]
 
 
-def test_a_csv_row_of_another_width_or_encoding_is_a_problem_at_its_first_line(tmp_path: Path) -> None:
+def test_a_csv_row_of_another_width_or_encoding_is_a_problem_at_its_first_line(
+    tmp_path: Path,
+) -> None:
     file = write(tmp_path / "a.csv", b'q,a\n"two\nlines",x\nonly\n\n\xff,y\nlast,z\n')
     found = read(file)
     assert [(location.rpartition(":")[2], record) for location, record, _ in found] == [
@@ -85,15 +87,23 @@ def test_a_csv_row_of_another_width_or_encoding_is_a_problem_at_its_first_line(t
         ("a.json", '{"a": 1}', r"a\.json: expected a list of records"),
         ("a.json", '{"a": [], "b": []}', "holding a single list"),
         ("a.parquet", "no parquet", r"a\.parquet: cannot be read"),
-        ("a.jsonl.gz", gzip.compress(b"{}\n" * 1000, mtime=0)[:-20], r"a\.jsonl\.gz: cannot be read"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b"{}\n" * 1000, mtime=0)[:-20],
+            r"a\.jsonl\.gz: cannot be read",
+        ),
     ],
 )
-def test_an_input_broken_as_a_whole_is_an_error(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+def test_an_input_broken_as_a_whole_is_an_error(
+    tmp_path: Path, name: str, content: str | bytes, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         read(write(tmp_path / name, content))
 
 
-def test_a_folder_stands_for_its_record_files_in_sorted_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_stands_for_its_record_files_in_sorted_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("b.jsonl", "a/z.csv", "a/.hidden.jsonl", "_old/c.jsonl", "README.md", "note.txt"):
         write(tmp_path / "data" / name, "")
@@ -101,7 +111,11 @@ def test_a_folder_stands_for_its_record_files_in_sorted_order(tmp_path: Path, mo
         ("data/a/z.csv", str(tmp_path / "data/a/z.csv")),
         ("data/b.jsonl", str(tmp_path / "data/b.jsonl")),
     ]
-    assert [source.label for source in expand("data", KEY, texts=True)] == ["data/a/z.csv", "data/b.jsonl", "data/note.txt"]
+    assert [source.label for source in expand("data", KEY, texts=True)] == [
+        "data/a/z.csv",
+        "data/b.jsonl",
+        "data/note.txt",
+    ]
     assert [Path(source.path).name for source in expand("data/*.jsonl", KEY)] == ["b.jsonl"]
 
 
@@ -111,16 +125,28 @@ def test_uris_are_read_through_fsspec() -> None:
     fs.pipe("/law/a.jsonl", lines(ROWS[:1]).encode())
     try:
         inputs = expand("memory://law", KEY)
-        assert [source.label for source in inputs] == ["memory:///law/a.jsonl", "memory:///law/b.jsonl"]
-        assert [item.record for source in inputs for item in read_records(source)] == [ROWS[0], *ROWS]
-        with pytest.raises(UserError, match=r"file not found: memory://law/c\.jsonl \(domains\.law\.train\)"):
+        assert [source.label for source in inputs] == [
+            "memory:///law/a.jsonl",
+            "memory:///law/b.jsonl",
+        ]
+        assert [item.record for source in inputs for item in read_records(source)] == [
+            ROWS[0],
+            *ROWS,
+        ]
+        with pytest.raises(
+            UserError, match=r"file not found: memory://law/c\.jsonl \(domains\.law\.train\)"
+        ):
             expand("memory://law/c.jsonl", KEY)
     finally:
         fs.rm("/law", recursive=True)
 
 
-@pytest.mark.parametrize("spec", ["law.jsonl", "data/law.parquet", "./law", "/nowhere/law", "*.jsonl"])
-def test_a_missing_file_is_named_with_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str) -> None:
+@pytest.mark.parametrize(
+    "spec", ["law.jsonl", "data/law.parquet", "./law", "/nowhere/law", "*.jsonl"]
+)
+def test_a_missing_file_is_named_with_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"^file not found: .*\(domains\.law\.train\)$"):
         expand(spec, KEY)
@@ -158,8 +184,13 @@ def test_a_dataset_id_carries_config_split_and_commit(monkeypatch: pytest.Monkey
 def test_records_of_a_dataset_come_through_the_datasets_library(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", lines(ROWS))
     source = Input(str(tmp_path), "org/law", "hub")
-    assert [(item.location, item.record) for item in read_records(source)] == [("org/law#1", ROWS[0]), ("org/law#2", ROWS[1])]
-    with pytest.raises(UserError, match="org/law: no such file, and as a Hugging Face dataset it cannot be loaded"):
+    assert [(item.location, item.record) for item in read_records(source)] == [
+        ("org/law#1", ROWS[0]),
+        ("org/law#2", ROWS[1]),
+    ]
+    with pytest.raises(
+        UserError, match="org/law: no such file, and as a Hugging Face dataset it cannot be loaded"
+    ):
         list(read_records(Input(str(tmp_path), "org/law", "hub", split="nosuch")))
 
 
@@ -168,7 +199,17 @@ def test_the_fingerprint_follows_content_alone(tmp_path: Path) -> None:
     moved = expand(str(write(tmp_path / "other/b.jsonl", lines(ROWS))), KEY)
     changed = expand(str(write(tmp_path / "c.jsonl", lines(ROWS[:1]))), KEY)
     assert fingerprint(first) == fingerprint(moved)
-    assert len({fingerprint(first), fingerprint(changed), fingerprint(first + changed), fingerprint(changed + first)}) == 4
+    assert (
+        len(
+            {
+                fingerprint(first),
+                fingerprint(changed),
+                fingerprint(first + changed),
+                fingerprint(changed + first),
+            }
+        )
+        == 4
+    )
     hub = [Input("org/law", "org/law", "hub", None, "train", revision) for revision in ("1", "2")]
     assert fingerprint(hub[:1]) != fingerprint(hub[1:])
 
@@ -191,6 +232,8 @@ def test_texts_come_from_plain_files_and_text_fields(tmp_path: Path) -> None:
         ("a.txt", b"\xff", r"a\.txt: cannot be read"),
     ],
 )
-def test_a_missing_text_is_an_error_where_it_stands(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+def test_a_missing_text_is_an_error_where_it_stands(
+    tmp_path: Path, name: str, content: str | bytes, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         list(read_texts([str(write(tmp_path / name, content))]))

@@ -1,4 +1,6 @@
-"""The token store keeps what was appended; the split accounts for every record and never trains on what it measures."""
+"""The token store keeps what was appended; the split accounts for every record and never trains on
+what it measures.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +11,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from versatune_ray.domains import Batch, DomainPaths, DomainStores, Input, Records, TokenStore, TokenStoreWriter, load_domains, split
+from versatune_ray.domains import (
+    Batch,
+    DomainPaths,
+    DomainStores,
+    Input,
+    Records,
+    TokenStore,
+    TokenStoreWriter,
+    load_domains,
+    split,
+)
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Data
 
-INPUTS = [Input("/data/a.jsonl", "a.jsonl", "jsonl"), Input("/data/b.parquet", "b.parquet", "parquet")]
+INPUTS = [
+    Input("/data/a.jsonl", "a.jsonl", "jsonl"),
+    Input("/data/b.parquet", "b.parquet", "parquet"),
+]
 QUARTER = 2**62  # a quarter of the range of hashes
 
 
 def batch(rows: Sequence[Sequence[int]], hashes: Sequence[int], first: int = 1) -> Batch:
-    """Records whose last two tokens carry loss, at lines ``first``, ``first + 1``, … of the first input."""
+    """Records whose last two tokens carry loss, at lines ``first``, ``first + 1``, … of the first
+    input.
+    """
     masks = [[place >= len(row) - 2 for place in range(len(row))] for row in rows]
     return Batch(
         tokens=np.array([token for row in rows for token in row], np.int32),
@@ -48,11 +65,19 @@ def test_records_come_back_as_they_were_appended(tmp_path: Path) -> None:
         writer.reject(1, 2, "broken JSON")
     found = TokenStore(tmp_path / "s")
     assert [found.tokens(i).tolist() for i in range(len(found))] == [[1, 2, 3], [4], [5, 6, 7, 8]]
-    assert [found.mask(i).tolist() for i in range(len(found))] == [[False, True, True], [True], [False, False, True, True]]
+    assert [found.mask(i).tolist() for i in range(len(found))] == [
+        [False, True, True],
+        [True],
+        [False, False, True, True],
+    ]
     assert found.tokens(0).dtype == np.int32
     assert found.mask(0).dtype == np.bool_
     assert found.hashes.tolist() == [2**64 - 1, 5, 6]
-    assert (found.lengths.tolist(), found.response_tokens.tolist(), found.response_bytes.tolist()) == ([3, 1, 4], [2, 1, 2], [30, 10, 40])
+    assert (
+        found.lengths.tolist(),
+        found.response_tokens.tolist(),
+        found.response_bytes.tolist(),
+    ) == ([3, 1, 4], [2, 1, 2], [30, 10, 40])
     assert [found.location(i) for i in range(3)] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:4"]
     expected = {
         "read": 6,
@@ -65,15 +90,27 @@ def test_records_come_back_as_they_were_appended(tmp_path: Path) -> None:
     }
     assert {name: found.meta[name] for name in expected} == expected
     assert found.meta["settings"] == {"max_length": 8}
-    assert found.bad_examples() == ["a.jsonl:3: no answer", "b.parquet#9: no answer", "b.parquet#2: broken JSON"]
-    assert found.bad_examples([Input("", "moved.jsonl", "jsonl"), INPUTS[1]])[0] == "moved.jsonl:3: no answer"
+    assert found.bad_examples() == [
+        "a.jsonl:3: no answer",
+        "b.parquet#9: no answer",
+        "b.parquet#2: broken JSON",
+    ]
+    assert (
+        found.bad_examples([Input("", "moved.jsonl", "jsonl"), INPUTS[1]])[0]
+        == "moved.jsonl:3: no answer"
+    )
 
 
 def test_an_empty_store_opens(tmp_path: Path) -> None:
     with TokenStoreWriter(tmp_path / "s") as writer:
         writer.reject(0, 1, "x")
     empty = TokenStore(tmp_path / "s")
-    assert (len(empty), empty.lengths.tolist(), empty.hashes.tolist(), empty.meta["read"]) == (0, [], [], 1)
+    assert (len(empty), empty.lengths.tolist(), empty.hashes.tolist(), empty.meta["read"]) == (
+        0,
+        [],
+        [],
+        1,
+    )
     assert Records(empty, np.array([], np.int64)).lengths.tolist() == []
 
 
@@ -87,8 +124,15 @@ def test_a_store_that_was_not_finished_leaves_nothing(tmp_path: Path) -> None:
 
 def test_batches_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
     good = batch([[1, 2]], [1])
-    for wrong in (good._replace(lengths=np.array([3])), good._replace(lengths=np.array([2, 0])), good._replace(mask=good.mask[:1])):
-        with pytest.raises(ValueError, match="lengths must be positive"), TokenStoreWriter(tmp_path / "s") as writer:
+    for wrong in (
+        good._replace(lengths=np.array([3])),
+        good._replace(lengths=np.array([2, 0])),
+        good._replace(mask=good.mask[:1]),
+    ):
+        with (
+            pytest.raises(ValueError, match="lengths must be positive"),
+            TokenStoreWriter(tmp_path / "s") as writer,
+        ):
             writer.append(wrong)
 
 
@@ -101,21 +145,38 @@ def test_a_view_shows_its_records_in_its_order_also_in_another_process(tmp_path:
         assert [view[i][0].tolist() for i in range(3)] == [[3, 7, 7], [0, 7, 7], [3, 7, 7]]
         assert view[0][1].tolist() == [False, True, True]
         assert view.hashes.tolist() == [8, 5, 8]
-        assert (view.lengths.tolist(), view.response_tokens.tolist(), view.response_bytes.tolist()) == ([3] * 3, [2] * 3, [30] * 3)
+        assert (
+            view.lengths.tolist(),
+            view.response_tokens.tolist(),
+            view.response_bytes.tolist(),
+        ) == ([3] * 3, [2] * 3, [30] * 3)
         assert view.location(0) == "a.jsonl:4"
 
 
 def adds_up(counts: dict[str, int]) -> bool:
-    parts = ("bad", "train", "train_unused", "validation", "duplicates_removed", "validation_duplicates", "validation_unused")
+    parts = (
+        "bad",
+        "train",
+        "train_unused",
+        "validation",
+        "duplicates_removed",
+        "validation_duplicates",
+        "validation_unused",
+    )
     return counts["read"] == sum(counts[part] for part in parts)
 
 
 def test_the_hash_decides_what_is_held_out(tmp_path: Path) -> None:
     hashes = [3 * QUARTER, QUARTER - 1, QUARTER, 0, 2 * QUARTER]
-    law = split({"law": DomainStores(store(tmp_path / "s", hashes), None)}, Data(validation_fraction=0.25))["law"]
+    law = split(
+        {"law": DomainStores(store(tmp_path / "s", hashes), None)}, Data(validation_fraction=0.25)
+    )["law"]
     assert law.train.indices.tolist() == [0, 2, 4]
     assert law.validation.indices.tolist() == [1, 3]
-    backwards = split({"law": DomainStores(store(tmp_path / "t", hashes[::-1]), None)}, Data(validation_fraction=0.25))["law"]
+    backwards = split(
+        {"law": DomainStores(store(tmp_path / "t", hashes[::-1]), None)},
+        Data(validation_fraction=0.25),
+    )["law"]
     assert sorted(backwards.validation.hashes.tolist()) == sorted(law.validation.hashes.tolist())
 
 
@@ -124,16 +185,22 @@ def test_every_record_is_accounted_for(tmp_path: Path) -> None:
     domains = {
         # held out: 1, 1 (a copy), 2, 3; the cap of two leaves 1 and 2
         "law": DomainStores(store(tmp_path / "law", [high, 1, 2, 1, 3, high + 1], bad=2), None),
-        # given: high + 1 twice and 9; training has a copy of 9, and of 3, which law holds out without measuring it
-        "code": DomainStores(store(tmp_path / "code", [9, 3, 12, 12]), store(tmp_path / "code_v", [high + 1, 9, high + 1], bad=1)),
+        # given: high + 1 twice and 9; training has a copy of 9, and of 3, which law holds out
+        # without measuring it
+        "code": DomainStores(
+            store(tmp_path / "code", [9, 3, 12, 12]),
+            store(tmp_path / "code_v", [high + 1, 9, high + 1], bad=1),
+        ),
     }
     data = split(domains, Data(validation_fraction=0.25, max_validation=2))
     assert data["law"].counts == {
-        "read": 8, "bad": 2, "train": 1, "train_unused": 0, "validation": 2, "duplicates_removed": 1, "validation_duplicates": 1,
+        "read": 8, "bad": 2, "train": 1, "train_unused": 0, "validation": 2,
+        "duplicates_removed": 1, "validation_duplicates": 1,
         "validation_unused": 1, "cut": 0, "over_long_kept": 0,
     }  # fmt: skip
     assert data["code"].counts == {
-        "read": 8, "bad": 1, "train": 2, "train_unused": 0, "validation": 2, "duplicates_removed": 2, "validation_duplicates": 1,
+        "read": 8, "bad": 1, "train": 2, "train_unused": 0, "validation": 2,
+        "duplicates_removed": 2, "validation_duplicates": 1,
         "validation_unused": 0, "cut": 0, "over_long_kept": 0,
     }  # fmt: skip
     assert all(adds_up(domain.counts) for domain in data.values())
@@ -148,18 +215,28 @@ def test_every_record_is_accounted_for(tmp_path: Path) -> None:
 
 def test_what_decides_a_domains_split_is_its_own_cap_and_no_other() -> None:
     free, one = Data(max_validation=2), Data(max_validation=2, max_train={"code": 1})
-    assert one.split("law") == free.split("law") == {"validation_fraction": 0.05, "max_validation": 2, "max_train": None}
-    assert one.split("code") == Data(max_validation=2, max_train=1).split("code") != free.split("code")
+    assert (
+        one.split("law")
+        == free.split("law")
+        == {"validation_fraction": 0.05, "max_validation": 2, "max_train": None}
+    )
+    assert (
+        one.split("code") == Data(max_validation=2, max_train=1).split("code") != free.split("code")
+    )
 
 
-def test_the_account_holds_for_random_domains_and_nothing_measured_is_trained_on(tmp_path: Path) -> None:
+def test_the_account_holds_for_random_domains_and_nothing_measured_is_trained_on(
+    tmp_path: Path,
+) -> None:
     random = np.random.default_rng(0)
     domains = {}
     for number in range(4):
         hashes = [(int(value) << 55) + 1 for value in random.integers(0, 2**9, 80)]
         given = [(int(value) << 55) + 1 for value in random.integers(0, 2**9, 20)]
         held_out = store(tmp_path / f"v{number}", given) if number % 2 else None
-        domains[str(number)] = DomainStores(store(tmp_path / f"s{number}", hashes, bad=number), held_out)
+        domains[str(number)] = DomainStores(
+            store(tmp_path / f"s{number}", hashes, bad=number), held_out
+        )
     data = split(domains, Data(validation_fraction=0.2, max_validation=10))
     measured = {value for domain in data.values() for value in domain.validation.hashes.tolist()}
     for domain in data.values():
@@ -169,21 +246,34 @@ def test_the_account_holds_for_random_domains_and_nothing_measured_is_trained_on
 
 
 def test_tiny_domains_keep_one_record_on_each_side_or_say_so(tmp_path: Path) -> None:
-    none_low = split({"law": DomainStores(store(tmp_path / "a", [30 + QUARTER, 20 + QUARTER]), None)}, Data(validation_fraction=0.25))[
-        "law"
-    ]
+    none_low = split(
+        {"law": DomainStores(store(tmp_path / "a", [30 + QUARTER, 20 + QUARTER]), None)},
+        Data(validation_fraction=0.25),
+    )["law"]
     assert (none_low.train.indices.tolist(), none_low.validation.indices.tolist()) == ([0], [1])
-    all_low = split({"law": DomainStores(store(tmp_path / "b", [3, 2, 3]), None)}, Data(validation_fraction=0.25))["law"]
+    all_low = split(
+        {"law": DomainStores(store(tmp_path / "b", [3, 2, 3]), None)},
+        Data(validation_fraction=0.25),
+    )["law"]
     assert (all_low.train.indices.tolist(), all_low.validation.indices.tolist()) == ([0, 2], [1])
     with pytest.raises(UserError, match="domain 'law' has only 1 usable records that differ"):
         split({"law": DomainStores(store(tmp_path / "c", [3, 3]), None)}, Data())
     with pytest.raises(UserError, match="domain 'law': all 2 training records are held out"):
-        split({"law": DomainStores(store(tmp_path / "d", [3, 4]), store(tmp_path / "e", [4, 3]))}, Data())
+        split(
+            {"law": DomainStores(store(tmp_path / "d", [3, 4]), store(tmp_path / "e", [4, 3]))},
+            Data(),
+        )
 
 
 def test_workers_open_the_same_split_from_paths(tmp_path: Path) -> None:
     store(tmp_path / "s", [1, QUARTER, 2 * QUARTER])
     store(tmp_path / "v", [8])
-    paths = {"law": DomainPaths(tmp_path / "s", None), "code": DomainPaths(tmp_path / "s", tmp_path / "v")}
+    paths = {
+        "law": DomainPaths(tmp_path / "s", None),
+        "code": DomainPaths(tmp_path / "s", tmp_path / "v"),
+    }
     data = load_domains(paths, Data(validation_fraction=0.25))
-    assert {name: (len(domain.train), len(domain.validation)) for name, domain in data.items()} == {"law": (2, 1), "code": (2, 1)}
+    assert {name: (len(domain.train), len(domain.validation)) for name, domain in data.items()} == {
+        "law": (2, 1),
+        "code": (2, 1),
+    }

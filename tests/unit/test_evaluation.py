@@ -38,6 +38,12 @@ def test_before_is_the_first_line_and_after_the_last(tmp_path: Path) -> None:
     log.write_text("".join(json.dumps({"loss": {"law": loss}}) + "\n" for loss in (3.0, 2.5, 2.0)))
     answers = {"base": {"law": ["no"]}, "tuned": {"law": ["yes"]}}
     found = results({"law": [Question("is it?", "yes")]}, answers, log, {"law": 7}, "nats/token")
-    losses = {row["model"]: (row["value"], row["n"]) for row in found["results"] if row["metric"] == "loss"}
+    losses = {
+        row["model"]: (row["value"], row["n"])
+        for row in found["results"]
+        if row["metric"] == "loss"
+    }
     assert losses == {"base": (3.0, 7), "tuned": (2.0, 7)}
-    assert found["answers"] == [{"domain": "law", "question": "is it?", "expected": "yes", "base": "no", "tuned": "yes"}]
+    assert found["answers"] == [
+        {"domain": "law", "question": "is it?", "expected": "yes", "base": "no", "tuned": "yes"}
+    ]

@@ -8,16 +8,27 @@ from typing import Any
 
 import pytest
 
-from versatune_ray.config import parse
 from versatune_ray.errors import UserError
 from versatune_ray.evaluation.benchmarks import TASKS, Asked, asked, compare, task_manager
 from versatune_ray.evaluation.scores import Score, mean, scores, table
+from versatune_ray.settings.loading import parse
 
 pytest.importorskip("lm_eval")
 
 CHOICE = {"question": "How many legs has a spider?", "choices": ["six", "eight"], "answer": 1}
-HUMANEVAL = {"prompt": "def one():\n", "test": "def check(f):\n    assert f() == 1", "entry_point": "one", "task_id": "x/0"}
-MBPP = {"text": "Write one().", "code": "", "test_list": ["assert one() == 1"], "test_setup_code": "import math", "task_id": 1}
+HUMANEVAL = {
+    "prompt": "def one():\n",
+    "test": "def check(f):\n    assert f() == 1",
+    "entry_point": "one",
+    "task_id": "x/0",
+}
+MBPP = {
+    "text": "Write one().",
+    "code": "",
+    "test_list": ["assert one() == 1"],
+    "test_setup_code": "import math",
+    "task_id": 1,
+}
 
 
 def written(folder: Path, *records: Any, name: str = "mine.jsonl") -> str:
@@ -26,7 +37,9 @@ def written(folder: Path, *records: Any, name: str = "mine.jsonl") -> str:
 
 
 def read(folder: Path, benchmark: Any, **settings: Any) -> Asked:
-    config = parse({"storage": str(folder), "evaluation": {"benchmarks": {"law": [benchmark]}} | settings})
+    config = parse(
+        {"storage": str(folder), "evaluation": {"benchmarks": {"law": [benchmark]}} | settings}
+    )
     (one,) = asked(config, folder / ".cache")
     return one
 
@@ -38,7 +51,9 @@ def documents(one: Asked) -> tuple[Any, list[dict[str, Any]]]:
 
 
 def test_multiple_choice_lists_letters_or_compares_the_texts(tmp_path: Path) -> None:
-    file = written(tmp_path, CHOICE, {"question": "Sum of 1 and 1?", "choices": ["1", "2", "3"], "answer": "B"})
+    file = written(
+        tmp_path, CHOICE, {"question": "Sum of 1 and 1?", "choices": ["1", "2", "3"], "answer": "B"}
+    )
     task, (first, second) = documents(read(tmp_path, file))
     assert task.doc_to_text(first) == "How many legs has a spider?\nA. six\nB. eight\nAnswer:"
     assert task.doc_to_choice(first) == ["A", "B"] and task.doc_to_target(first) == 1
@@ -51,7 +66,10 @@ def test_multiple_choice_lists_letters_or_compares_the_texts(tmp_path: Path) -> 
 def test_a_question_is_answered_greedily_and_compared_forgivingly(tmp_path: Path) -> None:
     file = written(tmp_path, {"question": "Capital of France?", "answer": "Paris"})
     task, (document,) = documents(read(tmp_path, file, max_tokens=7))
-    assert task.config.output_type == "generate_until" and task.config.generation_kwargs["max_gen_toks"] == 7
+    assert (
+        task.config.output_type == "generate_until"
+        and task.config.generation_kwargs["max_gen_toks"] == 7
+    )
     assert task.doc_to_text(document) == "Capital of France?\nAnswer:"
     assert compare(document, [" paris. \nand more"]) == {"exact_match": 1.0}
     assert compare(document, ["Lyon"]) == {"exact_match": 0.0}
@@ -59,39 +77,71 @@ def test_a_question_is_answered_greedily_and_compared_forgivingly(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("record", "right", "wrong"),
-    [(HUMANEVAL, "    return 1\n", "    return 2\n"), (MBPP, "def one():\n    return math.floor(1.5)\n", "def one():\n    return 2\n")],
+    [
+        (HUMANEVAL, "    return 1\n", "    return 2\n"),
+        (MBPP, "def one():\n    return math.floor(1.5)\n", "def one():\n    return 2\n"),
+    ],
 )
-def test_programs_are_run_against_their_tests(tmp_path: Path, record: dict[str, Any], right: str, wrong: str) -> None:
+def test_programs_are_run_against_their_tests(
+    tmp_path: Path, record: dict[str, Any], right: str, wrong: str
+) -> None:
     file = written(tmp_path, record)
     task, (document,) = documents(read(tmp_path, file, run_code=True))
-    assert task.process_results(document, ["import math\n" + right if "text" in record else right]) == {"pass_at_1": 1.0}
+    assert task.process_results(
+        document, ["import math\n" + right if "text" in record else right]
+    ) == {"pass_at_1": 1.0}
     assert task.process_results(document, [wrong]) == {"pass_at_1": 0.0}
-    with pytest.raises(UserError, match=r"evaluation\.benchmarks\.law: mine runs programs .*; evaluation\.run_code=true allows it"):
+    with pytest.raises(
+        UserError,
+        match=r"evaluation\.benchmarks\.law: mine runs programs .*; "
+        r"evaluation\.run_code=true allows it",
+    ):
         read(tmp_path, file)
 
 
 @pytest.mark.parametrize(
     ("records", "told"),
     [
-        ([CHOICE | {"answer": 2}], r"mine\.jsonl:1: answer is 2, but the choices count from 0 to 1 \(evaluation\.benchmarks\.law\)"),
+        (
+            [CHOICE | {"answer": 2}],
+            r"mine\.jsonl:1: answer is 2, but the choices count from 0 to 1 "
+            r"\(evaluation\.benchmarks\.law\)",
+        ),
         ([CHOICE, CHOICE | {"choices": []}], r"mine\.jsonl:2: choices must be a list"),
-        ([CHOICE, {"question": "a", "answer": "b"}], r"mine\.jsonl:2: another shape than the first record"),
+        (
+            [CHOICE, {"question": "a", "answer": "b"}],
+            r"mine\.jsonl:2: another shape than the first record",
+        ),
         ([{"question": "a"}], r"mine\.jsonl:1: unknown shape: fields question"),
-        ([{"prompt": "def f():", "test": "x"}], r"mine\.jsonl:1: no entry_point; a code record has"),
+        (
+            [{"prompt": "def f():", "test": "x"}],
+            r"mine\.jsonl:1: no entry_point; a code record has",
+        ),
         ([], r"mine\.jsonl: no records"),
     ],
 )
-def test_a_broken_record_is_told_with_its_line(tmp_path: Path, records: list[Any], told: str) -> None:
+def test_a_broken_record_is_told_with_its_line(
+    tmp_path: Path, records: list[Any], told: str
+) -> None:
     with pytest.raises(UserError, match=told):
         read(tmp_path, written(tmp_path, *records))
 
 
 def test_names_are_used_once_and_must_be_known(tmp_path: Path) -> None:
     file = written(tmp_path, CHOICE)
-    config = {"storage": str(tmp_path), "evaluation": {"benchmarks": {"law": [file], "code": [file]}}}
-    with pytest.raises(UserError, match=r"benchmarks\.code: two benchmarks are called 'mine'; give one of them another name"):
+    config = {
+        "storage": str(tmp_path),
+        "evaluation": {"benchmarks": {"law": [file], "code": [file]}},
+    }
+    with pytest.raises(
+        UserError,
+        match=r"benchmarks\.code: two benchmarks are called 'mine'; give one of them another name",
+    ):
         asked(parse(config), tmp_path)
-    with pytest.raises(UserError, match=r"evaluation\.benchmarks\.law: unknown task 'hellaswg'; did you mean 'hellaswag'\?"):
+    with pytest.raises(
+        UserError,
+        match=r"evaluation\.benchmarks\.law: unknown task 'hellaswg'; did you mean 'hellaswag'\?",
+    ):
         read(tmp_path, "hellaswg")
     with pytest.raises(UserError, match="file not found"):
         read(tmp_path, "there/is/none.jsonl")
@@ -100,7 +150,8 @@ def test_names_are_used_once_and_must_be_known(tmp_path: Path) -> None:
 def test_the_papers_benchmarks_are_all_known_tasks(tmp_path: Path) -> None:
     config = parse({"storage": str(tmp_path), "evaluation": {"preset": "paper", "run_code": True}})
     found = {one.spec: one.shots for one in asked(config, tmp_path)}
-    assert len(found) == 12 and sum(shots for shots in found.values() if shots) == 6 * 1 + 5  # Table 1: six with one shot, FinanceIQ five
+    # Table 1: six with one shot, FinanceIQ five
+    assert len(found) == 12 and sum(shots for shots in found.values() if shots) == 6 * 1 + 5
     assert all(file.stem in task_manager().task_index for file in TASKS.glob("*.yaml"))
 
 
@@ -110,31 +161,74 @@ def test_our_tasks_read_the_records_as_they_are_published() -> None:
     from versatune_ray.evaluation.tasks.functions import lawbench, scieval
 
     law = [("正确答案：B。", 1), ("正确答案：AB。", 0), ("不知道", 0)]
-    rows = lawbench(Dataset.from_list([{"instruction": "…", "question": "A:…;B:…", "answer": answer} for answer, _ in law]))
+    rows = lawbench(
+        Dataset.from_list(
+            [{"instruction": "…", "question": "A:…;B:…", "answer": answer} for answer, _ in law]
+        )
+    )
     assert rows["answer"][:] == ["B"]
     science = [("multiple-choice", ["D"]), ("judge", ["yes"]), ("multiple-choice", ["A", "B"])]
-    rows = scieval(Dataset.from_list([{"question": "…\n\nAnswer:  ", "type": kind, "answer": answer} for kind, answer in science]))
+    rows = scieval(
+        Dataset.from_list(
+            [
+                {"question": "…\n\nAnswer:  ", "type": kind, "answer": answer}
+                for kind, answer in science
+            ]
+        )
+    )
     assert rows["right"][:] == ["D"] and rows["asked"][:] == ["…\n\nAnswer:"]
 
 
-def row(model: str, domain: str, benchmark: str, value: float, error: float | None = 0.03) -> dict[str, Any]:
-    return {"model": model, "domain": domain, "benchmark": benchmark, "value": value, "standard_error": error}
+def row(
+    model: str, domain: str, benchmark: str, value: float, error: float | None = 0.03
+) -> dict[str, Any]:
+    return {
+        "model": model,
+        "domain": domain,
+        "benchmark": benchmark,
+        "value": value,
+        "standard_error": error,
+    }
 
 
 def test_a_domains_score_is_the_mean_of_its_benchmarks_and_the_average_that_of_domains() -> None:
-    rows = [row("base", "law", "a", 0.2), row("base", "law", "b", 0.4, 0.04), row("base", "code", "c", 0.9)]
-    rows += [row("tuned", "law", "a", 0.3), row("tuned", "law", "b", 0.5), row("tuned", "code", "c", 0.8), row("tuned", "code", "d", 0.0)]
+    rows = [
+        row("base", "law", "a", 0.2),
+        row("base", "law", "b", 0.4, 0.04),
+        row("base", "code", "c", 0.9),
+    ]
+    rows += [
+        row("tuned", "law", "a", 0.3),
+        row("tuned", "law", "b", 0.5),
+        row("tuned", "code", "c", 0.8),
+        row("tuned", "code", "d", 0.0),
+    ]
     found = scores(rows)
-    assert found["base"]["law"] == Score(pytest.approx(0.3), pytest.approx(0.025))  # √(0.03² + 0.04²) / 2
+    # √(0.03² + 0.04²) / 2
+    assert found["base"]["law"] == Score(pytest.approx(0.3), pytest.approx(0.025))
     assert found["base"]["average"].value == pytest.approx(0.6)
     assert found["tuned"]["code"].value == pytest.approx(0.8)  # d was not measured on base
     assert mean([Score(0.5, None), Score(0.7, 0.1)]) == Score(pytest.approx(0.6), None)
-    assert table(found).splitlines()[1].split() == ["base", "30.0", "±", "2.5", "90.0", "±", "3.0", "60.0", "±", "2.0"]
+    assert table(found).splitlines()[1].split() == [
+        "base",
+        "30.0",
+        "±",
+        "2.5",
+        "90.0",
+        "±",
+        "3.0",
+        "60.0",
+        "±",
+        "2.0",
+    ]
 
 
 def test_an_answer_leaves_half_of_the_context_to_its_question() -> None:
     from versatune_ray.evaluation.harness import _fitting
 
     spec = {"task": "code", "generation_kwargs": {"max_gen_toks": 1024, "until": ["x"]}}
-    assert _fitting(spec, 512) == {"task": "code", "generation_kwargs": {"max_gen_toks": 256, "until": ["x"]}}
+    assert _fitting(spec, 512) == {
+        "task": "code",
+        "generation_kwargs": {"max_gen_toks": 256, "until": ["x"]},
+    }
     assert _fitting(spec, 4096) == spec and _fitting("hellaswag", 512) == "hellaswag"

@@ -38,15 +38,25 @@ def test_only_a_program_that_comes_to_its_end_passes(program: str, expected: boo
 
 def test_there_is_no_network() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        program = f"import socket\nsocket.create_connection(('127.0.0.1', {server.getsockname()[1]}), timeout=3)"
+        program = (
+            f"import socket\nsocket.create_connection(('127.0.0.1', {server.getsockname()[1]}), "
+            f"timeout=3)"
+        )
         with socket.create_connection(server.getsockname(), timeout=3):
             pass  # from here it can be reached
         assert not passes(program, "")
 
 
 def test_what_takes_too_long_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
-    program = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'import time; time.sleep(60)  # {tmp_path.name}'])"
+    program = (
+        f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'import time; "
+        f"time.sleep(60)  # {tmp_path.name}'])"
+    )
     began = time.monotonic()
     assert not passes(program, "", seconds=2)
     assert time.monotonic() - began < 20
-    assert not [one for one in psutil.process_iter(["cmdline"]) if tmp_path.name in " ".join(one.info["cmdline"] or [])]
+    assert not [
+        one
+        for one in psutil.process_iter(["cmdline"])
+        if tmp_path.name in " ".join(one.info["cmdline"] or [])
+    ]

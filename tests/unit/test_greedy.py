@@ -14,11 +14,22 @@ from versatune_ray.evaluation import greedy
 from versatune_ray.evaluation.greedy import greedy_accuracy
 
 
-def test_it_counts_what_greedy_decoding_writes_to_the_letter(tiny_model: Path, tmp_path: Path, monkeypatch) -> None:
+def test_it_counts_what_greedy_decoding_writes_to_the_letter(
+    tiny_model: Path, tmp_path: Path, monkeypatch
+) -> None:
     """Of ten questions a model has learned six answers, of different lengths, by heart."""
     tokenizer = load_tokenizer(str(tiny_model), None, False)
-    asked = [Question(f"w{3 + n} w{20 + n}", " ".join(f"w{40 + n}" for _ in range(1 + n % 3))) for n in range(10)]
-    rows = [encode(tokenizer, [{"role": "user", "content": q.question}, {"role": "assistant", "content": q.answer}]) for q in asked]
+    asked = [
+        Question(f"w{3 + n} w{20 + n}", " ".join(f"w{40 + n}" for _ in range(1 + n % 3)))
+        for n in range(10)
+    ]
+    rows = [
+        encode(
+            tokenizer,
+            [{"role": "user", "content": q.question}, {"role": "assistant", "content": q.answer}],
+        )
+        for q in asked
+    ]
     network = AutoModelForCausalLM.from_pretrained(tiny_model)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
     for _ in range(60):
@@ -35,7 +46,9 @@ def test_it_counts_what_greedy_decoding_writes_to_the_letter(tiny_model: Path, t
     for question, row in zip(asked, rows, strict=True):
         prompt = encode_prompt(tokenizer, [{"role": "user", "content": question.question}])
         expected = row.tokens[len(prompt) :]
-        written = network.generate(torch.tensor([prompt]), max_new_tokens=len(expected), do_sample=False, pad_token_id=2)
+        written = network.generate(
+            torch.tensor([prompt]), max_new_tokens=len(expected), do_sample=False, pad_token_id=2
+        )
         right.append(written[0, len(prompt) :].tolist() == list(expected))
     assert 5 <= sum(right) < 10
     for tokens in (greedy._TOKENS, 30):  # one batch, and batches of few rows

@@ -1,4 +1,6 @@
-"""The judge over HTTP against a stand-in endpoint: what is asked, what is read, what is tried again, and what is never told."""
+"""The judge over HTTP against a stand-in endpoint: what is asked, what is read, what is tried
+again, and what is never told.
+"""
 
 from __future__ import annotations
 
@@ -34,21 +36,41 @@ class Answer:
 
     def __init__(self, body: Any, status: int = 200, delay: float = 0.0, **headers: str) -> None:
         self.status, self.delay = status, delay
-        self.headers = {"Content-Type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
+        self.headers = {
+            "Content-Type": "application/json",
+            **{name.replace("_", "-"): value for name, value in headers.items()},
+        }
         self.body = body.encode() if isinstance(body, str) else json.dumps(body).encode()
 
 
 def says(text: str | None, top: dict[str, float] | None = None, delay: float = 0.0) -> Answer:
     """A chat completion that writes ``text``; ``top`` gives probabilities of its first token."""
-    content = [{"top_logprobs": [{"token": token, "logprob": math.log(p)} for token, p in (top or {}).items()]}]
-    return Answer({"choices": [{"message": {"content": text}, "logprobs": {"content": content} if top else None}]}, delay=delay)
+    content = [
+        {
+            "top_logprobs": [
+                {"token": token, "logprob": math.log(p)} for token, p in (top or {}).items()
+            ]
+        }
+    ]
+    return Answer(
+        {
+            "choices": [
+                {"message": {"content": text}, "logprobs": {"content": content} if top else None}
+            ]
+        },
+        delay=delay,
+    )
 
 
 class StandIn:
-    """An endpoint on 127.0.0.1 that answers with ``behave(body, times)``: ``times`` the same prompt was asked before."""
+    """An endpoint on 127.0.0.1 that answers with ``behave(body, times)``: ``times`` the same prompt
+    was asked before.
+    """
 
     def __init__(self) -> None:
-        self.behave: Callable[[dict[str, Any], int], Answer] = lambda body, times: says("A", {"A": 1.0})
+        self.behave: Callable[[dict[str, Any], int], Answer] = lambda body, times: says(
+            "A", {"A": 1.0}
+        )
         self.bodies: list[dict[str, Any]] = []
         self.authorizations: set[str | None] = set()
         self.at_once = self.most_at_once = 0
@@ -58,7 +80,8 @@ class StandIn:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-            wbufsize = -1  # header and body in one packet; two cost 40 ms of delayed acknowledgement
+            # header and body in one packet; two cost 40 ms of delayed acknowledgement
+            wbufsize = -1
 
             def do_POST(self) -> None:
                 stand_in.answer(self)
@@ -68,7 +91,9 @@ class StandIn:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread = threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.01}
+        )
         self.thread.start()
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
@@ -81,7 +106,9 @@ class StandIn:
             self.most_at_once = max(self.most_at_once, self.at_once)
             times = self.times[prompt]
             self.times[prompt] += 1
-        answer = self.behave(body, times) if handler.path == "/v1/chat/completions" else Answer("", 405)
+        answer = (
+            self.behave(body, times) if handler.path == "/v1/chat/completions" else Answer("", 405)
+        )
         time.sleep(answer.delay)
         with self.lock:
             self.at_once -= 1
@@ -111,16 +138,29 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
 
 
 def judge_at(
-    server: StandIn | str, answer: Any = "probabilities", questions: Any = LETTERS, longest_text: int = 100, **settings: Any
+    server: StandIn | str,
+    answer: Any = "probabilities",
+    questions: Any = LETTERS,
+    longest_text: int = 100,
+    **settings: Any,
 ) -> HttpJudge:
     url = server if isinstance(server, str) else server.url
-    endpoint = Endpoint(url, "big", **({"key_variable": "JUDGE_KEY", "retries": 0, "concurrency": 4} | settings))
+    endpoint = Endpoint(
+        url, "big", **({"key_variable": "JUDGE_KEY", "retries": 0, "concurrency": 4} | settings)
+    )
     return HttpJudge(endpoint, questions, answer, answer_tokens=50, longest_text=longest_text)
 
 
 def batch(*texts: str, order: int = 0) -> pa.Table:
     n = len(texts)
-    return pa.table({"id": np.arange(n) + 5, "store": np.arange(n) * 10, "text": list(texts), "order": np.full(n, order)})
+    return pa.table(
+        {
+            "id": np.arange(n) + 5,
+            "store": np.arange(n) * 10,
+            "text": list(texts),
+            "order": np.full(n, order),
+        }
+    )
 
 
 def run(judge: HttpJudge, *batches: pa.Table) -> pa.Table:
@@ -130,7 +170,8 @@ def run(judge: HttpJudge, *batches: pa.Table) -> pa.Table:
         try:
             return await asyncio.gather(*map(judge, batches))
         except UserError:
-            await asyncio.sleep(0.4)  # an actor's loop lives on, and so would requests that are not called off
+            # an actor's loop lives on, and so would requests that are not called off
+            await asyncio.sleep(0.4)
             raise
         finally:
             if "_client" in vars(judge):
@@ -157,14 +198,22 @@ def test_probabilities_of_the_options_are_summed_and_normalised(server: StandIn)
     assert row["mass"] == pytest.approx(0.8)
     assert (row["answer"], row["discarded"], row["failed"]) == (None, None, False)
     (body,) = server.bodies
-    assert {"model": "big", "max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": 20}.items() <= body.items()
+    assert {
+        "model": "big",
+        "max_tokens": 1,
+        "temperature": 0,
+        "logprobs": True,
+        "top_logprobs": 20,
+    }.items() <= body.items()
     assert body["messages"] == [{"role": "user", "content": "Which?\nsome text\nAnswer:"}]
     assert server.authorizations == {f"Bearer {KEY}"}
 
 
 def test_a_name_is_recognised_by_its_first_token(server: StandIn) -> None:
     server.behave = lambda body, times: says("med", {"med": 0.3, "law": 0.1, "s": 0.2})
-    (row,) = ask(judge_at(server, questions=[("{text}", ["law", "medicine", "science", "sport"])]), "text")
+    (row,) = ask(
+        judge_at(server, questions=[("{text}", ["law", "medicine", "science", "sport"])]), "text"
+    )
     assert row["values"] == pytest.approx([0.25, 0.75, 0, 0])  # "s" could begin two of them
 
 
@@ -189,14 +238,23 @@ def test_no_label_among_the_likely_tokens_discards_the_row(server: StandIn) -> N
 
 
 def test_without_log_probabilities_the_written_text_counts(server: StandIn) -> None:
-    server.behave = lambda body, times: says(" B" if "good" in body["messages"][0]["content"] else "The")
+    server.behave = lambda body, times: says(
+        " B" if "good" in body["messages"][0]["content"] else "The"
+    )
     good, bad = ask(judge_at(server), "good", "bad")
-    assert (good["values"], good["mass"], good["answer"], good["discarded"]) == ([0, 1, 0], 1, " B", None)
+    assert (good["values"], good["mass"], good["answer"], good["discarded"]) == (
+        [0, 1, 0],
+        1,
+        " B",
+        None,
+    )
     assert (bad["answer"], bad["discarded"]) == ("The", "no label in the answer")
 
 
 def test_an_endpoint_that_refuses_log_probabilities_is_told_at_once(server: StandIn) -> None:
-    server.behave = lambda body, times: Answer({"error": {"message": "logprobs are not supported by this model"}}, 400)
+    server.behave = lambda body, times: Answer(
+        {"error": {"message": "logprobs are not supported by this model"}}, 400
+    )
     with pytest.raises(UserError, match=r"detection\.judge\.answer=label"):
         ask(judge_at(server), "text")
 
@@ -205,16 +263,33 @@ def test_in_label_mode_the_judge_writes_and_a_label_is_read(server: StandIn) -> 
     texts = {"1": "The answer is (C).", "2": "I cannot say. " * 50, "3": None, "4": "B"}
     server.behave = lambda body, times: says(texts[body["messages"][0]["content"]])
     rows = ask(judge_at(server, "label", questions=[("{text}", ["A", "B", "C"])]), *texts)
-    assert [row["discarded"] for row in rows] == [None, "no label in the answer", "empty answer", None]
+    assert [row["discarded"] for row in rows] == [
+        None,
+        "no label in the answer",
+        "empty answer",
+        None,
+    ]
     assert [rows[0]["values"], rows[3]["values"]] == [[0, 0, 1], [0, 1, 0]]
     assert [row["mass"] for row in rows] == [1] * 4
-    assert [row["answer"] for row in rows] == ["The answer is (C).", ("I cannot say. " * 50)[:200], "", "B"]
+    assert [row["answer"] for row in rows] == [
+        "The answer is (C).",
+        ("I cannot say. " * 50)[:200],
+        "",
+        "B",
+    ]
     assert not any(row["failed"] for row in rows)
-    assert all(body["max_tokens"] == 50 and body["temperature"] == 0 and "logprobs" not in body for body in server.bodies)
+    assert all(
+        body["max_tokens"] == 50 and body["temperature"] == 0 and "logprobs" not in body
+        for body in server.bodies
+    )
 
 
 def test_too_many_requests_are_repeated_when_the_server_says(server: StandIn) -> None:
-    server.behave = lambda body, times: says("A", {"A": 1.0}) if times else Answer({"error": {"message": "slow"}}, 429, Retry_After="1")
+    server.behave = lambda body, times: (
+        says("A", {"A": 1.0})
+        if times
+        else Answer({"error": {"message": "slow"}}, 429, Retry_After="1")
+    )
     start = time.perf_counter()
     rows = ask(judge_at(server, retries=1), "one", "two")
     assert time.perf_counter() - start >= 1
@@ -239,25 +314,43 @@ def test_a_server_error_is_repeated(server: StandIn) -> None:
     ],
     ids=["502", "400", "time-out", "garbage", "page", "no choice", "list"],
 )
-def test_a_request_that_fails_for_good_is_a_row_of_its_own(server: StandIn, answer: Answer, words: str) -> None:
-    server.behave = lambda body, times: answer if "bad" in body["messages"][0]["content"] else says("A", {"A": 1.0})
+def test_a_request_that_fails_for_good_is_a_row_of_its_own(
+    server: StandIn, answer: Answer, words: str
+) -> None:
+    server.behave = lambda body, times: (
+        answer if "bad" in body["messages"][0]["content"] else says("A", {"A": 1.0})
+    )
     good, bad = ask(judge_at(server, timeout=1.5), "good", "bad")
     assert good["values"] == [1, 0, 0]
-    assert bad["failed"] and bad["discarded"].startswith("judging failed: ") and words in bad["discarded"]
+    assert (
+        bad["failed"]
+        and bad["discarded"].startswith("judging failed: ")
+        and words in bad["discarded"]
+    )
     assert np.isnan([*bad["values"], bad["mass"]]).tolist() == [True] * 4
 
 
 @pytest.mark.parametrize(
     ("status", "words"),
-    [(401, "environment variable JUDGE_KEY"), (403, "environment variable JUDGE_KEY"), (404, "no model 'big' there")],
+    [
+        (401, "environment variable JUDGE_KEY"),
+        (403, "environment variable JUDGE_KEY"),
+        (404, "no model 'big' there"),
+    ],
 )
-def test_a_refused_key_or_model_stops_everything_and_tells_no_key(server: StandIn, status: int, words: str) -> None:
-    server.behave = lambda body, times: Answer({"error": {"message": f"Bearer {KEY} may not"}}, status, delay=0.05)
+def test_a_refused_key_or_model_stops_everything_and_tells_no_key(
+    server: StandIn, status: int, words: str
+) -> None:
+    server.behave = lambda body, times: Answer(
+        {"error": {"message": f"Bearer {KEY} may not"}}, status, delay=0.05
+    )
     with pytest.raises(UserError, match=words) as caught:
         ask(judge_at(server), *map(str, range(200)))
     assert server.url in str(caught.value) and "\n" not in str(caught.value)
     assert caught.value.__context__ is None
-    assert "[key]" in str(caught.value) and KEY not in "".join(traceback.format_exception(caught.value))
+    assert "[key]" in str(caught.value) and KEY not in "".join(
+        traceback.format_exception(caught.value)
+    )
     assert len(server.bodies) <= 8  # of 200: the rest was called off
 
 
@@ -284,19 +377,27 @@ def test_without_a_key_none_is_sent(server: StandIn, monkeypatch: pytest.MonkeyP
     ask(judge_at(server), "text")
     assert server.authorizations == {"Bearer none"}
     server.behave = lambda body, times: Answer({"error": {"message": "who are you?"}}, 401)
-    with pytest.raises(UserError, match=r"wants a key, and there is none in the workers' environment variable JUDGE_KEY.*who are you\?"):
+    with pytest.raises(
+        UserError,
+        match=r"wants a key, "
+        r"and there is none in the workers' environment variable JUDGE_KEY.*who are you\?",
+    ):
         ask(judge_at(server), "text")
 
 
 def test_what_cannot_be_a_key_is_not_sent(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", "two\nsecrets")
-    with pytest.raises(UserError, match="JUDGE_KEY: this environment variable of the workers holds no key") as caught:
+    with pytest.raises(
+        UserError, match="JUDGE_KEY: this environment variable of the workers holds no key"
+    ) as caught:
         ask(judge_at(server), "text")
     assert "secret" not in str(caught.value) and not server.bodies
 
 
 def test_an_address_that_is_no_url_is_refused() -> None:
-    with pytest.raises(UserError, match=r"detection\.judge\.http\.url: 'localhost:8000/v1' does not begin with"):
+    with pytest.raises(
+        UserError, match=r"detection\.judge\.http\.url: 'localhost:8000/v1' does not begin with"
+    ):
         ask(judge_at("localhost:8000/v1"), "text")
 
 
@@ -311,15 +412,21 @@ def test_an_endpoint_that_is_down_stops_everything() -> None:
 
 
 def test_failures_with_replies_between_them_are_no_reason_to_stop(server: StandIn) -> None:
-    server.behave = lambda body, times: Answer("", 500) if int(body["messages"][0]["content"]) % 3 else says("A", {"A": 1.0})
-    rows = ask(judge_at(server, questions=[("{text}", ["A", "B"])], concurrency=1), *map(str, range(30)))
+    server.behave = lambda body, times: (
+        Answer("", 500) if int(body["messages"][0]["content"]) % 3 else says("A", {"A": 1.0})
+    )
+    rows = ask(
+        judge_at(server, questions=[("{text}", ["A", "B"])], concurrency=1), *map(str, range(30))
+    )
     assert [row["failed"] for row in rows] == [bool(i % 3) for i in range(30)]
 
 
 def test_batches_share_the_bound_on_requests_and_keep_their_order(server: StandIn) -> None:
     def behave(body: dict[str, Any], times: int) -> Answer:
         i = int(body["messages"][0]["content"])
-        return says("A", {"A": (i + 1) / 100, "B": 1 - (i + 1) / 100}, delay=0.01 + 0.002 * (i * 7 % 13))
+        return says(
+            "A", {"A": (i + 1) / 100, "B": 1 - (i + 1) / 100}, delay=0.01 + 0.002 * (i * 7 % 13)
+        )
 
     server.behave = behave
     judge = judge_at(server, questions=[("{text}", ["A", "B"])])

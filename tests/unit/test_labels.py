@@ -16,9 +16,27 @@ NAMES = ["law", "medicine", "finance", "computer science", "science"]
     "text",
     [
         *("B", " b\n", "B.", "**B**", '"B"', "(B)", "`B`", "[B]", "“B”"),
-        *("Answer: B", "**Answer:** B", "answer = B", "The answer is (B).", "The correct option is **B**", "The answer is the letter B"),
-        *("The answer is B because it is about drugs", "Domain: B. medicine", "The answer is not A but B."),
-        *("B. medicine", "(B) medicine", "B: medicine", "B - medicine", "B\n\nIt is about drugs.", "B. medicine, not A."),
+        *(
+            "Answer: B",
+            "**Answer:** B",
+            "answer = B",
+            "The answer is (B).",
+            "The correct option is **B**",
+            "The answer is the letter B",
+        ),
+        *(
+            "The answer is B because it is about drugs",
+            "Domain: B. medicine",
+            "The answer is not A but B.",
+        ),
+        *(
+            "B. medicine",
+            "(B) medicine",
+            "B: medicine",
+            "B - medicine",
+            "B\n\nIt is about drugs.",
+            "B. medicine, not A.",
+        ),
         *("A text about drugs, so B.", "I would choose option B here", "It is 'B'."),
         "<think>A. or C. or D.</think>\nB",
         "A. law: no\nB. medicine: yes\n\nAnswer: B",
@@ -46,14 +64,32 @@ def test_a_name_is_found(text: str, label: int) -> None:
         *((text, LETTERS, EMPTY) for text in ("", " \n", "<think>B</think>")),
         *(
             (text, LETTERS, NONE)
-            for text in ("A legal text", "Answer: A legal text", "E", "banana", "<think>It may be B.", "Not B.", "***")
+            for text in (
+                "A legal text",
+                "Answer: A legal text",
+                "E",
+                "banana",
+                "<think>It may be B.",
+                "Not B.",
+                "***",
+            )
         ),
         *(
             (text, LETTERS, SEVERAL)
-            for text in ("A or B", "A/B", "Answer: A or B", "The answer is B, C", "A. law\nB. medicine", "It is (A) (B)")
+            for text in (
+                "A or B",
+                "A/B",
+                "Answer: A or B",
+                "The answer is B, C",
+                "A. law\nB. medicine",
+                "It is (A) (B)",
+            )
         ),
         *((text, NAMES, NONE) for text in ("lawful", "outlaw", "medical", "not law")),
-        *((text, NAMES, SEVERAL) for text in ("law or finance", "law, finance", "science and computer science")),
+        *(
+            (text, NAMES, SEVERAL)
+            for text in ("law or finance", "law, finance", "science and computer science")
+        ),
     ],
 )
 def test_an_unclear_answer_has_a_reason(text: str, names: list[str], reason: str) -> None:
@@ -80,10 +116,25 @@ def test_a_long_answer_is_read_quickly() -> None:
 @pytest.mark.parametrize(
     ("token", "names", "label"),
     [
-        *(("B", LETTERS, 1), (" B", LETTERS, 1), ("b", LETTERS, None), ("", LETTERS, None), ("Be", LETTERS, None)),
-        *(("law", NAMES, 0), (" Med", NAMES, 1), ("comp", NAMES, 3), ("sci", NAMES, 4), ("laws", NAMES, None), (" ", NAMES, None)),
+        *(
+            ("B", LETTERS, 1),
+            (" B", LETTERS, 1),
+            ("b", LETTERS, None),
+            ("", LETTERS, None),
+            ("Be", LETTERS, None),
+        ),
+        *(
+            ("law", NAMES, 0),
+            (" Med", NAMES, 1),
+            ("comp", NAMES, 3),
+            ("sci", NAMES, 4),
+            ("laws", NAMES, None),
+            (" ", NAMES, None),
+        ),
         *(("law", ["lawsuit", "law"], 1), ("la", ["lawsuit", "law"], None)),
     ],
 )
-def test_a_token_is_an_option_or_the_beginning_of_exactly_one(token: str, names: list[str], label: int | None) -> None:
+def test_a_token_is_an_option_or_the_beginning_of_exactly_one(
+    token: str, names: list[str], label: int | None
+) -> None:
     assert label_of_token(token, names) == label

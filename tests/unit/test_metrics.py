@@ -1,4 +1,6 @@
-"""What a run measures, read back from where it went; a run that goes on after a crash leaves no step twice; no sink stops a run."""
+"""What a run measures, read back from where it went; a run that goes on after a crash leaves no
+step twice; no logger stops a run.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +17,19 @@ import pytest
 import torch
 from conftest import random_samples, write_store
 
-from versatune_ray.config import changed_keys, parse
 from versatune_ray.domains import DomainPaths
 from versatune_ray.errors import UserError
-from versatune_ray.run_folder import RunFolder
-from versatune_ray.settings import Config
-from versatune_ray.training import plan, sinks
-from versatune_ray.training.alone import PlainHost
+from versatune_ray.runs.folder import RunFolder
+from versatune_ray.settings import Config, semantics
+from versatune_ray.settings.loading import changed_keys, parse
+from versatune_ray.training import loggers
 from versatune_ray.training.controller import WeightController
-from versatune_ray.training.core import Tuner
+from versatune_ray.training.local import LocalRuntime
+from versatune_ray.training.loggers import Background, MetricLogger, Row
 from versatune_ray.training.loop import Job, run
 from versatune_ray.training.metrics import Work, peak_flops
 from versatune_ray.training.model import load_model, with_frozen
-from versatune_ray.training.sinks import Background, Row, Sink
+from versatune_ray.training.trainer import Trainer
 
 NAMES = ("law", "code")
 STEPS, EVERY, BATCH, RATE = 20, 5, 8, 1e-3
@@ -40,30 +42,35 @@ class Crash(Exception):
 
 @pytest.fixture(scope="module")
 def train(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """``train(storage, metrics, crash_at)``: fine-tunes in this process; returns the ``finetune/`` folder."""
+    """``train(storage, metrics, crash_at)``: fine-tunes in this process; returns the ``finetune/``
+    folder.
+    """
     data = tmp_path_factory.mktemp("stores")
     paths = {
-        name: DomainPaths(write_store(data / name, random_samples(seed, 40)), write_store(data / f"{name}-v", random_samples(seed + 9, 9)))
+        name: DomainPaths(
+            write_store(data / name, random_samples(seed, 40)),
+            write_store(data / f"{name}-v", random_samples(seed + 9, 9)),
+        )
         for seed, name in enumerate(NAMES)
     }
 
     def train(storage: Path, metrics: Sequence[str], crash_at: int | None = None) -> Path:
         config = settings(storage, tiny_model, metrics)
-        stages = plan.stages(config, NAMES, [40, 40], None, "nats/token")
+        stages = semantics.stages(config, NAMES, [40, 40], None, "nats/token")
         controller = WeightController(NAMES, stages, np.array([1.0, 2.0]), 60)
         folder = config.run_folder / "finetune"
         folder.mkdir(parents=True, exist_ok=True)
         job = Job(config, str(tiny_model), paths, stages, folder)
-        host = PlainHost(job, controller, 0, 1, torch.device("cpu"))
+        host = LocalRuntime(job, controller, 0, 1, torch.device("cpu"))
         with pytest.MonkeyPatch.context() as patch:
-            step = Tuner.step
+            step = Trainer.step
 
-            def crashing(self: Tuner, shares: Any, ahead: bool = False) -> float:
+            def crashing(self: Trainer, shares: Any, ahead: bool = False) -> float:
                 if self.steps_done == crash_at:
                     raise Crash
                 return step(self, shares, ahead)
 
-            patch.setattr(Tuner, "step", crashing)
+            patch.setattr(Trainer, "step", crashing)
             run(job, host)
         host.finish()
         return folder
@@ -94,7 +101,9 @@ def settings(storage: Path, model: Path, metrics: Any) -> Config:
 
 
 def events(folder: Path) -> Iterator[Any]:
-    """Records of all event files in the order of their names; each is a length, its checksum, an event, its checksum."""
+    """Records of all event files in the order of their names; each is a length, its checksum, an
+    event, its checksum.
+    """
     from tensorboardX.proto.event_pb2 import Event
 
     for file in sorted(folder.glob("events.out.tfevents.*")):
@@ -106,11 +115,16 @@ def events(folder: Path) -> Iterator[Any]:
 
 
 def board(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) pairs by tag as TensorBoard shows them: a start takes back what earlier files say of its step and later ones."""
+    """(step, value) pairs by tag as TensorBoard shows them: a start takes back what earlier files
+    say of its step and later ones.
+    """
     found: dict[str, list[tuple[int, float]]] = {}
     for event in events(folder):
         if event.session_log.status == event.session_log.START:
-            found = {tag: [pair for pair in pairs if pair[0] < event.step] for tag, pairs in found.items()}
+            found = {
+                tag: [pair for pair in pairs if pair[0] < event.step]
+                for tag, pairs in found.items()
+            }
         for value in event.summary.value:
             found.setdefault(value.tag, []).append((event.step, value.simple_value))
     return found
@@ -132,20 +146,40 @@ def test_every_step_stands_once_however_often_it_was_made(resumed: Path) -> None
         assert [step for step, _ in shown[f"train/{name}"]] == list(range(1, STEPS + 1)), name
     assert "train/mfu" not in shown  # no peak is known of a CPU
     assert "train/peak_memory_gib" not in shown
-    made = [event.step for event in events(resumed / "tensorboard") for value in event.summary.value if value.tag == "train/loss"]
+    made = [
+        event.step
+        for event in events(resumed / "tensorboard")
+        for value in event.summary.value
+        if value.tag == "train/loss"
+    ]
     assert len(made) > STEPS  # some were made twice
 
 
 def test_rates_losses_and_tokens_are_those_of_the_steps(resumed: Path) -> None:
     shown = board(resumed / "tensorboard")
-    expected = [(step, RATE * (1 + math.cos(math.pi * (step - 1) / STEPS)) / 2) for step in range(1, STEPS + 1)]
+    expected = [
+        (step, RATE * (1 + math.cos(math.pi * (step - 1) / STEPS)) / 2)
+        for step in range(1, STEPS + 1)
+    ]
     np.testing.assert_allclose(shown["train/learning_rate"], expected, rtol=1e-6)
-    tokens = [a * b for (_, a), (_, b) in zip(shown["train/tokens_per_second"], shown["train/step_seconds"], strict=True)]
+    tokens = [
+        a * b
+        for (_, a), (_, b) in zip(
+            shown["train/tokens_per_second"], shown["train/step_seconds"], strict=True
+        )
+    ]
     np.testing.assert_allclose(tokens, np.round(tokens), atol=1e-3)
     assert all(BATCH * 4 <= n <= BATCH * 19 for n in tokens)  # samples have 4 to 19 tokens
-    assert all(3 < loss < 5 for _, loss in shown["train/loss"])  # a random model over 64 tokens: ln 64 = 4.16
-    for step, loss in shown["train/loss"]:  # the mean over all tokens lies between those of the domains that were drawn
-        domains = [value for name in NAMES for at, value in shown.get(f"step_loss/{name}", []) if at == step]
+    # a random model over 64 tokens: ln 64 = 4.16
+    assert all(3 < loss < 5 for _, loss in shown["train/loss"])
+    # the mean over all tokens lies between those of the domains that were drawn
+    for step, loss in shown["train/loss"]:
+        domains = [
+            value
+            for name in NAMES
+            for at, value in shown.get(f"step_loss/{name}", [])
+            if at == step
+        ]
         assert min(domains) - 1e-6 <= loss <= max(domains) + 1e-6
 
 
@@ -153,7 +187,17 @@ def test_adjustments_are_those_of_the_log(resumed: Path) -> None:
     shown = board(resumed / "tensorboard")
     log = [json.loads(line) for line in (resumed / "adjustments.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == list(range(0, STEPS + 1, EVERY))
-    kinds = {kind: kind for kind in ("share", "loss", "train_loss", "learnable_potential", "forgetting_degree", "passes")}
+    kinds = {
+        kind: kind
+        for kind in (
+            "share",
+            "loss",
+            "train_loss",
+            "learnable_potential",
+            "forgetting_degree",
+            "passes",
+        )
+    }
     for kind, key in (kinds | {"token_share": "token_share_achieved"}).items():
         for name in NAMES:
             expected = [(line["step"], line[key][name]) for line in log if line[key] is not None]
@@ -162,8 +206,13 @@ def test_adjustments_are_those_of_the_log(resumed: Path) -> None:
 
 def test_tensorboard_itself_shows_the_same(resumed: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    shown = accumulator.EventAccumulator(str(resumed / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    found = {tag: [(event.step, event.value) for event in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
+    shown = accumulator.EventAccumulator(
+        str(resumed / "tensorboard"), size_guidance={"scalars": 0}
+    ).Reload()
+    found = {
+        tag: [(event.step, event.value) for event in shown.Scalars(tag)]
+        for tag in shown.Tags()["scalars"]
+    }
     assert found == board(resumed / "tensorboard")
 
 
@@ -188,7 +237,8 @@ def test_one_name_is_a_list_of_one_and_a_resumed_run_may_change_it(tmp_path: Pat
 
 def test_the_work_of_a_step_by_hand(tiny_model: Path) -> None:
     model = load_model(str(tiny_model))
-    # Two layers of four 32 × 32 matrices, three 32 × 64 ones and two norms, and a norm at the end; an output embedding of 64 × 32.
+    # Two layers of four 32 × 32 matrices, three 32 × 64 ones and two norms, and a norm at the end;
+    # an output embedding of 64 × 32.
     weights, head, width = 2 * (4 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32, 64 * 32, 2 * 2 * 16
     lengths, responses = np.array([3, 5]), np.array([1, 2])
     work = Work.of(model)
@@ -196,11 +246,20 @@ def test_the_work_of_a_step_by_hand(tiny_model: Path) -> None:
     settings_ = parse({"training": {"lora": {"rank": 4, "targets": ["q_proj"]}}}).training
     model = with_frozen(load_model(str(tiny_model)), settings_, 0)
     lora = 2 * (4 * 32 + 32 * 4)
-    assert Work.of(model).flops(lengths, responses) == ((4 * (weights + lora) + 2 * lora) * 8 + 6 * width * (9 + 25) + 4 * head * 3)
-    model = with_frozen(load_model(str(tiny_model)), parse({"training": {"trainable": {"layers": 1, "modules": "up_proj"}}}).training, 0)
+    assert Work.of(model).flops(lengths, responses) == (
+        (4 * (weights + lora) + 2 * lora) * 8 + 6 * width * (9 + 25) + 4 * head * 3
+    )
+    model = with_frozen(
+        load_model(str(tiny_model)),
+        parse({"training": {"trainable": {"layers": 1, "modules": "up_proj"}}}).training,
+        0,
+    )
     layer, trained = 4 * 32 * 32 + 3 * 32 * 64 + 2 * 32, 32 * 64
-    # Nothing goes back through the first layer: half of the attention's backward pass is left, and 2 of 4 operations per weight there.
-    assert Work.of(model).flops(lengths, responses) == ((4 * weights - 2 * layer + 2 * trained) * 8 + 4 * width * (9 + 25) + 4 * head * 3)
+    # Nothing goes back through the first layer: half of the attention's backward pass is left, and
+    # 2 of 4 operations per weight there.
+    assert Work.of(model).flops(lengths, responses) == (
+        (4 * weights - 2 * layer + 2 * trained) * 8 + 4 * width * (9 + 25) + 4 * head * 3
+    )
 
 
 @pytest.mark.parametrize(
@@ -222,18 +281,19 @@ def test_the_peak_of_a_gpu_is_found_by_its_name(name: str, peak: float | None) -
     assert peak_flops(name) == peak
 
 
-def test_a_missing_package_is_told_before_training_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sinks, "find_spec", lambda name: None)
+def test_a_missing_package_is_told_before_training_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(semantics, "find_spec", lambda name: None)
     config = settings(tmp_path, tmp_path, ["tensorboard", "wandb"])
-    with pytest.raises(UserError, match=r"^training\.metrics: wandb is not installed; pip install wandb$"):
-        plan.check(config, NAMES)
-    with pytest.raises(UserError, match="wandb is not installed"):
-        sinks.open_sinks(config, tmp_path, 0, print)
-    assert not (tmp_path / "tensorboard").exists()
+    with pytest.raises(
+        UserError, match=r"^training\.metrics: wandb is not installed; pip install wandb$"
+    ):
+        semantics.check(config, NAMES)
 
 
 class Broken:
-    """A sink whose every call fails."""
+    """A logger whose every call fails."""
 
     def write(self, rows: Sequence[Row]) -> None:
         raise ConnectionError("no network")
@@ -242,31 +302,34 @@ class Broken:
         raise ConnectionError("no network")
 
 
-def test_a_failing_sink_is_told_once_and_the_run_goes_on(train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sinks._OPEN, "mlflow", lambda *_: Broken())
-    monkeypatch.setattr(sinks, "check", lambda config: None)
+def test_a_failing_sink_is_told_once_and_the_run_goes_on(
+    train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(loggers._OPEN, "mlflow", lambda *_: Broken())
+    monkeypatch.setattr(loggers, "check", lambda config: None)
     told: list[str] = []
-    monkeypatch.setattr(PlainHost, "warn", lambda self, text: told.append(text))
+    monkeypatch.setattr(LocalRuntime, "warn", lambda self, text: told.append(text))
     folder = train(tmp_path, ["mlflow", "tensorboard"])
     assert len(board(folder / "tensorboard")["train/loss"]) == STEPS
     assert [text for text in told if "mlflow" in text] == [
-        "training.metrics: mlflow: ConnectionError: no network; training goes on, and values may be missing there"
+        "training.metrics: mlflow: ConnectionError: no network; training goes on, and values may "
+        "be missing there"
     ]
 
 
 def test_a_hanging_sink_does_not_hold_a_run_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sinks, "_PATIENCE", 0.05)
+    monkeypatch.setattr(loggers, "_PATIENCE", 0.05)
     release, told = threading.Event(), list[str]()
 
     class Hanging(Broken):
         def write(self, rows: Sequence[Row]) -> None:
             release.wait(20)
 
-    sink = Background("slow", Hanging(), told.append)
-    sink.put(Row(1, 0.0, {}))
+    logger = Background("slow", Hanging(), told.append)
+    logger.put(Row(1, 0.0, {}))
     for _ in range(3):
-        sink.flush()
-    sink.close(failed=False)
+        logger.flush()
+    logger.close(failed=False)
     assert len(told) == 1
     assert "nothing written within 0.05 s" in told[0]
     release.set()
@@ -282,37 +345,45 @@ def test_flush_waits_for_what_was_put_before() -> None:
         def close(self, failed: bool) -> None:
             seen.append(-int(failed))
 
-    sink = Background("slow", Slow(), pytest.fail)
+    logger = Background("slow", Slow(), pytest.fail)
     for step in range(1, 50):
-        sink.put(Row(step, 0.0, {}))
-        sink.flush()
+        logger.put(Row(step, 0.0, {}))
+        logger.flush()
         assert seen == list(range(1, step + 1))
-    sink.close(failed=True)
+    logger.close(failed=True)
     assert seen[-1] == -1
 
 
-def test_a_tracker_out_of_reach_stops_a_fresh_run_but_not_one_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_: Any) -> Sink:
+def test_a_tracker_out_of_reach_stops_a_fresh_run_but_not_one_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: Any) -> MetricLogger:
         raise ConnectionError("no answer")
 
-    monkeypatch.setitem(sinks._OPEN, "mlflow", unreachable)
-    monkeypatch.setattr(sinks, "check", lambda config: None)
+    monkeypatch.setitem(loggers._OPEN, "mlflow", unreachable)
+    monkeypatch.setattr(loggers, "check", lambda config: None)
     config, told = settings(tmp_path, tmp_path, ["mlflow", "tensorboard"]), list[str]()
     with pytest.raises(UserError, match=r"training\.metrics: mlflow: ConnectionError: no answer"):
-        sinks.open_sinks(config, tmp_path, 0, told.append)
-    assert list(sinks.open_sinks(config, tmp_path, 8, told.append)) == ["tensorboard"]
-    assert told == ["training.metrics: mlflow: ConnectionError: no answer; training goes on without it"]
+        loggers.open_loggers(config, tmp_path, 0, told.append)
+    assert list(loggers.open_loggers(config, tmp_path, 8, told.append)) == ["tensorboard"]
+    assert told == [
+        "training.metrics: mlflow: ConnectionError: no answer; training goes on without it"
+    ]
 
 
-def test_wandb_takes_its_key_from_the_environment_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_takes_its_key_from_the_environment_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("wandb")
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match="WANDB_API_KEY is not in the environment"):
-        sinks.open_sinks(settings(tmp_path, tmp_path, "wandb"), tmp_path, 0, print)
+        loggers.open_loggers(settings(tmp_path, tmp_path, "wandb"), tmp_path, 0, print)
 
 
-def test_wandb_offline_has_every_step_under_one_id(train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_offline_has_every_step_under_one_id(
+    train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     with pytest.raises(Crash):
@@ -325,7 +396,9 @@ def test_wandb_offline_has_every_step_under_one_id(train: Run, tmp_path: Path, m
     assert all(name.endswith(identity) for name in runs)
 
 
-def test_mlflow_has_every_step_once_in_one_run(train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_has_every_step_once_in_one_run(
+    train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mlflow = pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -338,7 +411,12 @@ def test_mlflow_has_every_step_once_in_one_run(train: Run, tmp_path: Path, monke
     (found,) = client.search_runs([client.get_experiment_by_name("versatune").experiment_id])
     assert (found.info.run_name, found.info.status) == ("watched", "FINISHED")
     assert found.data.params["training.learning_rate"] == str(RATE)
-    assert [metric.step for metric in client.get_metric_history(found.info.run_id, "train/loss")] == list(range(1, STEPS + 1))
+    assert [
+        metric.step for metric in client.get_metric_history(found.info.run_id, "train/loss")
+    ] == list(range(1, STEPS + 1))
     log = [json.loads(line) for line in (folder / "adjustments.jsonl").read_text().splitlines()]
-    shares = [(metric.step, metric.value) for metric in client.get_metric_history(found.info.run_id, "share/law")]
+    shares = [
+        (metric.step, metric.value)
+        for metric in client.get_metric_history(found.info.run_id, "share/law")
+    ]
     np.testing.assert_allclose(shares, [(line["step"], line["share"]["law"]) for line in log])

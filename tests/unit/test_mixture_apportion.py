@@ -9,7 +9,9 @@ KINDS = ["one-hot", "tiny Dirichlet", "Dirichlet", "subsets", "permuted classes"
 
 
 def deviation(schedule, batch_size):
-    """Largest and smallest cumulative request minus cumulative count over a schedule of shares [t, k]."""
+    """Largest and smallest cumulative request minus cumulative count over a schedule of shares [t,
+    k].
+    """
     requested = np.cumsum(batch_size * schedule, axis=0)
     given = np.zeros(schedule.shape[1])
     worst, best = 0.0, 0.0
@@ -33,7 +35,8 @@ def test_whole_requests_are_given_as_they_are():
 
 
 def test_a_left_over_sample_goes_where_it_is_due_soonest():
-    # owed 0.5 each: at 1.5 and 2.5 a batch both are due in the next one, at 0.1 only in five; of equals, the earlier
+    # owed 0.5 each: at 1.5 and 2.5 a batch both are due in the next one, at 0.1 only in five; of
+    # equals, the earlier
     assert apportion(np.array([1.5, 2.5]), np.array([1.5, 2.5]), 4).tolist() == [2, 2]
     assert apportion(np.array([0.5, 0.5]), np.array([0.1, 0.9]), 1).tolist() == [0, 1]
     # both due in the next batch: the larger fraction
@@ -41,8 +44,11 @@ def test_a_left_over_sample_goes_where_it_is_due_soonest():
 
 
 def test_when_more_is_due_than_fits_the_largest_deficits_are_served():
-    # three domains are owed a whole sample, two were served ahead: 1.2 + 1.6 + 1.1 − 0.95 − 0.95 = 2 samples to give
-    assert apportion(np.array([1.2, 1.6, 1.1, -0.95, -0.95]), np.array([0.5, 0.5, 1, 0, 0]), 2).tolist() == [1, 1, 0, 0, 0]
+    # three domains are owed a whole sample, two were served ahead: 1.2 + 1.6 + 1.1 − 0.95 − 0.95 =
+    # 2 samples to give
+    assert apportion(
+        np.array([1.2, 1.6, 1.1, -0.95, -0.95]), np.array([0.5, 0.5, 1, 0, 0]), 2
+    ).tolist() == [1, 1, 0, 0, 0]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16, 128])
@@ -117,7 +123,8 @@ def test_any_shares_keep_within_one_sample_while_each_domain_is_asked_for_one_pe
 
 @pytest.mark.parametrize("k", [6, 200])
 def test_shares_that_read_the_counts_stay_under_the_known_bound(k):
-    # The cup game: always request the domains that were not served yet. No rule can hold it under 1/2 + … + 1/k; H_k bounds ours here.
+    # The cup game: always request the domains that were not served yet. No rule can hold it under
+    # 1/2 + … + 1/k; H_k bounds ours here.
     given, requested, waiting = np.zeros(k), np.zeros(k), np.arange(k)
     worst = 0.0
     for _ in range(k - 1):

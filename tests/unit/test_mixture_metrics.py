@@ -32,8 +32,12 @@ def test_metrics_agree_with_their_equations_element_by_element():
     rng = np.random.default_rng(0)
     loss, other = rng.gamma(2, 1, 200), rng.gamma(2, 1, 200)
     for j in range(200):
-        assert learnable_potential(loss, other)[j] == pytest.approx(max(1 - other[j] / loss[j], 0), abs=1e-12)
-        assert forgetting_degree(loss, other)[j] == pytest.approx(max(loss[j] / other[j] - 1, 0), rel=1e-12, abs=1e-12)
+        assert learnable_potential(loss, other)[j] == pytest.approx(
+            max(1 - other[j] / loss[j], 0), abs=1e-12
+        )
+        assert forgetting_degree(loss, other)[j] == pytest.approx(
+            max(loss[j] / other[j] - 1, 0), rel=1e-12, abs=1e-12
+        )
 
 
 def test_extreme_losses_raise_no_warning_and_give_no_nan():
@@ -73,7 +77,9 @@ def test_a_missing_loss_is_refused_by_the_name_of_its_domain(metric):
 
 def test_feedback_copies_its_losses_and_cannot_be_changed():
     loss = np.array([1.0, 2.0])
-    feedback = Feedback(3, loss, previous_loss=[1, 1], reference_loss=(0.5, 0.5), names=["law", "code"])
+    feedback = Feedback(
+        3, loss, previous_loss=[1, 1], reference_loss=(0.5, 0.5), names=["law", "code"]
+    )
     loss[0] = 9
     assert feedback.loss.tolist() == [1, 2] and feedback.loss.dtype == np.float64
     assert feedback.names == ("law", "code")
@@ -105,8 +111,10 @@ def test_feedback_without_a_loss_says_which_metric_needs_it():
 def test_the_package_imports_neither_ray_nor_torch_nor_other_parts_of_ours():
     code = (
         "import sys, versatune_ray.mixture\n"
-        "print(*{m.split('.')[0] for m in sys.modules} & {'ray', 'torch', 'transformers', 'vllm', 'pydantic', 'yaml', 'pyarrow'})\n"
-        "print(*sorted(m for m in sys.modules if m.startswith('versatune_ray.') and not m.startswith('versatune_ray.mixture')))"
+        "print(*{m.split('.')[0] for m in sys.modules} & "
+        "{'ray', 'torch', 'transformers', 'vllm', 'pydantic', 'yaml', 'pyarrow'})\n"
+        "print(*sorted(m for m in sys.modules if m.startswith('versatune_ray.') and not "
+        "m.startswith('versatune_ray.mixture')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -5,7 +5,18 @@ import dataclasses
 import numpy as np
 import pytest
 
-from versatune_ray.mixture import Balanced, Constant, Expansion, ExponentialLoss, Feedback, GuardState, Policy, VersaTune, specific, uniform
+from versatune_ray.mixture import (
+    Balanced,
+    Constant,
+    Expansion,
+    ExponentialLoss,
+    Feedback,
+    GuardState,
+    Policy,
+    VersaTune,
+    specific,
+    uniform,
+)
 
 SHARES = [0.5, 0.3, 0.2]
 # γ = (0.5, 0, 0.5), so P' = (0.75, 0.3, 0.3), Σ 1.35; φ = (0, 0.25, 0)
@@ -56,7 +67,10 @@ def test_floors_come_after_the_update():
 
 def test_an_open_guard_raises_the_target_by_delta_and_divides_the_rest_by_potential():
     # mean φ = 0.25/3 < 0.5 = ε·γ. Target 0.2 + 0.05; 0.75 left for 0.75 : 0.3
-    close(Expansion(targets=[2]).update(SHARES, FEEDBACK), [0.75 * 0.75 / 1.05, 0.75 * 0.3 / 1.05, 0.25])
+    close(
+        Expansion(targets=[2]).update(SHARES, FEEDBACK),
+        [0.75 * 0.75 / 1.05, 0.75 * 0.3 / 1.05, 0.25],
+    )
 
 
 def test_a_closed_guard_is_algorithm_2():
@@ -66,7 +80,10 @@ def test_a_closed_guard_is_algorithm_2():
     for k in (2, 6, 200):
         shares, feedback = random_case(rng, k)
         shares = 0.5 * shares + 0.5 / k
-        close(Expansion(targets=[1], epsilon=0).update(shares, feedback), VersaTune().update(shares, feedback))
+        close(
+            Expansion(targets=[1], epsilon=0).update(shares, feedback),
+            VersaTune().update(shares, feedback),
+        )
 
 
 def test_the_guard_averages_over_k_as_printed_or_over_the_others():
@@ -74,7 +91,9 @@ def test_the_guard_averages_over_k_as_printed_or_over_the_others():
     printed, others = (Expansion(targets=[2], epsilon=0.2, mean_over=over) for over in ("k", "k-1"))
     state = printed.guard_state(SHARES, FEEDBACK)
     assert state == GuardState(True, pytest.approx(0.25 / 3), pytest.approx(0.1))
-    assert others.guard_state(SHARES, FEEDBACK) == GuardState(False, pytest.approx(0.125), pytest.approx(0.1))
+    assert others.guard_state(SHARES, FEEDBACK) == GuardState(
+        False, pytest.approx(0.125), pytest.approx(0.1)
+    )
     assert printed.update(SHARES, FEEDBACK)[2] == pytest.approx(0.25)
     close(others.update(SHARES, FEEDBACK), ALGORITHM_2)
 
@@ -86,7 +105,9 @@ def test_forgetting_of_the_target_itself_does_not_count():
 
 def test_the_guard_is_strict():
     # nothing forgotten, nothing to learn: 0 < 0 is false; and 0.75/3 = 0.25 < 1·0.25 is false
-    assert not Expansion(targets=[0]).guard_state(SHARES, Feedback(1, [1] * 3, [1] * 3, [1] * 3)).open
+    assert (
+        not Expansion(targets=[0]).guard_state(SHARES, Feedback(1, [1] * 3, [1] * 3, [1] * 3)).open
+    )
     edge = Feedback(1, loss=[1.75, 1, 4], previous_loss=[1, 1, 4], reference_loss=[1, 1, 3])
     assert Expansion(targets=[2]).guard_state(SHARES, edge) == GuardState(False, 0.25, 0.25)
 
@@ -102,11 +123,14 @@ def test_without_guard_the_target_is_always_raised_and_no_previous_loss_needed()
     policy = Expansion(targets=[2], epsilon=0, guard=False)
     assert policy.update(SHARES, FEEDBACK)[2] == pytest.approx(0.25)
     assert policy.guard_state(SHARES, FEEDBACK) is None
-    assert policy.update(SHARES, dataclasses.replace(FEEDBACK, previous_loss=None))[2] == pytest.approx(0.25)
+    assert policy.update(SHARES, dataclasses.replace(FEEDBACK, previous_loss=None))[
+        2
+    ] == pytest.approx(0.25)
 
 
 def test_only_the_share_before_normalises_the_others():
-    # As printed, P_j = P'_j/Σ_{i≠e}P'_i·(1 − P_e(t−1) − δ): the ratio of the others is that of their P', whatever the target's P'
+    # As printed, P_j = P'_j/Σ_{i≠e}P'_i·(1 − P_e(t−1) − δ): the ratio of the others is that of
+    # their P', whatever the target's P'
     rng = np.random.default_rng(1)
     for _ in range(100):
         k = int(rng.integers(2, 201))
@@ -115,7 +139,12 @@ def test_only_the_share_before_normalises_the_others():
         raised = shares * (1 + 0.7 * np.maximum(1 - feedback.reference_loss / feedback.loss, 0))
         rest = raised[1:] / raised[1:].sum() * (1 - shares[0] - 0.03)
         expected = np.concatenate([[shares[0] + 0.03], rest])
-        close(Expansion(targets=[0], sigma=0.7, delta=0.03, guard=False, max_share=1).update(shares, feedback), expected)
+        close(
+            Expansion(targets=[0], sigma=0.7, delta=0.03, guard=False, max_share=1).update(
+                shares, feedback
+            ),
+            expected,
+        )
 
 
 def test_several_targets_share_delta_by_their_own_weight():
@@ -127,7 +156,9 @@ def test_several_targets_share_delta_by_their_own_weight():
     # bound: (0.7·0.75 + 0.6·0.5)/1.3; mean over k = 3, or over the one other domain
     state = policy.guard_state(shares, feedback)
     assert (state.forgetting, state.bound) == (pytest.approx(0.25 / 3), pytest.approx(0.825 / 1.3))
-    assert dataclasses.replace(policy, mean_over="k-1").guard_state(shares, feedback).forgetting == pytest.approx(0.25)
+    assert dataclasses.replace(policy, mean_over="k-1").guard_state(
+        shares, feedback
+    ).forgetting == pytest.approx(0.25)
 
 
 def test_targets_without_any_share_start_in_equal_parts():
@@ -154,7 +185,8 @@ def test_a_share_above_the_ceiling_is_not_raised():
 
 def test_algorithm_2_cannot_carry_the_targets_over_the_ceiling_either():
     eager = Feedback(1, [2, 2, 2], [2, 2, 1], [0, 2, 2])
-    # γ = (1, 0, 0), closed by ε = 0: P' = (1.8, 0.06, 0.04) → 0.947 < 0.95; and from 0.94: 1.88/1.94 = 0.969 → 0.95
+    # γ = (1, 0, 0), closed by ε = 0: P' = (1.8, 0.06, 0.04) → 0.947 < 0.95; and from 0.94:
+    # 1.88/1.94 = 0.969 → 0.95
     policy = Expansion(targets=[0], epsilon=0)
     close(policy.update([0.9, 0.06, 0.04], eager), [1.8 / 1.9, 0.06 / 1.9, 0.04 / 1.9])
     close(policy.update([0.94, 0.04, 0.02], eager), [0.95, 0.05 * 2 / 3, 0.05 / 3])
@@ -171,7 +203,9 @@ def test_a_ceiling_of_one_lets_the_target_take_everything():
 def test_others_without_any_share_leave_everything_with_the_target():
     feedback = Feedback(1, [2, 2, 2], [2, 1, 2], [1, 1, 1])
     for epsilon in (0, 1):
-        assert Expansion(targets=[1], epsilon=epsilon).update(specific(3, [1]), feedback).tolist() == [0, 1, 0]
+        assert Expansion(targets=[1], epsilon=epsilon).update(
+            specific(3, [1]), feedback
+        ).tolist() == [0, 1, 0]
     close(Expansion(targets=[1], min_share=0.1).update(specific(3, [1]), feedback), [0.1, 0.8, 0.1])
 
 
@@ -197,7 +231,12 @@ def test_every_update_is_a_distribution_within_its_bounds(k):
         shares, feedback = random_case(rng, k)
         targets = rng.permutation(k)[: rng.integers(1, k + 1)].tolist()
         floor, ceiling = rng.choice([0, 0.5 / k]), rng.uniform(0.3, 1)
-        settings = {"sigma": rng.uniform(0, 5), "delta": rng.uniform(0.01, 0.9), "epsilon": rng.uniform(0, 2), "max_share": ceiling}
+        settings = {
+            "sigma": rng.uniform(0, 5),
+            "delta": rng.uniform(0.01, 0.9),
+            "epsilon": rng.uniform(0, 2),
+            "max_share": ceiling,
+        }
         expansion = Expansion(targets, **settings, guard=bool(rng.integers(2)), min_share=floor)
         policies: list[Policy] = [Constant(), VersaTune(settings["sigma"], floor), expansion]
         kept = shares.copy()
@@ -277,15 +316,22 @@ def test_policies_without_a_guard_have_no_guard_state():
 
 
 def test_policies_are_values():
-    assert Expansion(targets=[2, 0]) == Expansion(targets=(2, 0)) and hash(VersaTune()) == hash(VersaTune(1.0))
+    assert Expansion(targets=[2, 0]) == Expansion(targets=(2, 0)) and hash(VersaTune()) == hash(
+        VersaTune(1.0)
+    )
 
 
 def test_a_uniform_remainder_divides_the_rest_equally():
     # mean φ = 0.25/3 < 0.5: target 0.25, the others (1 - 0.25) / 2
-    close(Expansion(targets=[2], remainder="uniform").update(SHARES, FEEDBACK), [0.375, 0.375, 0.25])
+    close(
+        Expansion(targets=[2], remainder="uniform").update(SHARES, FEEDBACK), [0.375, 0.375, 0.25]
+    )
     # closed: the target has what Algorithm 2 gives it, the others halve the rest
     rest = (1 - ALGORITHM_2[2]) / 2
-    close(Expansion(targets=[2], remainder="uniform", epsilon=0).update(SHARES, FEEDBACK), [rest, rest, ALGORITHM_2[2]])
+    close(
+        Expansion(targets=[2], remainder="uniform", epsilon=0).update(SHARES, FEEDBACK),
+        [rest, rest, ALGORITHM_2[2]],
+    )
     with pytest.raises(ValueError, match="remainder: 'equal' is unknown"):
         Expansion(targets=[2], remainder="equal")
 
@@ -300,34 +346,55 @@ def test_the_released_rule_multiplies_by_the_exponential_of_the_loss():
 
 def test_heeding_overfitting_counts_no_potential_above_the_lowest_loss():
     # The first domain was at 1.8 before: its γ of 0.5 counts as 0, so P' = (0.5, 0.3, 0.3).
-    feedback = Feedback(10, loss=[2, 2, 2], previous_loss=[2, 1.6, 2.5], reference_loss=[1, 2, 1], history=[[2.5, 1.6, 2.2], [1.8, 1.9, 2]])
-    close(VersaTune(heed_overfitting=True).update(SHARES, feedback), [0.5 / 1.1, 0.3 / 1.1, 0.3 / 1.1])
+    feedback = Feedback(
+        10,
+        loss=[2, 2, 2],
+        previous_loss=[2, 1.6, 2.5],
+        reference_loss=[1, 2, 1],
+        history=[[2.5, 1.6, 2.2], [1.8, 1.9, 2]],
+    )
+    close(
+        VersaTune(heed_overfitting=True).update(SHARES, feedback), [0.5 / 1.1, 0.3 / 1.1, 0.3 / 1.1]
+    )
     close(VersaTune().update(SHARES, feedback), ALGORITHM_2)
     # As a target it has no potential either, which closes the guard.
     guard = Expansion(targets=[0], heed_overfitting=True).guard_state(SHARES, feedback)
     assert guard is not None and not guard.open and guard.bound == 0
     # Where nothing was measured before, nothing is above its lowest.
-    close(VersaTune(heed_overfitting=True).update(SHARES, FEEDBACK), VersaTune().update(SHARES, FEEDBACK))
+    close(
+        VersaTune(heed_overfitting=True).update(SHARES, FEEDBACK),
+        VersaTune().update(SHARES, FEEDBACK),
+    )
 
 
 def test_balanced_shares_go_as_the_excess_losses():
     # e = (1, 0, 1.5, 0): 0.9 of the shares go as 0.4 : 0.6, and 0.1 / 4 to each
     feedback = Feedback(10, loss=[2, 2, 2, 0.5], reference_loss=[1, 2, 0.5, 1])
-    close(Balanced().update([0.1, 0.2, 0.3, 0.4], feedback), [0.025 + 0.36, 0.025, 0.025 + 0.54, 0.025])
+    close(
+        Balanced().update([0.1, 0.2, 0.3, 0.4], feedback),
+        [0.025 + 0.36, 0.025, 0.025 + 0.54, 0.025],
+    )
     close(Balanced(strength=0).update([0.1, 0.2, 0.3, 0.4], feedback), [0.25] * 4)
     # a floor of 0.1 under two: 0.8 left for 0.385 : 0.565
-    close(Balanced(min_share=0.1).update([0.1, 0.2, 0.3, 0.4], feedback), [0.8 * 0.385 / 0.95, 0.1, 0.8 * 0.565 / 0.95, 0.1])
+    close(
+        Balanced(min_share=0.1).update([0.1, 0.2, 0.3, 0.4], feedback),
+        [0.8 * 0.385 / 0.95, 0.1, 0.8 * 0.565 / 0.95, 0.1],
+    )
     # nothing left to learn: as before
     close(Balanced().update([0.1, 0.9], Feedback(1, [1, 1], reference_loss=[1, 2])), [0.1, 0.9])
 
 
 def test_balanced_shares_are_the_best_static_ones_of_power_laws():
-    """At its fixed point p ∝ e, no small move of samples between two domains lowers the mean loss."""
+    """At its fixed point p ∝ e, no small move of samples between two domains lowers the mean
+    loss.
+    """
     scale, ceiling, n, a = np.array([3.0, 1.0, 0.2]), np.array([1.0, 2.0, 0.5]), 1000, 0.4
     shares = uniform(3)
     for _ in range(200):
         loss = ceiling + scale * (n * shares) ** -a
-        shares = 0.5 * shares + 0.5 * Balanced(strength=1).update(shares, Feedback(1, loss, reference_loss=ceiling))
+        shares = 0.5 * shares + 0.5 * Balanced(strength=1).update(
+            shares, Feedback(1, loss, reference_loss=ceiling)
+        )
     best = (scale * (n * shares) ** -a).sum()
     for step in ([1e-3, -1e-3, 0], [-1e-3, 0, 1e-3], [0, 1e-3, -1e-3]):
         for sign in (1, -1):

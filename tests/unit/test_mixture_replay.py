@@ -3,11 +3,20 @@
 import numpy as np
 import pytest
 
-from versatune_ray.mixture import Constant, Expansion, Feedback, VersaTune, mean_shares, replay, uniform
+from versatune_ray.mixture import (
+    Constant,
+    Expansion,
+    Feedback,
+    VersaTune,
+    mean_shares,
+    replay,
+    uniform,
+)
 
 
 def test_versatune_over_two_adjustments_by_hand():
-    # γ(1) = (0.5, 0): P' = (0.75, 0.5), Σ 1.25 → (0.6, 0.4). γ(2) = (0, 0.5): P' = (0.6, 0.6) → (0.5, 0.5)
+    # γ(1) = (0.5, 0): P' = (0.75, 0.5), Σ 1.25 → (0.6, 0.4). γ(2) = (0, 0.5): P' = (0.6, 0.6) →
+    # (0.5, 0.5)
     shares = replay(VersaTune(), [0.5, 0.5], losses=[[2, 1], [1, 2]], reference_loss=[1, 1])
     np.testing.assert_allclose(shares, [[0.5, 0.5], [0.6, 0.4], [0.5, 0.5]], atol=1e-15)
 
@@ -50,10 +59,14 @@ def test_the_average_mixture_counts_steps_and_not_the_last_decision():
     # (0.2, 0.8) for 10 steps, (0.6, 0.4) for 30; what was decided at step 40 was never trained on
     found = mean_shares([0, 10, 40], [[0.2, 0.8], [0.6, 0.4], [1, 0]])
     np.testing.assert_allclose(found, [0.5, 0.5], atol=1e-15)
-    np.testing.assert_allclose(mean_shares([0, 1], [[0.3, 0.7], [0.9, 0.1]]), [0.3, 0.7], atol=1e-15)
+    np.testing.assert_allclose(
+        mean_shares([0, 1], [[0.3, 0.7], [0.9, 0.1]]), [0.3, 0.7], atol=1e-15
+    )
 
 
-@pytest.mark.parametrize(("steps", "shares"), [([0], [[1.0]]), ([0, 0], [[1.0], [1.0]]), ([0, 5, 9], [[1.0], [1.0]])])
+@pytest.mark.parametrize(
+    ("steps", "shares"), [([0], [[1.0]]), ([0, 0], [[1.0], [1.0]]), ([0, 5, 9], [[1.0], [1.0]])]
+)
 def test_an_average_needs_rising_steps_of_at_least_two_adjustments(steps, shares):
     with pytest.raises(ValueError, match="steps: expected"):
         mean_shares(steps, shares)

@@ -120,7 +120,8 @@ def test_a_domain_without_share_is_never_drawn():
 
 def test_a_domain_that_lost_its_share_gets_at_most_what_it_was_still_owed():
     sampler = DomainSampler([50, 50, 50], 1, seed=0)
-    # 0.4 : 0.3 : 0.3 → two batches leave every deficit under one sample; from then on domain 0 has the share alone
+    # 0.4 : 0.3 : 0.3 → two batches leave every deficit under one sample; from then on domain 0 has
+    # the share alone
     for _ in range(2):
         sampler.next_batch([0.4, 0.3, 0.3])
     before, owed = sampler.counts, sampler.deficits
@@ -137,7 +138,13 @@ def test_contiguous_slices_have_the_mix_of_the_batch():
         domain, _ = sampler.next_batch(shares)
         for ranks in (2, 4, 8):
             for part in np.split(domain, ranks):
-                assert abs(np.bincount(part, minlength=6) - np.bincount(domain, minlength=6) / ranks).max() < 4  # a plain shuffle: up to 10
+                # a plain shuffle: up to 10
+                assert (
+                    abs(
+                        np.bincount(part, minlength=6) - np.bincount(domain, minlength=6) / ranks
+                    ).max()
+                    < 4
+                )
 
 
 def test_the_order_within_a_batch_has_no_fixed_pattern():
@@ -151,7 +158,8 @@ def test_the_order_within_a_batch_has_no_fixed_pattern():
 
 def test_a_cap_on_passes_hands_the_request_on():
     sampler = DomainSampler([10, 100, 1000], 10, seed=0, max_passes=2)
-    # 4 of 10 samples a batch: domain 0 is full at 20 after five batches; its part then goes 1 : 2 to the others
+    # 4 of 10 samples a batch: domain 0 is full at 20 after five batches; its part then goes 1 : 2
+    # to the others
     for _ in range(20):
         sampler.next_batch([0.4, 0.2, 0.4])
     assert sampler.counts[0] == 20
@@ -165,7 +173,8 @@ def test_a_cap_on_passes_ends_the_stream_and_leaves_the_sampler_usable():
         sampler.next_batch([0.5, 0.5, 0])
     before = sampler.state_dict()
     with pytest.raises(ValueError, match=r"reached 1\.5 passes"):
-        sampler.next_batch([0.5, 0.5, 0])  # floor(4.5) + floor(10.5) = 14 samples at most, 12 are gone
+        # floor(4.5) + floor(10.5) = 14 samples at most, 12 are gone
+        sampler.next_batch([0.5, 0.5, 0])
     assert sampler.state_dict() == before
     assert (sampler.passes <= 1.5).all()
     sampler.next_batch([0.3, 0.3, 0.4])
@@ -224,13 +233,19 @@ def test_invalid_arguments_are_refused_by_name(arguments, words):
 
 @pytest.mark.parametrize(
     ("key", "other"),
-    [("sizes", DomainSampler([7, 5], 4, 0)), ("batch_size", DomainSampler([5, 5], 8, 0)), ("seed", DomainSampler([5, 5], 4, 1))],
+    [
+        ("sizes", DomainSampler([7, 5], 4, 0)),
+        ("batch_size", DomainSampler([5, 5], 8, 0)),
+        ("seed", DomainSampler([5, 5], 4, 1)),
+    ],
 )
 def test_the_state_of_another_sampler_is_refused(key, other):
     with pytest.raises(ValueError, match=f"sampler state: {key} is"):
         DomainSampler([5, 5], 4, seed=0).load_state_dict(other.state_dict())
     with pytest.raises(ValueError, match="max_passes"):
-        DomainSampler([5, 5], 4, seed=0, max_passes=3).load_state_dict(DomainSampler([5, 5], 4, seed=0).state_dict())
+        DomainSampler([5, 5], 4, seed=0, max_passes=3).load_state_dict(
+            DomainSampler([5, 5], 4, seed=0).state_dict()
+        )
 
 
 @pytest.mark.parametrize(
@@ -265,12 +280,14 @@ def test_the_state_is_small_and_does_not_grow():
 
 
 def test_a_cap_is_spread_over_the_planned_batches():
-    # four passes over 10 samples are 40, 2 in each of 20 batches, where a share of one half would take 5; the other domain gets the rest
+    # four passes over 10 samples are 40, 2 in each of 20 batches, where a share of one half would
+    # take 5; the other domain gets the rest
     sampler = DomainSampler([10, 1000], 10, seed=0, max_passes=4, steps=20)
     for step in range(1, 21):
         sampler.next_batch([0.5, 0.5])
         assert sampler.counts.tolist() == [2 * step, 8 * step]
-    # what was not asked for at first may be had later: a share of 0.1 takes 1 a batch for ten batches, then 5 until 20 are caught up
+    # what was not asked for at first may be had later: a share of 0.1 takes 1 a batch for ten
+    # batches, then 5 until 20 are caught up
     sampler = DomainSampler([10, 1000], 10, seed=0, max_passes=4, steps=20)
     for _ in range(10):
         sampler.next_batch([0.1, 0.9])
@@ -279,7 +296,8 @@ def test_a_cap_is_spread_over_the_planned_batches():
         before = sampler.counts[0]
         sampler.next_batch([0.5, 0.5])
         taken.append(int(sampler.counts[0] - before))
-    assert taken == [5, 5, 5, 3, 2]  # 22, 24, 26, 28, 30 are allowed by then, of which 10 were taken
+    # 22, 24, 26, 28, 30 are allowed by then, of which 10 were taken
+    assert taken == [5, 5, 5, 3, 2]
     with pytest.raises(ValueError, match="steps: 0 is below 1"):
         DomainSampler([5], 1, seed=0, max_passes=1, steps=0)
 
@@ -289,8 +307,13 @@ def test_chosen_samples_are_always_the_same_and_nested() -> None:
     assert len(set(few.tolist())) == 30 and set(few.tolist()) < set(more.tolist())
     np.testing.assert_array_equal(few, chosen(1000, 30, seed=3, domain=2))
     np.testing.assert_array_equal(chosen(7, 7, seed=3, domain=2), np.arange(7))
-    assert set(few.tolist()) != set(chosen(1000, 30, seed=4, domain=2).tolist()) != set(chosen(1000, 30, seed=4, domain=1).tolist())
-    # At random: of 1,000 numbers, the mean of 300 lies within four standard errors of 499.5, which are 4 · 288.7 · √(0.7 / 300) = 55.8.
+    assert (
+        set(few.tolist())
+        != set(chosen(1000, 30, seed=4, domain=2).tolist())
+        != set(chosen(1000, 30, seed=4, domain=1).tolist())
+    )
+    # At random: of 1,000 numbers, the mean of 300 lies within four standard errors of 499.5, which
+    # are 4 · 288.7 · √(0.7 / 300) = 55.8.
     assert abs(more.mean() - 499.5) < 55.8
     with pytest.raises(ValueError, match="count: 8 is not within 0 and 7"):
         chosen(7, 8, seed=3, domain=2)

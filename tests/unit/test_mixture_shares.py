@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from versatune_ray.mixture import check_shares, inverse, proportional, specific, temperature, uniform, uniform_remainder
+from versatune_ray.mixture import (
+    check_shares,
+    inverse,
+    proportional,
+    specific,
+    temperature,
+    uniform,
+    uniform_remainder,
+)
 from versatune_ray.mixture.shares import floored
 
 
@@ -20,7 +28,9 @@ def test_inverse_is_the_reciprocal_as_in_the_paper():
 
 def test_inverse_can_be_the_complement_as_in_the_released_code():
     # 0.5 : 0.75 : 0.75, of 2
-    np.testing.assert_allclose(inverse([0.5, 0.25, 0.25], form="complement"), [0.25, 0.375, 0.375], atol=1e-15)
+    np.testing.assert_allclose(
+        inverse([0.5, 0.25, 0.25], form="complement"), [0.25, 0.375, 0.375], atol=1e-15
+    )
     np.testing.assert_allclose(inverse([1, 0, 0], form="complement"), [0, 0.5, 0.5], atol=1e-15)
 
 
@@ -45,7 +55,9 @@ def test_specific_puts_everything_on_the_targets():
 
 def test_uniform_remainder_spreads_the_rest_over_the_others():
     # 0.6/2 each; 0.4/4 each
-    np.testing.assert_allclose(uniform_remainder(6, (0, 5), 0.6), [0.3, 0.1, 0.1, 0.1, 0.1, 0.3], atol=1e-15)
+    np.testing.assert_allclose(
+        uniform_remainder(6, (0, 5), 0.6), [0.3, 0.1, 0.1, 0.1, 0.1, 0.3], atol=1e-15
+    )
     with pytest.raises(ValueError, match="every domain is a target"):
         uniform_remainder(2, [0, 1], 0.5)
     for share in (-0.1, 1.1, np.nan):
@@ -118,18 +130,25 @@ def test_shares_of_another_length_are_refused():
 
 def test_a_floor_lifts_the_low_and_scales_the_high():
     # 0.02 → 0.1; the others shrink from 0.98 to 0.9 in proportion
-    np.testing.assert_allclose(floored(np.array([0.02, 0.49, 0.49]), 0.1), [0.1, 0.45, 0.45], atol=1e-15)
+    np.testing.assert_allclose(
+        floored(np.array([0.02, 0.49, 0.49]), 0.1), [0.1, 0.45, 0.45], atol=1e-15
+    )
 
 
 def test_a_floor_that_pushes_another_share_under_it_settles_both():
-    # 0 and 0.01 → 0.2 each: 0.6 left for 0.24 + 0.75; 0.24·0.6/0.99 = 0.145 < 0.2 → 0.2 as well, 0.4 left
-    np.testing.assert_allclose(floored(np.array([0, 0.01, 0.24, 0.75]), 0.2), [0.2, 0.2, 0.2, 0.4], atol=1e-15)
+    # 0 and 0.01 → 0.2 each: 0.6 left for 0.24 + 0.75; 0.24·0.6/0.99 = 0.145 < 0.2 → 0.2 as well,
+    # 0.4 left
+    np.testing.assert_allclose(
+        floored(np.array([0, 0.01, 0.24, 0.75]), 0.2), [0.2, 0.2, 0.2, 0.4], atol=1e-15
+    )
 
 
 def test_a_floor_of_exactly_one_kth_is_uniform_and_more_is_refused():
     for k in (2, 3, 7, 200):
         np.testing.assert_allclose(floored(specific(k, [0]), 1 / k), uniform(k), atol=1e-12)
-    with pytest.raises(ValueError, match=r"min_share: 0\.3 for each of 4 domains exceeds 1; at most 0\.25"):
+    with pytest.raises(
+        ValueError, match=r"min_share: 0\.3 for each of 4 domains exceeds 1; at most 0\.25"
+    ):
         floored(uniform(4), 0.3)
 
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from versatune_ray.config import describe, load
+from versatune_ray.settings.loading import describe, load
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -27,21 +27,32 @@ def block(language: str) -> str:
 
 def test_the_example_of_own_data_is_valid_and_the_one_that_is_shipped() -> None:
     shown = yaml.safe_load(block("yaml"))
-    assert shown == yaml.safe_load((ROOT / "jobs" / "configs" / "own_data.yaml").read_text(encoding="utf-8"))
-    assert list(load([ROOT / "jobs" / "configs" / "own_data.yaml"]).domains) == ["contracts", "support", "code"]
+    assert shown == yaml.safe_load(
+        (ROOT / "jobs" / "configs" / "own_data.yaml").read_text(encoding="utf-8")
+    )
+    assert list(load([ROOT / "jobs" / "configs" / "own_data.yaml"]).domains) == [
+        "contracts",
+        "support",
+        "code",
+    ]
 
 
 def test_the_python_example_gives_the_shares_that_are_printed() -> None:
     *lines, expression, comment = block("python").strip().splitlines()
     names: dict[str, Any] = {}
     exec("\n".join(lines), names)
-    np.testing.assert_allclose(eval(expression, names), eval(comment.removeprefix("# "), {"array": np.array}))
+    np.testing.assert_allclose(
+        eval(expression, names), eval(comment.removeprefix("# "), {"array": np.array})
+    )
 
 
 def test_every_key_and_file_that_is_named_exists() -> None:
     keys = describe()
     for key in set(
-        re.findall(r"`((?:data|detection|evaluation|mixture|training|reference|domains|study|sweep|replay)\.[A-Za-z_.]+)", TEXT)
+        re.findall(
+            r"`((?:data|detection|evaluation|mixture|training|reference|domains|study|sweep|replay)\.[A-Za-z_.]+)",
+            TEXT,
+        )
     ):
         if key.endswith((".json", ".py")):
             continue
@@ -52,7 +63,9 @@ def test_every_key_and_file_that_is_named_exists() -> None:
 
 def test_every_link_within_the_page_leads_somewhere() -> None:
     anchors = {
-        re.sub(r"[^\w -]", "", line.lstrip("# ")).strip().lower().replace(" ", "-") for line in TEXT.splitlines() if line.startswith("#")
+        re.sub(r"[^\w -]", "", line.lstrip("# ")).strip().lower().replace(" ", "-")
+        for line in TEXT.splitlines()
+        if line.startswith("#")
     }
     for anchor in set(re.findall(r"\]\(#([\w-]+)\)", TEXT)):
         assert anchor in anchors, anchor
@@ -60,14 +73,19 @@ def test_every_link_within_the_page_leads_somewhere() -> None:
 
 def commands() -> list[str]:
     """Every line of a shell block that calls one of the jobs."""
-    blocks = [re.sub(r"\\\n\s*", "", shown) for shown in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)]  # a line may go on
+    # a line may go on
+    blocks = [
+        re.sub(r"\\\n\s*", "", shown) for shown in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
+    ]
     lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if "jobs/" in line and ".py" in line]
 
 
 @pytest.mark.parametrize("line", commands())
 def test_every_job_that_is_shown_takes_what_it_is_shown_with(line: str) -> None:
-    """With the example of own data for ``my.yaml``; that jobs then do what they say is tested where they are."""
+    """With the example of own data for ``my.yaml``; that jobs then do what they say is tested where
+    they are.
+    """
     words = shlex.split(line)
     place = next(index for index, word in enumerate(words) if re.fullmatch(r"jobs/\w+\.py", word))
     assert (ROOT / words[place]).is_file()
@@ -80,14 +98,31 @@ def test_every_job_that_is_shown_takes_what_it_is_shown_with(line: str) -> None:
 
 def test_the_notebook_example_uses_what_there_is() -> None:
     import versatune_ray
-    from versatune_ray import steps
+    from versatune_ray import api
 
-    shown = next(one for one in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "from versatune_ray import" in one)
+    shown = next(
+        one
+        for one in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+        if "from versatune_ray import" in one
+    )
     tree = ast.parse(shown)
     (imported,) = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     assert [name.name for name in imported.names] == sorted(versatune_ray.__all__)
-    results = {"detect": steps.Detected, "evaluate": steps.Evaluated, "sweep": steps.Swept, "tuned": steps.Tuned}
+    results = {
+        "detect": api.Detected,
+        "evaluate": api.Evaluated,
+        "sweep": api.Swept,
+        "tuned": api.Tuned,
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
-            of = node.value.func.id if isinstance(node.value, ast.Call) else node.value.id if isinstance(node.value, ast.Name) else None
-            assert of is None or node.attr in {field.name for field in dataclasses.fields(results[of])}, ast.unparse(node)
+            of = (
+                node.value.func.id
+                if isinstance(node.value, ast.Call)
+                else node.value.id
+                if isinstance(node.value, ast.Name)
+                else None
+            )
+            assert of is None or node.attr in {
+                field.name for field in dataclasses.fields(results[of])
+            }, ast.unparse(node)

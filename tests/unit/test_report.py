@@ -1,4 +1,6 @@
-"""The page of a run: complete, truthful to the run's files, readable when files are missing, and safe against what is in them."""
+"""The page of a run: complete, truthful to the run's files, readable when files are missing, and
+safe against what is in them.
+"""
 
 from __future__ import annotations
 
@@ -47,35 +49,80 @@ def fabricate_run(
     settings = {
         "run": folder.name,
         "seed": 7,
-        "mixture": {"policy": "expansion" if guard else "versatune", "start": "detected", "sigma": 1.0},
+        "mixture": {
+            "policy": "expansion" if guard else "versatune",
+            "start": "detected",
+            "sigma": 1.0,
+        },
     }
-    settings |= {"model": {"path": None}, "training": {"epochs": 4, "batch_size": 128, "learning_rate": 2e-5}, "domains": {}}
-    put("config.yaml", json.dumps(settings | {"versions": {"versatune_ray": "0.1.0", "ray": "2.60.0"}}, indent=1))
-    counts = [{"read": 1040 + i, "train": 900, "validation": 100, "bad": 3, "cut": 12, "duplicates_removed": 37 + i} for i in range(k)]
-    put("data.json", {"domains": dict(zip(domains, counts, strict=True)), "tokenizer": "tiny-base", "unit": "nats/token"})
+    settings |= {
+        "model": {"path": None},
+        "training": {"epochs": 4, "batch_size": 128, "learning_rate": 2e-5},
+        "domains": {},
+    }
+    put(
+        "config.yaml",
+        json.dumps(settings | {"versions": {"versatune_ray": "0.1.0", "ray": "2.60.0"}}, indent=1),
+    )
+    counts = [
+        {
+            "read": 1040 + i,
+            "train": 900,
+            "validation": 100,
+            "bad": 3,
+            "cut": 12,
+            "duplicates_removed": 37 + i,
+        }
+        for i in range(k)
+    ]
+    put(
+        "data.json",
+        {
+            "domains": dict(zip(domains, counts, strict=True)),
+            "tokenizer": "tiny-base",
+            "unit": "nats/token",
+        },
+    )
 
     share = rng.dirichlet(np.full(k, 4.0))
     known = np.abs(share + rng.normal(0, 0.1 / k, k))
     known /= known.sum()
     put(
         "detection/tiny-base/distribution.json",
-        {"model": "tiny-base", "domains": list(domains), "share": share.tolist(), "samples": 2000, "judge": "tiny-judge", "settings": {}}
+        {
+            "model": "tiny-base",
+            "domains": list(domains),
+            "share": share.tolist(),
+            "samples": 2000,
+            "judge": "tiny-judge",
+            "settings": {},
+        }
         | {
             "ci95": [[max(p - 0.1 / k, 0), p + 0.1 / k] for p in share],
             "repeats": [(share + rng.normal(0, 0.05 / k, k)).tolist() for _ in range(5)],
         }
-        | {"discarded": {"total": 31, "reasons": {"empty": 20, "no label": 11}}, "known": known.tolist()}
+        | {
+            "discarded": {"total": 31, "reasons": {"empty": 20, "no label": 11}},
+            "known": known.tolist(),
+        }
         | {"total_variation": float(np.abs(share - known).sum() / 2)},
     )
     rows = 40 * k
     probability = rng.dirichlet(np.full(k, 0.3), rows)
     table = {"id": list(range(rows)), "repeat": [0] * rows, "tokens": [23] * rows}
-    table |= {"text": [text.replace("{domain}", domains[index]) * (1 + row % 9) for row, index in enumerate(probability.argmax(1))]}
+    table |= {
+        "text": [
+            text.replace("{domain}", domains[index]) * (1 + row % 9)
+            for row, index in enumerate(probability.argmax(1))
+        ]
+    }
     table |= {name: probability[:, index].tolist() for index, name in enumerate(domains)}
     (folder / "detection/tiny-base/samples").mkdir()
     for part, state in enumerate((None, "empty")):
         pq.write_table(
-            pa.table(table | {"id": [part * rows + i for i in range(rows)], "discarded": [state] * rows}),
+            pa.table(
+                table | {"id": [part * rows + i for i in range(rows)], "discarded": [state] * rows}
+            ),
             folder / f"detection/tiny-base/samples/{part}.parquet",
         )
 
@@ -84,43 +131,93 @@ def fabricate_run(
         [{"epoch": e, "held_out": float(r + (s - r) * 0.4**e), "train": None} for e in range(4)]
         for s, r in zip(start, reference, strict=True)
     ]
-    losses = {name: {"curve": curve, "loss": curve[-1]["held_out"], "epoch": 3} for name, curve in zip(domains, curves, strict=True)}
-    put("reference/losses.json", {"domains": losses, "model": "tiny-base", "unit": "nats/token", "measure": "held_out"})
+    losses = {
+        name: {"curve": curve, "loss": curve[-1]["held_out"], "epoch": 3}
+        for name, curve in zip(domains, curves, strict=True)
+    }
+    put(
+        "reference/losses.json",
+        {"domains": losses, "model": "tiny-base", "unit": "nats/token", "measure": "held_out"},
+    )
 
     lines, loss, walked = [], start.copy(), np.zeros(k)
     for number in range(adjustments + 1):
         previous = loss
         if number:
-            loss = reference + (start - reference) * np.exp(-3 * number / adjustments) + rng.normal(0, 0.02, k)
+            loss = (
+                reference
+                + (start - reference) * np.exp(-3 * number / adjustments)
+                + rng.normal(0, 0.02, k)
+            )
             walked = walked + share * 4 * k / adjustments
-        gamma, phi = np.maximum((loss - reference) / loss, 0), np.maximum((loss - previous) / previous, 0)
+        gamma, phi = (
+            np.maximum((loss - reference) / loss, 0),
+            np.maximum((loss - previous) / previous, 0),
+        )
         asked = share
         if number:
             share = share * (1 + gamma)
             share = share / share.sum()
-        line: dict[str, Any] = {"step": number * 25, "epoch": number / 3, "loss": named(loss), "learnable_potential": named(gamma)}
-        line |= {"forgetting_degree": named(phi) if number else None, "share": named(share), "passes": named(walked)}
-        line |= {"share_achieved": named(asked) if number else None, "train_loss": named(loss - 0.1) if number else None}
+        line: dict[str, Any] = {
+            "step": number * 25,
+            "epoch": number / 3,
+            "loss": named(loss),
+            "learnable_potential": named(gamma),
+        }
         line |= {
-            "token_share_achieved": named(asked * np.linspace(0.8, 1.2, k) / (asked * np.linspace(0.8, 1.2, k)).sum()) if number else None
+            "forgetting_degree": named(phi) if number else None,
+            "share": named(share),
+            "passes": named(walked),
+        }
+        line |= {
+            "share_achieved": named(asked) if number else None,
+            "train_loss": named(loss - 0.1) if number else None,
+        }
+        line |= {
+            "token_share_achieved": named(
+                asked * np.linspace(0.8, 1.2, k) / (asked * np.linspace(0.8, 1.2, k)).sum()
+            )
+            if number
+            else None
         }
         mean, bound = float(phi.mean()), 0.3 * float(gamma[0]) * rng.uniform()
-        line |= {"guard": {"open": mean < bound, "forgetting": mean, "bound": bound} if guard and number else None}
+        line |= {
+            "guard": {"open": mean < bound, "forgetting": mean, "bound": bound}
+            if guard and number
+            else None
+        }
         lines.append(json.dumps(line | {"seconds": {"training": 4.0, "measuring": 1.0}}))
     put("finetune/adjustments.jsonl", "\n".join(lines) + "\n")
 
     results: list[dict[str, Any]] = []
     for index, name in enumerate(domains):
-        for model, held_out, right in (("base", start[index], 0.1 + 0.01 * (index % 9)), ("tuned", loss[index], 0.5 + 0.03 * (index % 9))):
+        for model, held_out, right in (
+            ("base", start[index], 0.1 + 0.01 * (index % 9)),
+            ("tuned", loss[index], 0.5 + 0.03 * (index % 9)),
+        ):
             about = {"model": model, "domain": name}
             results.append(
                 about
-                | {"benchmark": "held_out", "metric": "loss", "unit": "nats/token", "value": held_out, "standard_error": None, "n": 100}
+                | {
+                    "benchmark": "held_out",
+                    "metric": "loss",
+                    "unit": "nats/token",
+                    "value": held_out,
+                    "standard_error": None,
+                    "n": 100,
+                }
             )
             error = (right * (1 - right) / 80) ** 0.5
             results.append(
                 about
-                | {"benchmark": "questions", "metric": "exact_match", "unit": "fraction", "value": right, "standard_error": error, "n": 80}
+                | {
+                    "benchmark": "questions",
+                    "metric": "exact_match",
+                    "unit": "fraction",
+                    "value": right,
+                    "standard_error": error,
+                    "n": 80,
+                }
             )
     answers = [
         {
@@ -134,11 +231,22 @@ def fabricate_run(
         for i in range(5)
     ]
     put("evaluation/results.json", {"results": results, "answers": answers})
-    steps = [("tiny base model and judge", 74.2, True), ("token store", 1.4, False), ("detection", 61.0, False)]
-    steps += [("reference losses", 35.5, False), ("fine-tuning", 127.4, False), ("evaluation", 22.8, False)]
+    steps = [
+        ("tiny base model and judge", 74.2, True),
+        ("token store", 1.4, False),
+        ("detection", 61.0, False),
+    ]
+    steps += [
+        ("reference losses", 35.5, False),
+        ("fine-tuning", 127.4, False),
+        ("evaluation", 22.8, False),
+    ]
     put(
         "timings.json",
-        {"steps": [dict(zip(("name", "seconds", "cached"), s, strict=True)) for s in steps], "finished": "2026-07-01T12:00:00+00:00"},
+        {
+            "steps": [dict(zip(("name", "seconds", "cached"), s, strict=True)) for s in steps],
+            "finished": "2026-07-01T12:00:00+00:00",
+        },
     )
     return folder
 
@@ -154,7 +262,9 @@ def body_of(page: Path) -> str:
 
 
 def figures_of(page: str) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', page, re.DOTALL)
+    found = re.search(
+        r'<script type="application/json" id="figures">(.*?)</script>', page, re.DOTALL
+    )
     assert found
     parsed: dict[str, Any] = json.loads(found.group(1))
     return parsed
@@ -163,7 +273,11 @@ def figures_of(page: str) -> dict[str, Any]:
 def cells_of(page: str, section: str, row: str) -> list[str]:
     """The texts of the first table row of a section that begins with ``row``."""
     part = page[page.index(f'<section id="{section}"') :]
-    found = re.search(rf'<tr><th scope="row">(?:<i[^>]*></i>)?<bdi>{re.escape(row)}</bdi></th>(.*?)</tr>', part, re.DOTALL)
+    found = re.search(
+        rf'<tr><th scope="row">(?:<i[^>]*></i>)?<bdi>{re.escape(row)}</bdi></th>(.*?)</tr>',
+        part,
+        re.DOTALL,
+    )
     assert found
     cells = re.findall(r"<td[^>]*>(.*?)</td>", found.group(1), re.DOTALL)
     return [html.unescape(re.sub(r"<[^>]+>", "", cell)).replace("\u202f", " ") for cell in cells]
@@ -180,23 +294,57 @@ def test_a_finished_run_gives_one_page_with_every_section_and_chart(run: Path) -
     assert sorted(path.name for path in run.glob("*.html")) == ["report.html"]
     body = body_of(page)
     ids = re.findall(r'<section id="(\w+)"', body)
-    assert ids == ["summary", "outcome", "detection", "finetuning", "data", "generations", "answers", "settings", "timings"]
-    assert set(figures_of(body)) == {"detected-0", "shares", "losses", "potential", "forgetting", "guard", "passes"}
+    assert ids == [
+        "summary",
+        "outcome",
+        "detection",
+        "finetuning",
+        "data",
+        "generations",
+        "answers",
+        "settings",
+        "timings",
+    ]
+    assert set(figures_of(body)) == {
+        "detected-0",
+        "shares",
+        "losses",
+        "potential",
+        "forgetting",
+        "guard",
+        "passes",
+    }
     assert "not finished" not in body and 'class="missing"' not in body
-    assert body.count("<figcaption>Each ") == 7 and body.count("<summary>The numbers</summary>") == 7
+    assert (
+        body.count("<figcaption>Each ") == 7 and body.count("<summary>The numbers</summary>") == 7
+    )
 
 
 def test_every_chart_is_valid_plotly_and_names_a_domain_only_where_there_is_one(run: Path) -> None:
     for figure in figures_of(body_of(build_report(run))).values():
         go.Figure(data=figure["traces"], layout=figure["layout"])
         for trace in figure["traces"]:
-            assert all(0 <= index < len(SIX) for index in [trace["meta"].get("domain", 0), *trace["meta"].get("domains", [])])
+            assert all(
+                0 <= index < len(SIX)
+                for index in [trace["meta"].get("domain", 0), *trace["meta"].get("domains", [])]
+            )
 
 
 def test_numbers_before_and_after_are_those_of_the_results(tmp_path: Path) -> None:
     def item(model: str, domain: str, value: float, error: float | None, n: int) -> dict[str, Any]:
-        kind = {"benchmark": "held_out", "metric": "loss"} if error is None else {"benchmark": "questions", "metric": "exact_match"}
-        return {"model": model, "domain": domain, "unit": "", "value": value, "standard_error": error, "n": n} | kind
+        kind = (
+            {"benchmark": "held_out", "metric": "loss"}
+            if error is None
+            else {"benchmark": "questions", "metric": "exact_match"}
+        )
+        return {
+            "model": model,
+            "domain": domain,
+            "unit": "",
+            "value": value,
+            "standard_error": error,
+            "n": n,
+        } | kind
 
     losses = [
         item("base", "law", 2.0, None, 10),
@@ -212,8 +360,26 @@ def test_numbers_before_and_after_are_those_of_the_results(tmp_path: Path) -> No
     ]
     write_results(tmp_path, losses + matches)
     page = body_of(build_report(tmp_path))
-    assert cells_of(page, "outcome", "law") == ["2.000", "1.500", "−25.0 %", "10", "25.0 % ± 3.0", "75.0 % ± 4.0", "+50.0", "40"]
-    assert cells_of(page, "outcome", "code") == ["4.000", "4.500", "+12.5 %", "30", "50.0 % ± 3.0", "45.0 % ± 3.0", "−5.0", "60"]
+    assert cells_of(page, "outcome", "law") == [
+        "2.000",
+        "1.500",
+        "−25.0 %",
+        "10",
+        "25.0 % ± 3.0",
+        "75.0 % ± 4.0",
+        "+50.0",
+        "40",
+    ]
+    assert cells_of(page, "outcome", "code") == [
+        "4.000",
+        "4.500",
+        "+12.5 %",
+        "30",
+        "50.0 % ± 3.0",
+        "45.0 % ± 3.0",
+        "−5.0",
+        "60",
+    ]
     # Means (2+4)/2 = 3 and (1.5+4.5)/2 = 3; errors √(3²+3²)/2 = 2.12 and √(4²+3²)/2 = 2.5.
     assert cells_of(page, "outcome", "Mean over domains") == [
         "3.000",
@@ -229,32 +395,60 @@ def test_numbers_before_and_after_are_those_of_the_results(tmp_path: Path) -> No
     assert "clearly better in law." in page and "clearly worse" not in page
 
 
-def test_losses_of_the_adjustments_stand_in_for_a_missing_evaluation(run: Path, tmp_path: Path) -> None:
+def test_losses_of_the_adjustments_stand_in_for_a_missing_evaluation(
+    run: Path, tmp_path: Path
+) -> None:
     lines = [
         {"step": 0, "loss": {"a": 2.0, "b": 1.0}, "share": {"a": 0.5, "b": 0.5}},
         {"step": 8, "loss": {"a": 1.0, "b": 1.1}, "share": {"a": 0.6, "b": 0.4}},
     ]
     (tmp_path / "finetune").mkdir()
-    (tmp_path / "finetune/adjustments.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 16, "lo')
+    (tmp_path / "finetune/adjustments.jsonl").write_text(
+        "\n".join(map(json.dumps, lines)) + '\n{"step": 16, "lo'
+    )
     page = body_of(build_report(tmp_path))
     assert cells_of(page, "outcome", "a") == ["2.000", "1.000", "−50.0 %"]
-    assert "gave more to a (50.0\u202f% → 60.0\u202f%) and less to b (50.0\u202f% → 40.0\u202f%)" in page
+    assert (
+        "gave more to a (50.0\u202f% → 60.0\u202f%) and less to b (50.0\u202f% → 40.0\u202f%)"
+        in page
+    )
     assert "1 line(s) could not be read" in page
 
 
 def test_an_empty_folder_gives_a_page_that_says_what_is_missing(tmp_path: Path) -> None:
     page = body_of(build_report(tmp_path))
     assert "This run is not finished." in page
-    names = ("config.yaml", "data.json", "distribution.json", "reference/losses.json", "adjustments.jsonl", "results.json", "timings.json")
+    names = (
+        "config.yaml",
+        "data.json",
+        "distribution.json",
+        "reference/losses.json",
+        "adjustments.jsonl",
+        "results.json",
+        "timings.json",
+    )
     assert all(name in page for name in names)
     assert figures_of(page) == {}
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "data.json", "detection", "reference", "finetune", "evaluation", "timings.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.yaml",
+        "data.json",
+        "detection",
+        "reference",
+        "finetune",
+        "evaluation",
+        "timings.json",
+    ],
+)
 @pytest.mark.parametrize("damage", ["missing", "cut off", "wrong shape"])
 def test_each_part_may_be_missing_or_broken(tmp_path: Path, name: str, damage: str) -> None:
     folder = fabricate_run(tmp_path / "run", adjustments=2)
-    files = [path for path in sorted((folder / name).rglob("*")) if path.is_file()] or [folder / name]
+    files = [path for path in sorted((folder / name).rglob("*")) if path.is_file()] or [
+        folder / name
+    ]
     for file in files:
         if damage == "missing":
             file.unlink()
@@ -270,14 +464,24 @@ def test_a_folder_that_is_not_there_is_the_users_mistake(tmp_path: Path) -> None
         build_report(tmp_path / "absent")
 
 
-HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)></script><!-- \u2028 \u202e\x00 {{ 7*7 }} <a href="https://evil.example">%{x}</a>'
+HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)></script>'
+HOSTILE += '<!-- \u2028 \u202e\x00 {{ 7*7 }} <a href="https://evil.example">%{x}</a>'
 
 
 def test_hostile_text_is_shown_and_never_obeyed(tmp_path: Path) -> None:
-    folder = fabricate_run(tmp_path / "run", (HOSTILE, "b<i>", "\ufffdc"), adjustments=3, text=HOSTILE)
-    for name in ("config.yaml", "data.json", "finetune/adjustments.jsonl", "evaluation/results.json"):
+    folder = fabricate_run(
+        tmp_path / "run", (HOSTILE, "b<i>", "\ufffdc"), adjustments=3, text=HOSTILE
+    )
+    for name in (
+        "config.yaml",
+        "data.json",
+        "finetune/adjustments.jsonl",
+        "evaluation/results.json",
+    ):
         text = (folder / name).read_text()
-        (folder / name).write_text(text.replace("\\ufffdc", "\\ud800c").replace("the the", "\\ud800 the"))
+        (folder / name).write_text(
+            text.replace("\\ufffdc", "\\ud800c").replace("the the", "\\ud800 the")
+        )
     results = json.loads((folder / "evaluation/results.json").read_text())
     for answer in results["answers"]:
         answer |= {"question": HOSTILE, "expected": HOSTILE, "base": HOSTILE}
@@ -287,12 +491,22 @@ def test_hostile_text_is_shown_and_never_obeyed(tmp_path: Path) -> None:
     body = body_of(build_report(folder))
     assert "{{ 7*7 }}" in body
     assert body.count("<script") == 3 and body.count("</script>") == 3
-    assert "<img" not in body and "<!--" not in body and "b<i>" not in body and "\u2028" not in script_of(body) and "\x00" not in body
+    assert (
+        "<img" not in body
+        and "<!--" not in body
+        and "b<i>" not in body
+        and "\u2028" not in script_of(body)
+        and "\x00" not in body
+    )
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in body
     assert "\ufffd" in body and "\u202e" not in body
     for figure in figures_of(body).values():
         assert "<" not in json.dumps(figure).replace("<extra>", "").replace("</extra>", "")
-        assert all("%{x}" not in trace["hovertemplate"] for trace in figure["traces"] if "hovertemplate" in trace)
+        assert all(
+            "%{x}" not in trace["hovertemplate"]
+            for trace in figure["traces"]
+            if "hovertemplate" in trace
+        )
 
 
 def script_of(body: str) -> str:
@@ -311,22 +525,36 @@ def test_nothing_is_loaded_from_anywhere(run: Path) -> None:
     targets = re.findall(r"(?:src|href|action)\s*=\s*[\"']?([^\"'>\s]+)", body)
     # A blob is made on the page, of the page's own numbers, for a download.
     assert all(target.startswith(("#", "URL.createObjectURL(new")) for target in targets)
-    assert "http://" not in body and "https://" not in body and "@import" not in body and "url(" not in body
+    assert (
+        "http://" not in body
+        and "https://" not in body
+        and "@import" not in body
+        and "url(" not in body
+    )
     assert "<link" not in body and not re.findall(r"<[^>]*\son\w+\s*=", body)
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', body)
-    assert policy and "default-src 'none'" in policy.group(1) and "unsafe-eval" not in policy.group(1)
+    assert (
+        policy and "default-src 'none'" in policy.group(1) and "unsafe-eval" not in policy.group(1)
+    )
 
 
 def test_the_first_kept_generations_of_each_domain_are_shown_and_cut(run: Path) -> None:
     detection = read_run(run).detections[0]
     table = pq.read_table(run / "detection/tiny-base/samples/0.parquet").to_pylist()
-    law = [str(row["id"]) for row in table if max(SIX, key=lambda name: float(row[name])) == "law"][:3]
+    law = [str(row["id"]) for row in table if max(SIX, key=lambda name: float(row[name])) == "law"][
+        :3
+    ]
     assert [item.id for item in detection.kept_examples if item.domain == "law"] == law
-    assert all(len(item.text) <= 402 and item.probabilities[0][0] == item.domain for item in detection.kept_examples)
+    assert all(
+        len(item.text) <= 402 and item.probabilities[0][0] == item.domain
+        for item in detection.kept_examples
+    )
 
 
 def test_long_runs_with_many_domains_stay_small(tmp_path: Path) -> None:
-    folder = fabricate_run(tmp_path / "long", tuple(f"domain {i}" for i in range(50)), adjustments=1000)
+    folder = fabricate_run(
+        tmp_path / "long", tuple(f"domain {i}" for i in range(50)), adjustments=1000
+    )
     page = build_report(folder)
     assert page.stat().st_size < 12_000_000
     body = body_of(page)
@@ -337,7 +565,9 @@ def test_long_runs_with_many_domains_stay_small(tmp_path: Path) -> None:
 
 def test_numbers_that_are_not_finite_are_dashes(tmp_path: Path) -> None:
     write_results(tmp_path, [])
-    text = '{"results": [{"model": "base", "domain": "law", "benchmark": "held_out", "metric": "loss", "value": NaN, "n": 3},'
-    text += '{"model": "tuned", "domain": "law", "benchmark": "held_out", "metric": "loss", "value": 2.5, "n": 3}]}'
+    text = '{"results": [{"model": "base", "domain": "law", "benchmark": "held_out", '
+    text += '"metric": "loss", "value": NaN, "n": 3},'
+    text += '{"model": "tuned", "domain": "law", "benchmark": "held_out", '
+    text += '"metric": "loss", "value": 2.5, "n": 3}]}'
     (tmp_path / "evaluation/results.json").write_text(text)
     assert cells_of(body_of(build_report(tmp_path)), "outcome", "law")[:3] == ["–", "2.500", "–"]

@@ -15,14 +15,21 @@ def test_thinned_lines_keep_their_ends_and_their_peaks() -> None:
     assert {0, 1234, 4321, 4999} <= set(kept)
 
 
-def test_a_drawn_share_covers_the_time_before_its_adjustment_and_a_requested_one_the_time_after() -> None:
+def test_a_drawn_share_covers_the_time_before_its_adjustment_a_requested_one_that_after() -> None:
     even = {"a": 0.5, "b": 0.5}
-    first, second = Adjustment(step=0, share=even), Adjustment(step=10, share={"a": 0.7, "b": 0.3}, share_achieved=even)
+    first, second = (
+        Adjustment(step=0, share=even),
+        Adjustment(step=10, share={"a": 0.7, "b": 0.3}, share_achieved=even),
+    )
     figure = shares(RunData(name="r", folder="r", adjustments=(first, second), domains=("a", "b")))
     assert figure is not None
     traces = {(trace["meta"]["set"], trace["name"]): trace for trace in figure.traces}
     requested, drawn = traces["requested", "a"], traces["samples", "a"]
-    assert (requested["x"], requested["y"], requested["line"]["shape"]) == ([0, 10], [0.5, 0.7], "hv")
+    assert (requested["x"], requested["y"], requested["line"]["shape"]) == (
+        [0, 10],
+        [0.5, 0.7],
+        "hv",
+    )
     assert (drawn["x"], drawn["y"], drawn["line"]["shape"]) == ([0, 10], [0.5, 0.5], "vh")
 
 

@@ -1,4 +1,6 @@
-"""Detections on the page: one model or many, what makes them doubtful, and nothing that a model wrote is obeyed."""
+"""Detections on the page: one model or many, what makes them doubtful, and nothing that a model
+wrote is obeyed.
+"""
 
 from __future__ import annotations
 
@@ -45,23 +47,38 @@ def fabricate_detections(
         "domains": {key: {} for key in domains},
         "mixture": {"policy": "versatune", "start": "detected"},
     }
-    config |= {"detection": {"models": [{"path": name} for name in names], "samples": 400, "repeats": 5, "judge": {"path": "org/judge-7b"}}}
+    config |= {
+        "detection": {
+            "models": [{"path": name} for name in names],
+            "samples": 400,
+            "repeats": 5,
+            "judge": {"path": "org/judge-7b"},
+        }
+    }
     (folder / "config.yaml").write_text(json.dumps(config, indent=1))
     steps = [{"name": "detection", "seconds": 1210.5, "cached": False}]
-    (folder / "timings.json").write_text(json.dumps({"steps": steps, "finished": "2026-07-01T12:00:00+00:00"}))
+    (folder / "timings.json").write_text(
+        json.dumps({"steps": steps, "finished": "2026-07-01T12:00:00+00:00"})
+    )
     (folder / "detection").mkdir()
     (folder / "detection/failed.json").write_text(json.dumps(failed or {}))
     rng = np.random.default_rng(seed)
     for place, name in enumerate(names):
         inside = folder / "detection" / f"model-{place:02d}"
         (inside / "samples").mkdir(parents=True)
-        (inside / "distribution.json").write_text(json.dumps(distribution(name, domains, rng, place)))
+        (inside / "distribution.json").write_text(
+            json.dumps(distribution(name, domains, rng, place))
+        )
         pq.write_table(samples(domains, text, reason, rng), inside / "samples/part-0.parquet")
     return folder
 
 
-def distribution(name: str, domains: tuple[str, ...], rng: np.random.Generator, place: int = 0) -> dict[str, Any]:
-    """A plausible ``distribution.json`` with every key; the first model is a published one, every third has a known mixture."""
+def distribution(
+    name: str, domains: tuple[str, ...], rng: np.random.Generator, place: int = 0
+) -> dict[str, Any]:
+    """A plausible ``distribution.json`` with every key; the first model is a published one, every
+    third has a known mixture.
+    """
     k, n = len(domains), 2000
     share = rng.dirichlet(np.linspace(1.2, 6, k))
     corrected = np.abs(share + rng.normal(0, 0.15 / k, k))
@@ -72,21 +89,63 @@ def distribution(name: str, domains: tuple[str, ...], rng: np.random.Generator, 
     known /= known.sum()
     published = np.abs(share + rng.normal(0, 0.2 / k, k))
     published /= published.sum()
-    found: dict[str, Any] = {"name": name, "model": f"/models/{name}", "domains": list(domains), "share": share.tolist()}
+    found: dict[str, Any] = {
+        "name": name,
+        "model": f"/models/{name}",
+        "domains": list(domains),
+        "share": share.tolist(),
+    }
     found |= {"ci95": np.clip(np.stack([share - half, share + half], 1), 0, 1).tolist()}
-    found |= {"repeats": [(share + rng.normal(0, 0.03 / k, k)).tolist() for _ in range(5)], "repeats_differ": 0.42}
-    found |= {"samples": n, "tokens": 412_345, "discarded": {"total": 31, "reasons": {"empty generation": 20, "judging failed": 11}}}
-    found |= {"generations": {"empty": 20, "degenerate": 14, "degenerate_excluded": False, "distinct": 1957}}
-    found |= {"tolerance": {"asked": 0.025, "reached": float(half.max()), "rounds": 3, "cap": 10_000}, "judge": "org/judge-7b"}
-    quality = {"records": [100] * k, "confusion": confusion.tolist(), "recall": np.diag(confusion).tolist(), "accuracy": 0.83}
-    found |= {"judge_quality": quality | {"log_loss": 0.52, "chance": float(np.log(k)), "mass": 0.94}}
-    found |= {"positions": {"share": (np.ones(k) / k).tolist(), "standard_error": [0.004] * k}, "used": "raw", "settings": {}}
+    found |= {
+        "repeats": [(share + rng.normal(0, 0.03 / k, k)).tolist() for _ in range(5)],
+        "repeats_differ": 0.42,
+    }
+    found |= {
+        "samples": n,
+        "tokens": 412_345,
+        "discarded": {"total": 31, "reasons": {"empty generation": 20, "judging failed": 11}},
+    }
+    found |= {
+        "generations": {
+            "empty": 20,
+            "degenerate": 14,
+            "degenerate_excluded": False,
+            "distinct": 1957,
+        }
+    }
+    found |= {
+        "tolerance": {"asked": 0.025, "reached": float(half.max()), "rounds": 3, "cap": 10_000},
+        "judge": "org/judge-7b",
+    }
+    quality = {
+        "records": [100] * k,
+        "confusion": confusion.tolist(),
+        "recall": np.diag(confusion).tolist(),
+        "accuracy": 0.83,
+    }
+    found |= {
+        "judge_quality": quality | {"log_loss": 0.52, "chance": float(np.log(k)), "mass": 0.94}
+    }
+    found |= {
+        "positions": {"share": (np.ones(k) / k).tolist(), "standard_error": [0.004] * k},
+        "used": "raw",
+        "settings": {},
+    }
     found |= {
         "corrected": {"share": corrected.tolist(), "total_variation": 0.031}
-        | {"ci95": np.clip(np.stack([corrected - 2 * half, corrected + 2 * half], 1), 0, 1).tolist()}
+        | {
+            "ci95": np.clip(
+                np.stack([corrected - 2 * half, corrected + 2 * half], 1), 0, 1
+            ).tolist()
+        }
     }
-    found |= {"published": {"model": "qwen2.5-7b", "share": published.tolist()} if place == 0 else None}
-    found |= {"known": known.tolist() if place % 3 == 1 else None, "total_variation": 0.042 if place % 3 == 1 else None}
+    found |= {
+        "published": {"model": "qwen2.5-7b", "share": published.tolist()} if place == 0 else None
+    }
+    found |= {
+        "known": known.tolist() if place % 3 == 1 else None,
+        "total_variation": 0.042 if place % 3 == 1 else None,
+    }
     return found
 
 
@@ -94,11 +153,30 @@ def samples(domains: tuple[str, ...], text: str, reason: str, rng: np.random.Gen
     """Forty rows; every fourth is discarded, for ``reason`` or because judging failed."""
     rows = 40
     probability = rng.dirichlet(np.full(len(domains), 0.4), rows)
-    lost = [None if row % 4 else reason if row % 8 else "judging failed: answer is none of the options" for row in range(rows)]
-    table: dict[str, Any] = {"id": list(range(rows)), "repeat": [row % 5 for row in range(rows)], "tokens": [23] * rows, "discarded": lost}
-    table |= {"text": ["" if told == "empty generation" else text * (1 + row % 7) for row, told in enumerate(lost)]}
-    table |= {"answer": [f"I think {text}" if told and told.startswith("judging") else None for told in lost]}
-    return pa.table(table | {name: probability[:, index].tolist() for index, name in enumerate(domains)})
+    lost = [
+        None if row % 4 else reason if row % 8 else "judging failed: answer is none of the options"
+        for row in range(rows)
+    ]
+    table: dict[str, Any] = {
+        "id": list(range(rows)),
+        "repeat": [row % 5 for row in range(rows)],
+        "tokens": [23] * rows,
+        "discarded": lost,
+    }
+    table |= {
+        "text": [
+            "" if told == "empty generation" else text * (1 + row % 7)
+            for row, told in enumerate(lost)
+        ]
+    }
+    table |= {
+        "answer": [
+            f"I think {text}" if told and told.startswith("judging") else None for told in lost
+        ]
+    }
+    return pa.table(
+        table | {name: probability[:, index].tolist() for index, name in enumerate(domains)}
+    )
 
 
 def edited(folder: Path, model: int, **changes: Any) -> None:
@@ -107,21 +185,58 @@ def edited(folder: Path, model: int, **changes: Any) -> None:
 
 
 def two_models() -> RunData:
-    """a: law 25 %, code 75 %, published as 50 % and 50 %; b: law 40 %, code 60 %, but corrected to 30 % and 70 %."""
+    """a: law 25 %, code 75 %, published as 50 % and 50 %; b: law 40 %, code 60 %, but corrected to
+    30 % and 70 %.
+    """
     law, code = (0.2, 0.3), (0.7, 0.8)
     published = Published(model="p", share=[0.5, 0.5])
     corrected = Corrected(share=[0.7, 0.3], ci95=[(0.5, 0.9), (0.1, 0.5)])
-    first = Detection(model="a", domains=["law", "code"], share=[0.25, 0.75], ci95=[law, code], samples=300, published=published)
-    second = Detection(model="b", domains=["code", "law"], share=[0.6, 0.4], used="corrected", corrected=corrected, known=[0.9, 0.1])
+    first = Detection(
+        model="a",
+        domains=["law", "code"],
+        share=[0.25, 0.75],
+        ci95=[law, code],
+        samples=300,
+        published=published,
+    )
+    second = Detection(
+        model="b",
+        domains=["code", "law"],
+        share=[0.6, 0.4],
+        used="corrected",
+        corrected=corrected,
+        known=[0.9, 0.1],
+    )
     return RunData(name="r", folder="r", detections=(first, second), domains=("law", "code"))
 
 
-def test_a_detection_job_of_many_models_gives_a_page_of_what_it_did_and_no_more(tmp_path: Path) -> None:
+def test_a_detection_job_of_many_models_gives_a_page_of_what_it_did_and_no_more(
+    tmp_path: Path,
+) -> None:
     body = body_of(build_report(fabricate_detections(tmp_path / "run", NAMES)))
-    assert re.findall(r'<section id="(\w+)"', body) == ["summary", "detection", "generations", "settings", "timings", "absent"]
-    assert re.findall(r'<a href="#(\w+)"', body) == ["detection", "generations", "settings", "timings"]
-    assert "This run detected what 4 base models know of 6 domains" in body and "not finished" not in body
-    assert "policy versatune" not in body and "<dt>policy</dt>" not in body and "<dt>judge</dt>" in body
+    assert re.findall(r'<section id="(\w+)"', body) == [
+        "summary",
+        "detection",
+        "generations",
+        "settings",
+        "timings",
+        "absent",
+    ]
+    assert re.findall(r'<a href="#(\w+)"', body) == [
+        "detection",
+        "generations",
+        "settings",
+        "timings",
+    ]
+    assert (
+        "This run detected what 4 base models know of 6 domains" in body
+        and "not finished" not in body
+    )
+    assert (
+        "policy versatune" not in body
+        and "<dt>policy</dt>" not in body
+        and "<dt>judge</dt>" in body
+    )
     assert set(figures_of(body)) == {"comparison", *(f"detected-{number}" for number in range(4))}
 
 
@@ -130,8 +245,18 @@ def test_parts_that_an_unfinished_run_lacks_are_listed_at_the_end(tmp_path: Path
     for name in ("finetune/adjustments.jsonl", "evaluation/results.json", "timings.json"):
         (folder / name).unlink()
     body = body_of(build_report(folder))
-    assert re.findall(r'<section id="(\w+)"', body) == ["summary", "detection", "data", "generations", "settings", "absent"]
-    assert "Not there yet: fine-tuning, evaluation, timings." in body and "it has not been fine-tuned yet" in body
+    assert re.findall(r'<section id="(\w+)"', body) == [
+        "summary",
+        "detection",
+        "data",
+        "generations",
+        "settings",
+        "absent",
+    ]
+    assert (
+        "Not there yet: fine-tuning, evaluation, timings." in body
+        and "it has not been fine-tuned yet" in body
+    )
     assert "nothing was evaluated" in body[body.index('id="absent"') :]
 
 
@@ -139,7 +264,10 @@ def test_a_file_that_is_there_but_broken_is_told_in_its_own_section(tmp_path: Pa
     folder = fabricate_run(tmp_path / "run", adjustments=2)
     (folder / "finetune/adjustments.jsonl").write_text("{")
     body = body_of(build_report(folder))
-    assert "could not be read" in body[body.index('<section id="finetuning"') : body.index('<section id="data"')]
+    assert (
+        "could not be read"
+        in body[body.index('<section id="finetuning"') : body.index('<section id="data"')]
+    )
     assert 'id="absent"' not in body
 
 
@@ -150,14 +278,22 @@ def test_one_model_is_compared_with_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("count", "collapsed"), [(3, 0), (4, 2 * 4)])
-def test_sections_of_more_than_three_models_are_closed_at_first(tmp_path: Path, count: int, collapsed: int) -> None:
+def test_sections_of_more_than_three_models_are_closed_at_first(
+    tmp_path: Path, count: int, collapsed: int
+) -> None:
     body = body_of(build_report(fabricate_detections(tmp_path / "run", NAMES[:count])))
     assert body.count('<details class="model">') == collapsed
     assert body.count('<h3 class="model">') == 2 * count
 
 
-def test_every_chart_of_twelve_models_is_valid_plotly_and_grows_with_their_number(tmp_path: Path) -> None:
-    body = body_of(build_report(fabricate_detections(tmp_path / "run", tuple(f"model {number}" for number in range(12)))))
+def test_every_chart_of_twelve_models_is_valid_plotly_and_grows_with_their_number(
+    tmp_path: Path,
+) -> None:
+    body = body_of(
+        build_report(
+            fabricate_detections(tmp_path / "run", tuple(f"model {number}" for number in range(12)))
+        )
+    )
     figures = figures_of(body)
     assert len(figures) == 13
     for figure in figures.values():
@@ -170,13 +306,23 @@ def test_segments_follow_each_other_and_whiskers_end_where_the_interval_of_a_seg
     figure = comparison(two_models())
     assert figure
     start = [trace for trace in figure.traces if trace["meta"]["set"] == "start"]
-    law, code = (next(t for t in start if t["type"] == "bar" and t["meta"]["domain"] == domain) for domain in (0, 1))
-    assert (law["base"], law["x"]) == ([0, 0], [0.25, 0.3])  # what starts training: raw for a, corrected for b
+    law, code = (
+        next(t for t in start if t["type"] == "bar" and t["meta"]["domain"] == domain)
+        for domain in (0, 1)
+    )
+    # what starts training: raw for a, corrected for b
+    assert (law["base"], law["x"]) == ([0, 0], [0.25, 0.3])
     assert (code["base"], code["x"]) == ([0.25, 0.3], [0.75, 0.7])
     whisker = next(t for t in start if t["type"] == "scatter" and t["meta"]["domain"] == 1)
     assert whisker["x"] == pytest.approx([0.95, 1.05, None, 0.8, 1.2, None])
-    assert whisker["y"][0] != next(t for t in start if t["type"] == "scatter" and t["meta"]["domain"] == 0)["y"][0]
-    published, known = ([t["x"] for t in figure.traces if t["meta"]["set"] == kind] for kind in ("published", "known"))
+    assert (
+        whisker["y"][0]
+        != next(t for t in start if t["type"] == "scatter" and t["meta"]["domain"] == 0)["y"][0]
+    )
+    published, known = (
+        [t["x"] for t in figure.traces if t["meta"]["set"] == kind]
+        for kind in ("published", "known")
+    )
     assert (published, known) == ([[0.5], [0.5]], [[0.1], [0.9]])
     other = [t["x"] for t in figure.traces if t["meta"]["set"] == "other" and t["type"] == "bar"]
     assert other == [[0.25, 0.4], [0.75, 0.6]]
@@ -187,7 +333,14 @@ def test_bars_lie_below_the_name_of_their_model_and_never_on_each_other() -> Non
     figure = comparison(two_models())
     assert figure
     names = [note["y"] for note in figure.layout["annotations"]]
-    spans = sorted({(y - t["width"] / 2, y + t["width"] / 2) for t in figure.traces if t["type"] == "bar" for y in t["y"]})
+    spans = sorted(
+        {
+            (y - t["width"] / 2, y + t["width"] / 2)
+            for t in figure.traces
+            if t["type"] == "bar"
+            for y in t["y"]
+        }
+    )
     assert len(spans) == 4
     assert all(before[1] < after[0] for before, after in pairwise(spans))
     assert names[0] < spans[0][0] and spans[1][1] < names[1] < spans[2][0]
@@ -198,27 +351,38 @@ def test_the_table_of_models_says_how_far_each_is_from_what_is_published_or_know
     assert table
     rows = [[f"{cell.text} {cell.note}".strip() for cell in row] for row in table.rows]
     assert rows[0] == ["a", "300", "25.0 ± 5.0", "75.0 ± 5.0", "–", ""]
-    assert rows[1] == ["published for p", "", "50.0", "50.0", "", "25.0"]  # (|25 − 50| + |75 − 50|) / 2
+    # (|25 − 50| + |75 − 50|) / 2
+    assert rows[1] == ["published for p", "", "50.0", "50.0", "", "25.0"]
     assert rows[2] == ["b", "–", "30.0 ± 20.0", "70.0 ± 20.0", "–", ""]
-    assert rows[3] == ["known mixture", "", "10.0", "90.0", "", "20.0"]  # (|30 − 10| + |70 − 90|) / 2
+    # (|30 − 10| + |70 − 90|) / 2
+    assert rows[3] == ["known mixture", "", "10.0", "90.0", "", "20.0"]
 
 
-def test_the_summary_of_many_models_names_the_domain_in_which_they_differ_most(tmp_path: Path) -> None:
+def test_the_summary_of_many_models_names_the_domain_in_which_they_differ_most(
+    tmp_path: Path,
+) -> None:
     run = read_run(fabricate_detections(tmp_path / "run", NAMES[:2]))
     first, second = (np.array(item.share) for item in run.detections)
     widest = DOMAINS[int(np.abs(first - second).argmax())]
     assert f"They differ most in {widest}: from" in " ".join(summary(run, outcomes(run)))
 
 
-def test_a_corrected_distribution_stands_beside_the_raw_one_and_the_one_that_counts_is_in_full_colour() -> None:
+def test_a_corrected_distribution_stands_beside_the_raw_one_and_what_counts_is_full() -> None:
     run = two_models()
-    raw, corrected = (trace for trace in detected_shares(run, run.detections[1], 0).traces if trace["type"] == "bar")
+    raw, corrected = (
+        trace
+        for trace in detected_shares(run, run.detections[1], 0).traces
+        if trace["type"] == "bar"
+    )
     assert (raw["x"], corrected["x"]) == ([0.4, 0.6], [0.3, 0.7])
     assert (raw["opacity"], corrected["opacity"]) == (0.5, 1)
     assert "error_x" not in raw and corrected["error_x"]["array"] == pytest.approx([0.2, 0.2])
     assert "Training starts from the corrected shares." in facts(run.detections[1])
     assert "corrected by the judge’s measured confusions, estimated" in " ".join(
-        summary(RunData(name="r", folder="r", detections=run.detections[1:], domains=run.domains), outcomes(run))
+        summary(
+            RunData(name="r", folder="r", detections=run.detections[1:], domains=run.domains),
+            outcomes(run),
+        )
     )
 
 
@@ -226,16 +390,28 @@ def test_a_correction_that_could_not_be_had_says_why(tmp_path: Path) -> None:
     folder = fabricate_detections(tmp_path / "run", NAMES[:1])
     edited(folder, 0, corrected={"problem": "the judge tells law and code apart too badly."})
     body = body_of(build_report(folder))
-    assert "could not be corrected by the judge’s confusions: the judge tells law and code apart too badly." in body
+    assert (
+        "could not be corrected by the judge’s confusions: the judge tells law and code apart too "
+        "badly." in body
+    )
     assert len([t for t in figures_of(body)["detected-0"]["traces"] if t["type"] == "bar"]) == 1
 
 
-def test_the_judges_confusions_are_shaded_and_shown_once_for_all_models_that_it_read(tmp_path: Path) -> None:
+def test_the_judges_confusions_are_shaded_and_shown_once_for_all_models_that_it_read(
+    tmp_path: Path,
+) -> None:
     folder = fabricate_detections(tmp_path / "run", NAMES)
     confusion = np.eye(6) * 0.75 + 0.25 * np.roll(np.eye(6), 1, axis=1)
-    quality = {"records": [50] * 6, "confusion": confusion.tolist(), "recall": [0.9] * 6, "accuracy": 0.9}
+    quality = {
+        "records": [50] * 6,
+        "confusion": confusion.tolist(),
+        "recall": [0.9] * 6,
+        "accuracy": 0.9,
+    }
     for model in range(4):
-        edited(folder, model, judge_quality=quality | {"log_loss": 0.5, "chance": 1.79, "mass": 0.8})
+        edited(
+            folder, model, judge_quality=quality | {"log_loss": 0.5, "chance": 1.79, "mass": 0.8}
+        )
     body = body_of(build_report(folder))
     assert body.count("How well the judge knows the domains") == 1
     part = body[body.index('class="judge"') :]
@@ -249,11 +425,23 @@ def test_the_judges_confusions_are_shaded_and_shown_once_for_all_models_that_it_
 def test_numbers_that_were_not_measured_leave_no_gap(tmp_path: Path) -> None:
     folder = fabricate_detections(tmp_path / "run", NAMES[:2])
     kept = {"model": "m", "domains": list(DOMAINS), "share": [1 / 6] * 6}
-    absent = dict.fromkeys(("name", "judge_quality", "positions", "corrected", "published", "tolerance", "generations", "repeats_differ"))
+    absent = dict.fromkeys(
+        (
+            "name",
+            "judge_quality",
+            "positions",
+            "corrected",
+            "published",
+            "tolerance",
+            "generations",
+            "repeats_differ",
+        )
+    )
     (folder / "detection/model-00/distribution.json").write_text(json.dumps(kept))
     edited(folder, 1, **{key: value for key, value in absent.items() if key != "name"})
     body = body_of(build_report(folder))
-    assert cells_of(body, "detection", "model-00")[:2] == ["–", "16.7"]  # the folder's name stands in
+    # the folder's name stands in
+    assert cells_of(body, "detection", "model-00")[:2] == ["–", "16.7"]
     assert "could not" not in body and "Place</bdi>" not in body and 'class="judge"' not in body
 
 
@@ -262,16 +450,26 @@ def test_counts_that_explain_a_detection_are_said(tmp_path: Path) -> None:
     told = " ".join(facts(run.detections[0]))
     assert "2,000 generations in 5 repeats, 412,345 tokens, judged by org/judge-7b." in told
     assert "points after 3 rounds of generating; ± 2.50 points were asked for." in told
-    assert "20 empty, 14 of one token repeated (counted in the shares), 1,957 different texts" in told
+    assert (
+        "20 empty, 14 of one token repeated (counted in the shares), 1,957 different texts" in told
+    )
     assert "31 generations were discarded (empty generation: 20, judging failed: 11)." in told
 
 
-def test_the_first_discarded_generations_of_each_reason_are_shown_with_what_the_judge_wrote(tmp_path: Path) -> None:
+def test_the_first_discarded_generations_of_each_reason_are_shown_with_what_the_judge_wrote(
+    tmp_path: Path,
+) -> None:
     folder = fabricate_detections(tmp_path / "run", NAMES[:1])
     shown = [(item.reason, item.id) for item in read_run(folder).detections[0].discarded_examples]
-    assert shown == [("judging failed", id) for id in ("0", "8", "16")] + [("empty generation", id) for id in ("4", "12", "20")]
+    assert shown == [("judging failed", id) for id in ("0", "8", "16")] + [
+        ("empty generation", id) for id in ("4", "12", "20")
+    ]
     body = body_of(build_report(folder))
-    assert "answer is none of the options" in body and "I think The statute" in body and "No visible text." in body
+    assert (
+        "answer is none of the options" in body
+        and "I think The statute" in body
+        and "No visible text." in body
+    )
     assert "<h4><bdi>judging failed</bdi> <small>11 in all</small></h4>" in body
 
 
@@ -280,30 +478,58 @@ def test_a_detection_with_wrong_sizes_is_named_and_the_others_are_shown(tmp_path
     edited(folder, 0, positions={"share": [0.5, 0.5], "standard_error": None})
     edited(folder, 1, published={"model": "m"})
     body = body_of(build_report(folder))
-    assert "model-00/distribution.json could not be read: positions.share has 2 entries for 6 domains." in body
+    assert (
+        "model-00/distribution.json could not be read: positions.share has 2 entries for 6 domains."
+        in body
+    )
     assert "model-01/distribution.json is not as expected: published.share: Field required." in body
     assert set(figures_of(body)) == {"detected-0"}
 
 
 def test_models_that_could_not_be_detected_are_listed_with_the_reason(tmp_path: Path) -> None:
-    folder = fabricate_detections(tmp_path / "run", NAMES[:2], failed={"/models/lost": "no config.json in it"})
+    folder = fabricate_detections(
+        tmp_path / "run", NAMES[:2], failed={"/models/lost": "no config.json in it"}
+    )
     body = body_of(build_report(folder))
     assert "<strong><bdi>/models/lost</bdi></strong>: <bdi>no config.json in it</bdi>" in body
     (folder / "detection/failed.json").write_text("[1]")
-    assert "detection/failed.json could not be read: it holds no names and reasons." in body_of(build_report(folder))
+    assert "detection/failed.json could not be read: it holds no names and reasons." in body_of(
+        build_report(folder)
+    )
 
 
 def test_hostile_names_texts_reasons_and_answers_are_shown_and_never_obeyed(tmp_path: Path) -> None:
     names = ("plain", HOSTILE, "b<i>", "\u202eevil", "x" * 300)
     folder = fabricate_detections(
-        tmp_path / "run", names, domains=(HOSTILE, "b<i>", "c"), text=HOSTILE, reason=HOSTILE, failed={HOSTILE: HOSTILE}
+        tmp_path / "run",
+        names,
+        domains=(HOSTILE, "b<i>", "c"),
+        text=HOSTILE,
+        reason=HOSTILE,
+        failed={HOSTILE: HOSTILE},
     )
-    edited(folder, 0, published={"model": HOSTILE, "share": [0.2, 0.3, 0.5]}, judge=HOSTILE, corrected={"problem": HOSTILE})
+    edited(
+        folder,
+        0,
+        published={"model": HOSTILE, "share": [0.2, 0.3, 0.5]},
+        judge=HOSTILE,
+        corrected={"problem": HOSTILE},
+    )
     edited(folder, 2, discarded={"total": 400, "reasons": {HOSTILE: 400}})
     body = body_of(build_report(folder))
     assert body.count("<script") == 3 and body.count("</script>") == 3
-    assert "<img" not in body and "<!--" not in body and "b<i>" not in body and "\x00" not in body and "\u202e" not in body
+    assert (
+        "<img" not in body
+        and "<!--" not in body
+        and "b<i>" not in body
+        and "\x00" not in body
+        and "\u202e" not in body
+    )
     assert "I think &lt;script&gt;" in body
     for figure in figures_of(body).values():
         assert "<" not in json.dumps(figure).replace("<extra>", "").replace("</extra>", "")
-        assert all("%{x}" not in trace["hovertemplate"] for trace in figure["traces"] if "hovertemplate" in trace)
+        assert all(
+            "%{x}" not in trace["hovertemplate"]
+            for trace in figure["traces"]
+            if "hovertemplate" in trace
+        )

@@ -12,7 +12,12 @@ from versatune_ray.report.doubts import doubts, told
 from versatune_ray.report.outcome import outcomes
 from versatune_ray.report.summary import warnings
 
-QUALITY = {"records": [50, 50], "confusion": [[0.9, 0.1], [0.1, 0.9]], "recall": [0.9, 0.9], "accuracy": 0.9}
+QUALITY = {
+    "records": [50, 50],
+    "confusion": [[0.9, 0.1], [0.1, 0.9]],
+    "recall": [0.9, 0.9],
+    "accuracy": 0.9,
+}
 QUALITY |= {"log_loss": 0.3, "chance": 0.693, "mass": 0.9}
 SOUND: dict[str, Any] = {
     "model": "m",
@@ -42,19 +47,39 @@ def test_a_sound_detection_and_an_old_one_without_the_numbers_raise_no_doubt() -
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"judge_quality": QUALITY | {"log_loss": 0.63}}, "The judge is hardly better than chance (log loss 0.63 nats, chance 0.69)"),
-        ({"judge_quality": QUALITY | {"mass": 0.31}}, "The judge puts only 31 % of its probability on the options"),
+        (
+            {"judge_quality": QUALITY | {"log_loss": 0.63}},
+            "The judge is hardly better than chance (log loss 0.63 nats, chance 0.69)",
+        ),
+        (
+            {"judge_quality": QUALITY | {"mass": 0.31}},
+            "The judge puts only 31 % of its probability on the options",
+        ),
         ({"repeats_differ": 0.0009}, "differ more than chance allows: m (p < 0.001)"),
         ({"discarded": {"total": 51, "reasons": {}}}, "discarded: m (5.1 %)"),
-        ({"generations": {"degenerate": 80}}, "only repeat one token: m (8.0 %, counted in the shares)"),
+        (
+            {"generations": {"degenerate": 80}},
+            "only repeat one token: m (8.0 %, counted in the shares)",
+        ),
         ({"generations": {"degenerate": 80, "degenerate_excluded": True}}, "m (8.0 %, left out)"),
         ({"generations": {"distinct": 812}}, "m (812 different texts in 1,000)"),
-        ({"positions": {"share": [0.44, 0.56], "standard_error": [0.01, 0.01]}}, "m (the 2nd gets 56.0 % instead of 50.0 %)"),
-        ({"corrected": {"share": [0.3, 0.7], "ci95": [[0.25, 0.36], [0.64, 0.75]]}}, "m (law 40.0 % → 30.0 % and code 60.0 % → 70.0 %)"),
-        ({"tolerance": {"asked": 0.01, "reached": 0.03, "rounds": 4, "cap": 2000}}, "m (± 3.00 points instead of ± 1.00)"),
+        (
+            {"positions": {"share": [0.44, 0.56], "standard_error": [0.01, 0.01]}},
+            "m (the 2nd gets 56.0 % instead of 50.0 %)",
+        ),
+        (
+            {"corrected": {"share": [0.3, 0.7], "ci95": [[0.25, 0.36], [0.64, 0.75]]}},
+            "m (law 40.0 % → 30.0 % and code 60.0 % → 70.0 %)",
+        ),
+        (
+            {"tolerance": {"asked": 0.01, "reached": 0.03, "rounds": 4, "cap": 2000}},
+            "m (± 3.00 points instead of ± 1.00)",
+        ),
     ],
 )
-def test_each_sign_of_a_doubtful_detection_is_told_with_its_number(changes: dict[str, Any], said: str) -> None:
+def test_each_sign_of_a_doubtful_detection_is_told_with_its_number(
+    changes: dict[str, Any], said: str
+) -> None:
     (sentence,) = doubts([detection(**changes)], {})
     assert said in sentence.replace("\u202f", " ")
 
@@ -63,8 +88,10 @@ def test_each_sign_of_a_doubtful_detection_is_told_with_its_number(changes: dict
     "changes",
     [
         {"samples": 99, "generations": {"distinct": 20}, "discarded": None},
-        {"positions": {"share": [0.44, 0.56], "standard_error": [0.03, 0.03]}},  # 6 points, but only two standard errors
-        {"positions": {"share": [0.485, 0.515], "standard_error": [0.001, 0.001]}},  # 15 standard errors, but less than 2 points
+        # 6 points, but only two standard errors
+        {"positions": {"share": [0.44, 0.56], "standard_error": [0.03, 0.03]}},
+        # 15 standard errors, but less than 2 points
+        {"positions": {"share": [0.485, 0.515], "standard_error": [0.001, 0.001]}},
         {"positions": {"share": [0.44, 0.56], "standard_error": None}},
         {"corrected": {"problem": "singular"}},
         {"corrected": {"share": [0.1, 0.9], "ci95": None}},
@@ -77,7 +104,10 @@ def test_what_may_be_chance_or_was_not_measured_is_no_doubt(changes: dict[str, A
 
 def test_models_with_the_same_doubt_share_one_sentence_and_a_judge_is_told_off_once() -> None:
     bad = {"judge_quality": QUALITY | {"mass": 0.2}, "repeats_differ": 1e-6}
-    found = doubts([detection("a", **bad), detection("b", **bad), detection("c", judge_quality=None)], {"/lost": "why"})
+    found = doubts(
+        [detection("a", **bad), detection("b", **bad), detection("c", judge_quality=None)],
+        {"/lost": "why"},
+    )
     assert len(found) == 3
     assert found[0].startswith("/lost could not be detected")
     assert found[1].startswith("The judge puts only")
@@ -85,8 +115,16 @@ def test_models_with_the_same_doubt_share_one_sentence_and_a_judge_is_told_off_o
 
 
 def test_warnings_of_fine_tuning_are_shown_with_their_steps() -> None:
-    lines = (Adjustment(step=0), Adjustment(step=1000, warnings=["code went", "law\ncame"]), Adjustment(step=2000, warnings=["code came"]))
-    expected = ["At step 1,000: code went.", "At step 1,000: law came.", "At step 2,000: code came."]
+    lines = (
+        Adjustment(step=0),
+        Adjustment(step=1000, warnings=["code went", "law\ncame"]),
+        Adjustment(step=2000, warnings=["code came"]),
+    )
+    expected = [
+        "At step 1,000: code went.",
+        "At step 1,000: law came.",
+        "At step 2,000: code came.",
+    ]
     assert told(lines) == expected
     run = RunData(name="r", folder="r", adjustments=lines)
     assert list(warnings(run, outcomes(run))) == expected
@@ -94,5 +132,8 @@ def test_warnings_of_fine_tuning_are_shown_with_their_steps() -> None:
 
 def test_of_many_warnings_the_first_are_shown_and_the_others_counted() -> None:
     found = told([Adjustment(step=step, warnings=["code went"]) for step in range(20)])
-    assert found[7:] == ["At step 7: code went.", "Fine-tuning warned 12 more times; see finetune/adjustments.jsonl."]
+    assert found[7:] == [
+        "At step 7: code went.",
+        "Fine-tuning warned 12 more times; see finetune/adjustments.jsonl.",
+    ]
     assert len(told([Adjustment(step=step, warnings=["code went"]) for step in range(8)])) == 8

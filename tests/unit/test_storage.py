@@ -1,4 +1,6 @@
-"""Storage behind a URI, with a local folder in the part of the remote one, and machines that differ in $VERSATUNE_WORK."""
+"""Storage behind a URI, with a local folder in the part of the remote one, and machines that differ
+in $VERSATUNE_WORK.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,14 @@ import pytest
 import yaml
 from conftest import random_samples, write_store
 
-from versatune_ray import lease, storage
-from versatune_ray.cache import cached, have
-from versatune_ray.config import dump, load, parse
 from versatune_ray.domains import TokenStore
 from versatune_ray.errors import UserError
-from versatune_ray.parts import finished_ids
-from versatune_ray.run_folder import RunFolder
+from versatune_ray.runs import lock, storage
+from versatune_ray.runs.cache import cached, have
+from versatune_ray.runs.folder import RunFolder
+from versatune_ray.runs.parts import finished_ids
+from versatune_ray.settings import location
+from versatune_ray.settings.loading import dump, load, parse
 
 Machine = Callable[[str], Path]
 
@@ -38,22 +41,29 @@ def machine(tmp_path: Path, there: Path, monkeypatch: pytest.MonkeyPatch) -> Mac
 
     def go(name: str) -> Path:
         monkeypatch.setenv("VERSATUNE_WORK", str(tmp_path / name))
-        return storage.root(storage.resolve(f"file://{there}"))
+        return location.root(location.resolve(f"file://{there}"))
 
     return go
 
 
 def tree(folder: Path) -> dict[str, str]:
-    return {str(file.relative_to(folder)): file.read_text() for file in folder.rglob("*") if file.is_file() and file.name != ".whole"}
+    return {
+        str(file.relative_to(folder)): file.read_text()
+        for file in folder.rglob("*")
+        if file.is_file() and file.name != ".whole"
+    }
 
 
 def test_a_local_path_is_its_own_place_and_nothing_is_copied(tmp_path: Path) -> None:
-    assert storage.root(storage.resolve(str(tmp_path))) == tmp_path
+    assert location.root(location.resolve(str(tmp_path))) == tmp_path
     (tmp_path / "x").write_text("1")
     storage.push(tmp_path / "x")
     storage.pull(tmp_path, exact=True)
-    assert storage.fetch(tmp_path / "x") == tmp_path / "x" and storage.fetch("Qwen/Qwen2.5-1.5B") == "Qwen/Qwen2.5-1.5B"
-    assert storage.shown(tmp_path) == str(tmp_path) and storage.uri_of(tmp_path) == str(tmp_path)
+    assert (
+        storage.fetch(tmp_path / "x") == tmp_path / "x"
+        and storage.fetch("Qwen/Qwen2.5-1.5B") == "Qwen/Qwen2.5-1.5B"
+    )
+    assert location.shown(tmp_path) == str(tmp_path) and location.uri_of(tmp_path) == str(tmp_path)
     assert tree(tmp_path) == {"x": "1"}
 
 
@@ -68,20 +78,30 @@ def test_an_entry_made_on_one_machine_is_there_on_another(machine: Machine, ther
     second, reused = cached(mirror, "kind", {"x": 1}, build)
     assert reused and second.is_relative_to(mirror) and second != first
     assert tree(second) == tree(first)
-    assert storage.fetch(str(first / "deep")) == str(second / "deep"), "a path of one machine is understood by another"
+    assert storage.fetch(str(first / "deep")) == str(second / "deep"), (
+        "a path of one machine is understood by another"
+    )
     assert not list(there.rglob("*.partial")) and not list(there.rglob("*.tmp"))
 
 
 def test_an_entry_without_its_manifest_is_built_again(machine: Machine, there: Path) -> None:
-    entry, _ = cached(machine("a"), "kind", {}, lambda work: (work / "file").write_text("whole") and None)
+    entry, _ = cached(
+        machine("a"), "kind", {}, lambda work: (work / "file").write_text("whole") and None
+    )
     (there / "kind" / entry.name / ".whole").unlink()
     (there / "kind" / entry.name / "file").write_text("ha")
-    rebuilt, reused = cached(machine("b"), "kind", {}, lambda work: (work / "file").write_text("again") and None)
+    rebuilt, reused = cached(
+        machine("b"), "kind", {}, lambda work: (work / "file").write_text("again") and None
+    )
     assert not reused and (there / "kind" / rebuilt.name / "file").read_text() == "again"
 
 
-def test_an_entry_that_was_removed_from_the_storage_is_sent_again(machine: Machine, there: Path) -> None:
-    entry, _ = cached(machine("a"), "kind", {}, lambda work: (work / "file").write_text("x") and None)
+def test_an_entry_that_was_removed_from_the_storage_is_sent_again(
+    machine: Machine, there: Path
+) -> None:
+    entry, _ = cached(
+        machine("a"), "kind", {}, lambda work: (work / "file").write_text("x") and None
+    )
     storage.remove(entry)
     assert not (there / "kind" / entry.name).exists()
     assert have(entry) and (there / "kind" / entry.name / "file").read_text() == "x"
@@ -103,7 +123,9 @@ def test_a_folder_pushed_again_replaces_the_copies_of_the_old_one(machine: Machi
 
 
 def test_a_file_that_differs_from_the_manifest_is_not_taken(machine: Machine, there: Path) -> None:
-    entry, _ = cached(machine("a"), "kind", {}, lambda work: (work / "file").write_text("x") and None)
+    entry, _ = cached(
+        machine("a"), "kind", {}, lambda work: (work / "file").write_text("x") and None
+    )
     (there / "kind" / entry.name / "file").write_text("longer")
     with pytest.raises(OSError, match="changed while it was fetched"):
         storage.fetch(machine("b") / "kind" / entry.name)
@@ -125,7 +147,7 @@ def test_a_token_store_opens_on_any_machine(machine: Machine) -> None:
 
 
 def test_parts_of_all_machines_are_seen(machine: Machine) -> None:
-    from versatune_ray.parts import _write_part
+    from versatune_ray.runs.parts import _write_part
 
     folder = machine("a") / "parts"
     _write_part(pa.table({"id": [1, 2]}), folder)
@@ -157,11 +179,16 @@ def test_a_run_goes_on_from_another_machine_with_its_files(machine: Machine, the
     assert not (there / "r" / ".owner.json").exists()
 
 
-def test_two_machines_do_not_work_on_one_run(machine: Machine, there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_machines_do_not_work_on_one_run(
+    machine: Machine, there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine("a")
     with RunFolder(config(there)) as run:
         machine("b")
-        with pytest.raises(UserError, match=rf"run 'r' is in use by process {os.getpid()} on"), RunFolder(config(there)):
+        with (
+            pytest.raises(UserError, match=rf"run 'r' is in use by process {os.getpid()} on"),
+            RunFolder(config(there)),
+        ):
             pass
         old = (there / "r" / ".owner.json").stat().st_mtime - 1000
         os.utime(there / "r" / ".owner.json", (old, old))
@@ -171,39 +198,60 @@ def test_two_machines_do_not_work_on_one_run(machine: Machine, there: Path, monk
                 run.write("data.json", {})
 
 
-def test_a_job_that_died_on_this_machine_is_taken_over_at_once(machine: Machine, there: Path) -> None:
+def test_a_job_that_died_on_this_machine_is_taken_over_at_once(
+    machine: Machine, there: Path
+) -> None:
     machine("a")
     with RunFolder(config(there)) as run:
         left = (there / "r" / ".owner.json").read_bytes()
         path = run.path
     (there / "r" / ".owner.json").write_bytes(left)
-    with lease.Lease(path):
+    with lock.Lease(path):
         assert (there / "r" / ".owner.json").read_bytes() != left
 
 
 def test_a_storage_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match=f"storage: file://{tmp_path}/file cannot be used: "), RunFolder(config(tmp_path / "file")):
+    with (
+        pytest.raises(UserError, match=f"storage: file://{tmp_path}/file cannot be used: "),
+        RunFolder(config(tmp_path / "file")),
+    ):
         pass
     with (
-        pytest.raises(UserError, match="storage: foo://bucket cannot be used: Unrecognized filesystem"),
+        pytest.raises(
+            UserError, match="storage: foo://bucket cannot be used: Unrecognized filesystem"
+        ),
         RunFolder(parse({"storage": "foo://bucket"})),
     ):
         pass
 
 
-@pytest.mark.parametrize("uri", ["s3://key:sec/ret@bucket/x", "s3://bucket/x?access_key=key", "abfs://c@a.dfs.core.windows.net/x?sig=key"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://key:sec/ret@bucket/x",
+        "s3://bucket/x?access_key=key",
+        "abfs://c@a.dfs.core.windows.net/x?sig=key",
+    ],
+)
 def test_credentials_in_a_uri_are_refused_and_not_shown(uri: str) -> None:
     with pytest.raises(UserError, match="environment") as error:
         parse({"storage": uri})
-    assert "key:" not in str(error.value) and "=key" not in str(error.value) and "ret@" not in str(error.value)
+    assert (
+        "key:" not in str(error.value)
+        and "=key" not in str(error.value)
+        and "ret@" not in str(error.value)
+    )
 
 
 def test_parameters_are_used_but_neither_printed_nor_saved(tmp_path: Path) -> None:
     found = parse({"storage": "s3://bucket/prefix/?endpoint_override=localhost:1&scheme=http"})
     assert found.storage == "s3://bucket/prefix?endpoint_override=localhost:1&scheme=http"
-    assert storage.uri_of(found.run_folder) == "s3://bucket/prefix/quickstart?endpoint_override=localhost:1&scheme=http"
-    assert storage.shown(found.run_folder) == "s3://bucket/prefix/quickstart"
+    assert (
+        location.uri_of(found.run_folder)
+        == "s3://bucket/prefix/quickstart?endpoint_override=localhost:1&scheme=http"
+    )
+    assert location.shown(found.run_folder) == "s3://bucket/prefix/quickstart"
     assert yaml.safe_load(dump(found))["storage"] == "s3://bucket/prefix"
     (tmp_path / "again.yaml").write_text(dump(found))
     assert load([tmp_path / "again.yaml"]).storage == "s3://bucket/prefix"

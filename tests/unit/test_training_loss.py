@@ -1,4 +1,6 @@
-"""Nats of response tokens against a plain computation: families, attention over packed rows, chunked logits, LoRA, what is not finite."""
+"""Nats of response tokens against a plain computation: families, attention over packed rows,
+chunked logits, LoRA, what is not finite.
+"""
 
 from __future__ import annotations
 
@@ -19,39 +21,61 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 from versatune_ray.domains import DomainData, DomainPaths, load_domains
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Data, Lora, Training
+from versatune_ray.settings.recipe import Execution, Recipe
 from versatune_ray.training import loss as loss_module
 from versatune_ray.training.attention import choose
 from versatune_ray.training.checkpoint import Checkpoints
-from versatune_ray.training.core import Tuner, Unrecoverable
 from versatune_ray.training.model import export, load_model, with_frozen
-from versatune_ray.training.recipe import Recipe, Setup
+from versatune_ray.training.trainer import Trainer, Unrecoverable
 
-SHAPE = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+SHAPE = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 FAMILIES = {
     "llama": LlamaConfig(**SHAPE, num_key_value_heads=2),
     "qwen2": Qwen2Config(**SHAPE, num_key_value_heads=2, tie_word_embeddings=True),
     "qwen3": Qwen3Config(**SHAPE, num_key_value_heads=2, head_dim=16),
     "mistral": MistralConfig(**SHAPE, num_key_value_heads=2, sliding_window=6),
 }
-RECIPE = Recipe(steps=4, batch_size=6, micro_batch_tokens=64, learning_rate=1e-2, warmup=0.0, weight_decay=0.0, max_grad_norm=0.0, seed=3)
+RECIPE = Recipe(
+    steps=4,
+    batch_size=6,
+    micro_batch_tokens=64,
+    learning_rate=1e-2,
+    warmup=0.0,
+    weight_decay=0.0,
+    max_grad_norm=0.0,
+    seed=3,
+)
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> list[DomainData]:
-    """Two domains; masks with several stretches of response, as conversations of several turns have."""
+    """Two domains; masks with several stretches of response, as conversations of several turns
+    have.
+    """
     folder = tmp_path_factory.mktemp("stores")
     rng = np.random.default_rng(0)
     paths = {}
     for seed, name in enumerate(("law", "code")):
-        stores = [write_store(folder / f"{name}{part}", random_samples(seed + part * 9, 12)) for part in range(2)]
+        stores = [
+            write_store(folder / f"{name}{part}", random_samples(seed + part * 9, 12))
+            for part in range(2)
+        ]
         for store in stores:
             mask = np.load(store / "mask.npy")
             offsets = np.load(store / "offsets.npy")
             mask &= rng.random(len(mask)) < 0.7
             mask[offsets[1:] - 1] = True
             np.save(store / "mask.npy", mask)
-            np.save(store / "response_tokens.npy", np.add.reduceat(mask.astype(np.int64), offsets[:-1]))
+            np.save(
+                store / "response_tokens.npy", np.add.reduceat(mask.astype(np.int64), offsets[:-1])
+            )
         paths[name] = DomainPaths(*stores)
     return list(load_domains(paths, Data()).values())
 
@@ -65,21 +89,29 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def plain(model: Path, records: Sequence[tuple[Any, Any]]) -> tuple[torch.Tensor, Any]:
-    """Nats of the tokens that carry loss, and the model: sample by sample, no padding, eager attention, the library's own logits."""
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+    """Nats of the tokens that carry loss, and the model: sample by sample, no padding, eager
+    attention, the library's own logits.
+    """
+    network = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.float32, attn_implementation="eager"
+    )
     found = []
     for tokens, mask in records:
         logits = network(torch.from_numpy(tokens.astype(np.int64))[None]).logits[0, :-1]
-        nats = functional.cross_entropy(logits, torch.from_numpy(tokens[1:].astype(np.int64)), reduction="none")
+        nats = functional.cross_entropy(
+            logits, torch.from_numpy(tokens[1:].astype(np.int64)), reduction="none"
+        )
         found.append(nats[torch.from_numpy(mask[1:].copy())])
     return torch.cat(found), network
 
 
 @pytest.mark.parametrize("attention", ["padded", "sdpa", "flex"])
-def test_every_attention_gives_the_plain_loss(model: Path, data: list[DomainData], attention: Any) -> None:
-    tuner = Tuner(load_model(str(model), attention=attention), data, RECIPE, CPU)
-    tuner.attention = attention  # flex has no backward pass on a CPU, and is refused there
-    sums = tuner.held_out()
+def test_every_attention_gives_the_plain_loss(
+    model: Path, data: list[DomainData], attention: Any
+) -> None:
+    trainer = Trainer(load_model(str(model), attention=attention), data, RECIPE, CPU)
+    trainer.attention = attention  # flex has no backward pass on a CPU, and is refused there
+    sums = trainer.held_out()
     for place, domain in enumerate(data):
         nats, _ = plain(model, [domain.validation[i] for i in range(len(domain.validation))])
         assert sums.nats[place] == pytest.approx(nats.sum().item(), rel=1e-5)
@@ -87,41 +119,64 @@ def test_every_attention_gives_the_plain_loss(model: Path, data: list[DomainData
 
 
 @pytest.mark.parametrize("attention", ["padded", "sdpa"])
-def test_every_attention_gives_the_plain_gradient(model: Path, data: list[DomainData], attention: Any) -> None:
-    tuner = Tuner(load_model(str(model), attention=attention), data, RECIPE, CPU, setup=Setup(attention=attention))
-    twin = Tuner(load_model(str(model)), data, RECIPE, CPU)
+def test_every_attention_gives_the_plain_gradient(
+    model: Path, data: list[DomainData], attention: Any
+) -> None:
+    trainer = Trainer(
+        load_model(str(model), attention=attention),
+        data,
+        RECIPE,
+        CPU,
+        execution=Execution(attention=attention),
+    )
+    twin = Trainer(load_model(str(model)), data, RECIPE, CPU)
     domain, index = twin.sampler.next_batch(np.array([0.5, 0.5]))
     nats, network = plain(model, [data[d].train[i] for d, i in zip(domain, index, strict=True)])
     nats.mean().backward()
     kept: dict[str, torch.Tensor] = {}
-    tuner.optimizer.zero_grad = lambda set_to_none=True: kept.update(  # type: ignore[method-assign]
-        {name: parameter.grad.clone() for name, parameter in tuner.model.named_parameters()}
+    trainer.optimizer.zero_grad = lambda set_to_none=True: kept.update(  # type: ignore[method-assign]
+        {name: parameter.grad.clone() for name, parameter in trainer.model.named_parameters()}
     )
-    tuner.step(np.array([0.5, 0.5]))
+    trainer.step(np.array([0.5, 0.5]))
     for name, parameter in network.named_parameters():
         torch.testing.assert_close(kept[name], parameter.grad, atol=1e-6, rtol=1e-4)
 
 
-def test_products_of_gradients_are_those_of_each_domains_plain_gradient(model: Path, data: list[DomainData]) -> None:
-    tuner = Tuner(load_model(str(model)), data, RECIPE, CPU)
-    twin = Tuner(load_model(str(model)), data, RECIPE, CPU)
-    found = tuner.gradient_products(1000)
+def test_products_of_gradients_are_those_of_each_domains_plain_gradient(
+    model: Path, data: list[DomainData]
+) -> None:
+    trainer = Trainer(load_model(str(model)), data, RECIPE, CPU)
+    twin = Trainer(load_model(str(model)), data, RECIPE, CPU)
+    found = trainer.gradient_products(1000)
     gradients = []
     for domain in data:
         nats, network = plain(model, [domain.train[i] for i in range(len(domain.train))])
         nats.mean().backward()
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in network.parameters()]))
-    np.testing.assert_allclose(found, [[float(one @ other) for other in gradients] for one in gradients], rtol=1e-4, atol=1e-6)
-    few = tuner.gradient_products(2)
-    np.testing.assert_array_equal(few, tuner.gradient_products(2))
+        gradients.append(
+            torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
+        )
+    np.testing.assert_allclose(
+        found,
+        [[float(one @ other) for other in gradients] for one in gradients],
+        rtol=1e-4,
+        atol=1e-6,
+    )
+    few = trainer.gradient_products(2)
+    np.testing.assert_array_equal(few, trainer.gradient_products(2))
     assert abs(few / found - 1).max() > 1e-3, "other records, other gradients"
-    assert tuner.step(np.array([0.5, 0.5])) == twin.step(np.array([0.5, 0.5])), "neither sampler nor gradients are moved"
+    assert trainer.step(np.array([0.5, 0.5])) == twin.step(np.array([0.5, 0.5])), (
+        "neither sampler nor gradients are moved"
+    )
 
 
 @pytest.mark.parametrize("correction", [0.5, 1.0])
-def test_a_length_correction_weighs_each_domains_own_mean(model: Path, data: list[DomainData], correction: float) -> None:
-    tuner = Tuner(load_model(str(model)), data, replace(RECIPE, length_correction=correction), CPU)
-    twin = Tuner(load_model(str(model)), data, RECIPE, CPU)
+def test_a_length_correction_weighs_each_domains_own_mean(
+    model: Path, data: list[DomainData], correction: float
+) -> None:
+    trainer = Trainer(
+        load_model(str(model)), data, replace(RECIPE, length_correction=correction), CPU
+    )
+    twin = Trainer(load_model(str(model)), data, RECIPE, CPU)
     shares = np.array([2 / 3, 1 / 3])
     domain, index = twin.sampler.next_batch(shares)
     assert np.bincount(domain).tolist() == [4, 2]
@@ -134,23 +189,27 @@ def test_a_length_correction_weighs_each_domains_own_mean(model: Path, data: lis
     weights = np.array([4, 2]) ** correction * np.array(tokens) ** (1 - correction)
     first, second = weights / weights.sum()
     kept: list[torch.Tensor] = []
-    tuner.optimizer.zero_grad = lambda set_to_none=True: kept.extend(  # type: ignore[method-assign]
-        parameter.grad.clone() for parameter in tuner.model.parameters()
+    trainer.optimizer.zero_grad = lambda set_to_none=True: kept.extend(  # type: ignore[method-assign]
+        parameter.grad.clone() for parameter in trainer.model.parameters()
     )
-    tuner.step(shares)
+    trainer.step(shares)
     for found, one, other in zip(kept, *gradients, strict=True):
         torch.testing.assert_close(found, first * one + second * other, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_loss_and_its_gradient_are_those_of_whole_logits(tied: bool) -> None:
-    """A vocabulary of 500; 40 targets in chunks of 16; the gradient that the chunks add up against autograd through one cross-entropy."""
+    """A vocabulary of 500; 40 targets in chunks of 16; the gradient that the chunks add up against
+    autograd through one cross-entropy.
+    """
     config = LlamaConfig(**(SHAPE | {"vocab_size": 500}), tie_word_embeddings=tied)
     torch.manual_seed(0)
     network = AutoModelForCausalLM.from_config(config)
     tokens, kept = torch.randint(0, 500, (4, 12)), torch.arange(40)
     targets, weights = torch.randint(0, 500, (40,)), torch.linspace(0, 1, 40)
-    plain = functional.cross_entropy(network(input_ids=tokens).logits.flatten(0, 1)[kept], targets, reduction="none")
+    plain = functional.cross_entropy(
+        network(input_ids=tokens).logits.flatten(0, 1)[kept], targets, reduction="none"
+    )
     (plain * weights).sum().backward()
     wanted = [parameter.grad.clone() for parameter in network.parameters()]
     network.zero_grad()
@@ -158,7 +217,9 @@ def test_the_loss_and_its_gradient_are_those_of_whole_logits(tied: bool) -> None
     loss, nats = module(tokens, kept, targets, weights)
     (3 * loss).backward()
     torch.testing.assert_close(nats, plain.detach(), atol=1e-5, rtol=1e-5)
-    assert not nats.requires_grad and loss.item() == pytest.approx(float((plain * weights).sum()), rel=1e-5)
+    assert not nats.requires_grad and loss.item() == pytest.approx(
+        float((plain * weights).sum()), rel=1e-5
+    )
     for parameter, gradient in zip(network.parameters(), wanted, strict=True):
         torch.testing.assert_close(parameter.grad, 3 * gradient, atol=1e-5, rtol=1e-4)
     with torch.no_grad():
@@ -167,12 +228,19 @@ def test_the_loss_and_its_gradient_are_those_of_whole_logits(tied: bool) -> None
 
 @pytest.mark.parametrize("rows", [8, 64])
 def test_nats_are_not_rounded_to_the_precision_of_the_forward_pass(rows: int) -> None:
-    """Of bf16 logits the loss is computed in float32, whatever the chunk: it is that of the same logits, exactly."""
+    """Of bf16 logits the loss is computed in float32, whatever the chunk: it is that of the same
+    logits, exactly.
+    """
     torch.manual_seed(0)
     head = torch.nn.Linear(16, 50, bias=False, dtype=torch.bfloat16)
     hidden, targets = torch.randn(40, 16, dtype=torch.bfloat16), torch.randint(0, 50, (40,))
-    wanted = torch.logsumexp((hidden @ head.weight.T).double(), -1) - (hidden @ head.weight.T).double().gather(1, targets[:, None])[:, 0]
-    _, nats = loss_module._head_loss(head, loss_module.nats_and_gradient, rows, hidden, targets, torch.ones(40))
+    wanted = (
+        torch.logsumexp((hidden @ head.weight.T).double(), -1)
+        - (hidden @ head.weight.T).double().gather(1, targets[:, None])[:, 0]
+    )
+    _, nats = loss_module._head_loss(
+        head, loss_module.nats_and_gradient, rows, hidden, targets, torch.ones(40)
+    )
     assert nats.dtype == torch.float32
     torch.testing.assert_close(nats.double(), wanted, rtol=1e-6, atol=1e-6)
 
@@ -181,29 +249,50 @@ def test_what_has_no_backward_pass_here_is_refused() -> None:
     with pytest.raises(UserError, match=r"training\.attention=flex: needs a GPU"):
         choose("flex", CPU, bf16=True)
     gpu = torch.device("cuda")
-    with pytest.raises(UserError, match=r"training\.attention=varlen: flash attention knows no float32"):
+    with pytest.raises(
+        UserError, match=r"training\.attention=varlen: flash attention knows no float32"
+    ):
         choose("varlen", gpu, bf16=False)
-    assert (choose("auto", CPU, True), choose("auto", gpu, True), choose("auto", gpu, False)) == ("padded", "varlen", "sdpa")
+    assert (choose("auto", CPU, True), choose("auto", gpu, True), choose("auto", gpu, False)) == (
+        "padded",
+        "varlen",
+        "sdpa",
+    )
 
 
 @pytest.mark.parametrize("kind", ["merged", "adapter"])
-def test_lora_trains_few_weights_and_exports_what_it_trained(tiny_model: Path, data: list[DomainData], tmp_path: Path, kind: Any) -> None:
+def test_lora_trains_few_weights_and_exports_what_it_trained(
+    tiny_model: Path, data: list[DomainData], tmp_path: Path, kind: Any
+) -> None:
     settings = Lora(rank=4, export=kind)
-    tuner = Tuner(with_frozen(load_model(str(tiny_model)), Training(lora=settings), 0), data, RECIPE, CPU)
-    trained = sum(parameter.numel() for parameter in tuner.model.parameters() if parameter.requires_grad)
+    trainer = Trainer(
+        with_frozen(load_model(str(tiny_model)), Training(lora=settings), 0), data, RECIPE, CPU
+    )
+    trained = sum(
+        parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad
+    )
     # q, k, v, o: 4·(32+32)·4; gate, up, down: 3·(32+64)·4, in two layers.
     assert trained == 2 * (4 * 64 * 4 + 3 * 96 * 4)
-    before = tuner.held_out().nats.sum()
+    before = trainer.held_out().nats.sum()
     for _ in range(4):
-        tuner.step(np.array([0.5, 0.5]))
-    after = tuner.held_out().nats
+        trainer.step(np.array([0.5, 0.5]))
+    after = trainer.held_out().nats
     assert after.sum() < before
-    export(tuner.model, Checkpoints(tuner).weights(), tmp_path / "out", str(tiny_model), False, Training(lora=settings))
+    export(
+        trainer.model,
+        Checkpoints(trainer).weights(),
+        tmp_path / "out",
+        str(tiny_model),
+        False,
+        Training(lora=settings),
+    )
     if kind == "adapter":
         from peft import PeftModel
 
         loaded = (
-            PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path / "out")
+            PeftModel.from_pretrained(
+                AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path / "out"
+            )
             .merge_and_unload()
             .requires_grad_(True)
         )
@@ -211,7 +300,7 @@ def test_lora_trains_few_weights_and_exports_what_it_trained(tiny_model: Path, d
     else:
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
         assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == 64
-    np.testing.assert_allclose(Tuner(loaded, data, RECIPE, CPU).held_out().nats, after, rtol=1e-5)
+    np.testing.assert_allclose(Trainer(loaded, data, RECIPE, CPU).held_out().nats, after, rtol=1e-5)
 
 
 def test_unknown_lora_targets_are_told(tiny_model: Path) -> None:
@@ -219,25 +308,41 @@ def test_unknown_lora_targets_are_told(tiny_model: Path) -> None:
         with_frozen(load_model(str(tiny_model)), Training(lora=Lora(rank=4, targets=["q_porj"])), 0)
 
 
-def test_a_full_model_is_exported_in_the_precision_of_its_base(tiny_model: Path, data: list[DomainData], tmp_path: Path) -> None:
-    AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
-    tuner = Tuner(load_model(str(tmp_path / "base")), data, RECIPE, CPU)
-    assert next(tuner.model.parameters()).dtype == torch.float32
-    tuner.step(np.array([0.5, 0.5]))
-    export(tuner.model, Checkpoints(tuner).weights(), tmp_path / "out", str(tmp_path / "base"), False, Training())
+def test_a_full_model_is_exported_in_the_precision_of_its_base(
+    tiny_model: Path, data: list[DomainData], tmp_path: Path
+) -> None:
+    AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).save_pretrained(
+        tmp_path / "base"
+    )
+    trainer = Trainer(load_model(str(tmp_path / "base")), data, RECIPE, CPU)
+    assert next(trainer.model.parameters()).dtype == torch.float32
+    trainer.step(np.array([0.5, 0.5]))
+    export(
+        trainer.model,
+        Checkpoints(trainer).weights(),
+        tmp_path / "out",
+        str(tmp_path / "base"),
+        False,
+        Training(),
+    )
     tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert tuned.dtype == torch.bfloat16
-    for name, values in tuner.model.state_dict().items():
+    for name, values in trainer.model.state_dict().items():
         assert torch.equal(values.to(torch.bfloat16), tuned.state_dict()[name])
 
 
 def test_a_tied_head_is_exported_once(tiny_model: Path, tmp_path: Path) -> None:
-    """Also where the weights come from a sharded model, in which the two names are tensors of their own."""
+    """Also where the weights come from a sharded model, in which the two names are tensors of their
+    own.
+    """
     model = load_model(str(tiny_model))
     weights = {name: values.clone() for name, values in model.state_dict().items()}
     assert {"lm_head.weight", "model.embed_tokens.weight"} <= weights.keys()
     export(model, weights, tmp_path / "out", str(tiny_model), False, Training())
-    assert load_file(tmp_path / "out" / "model.safetensors").keys() == load_file(tiny_model / "model.safetensors").keys()
+    assert (
+        load_file(tmp_path / "out" / "model.safetensors").keys()
+        == load_file(tiny_model / "model.safetensors").keys()
+    )
 
 
 def test_a_loss_that_is_no_number_names_step_domain_and_record(tmp_path: Path) -> None:
@@ -248,20 +353,25 @@ def test_a_loss_that_is_no_number_names_step_domain_and_record(tmp_path: Path) -
     network.save_pretrained(tmp_path / "model")
     good = [([3, 4, 5, 6], 1)] * 8
     paths = {
-        "law": DomainPaths(write_store(tmp_path / "law", good), write_store(tmp_path / "law-v", good[:2])),
+        "law": DomainPaths(
+            write_store(tmp_path / "law", good), write_store(tmp_path / "law-v", good[:2])
+        ),
         "code": DomainPaths(
-            write_store(tmp_path / "code", [*good[:5], ([3, 63, 5], 1), *good[5:]]), write_store(tmp_path / "code-v", good[:2])
+            write_store(tmp_path / "code", [*good[:5], ([3, 63, 5], 1), *good[5:]]),
+            write_store(tmp_path / "code-v", good[:2]),
         ),
     }
     domains = list(load_domains(paths, Data()).values())
     place = next(i for i in range(len(domains[1].train)) if 63 in domains[1].train[i][0])
-    tuner = Tuner(load_model(str(tmp_path / "model")), domains, RECIPE, CPU)
+    trainer = Trainer(load_model(str(tmp_path / "model")), domains, RECIPE, CPU)
     with pytest.raises(
-        Unrecoverable, match=rf"step \d: the loss is not finite on code: {domains[1].train.location(place)}; the last checkpoint"
+        Unrecoverable,
+        match=rf"step \d: the loss is not finite on code: {domains[1].train.location(place)}; "
+        r"the last checkpoint",
     ) as caught:
         for _ in range(4):
-            before = [parameter.clone() for parameter in tuner.model.parameters()]
-            tuner.step(np.array([0.4, 0.6]))
-    assert f"step {tuner.steps_done + 1}:" in str(caught.value)
-    for one, other in zip(before, tuner.model.parameters(), strict=True):
+            before = [parameter.clone() for parameter in trainer.model.parameters()]
+            trainer.step(np.array([0.4, 0.6]))
+    assert f"step {trainer.steps_done + 1}:" in str(caught.value)
+    for one, other in zip(before, trainer.model.parameters(), strict=True):
         assert torch.equal(one.nan_to_num(), other.nan_to_num())

@@ -1,4 +1,6 @@
-"""What a GPU run does, on a CPU: FSDP2 also by itself, models that come without weights, layers compiled and computed again."""
+"""What a GPU run does, on a CPU: FSDP2 also by itself, models that come without weights, layers
+compiled and computed again.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +14,35 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import random_samples, write_store
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Phi3Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    Phi3Config,
+    Qwen3Config,
+)
 
 from versatune_ray.domains import DomainData, DomainPaths, load_domains
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Data, Lora, Training
-from versatune_ray.training.core import Tuner
+from versatune_ray.settings.recipe import Execution, Recipe
 from versatune_ray.training.model import begin_adapters, fill, load_model, with_frozen
-from versatune_ray.training.recipe import Recipe, Setup
+from versatune_ray.training.trainer import Trainer
 
-RECIPE = Recipe(steps=8, batch_size=6, micro_batch_tokens=40, learning_rate=1e-2, warmup=0.1, weight_decay=0.01, max_grad_norm=1.0, seed=3)
+RECIPE = Recipe(
+    steps=8,
+    batch_size=6,
+    micro_batch_tokens=40,
+    learning_rate=1e-2,
+    warmup=0.1,
+    weight_decay=0.01,
+    max_grad_norm=1.0,
+    seed=3,
+)
 SHARES, CPU = np.array([0.7, 0.3]), torch.device("cpu")
 SHAPE: dict[str, Any] = {
-    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+    "num_attention_heads": 4,
     "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 FAMILIES = {
@@ -32,7 +50,12 @@ FAMILIES = {
     "llama, tied": LlamaConfig(**SHAPE, tie_word_embeddings=True),
     "qwen3": Qwen3Config(**SHAPE, head_dim=8),
     "phi3": Phi3Config(**SHAPE),
-    "gemma3": Gemma3TextConfig(**SHAPE, head_dim=8, sliding_window=8, layer_types=["sliding_attention"] * 2 + ["full_attention"]),
+    "gemma3": Gemma3TextConfig(
+        **SHAPE,
+        head_dim=8,
+        sliding_window=8,
+        layer_types=["sliding_attention"] * 2 + ["full_attention"],
+    ),
 }
 
 
@@ -47,7 +70,8 @@ def no_group_is_left() -> Iterator[None]:
 def data(tmp_path: Path) -> list[DomainData]:
     paths = {
         name: DomainPaths(
-            write_store(tmp_path / name, random_samples(seed, 30)), write_store(tmp_path / f"{name}-v", random_samples(seed + 9, 7))
+            write_store(tmp_path / name, random_samples(seed, 30)),
+            write_store(tmp_path / f"{name}-v", random_samples(seed + 9, 7)),
         )
         for seed, name in enumerate(("law", "code"))
     }
@@ -60,35 +84,43 @@ def saved(config: Any, folder: Path) -> str:
     return str(folder)
 
 
-def sharded(path: str, data: list[DomainData], training: Training | None = None, **setup: Any) -> Tuner:
+def sharded(
+    path: str, data: list[DomainData], training: Training | None = None, **execution: Any
+) -> Trainer:
     """As a GPU run begins: a model without weights, sharded, then filled."""
     training = training or Training()
     model = with_frozen(load_model(path, empty=True), training, 0)
-    tuner = Tuner(model, data, RECIPE, CPU, setup=Setup(parallel="fsdp", **setup))
+    trainer = Trainer(model, data, RECIPE, CPU, execution=Execution(parallel="fsdp", **execution))
     fill(model, path)
     begin_adapters(model, 0)
-    return tuner
+    return trainer
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_that_came_without_weights_trains_as_one_that_was_loaded(family: str, data: list[DomainData], tmp_path: Path) -> None:
+def test_a_model_that_came_without_weights_trains_as_one_that_was_loaded(
+    family: str, data: list[DomainData], tmp_path: Path
+) -> None:
     path = saved(FAMILIES[family], tmp_path / "model")
-    plain, alone = Tuner(load_model(path), data, RECIPE, CPU), sharded(path, data)
+    plain, alone = Trainer(load_model(path), data, RECIPE, CPU), sharded(path, data)
     assert alone.parallel.kind == "fsdp" and plain.parallel.kind == "single"
     for _ in range(3):
         assert alone.step(SHARES) == pytest.approx(plain.step(SHARES), rel=1e-5)
     np.testing.assert_allclose(alone.held_out().nats, plain.held_out().nats, rtol=1e-5)
 
 
-def test_adapters_begin_and_train_alike_sharded_or_not(data: list[DomainData], tmp_path: Path) -> None:
+def test_adapters_begin_and_train_alike_sharded_or_not(
+    data: list[DomainData], tmp_path: Path
+) -> None:
     path, training = saved(FAMILIES["llama"], tmp_path / "model"), Training(lora=Lora(rank=4))
-    plain = Tuner(with_frozen(load_model(path), training, 0), data, RECIPE, CPU)
+    plain = Trainer(with_frozen(load_model(path), training, 0), data, RECIPE, CPU)
     alone = sharded(path, data, training)
     for _ in range(3):
         assert alone.step(SHARES) == pytest.approx(plain.step(SHARES), rel=1e-5)
 
 
-def test_frozen_weights_of_a_bf16_run_are_kept_in_bf16_and_what_trains_in_float32(data: list[DomainData], tmp_path: Path) -> None:
+def test_frozen_weights_of_a_bf16_run_are_kept_in_bf16_and_what_trains_in_float32(
+    data: list[DomainData], tmp_path: Path
+) -> None:
     path = saved(FAMILIES["llama"], tmp_path / "model")
     exact = sharded(path, data, Training(lora=Lora(rank=4)))
     half = sharded(path, data, Training(lora=Lora(rank=4)), precision="bf16")
@@ -99,7 +131,9 @@ def test_frozen_weights_of_a_bf16_run_are_kept_in_bf16_and_what_trains_in_float3
 
 
 @pytest.mark.parametrize("recomputed", ["full", "every 2"])
-def test_computing_again_changes_no_number(recomputed: str, data: list[DomainData], tmp_path: Path) -> None:
+def test_computing_again_changes_no_number(
+    recomputed: str, data: list[DomainData], tmp_path: Path
+) -> None:
     path = saved(FAMILIES["llama"], tmp_path / "model")
     plain, again = sharded(path, data), sharded(path, data, activation_checkpointing=recomputed)
     calls: list[int] = []
@@ -113,14 +147,23 @@ def test_computing_again_changes_no_number(recomputed: str, data: list[DomainDat
     assert again.step(SHARES) == plain.step(SHARES)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")
+@pytest.mark.skipif(
+    shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs"
+)
 @pytest.mark.parametrize("recomputed", ["none", "full"])
-def test_compiled_layers_are_compiled_once_for_all_shapes(recomputed: str, data: list[DomainData], tmp_path: Path) -> None:
-    """More layers than torch compiles anew before it gives up, rows of all lengths, no compilation after the first steps."""
+def test_compiled_layers_are_compiled_once_for_all_shapes(
+    recomputed: str, data: list[DomainData], tmp_path: Path
+) -> None:
+    """More layers than torch compiles anew before it gives up, rows of all lengths, no compilation
+    after the first steps.
+    """
     path = saved(LlamaConfig(**(SHAPE | {"num_hidden_layers": 12})), tmp_path / "model")
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    plain, compiled = sharded(path, data), sharded(path, data, compile=True, activation_checkpointing=recomputed)
+    plain, compiled = (
+        sharded(path, data),
+        sharded(path, data, compile=True, activation_checkpointing=recomputed),
+    )
     for _ in range(2):
         assert compiled.step(SHARES) == pytest.approx(plain.step(SHARES), rel=1e-4)
     compiled.held_out()
@@ -132,32 +175,43 @@ def test_compiled_layers_are_compiled_once_for_all_shapes(recomputed: str, data:
         compiled.held_out()
 
 
-def test_a_folder_without_this_models_weights_is_refused(data: list[DomainData], tmp_path: Path) -> None:
+def test_a_folder_without_this_models_weights_is_refused(
+    data: list[DomainData], tmp_path: Path
+) -> None:
     path = saved(FAMILIES["llama"], tmp_path / "model")
     for change, told in (
-        ({"num_hidden_layers": 4}, r"no model\.layers\.3\..* in its \.safetensors; are they of this config\.json\?"),
-        ({"hidden_size": 64, "head_dim": 8}, r"embed_tokens\.weight is \[64, 32\] in its \.safetensors and \[64, 64\] by its config"),
+        (
+            {"num_hidden_layers": 4},
+            r"no model\.layers\.3\..* in its \.safetensors; are they of this config\.json\?",
+        ),
+        (
+            {"hidden_size": 64, "head_dim": 8},
+            r"embed_tokens\.weight is \[64, 32\] in its \.safetensors and \[64, 64\] by its config",
+        ),
     ):
         other = saved(LlamaConfig(**(SHAPE | change)), tmp_path / "other")
-        tuner = sharded(other, data)
+        trainer = sharded(other, data)
         with pytest.raises(UserError, match=told):
-            fill(tuner.model, path)
+            fill(trainer.model, path)
     (tmp_path / "model" / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model: no \.safetensors in it"):
-        fill(tuner.model, path)
+        fill(trainer.model, path)
 
 
-def test_gradients_of_every_micro_batch_are_reduced_unless_that_is_turned_off(data: list[DomainData], tmp_path: Path) -> None:
+def test_gradients_of_every_micro_batch_are_reduced_unless_that_is_turned_off(
+    data: list[DomainData], tmp_path: Path
+) -> None:
     path = saved(FAMILIES["llama"], tmp_path / "model")
     each, once = sharded(path, data), sharded(path, data, no_sync=True)
     kept: dict[bool, list[bool]] = {False: [], True: []}
     for one in (each, once):
         of_layer = one.parallel.module.model.model.layers[0].mlp.up_proj.weight
 
-        def note(module: Any, inputs: Any, weight: Any = of_layer, tuner: Tuner = one) -> None:
-            kept[tuner.parallel.no_sync].append(weight.grad is not None)
+        def note(module: Any, inputs: Any, weight: Any = of_layer, trainer: Trainer = one) -> None:
+            kept[trainer.parallel.no_sync].append(weight.grad is not None)
 
         one.parallel.module.register_forward_pre_hook(note)
         one.step(SHARES)
-    assert kept == {False: [False, True, True], True: [False] * 3}  # before each of three micro-batches: a sharded gradient of earlier ones
+    # before each of three micro-batches: a sharded gradient of earlier ones
+    assert kept == {False: [False, True, True], True: [False] * 3}
     assert once.step(SHARES) == pytest.approx(each.step(SHARES), rel=1e-6)

@@ -1,4 +1,6 @@
-"""One rank that fails, hangs or sees less than the others, under torchrun: all end at once, and the line says which rank and why."""
+"""One rank that fails, hangs or sees less than the others, under torchrun: all end at once, and the
+line says which rank and why.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ def test_the_ranks_that_are_furthest_behind_hold_the_others_up() -> None:
     assert held_up_by({0: ahead, 1: behind, 2: ahead}, 101.0) == [1]
     # A watchdog has ended those that waited: they are silent, and the one that hangs still speaks.
     assert held_up_by({0: Sign(50.0, 7.5), 1: behind, 2: Sign(50.0, 7.5)}, 101.0) == [1]
-    # All at one place: who does not speak any more is dead or frozen; where all speak, nobody is named.
+    # All at one place: who does not speak any more is dead or frozen; where all speak, nobody is
+    # named.
     assert held_up_by({0: ahead, 1: Sign(50.0, 7.5), 2: ahead}, 101.0) == [1]
     assert held_up_by({0: ahead, 1: ahead}, 101.0) == []
     assert held_up_by({}, 101.0) == []
@@ -30,7 +33,10 @@ def test_the_ranks_that_are_furthest_behind_hold_the_others_up() -> None:
 def test_the_first_rank_that_waits_names_those_it_waits_for_once_and_in_time() -> None:
     said: list[float] = []
     warned: list[str] = []
-    beats = [Heartbeat(rank, 3, said.append, lambda: [1], warned.append, timeout=100.0) for rank in range(3)]
+    beats = [
+        Heartbeat(rank, 3, said.append, lambda: [1], warned.append, timeout=100.0)
+        for rank in range(3)
+    ]
     for beat in beats:
         beat.beat(0.0)  # before anything is watched
         beat.place = lambda: 7.5
@@ -51,16 +57,27 @@ def test_the_first_rank_that_waits_names_those_it_waits_for_once_and_in_time() -
 def settings(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("together")
     for seed, name in enumerate(("law", "code")):
-        words = [" ".join(f"w{3 + (seed + 7 * line + place) % 60}" for place in range(6)) for line in range(40)]
+        words = [
+            " ".join(f"w{3 + (seed + 7 * line + place) % 60}" for place in range(6))
+            for line in range(40)
+        ]
         records = [{"instruction": line[: len(line) // 2], "output": line} for line in words]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps(record) + "\n" for record in records)
+        )
     job = {
         "storage": str(folder / "runs"),
         "model": {"path": str(tiny_model)},
         "domains": {name: str(folder / f"{name}.jsonl") for name in ("law", "code")},
         "data": {"max_length": 64, "validation_fraction": 0.2},
         "mixture": {"start": "uniform", "policy": "constant"},
-        "training": {"epochs": 1, "batch_size": 8, "adjust_every": 3, "exchange_timeout": TIMEOUT, "metrics": []},
+        "training": {
+            "epochs": 1,
+            "batch_size": 8,
+            "adjust_every": 3,
+            "exchange_timeout": TIMEOUT,
+            "metrics": [],
+        },
     }
     file = folder / "job.yaml"
     file.write_text(yaml.safe_dump(job))
@@ -69,25 +86,41 @@ def settings(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def torchrun(what: str, settings: Path, run: str) -> tuple[int, str, float]:
     """Status, what was printed, seconds."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "0",
+    ]
+    script = Path(__file__).with_name("local_ranks.py")
     began = time.monotonic()
     done = subprocess.run(
-        [*command, str(Path(__file__).with_name("alone_ranks.py")), what, "--config", str(settings), f"run={run}"],
+        [*command, str(script), what, "--config", str(settings), f"run={run}"],
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr, time.monotonic() - began
 
 
 @pytest.mark.parametrize("what", ["mistake", "later"])
-def test_a_mistake_that_one_rank_meets_ends_all_of_them_with_its_line(what: str, settings: Path) -> None:
+def test_a_mistake_that_one_rank_meets_ends_all_of_them_with_its_line(
+    what: str, settings: Path
+) -> None:
     status, printed, _ = torchrun(what, settings, what)
     assert status != 0
-    assert printed.count("error: rank 1: data.chat_template: /node/b/chat.jinja: no such file") == 1, printed
+    assert (
+        printed.count("error: rank 1: data.chat_template: /node/b/chat.jinja: no such file") == 1
+    ), printed
     assert "timed out" not in printed.lower()
 
 
 @pytest.mark.parametrize("what", ["hangs", "aborted"])
-def test_a_rank_that_hangs_is_named_whether_the_others_raise_or_are_ended_by_a_watchdog(what: str, settings: Path) -> None:
+def test_a_rank_that_hangs_is_named_whether_the_others_raise_or_are_ended_by_a_watchdog(
+    what: str, settings: Path
+) -> None:
     status, printed, _ = torchrun(what, settings, what)
     assert status != 0
     assert "warning: step 3: no word from rank(s) 1 for 5 s; the others wait" in printed, printed
@@ -95,7 +128,9 @@ def test_a_rank_that_hangs_is_named_whether_the_others_raise_or_are_ended_by_a_w
         assert f"step 3: no word from rank(s) 1 within {TIMEOUT} s" in printed, printed
 
 
-def test_a_checkpoint_that_one_rank_does_not_see_is_told_and_nobody_begins_anew(settings: Path) -> None:
+def test_a_checkpoint_that_one_rank_does_not_see_is_told_and_nobody_begins_anew(
+    settings: Path,
+) -> None:
     status, printed, _ = torchrun("nothing", settings, "seen")
     assert status == 0, printed
     status, printed, _ = torchrun("blind", settings, "seen")

@@ -1,4 +1,6 @@
-"""How the search walks down its tree; a stand-in answers with scores instead of training. Real trials: tests/ray/test_cofitune.py."""
+"""How the search walks down its tree; a stand-in answers with scores instead of training. Real
+trials: tests/ray/test_cofitune.py.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +10,24 @@ from typing import Any
 
 import pytest
 
-from versatune_ray.config import load
 from versatune_ray.errors import UserError
 from versatune_ray.settings import CoFiTune
+from versatune_ray.settings.loading import load
 from versatune_ray.tuning.cofitune import LAYERS, MODULES, check, search
 
-SCORES = {("25%-50%",): 3.0, ("75%-100%",): 2.0, ("25%-50%", "ffn"): 5.0, ("25%-50%", "attention"): 4.0, ("25%-50%", "gate_proj"): 1.0}
+SCORES = {
+    ("25%-50%",): 3.0,
+    ("75%-100%",): 2.0,
+    ("25%-50%", "ffn"): 5.0,
+    ("25%-50%", "attention"): 4.0,
+    ("25%-50%", "gate_proj"): 1.0,
+}
 
 
 class Trials:
-    """Remembers what was trained, level by level; what is in no table of scores gets 0, and what is in ``fails`` none."""
+    """Remembers what was trained, level by level; what is in no table of scores gets 0, and what is
+    in ``fails`` none.
+    """
 
     def __init__(self, fails: tuple[str, ...] = ()):
         self.levels: list[list[tuple[str, ...]]] = []
@@ -26,7 +36,9 @@ class Trials:
     def __call__(self, children: Mapping[str, dict[str, Any]]) -> dict[str, float]:
         called = {name: (changes[LAYERS], *changes[MODULES]) for name, changes in children.items()}
         self.levels.append(list(called.values()))
-        return {name: SCORES.get(key, 0.0) for name, key in called.items() if key[-1] not in self.fails}
+        return {
+            name: SCORES.get(key, 0.0) for name, key in called.items() if key[-1] not in self.fails
+        }
 
 
 def test_only_the_best_branch_is_expanded() -> None:
@@ -58,8 +70,14 @@ def test_the_budget_counts_trials(capsys: pytest.CaptureFixture[str]) -> None:
     ("overrides", "told"),
     [
         ([], "sweep.objective: target_gain needs mixture.targets"),
-        (["mixture.targets=[law]", "cofitune.general=[genral]"], "cofitune.general: unknown domain 'genral'; did you mean 'general'"),
-        (["mixture.targets=[law]", "cofitune.general=[law]"], "cofitune.general: 'law' is a target"),
+        (
+            ["mixture.targets=[law]", "cofitune.general=[genral]"],
+            "cofitune.general: unknown domain 'genral'; did you mean 'general'",
+        ),
+        (
+            ["mixture.targets=[law]", "cofitune.general=[law]"],
+            "cofitune.general: 'law' is a target",
+        ),
     ],
 )
 def test_what_cannot_be_searched_is_refused(overrides: list[str], told: str) -> None:
@@ -71,10 +89,19 @@ def test_what_cannot_be_searched_is_refused(overrides: list[str], told: str) -> 
     ("override", "told"),
     [
         ("cofitune.layers=[half]", "cofitune.layers.0: 'half' is not valid: layers as 25%-50%"),
-        ("cofitune.layers=[]", "cofitune.layers: [] is not valid: list should have at least 1 item"),
-        ("training.trainable.layers=50%-25%", "training.trainable.layers: '50%-25%' is not valid: the first end has to be below"),
+        (
+            "cofitune.layers=[]",
+            "cofitune.layers: [] is not valid: list should have at least 1 item",
+        ),
+        (
+            "training.trainable.layers=50%-25%",
+            "training.trainable.layers: '50%-25%' is not valid: the first end has to be below",
+        ),
         ("cofitune.modules.mlp=[[up_proj]]", "groups are attention and ffn; found 'mlp'"),
-        ("cofitune.modules.ffn=[[up_prj]]", "'up_prj' is no projection of ffn; did you mean 'up_proj'"),
+        (
+            "cofitune.modules.ffn=[[up_prj]]",
+            "'up_prj' is no projection of ffn; did you mean 'up_proj'",
+        ),
     ],
 )
 def test_a_tree_that_cannot_be_is_refused(override: str, told: str) -> None:

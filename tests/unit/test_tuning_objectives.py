@@ -27,7 +27,9 @@ def test_gains_are_relative_decreases_and_forgetting_the_mean_increase_of_the_ot
 
 def test_accuracies_are_means_over_the_targets_and_the_others() -> None:
     scores = {"law": 0.9, "code": 0.2, "exam": 0.4}  # the last is no domain that trains
-    assert accuracies(scores, ["law"]) == pytest.approx({"accuracy": 0.5, "target_accuracy": 0.9, "other_accuracy": 0.3})
+    assert accuracies(scores, ["law"]) == pytest.approx(
+        {"accuracy": 0.5, "target_accuracy": 0.9, "other_accuracy": 0.3}
+    )
     assert accuracies({"code": 0.2}, ["law"]) == {"accuracy": 0.2, "other_accuracy": 0.2}
     assert accuracies(scores) == pytest.approx({"accuracy": 0.5}) and accuracies({}) == {}
 
@@ -81,7 +83,9 @@ def test_losses_by_epoch_are_those_of_the_last_adjustment_up_to_its_end() -> Non
     lines = [
         {"epoch": epoch, "loss": {"law": loss}, "feedback": feedback}
         for epoch, loss, feedback in [
-            (0.0, 5.0, "held_out"), (0.6, 4.0, "held_out"), (0.9, 3.0, "train"), (1.2, 2.0, "held_out"), (2.0, 1.0, "held_out"),
+            (0.0, 5.0, "held_out"), (0.6, 4.0, "held_out"), (0.9, 3.0, "train"),
+            (1.2, 2.0, "held_out"),
+            (2.0, 1.0, "held_out"),
         ]
     ]  # fmt: skip
     assert by_epoch(lines) == [{"law": 4.0}, {"law": 1.0}]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from versatune_ray.cache import write_json
-from versatune_ray.config import load
 from versatune_ray.errors import UserError
+from versatune_ray.runs.cache import write_json
+from versatune_ray.settings.loading import load
 from versatune_ray.tuning.sweep import _column, _outcomes, check, check_objective
 from versatune_ray.tuning.trials import Plan
 
@@ -27,7 +27,9 @@ def test_values_of_any_key_make_a_column(values: list[object], column: list[obje
     assert _column(values).to_pylist() == column
 
 
-@pytest.mark.parametrize("files", [("stages_dmt", "sweep_dmt"), ("stages_multi_task", "sweep_ratio")])
+@pytest.mark.parametrize(
+    "files", [("stages_dmt", "sweep_dmt"), ("stages_multi_task", "sweep_ratio")]
+)
 def test_the_searches_over_stages_can_be_written_as_a_table(files: tuple[str, str]) -> None:
     config = load([f"jobs/configs/{name}.yaml" for name in ("quickstart", *files)], [])
     check(config)
@@ -42,13 +44,26 @@ OWN = ["model.path=m", "domains.law={train: a.jsonl, questions: q.jsonl}", "doma
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["sweep.objective={target_gain: 1}"], "sweep.objective: target_gain needs mixture.targets"),
-        (["mixture.targets=[law, code]"], "mixture.targets: every domain is one, so that target_gain has nothing to compare"),
-        (["sweep.objective={other_accuracy: 1}", "mixture.targets=[law]"], "other_accuracy needs domains.NAME.questions or evaluation"),
-        (["sweep.objective={accuracy: 1}", "sweep.prune=true"], "sweep.prune: accuracy is measured at the end of a trial"),
+        (
+            ["sweep.objective={target_gain: 1}"],
+            "sweep.objective: target_gain needs mixture.targets",
+        ),
+        (
+            ["mixture.targets=[law, code]"],
+            "mixture.targets: every domain is one, so that target_gain has nothing to compare",
+        ),
+        (
+            ["sweep.objective={other_accuracy: 1}", "mixture.targets=[law]"],
+            "other_accuracy needs domains.NAME.questions or evaluation",
+        ),
+        (
+            ["sweep.objective={accuracy: 1}", "sweep.prune=true"],
+            "sweep.prune: accuracy is measured at the end of a trial",
+        ),
         (
             ["sweep.objective={precision: 1}"],
-            "weights of target_gain, forgetting, gain, target_accuracy, other_accuracy, accuracy, not",
+            "weights of target_gain, forgetting, gain, target_accuracy, other_accuracy, accuracy, "
+            "not",
         ),
     ],
 )
@@ -59,14 +74,28 @@ def test_an_objective_that_cannot_be_measured_is_refused(overrides: list[str], t
 
 def test_accuracies_are_of_questions_or_benchmarks() -> None:
     weights = "sweep.objective={target_accuracy: 1, other_accuracy: 1}"
-    check_objective(load([], [*OWN, weights, "mixture.targets=[law]", "evaluation.benchmarks.exam=[exam.jsonl]"]), ["law", "code"])
-    check_objective(load([], [weights, "mixture.targets=[law]"]), ["law", "medicine"])  # the microworld has questions for all
+    check_objective(
+        load(
+            [], [*OWN, weights, "mixture.targets=[law]", "evaluation.benchmarks.exam=[exam.jsonl]"]
+        ),
+        ["law", "code"],
+    )
+    # the microworld has questions for all
+    check_objective(load([], [weights, "mixture.targets=[law]"]), ["law", "medicine"])
 
 
 def test_a_search_asks_nothing_of_the_trials_of_another(tmp_path: Path) -> None:
     plan = Plan(load([], [f"storage={tmp_path}"]), weights={"accuracy": 1.0})
-    write_json(plan.trials / "mine" / "outcome.json", {"changes": {"seed": 1}, "objectives": {"accuracy": 0.5}, "pruned_at": None})
-    write_json(plan.trials / "other" / "outcome.json", {"changes": {"mixture.sigma": 2}, "objectives": {"gain": 0.1}, "pruned_at": None})
-    assert [(name, one["objectives"]["score"]) for name, one in _outcomes(plan, ["seed"])] == [("mine", 0.5)]
+    write_json(
+        plan.trials / "mine" / "outcome.json",
+        {"changes": {"seed": 1}, "objectives": {"accuracy": 0.5}, "pruned_at": None},
+    )
+    write_json(
+        plan.trials / "other" / "outcome.json",
+        {"changes": {"mixture.sigma": 2}, "objectives": {"gain": 0.1}, "pruned_at": None},
+    )
+    assert [(name, one["objectives"]["score"]) for name, one in _outcomes(plan, ["seed"])] == [
+        ("mine", 0.5)
+    ]
     with pytest.raises(UserError, match="accuracy was not measured in this trial"):
         list(_outcomes(plan, ["mixture.sigma"]))

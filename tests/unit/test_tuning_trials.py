@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from versatune_ray.config import load
 from versatune_ray.settings import Config
+from versatune_ray.settings.loading import load
 from versatune_ray.tuning.trials import with_artefacts
 
 
@@ -33,8 +33,15 @@ class StandIn:
         (["mixture.start=uniform", "detection.distribution=llama-2-7b"], ["detected"], False),
     ],
 )
-def test_a_judge_is_made_where_a_trial_needs_it_and_nowhere_else(base: list[str], starts: list[str], wanted: bool) -> None:
+def test_a_judge_is_made_where_a_trial_needs_it_and_nowhere_else(
+    base: list[str], starts: list[str], wanted: bool
+) -> None:
     own = ["model.path=m", "domains.law=a.jsonl", "domains.code=b.jsonl"]
     run = StandIn(load([], [*own, *base]))
-    with_artefacts(run, [load([], [*own, *base, f"mixture.start={start}"]) for start in starts], [], {"gain": 1.0})  # type: ignore[arg-type]
+    with_artefacts(
+        run,
+        [load([], [*own, *base, f"mixture.start={start}"]) for start in starts],
+        [],
+        {"gain": 1.0},
+    )  # type: ignore[arg-type]
     assert run.wanted is wanted

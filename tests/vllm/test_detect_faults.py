@@ -1,4 +1,6 @@
-"""What goes wrong in a detection: killed engines and drivers, a judge that knows nothing, broken models, a full disk."""
+"""What goes wrong in a detection: killed engines and drivers, a judge that knows nothing, broken
+models, a full disk.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +35,15 @@ from test_detect_job import (
     write_domains,
 )
 
-from versatune_ray.config import parse
 from versatune_ray.detection.detect import detect
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Config
+from versatune_ray.settings.loading import parse
 
 COUNT, REPEATS = 600, 2
-PATIENCE = 400.0  # seconds until a job has come to a certain point; an engine starts in 20 to 100, as busy as the machine is
+# seconds until a job has come to a certain point; an engine starts in 20 to 100, as busy as the
+# machine is
+PATIENCE = 400.0
 
 
 pytestmark = pytest.mark.slow
@@ -47,7 +51,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """Storage of this module, with a short path: Ray's sockets lie in it too, and what a killed job leaves goes with it."""
+    """Storage of this module, with a short path: Ray's sockets lie in it too, and what a killed job
+    leaves goes with it.
+    """
     folder = Path(tempfile.mkdtemp(prefix="vt"))
     try:
         base_model(folder / "base-1", 1)
@@ -62,13 +68,25 @@ def folder() -> Iterator[Path]:
 def settings(folder: Path, run: str, models: list[Path], **detection: Any) -> dict[str, Any]:
     """Engines take few rows at a time, so that there are many parts and a time between them."""
     engine = {"batch_size": 16}
-    judge = {"path": str(folder / "judge"), "prompt": "? {text} answer", "labels": "names", "max_text_tokens": 128, "engine": engine}
+    judge = {
+        "path": str(folder / "judge"),
+        "prompt": "? {text} answer",
+        "labels": "names",
+        "max_text_tokens": 128,
+        "engine": engine,
+    }
     return {
         "run": run,
         "storage": str(folder),
         "device": "cpu",
         "base": {"rows": 60, "judge_rows": 0},
-        "domains": {name: {"train": f"{folder}/{name}.train.jsonl", "labelled": f"{folder}/{name}.labelled.jsonl"} for name in DOMAINS},
+        "domains": {
+            name: {
+                "train": f"{folder}/{name}.train.jsonl",
+                "labelled": f"{folder}/{name}.labelled.jsonl",
+            }
+            for name in DOMAINS
+        },
         "detection": {
             "models": [str(model) for model in models],
             "samples": COUNT // REPEATS,
@@ -93,14 +111,20 @@ def quick_judge(folder: Path) -> dict[str, Any]:
 
 
 class Job:
-    """A running job whose output is kept in a file; all its processes are known, and gone once it is killed."""
+    """A running job whose output is kept in a file; all its processes are known, and gone once it
+    is killed.
+    """
 
     def __init__(self, config: Path, folder: Path, name: str):
         self.log = folder / f"{name}.log"
         command, environment = job(config)
         with self.log.open("w") as output:
             self.process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, cwd=folder, env=environment | {"TMPDIR": str(folder)}
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+                env=environment | {"TMPDIR": str(folder)},
             )
 
     @property
@@ -159,11 +183,21 @@ def parts(folder: Path) -> dict[Path, int]:
 
 def ids(found: dict[Path, int]) -> list[int]:
     """All ids in the parts, as often as they are there."""
-    return sorted(pyarrow.dataset.dataset(list(map(str, found))).to_table(columns=["id"])["id"].to_pylist()) if found else []
+    return (
+        sorted(
+            pyarrow.dataset.dataset(list(map(str, found)))
+            .to_table(columns=["id"])["id"]
+            .to_pylist()
+        )
+        if found
+        else []
+    )
 
 
 def stores(folder: Path, kind: str, texts: str) -> list[Path]:
-    """Folders of the cache whose about.json names ``texts``: the model, or the store that was judged."""
+    """Folders of the cache whose about.json names ``texts``: the model, or the store that was
+    judged.
+    """
     abouts = (folder / ".cache" / kind).glob("*/about.json")
     return [about.parent for about in abouts if texts in json.loads(about.read_text()).values()]
 
@@ -181,16 +215,24 @@ class Killed:
 
 @pytest.fixture(scope="module")
 def killed(folder: Path) -> Killed:
-    """In turn: the driver is killed inside generation; an engine is, and then the driver before judging; the driver inside judging."""
+    """In turn: the driver is killed inside generation; an engine is, and then the driver before
+    judging; the driver inside judging.
+    """
     config = write(folder, "killed", settings(folder, "killed", [folder / "base-1"]))
     facts = Killed()
 
     def generated() -> dict[Path, int]:
-        return {part: at for store in stores(folder, "generated", str(folder / "base-1")) for part, at in parts(store).items()}
+        return {
+            part: at
+            for store in stores(folder, "generated", str(folder / "base-1"))
+            for part, at in parts(store).items()
+        }
 
     def judged() -> dict[Path, int]:
         of = str(next(iter(generated())).parent) if generated() else ""
-        return {part: at for store in stores(folder, "judged", of) for part, at in parts(store).items()}
+        return {
+            part: at for store in stores(folder, "judged", of) for part, at in parts(store).items()
+        }
 
     def note(one: Job) -> None:
         one.kill()
@@ -222,7 +264,9 @@ def test_a_killed_engine_costs_no_sequence(killed: Killed) -> None:
     assert ids(killed.generated[1]) == list(range(COUNT))
     table = pyarrow.dataset.dataset(list(map(str, killed.generated[1]))).to_table()
     assert not any(table["failed"].to_pylist())
-    assert not [reason for reason in table["discarded"].to_pylist() if reason and "failed" in reason]
+    assert not [
+        reason for reason in table["discarded"].to_pylist() if reason and "failed" in reason
+    ]
 
 
 def test_a_driver_killed_inside_generation_goes_on_from_there(killed: Killed) -> None:
@@ -230,10 +274,15 @@ def test_a_driver_killed_inside_generation_goes_on_from_there(killed: Killed) ->
     assert 0 < len(there) < COUNT and len(set(there)) == len(there)
     assert killed.generated[0].items() <= killed.generated[3].items()
     assert killed.before_engine.items() <= killed.generated[3].items()
-    assert f"{COUNT - len(there)} sequences generated, {len(there)} were there before" in killed.said[1]
+    assert (
+        f"{COUNT - len(there)} sequences generated, {len(there)} were there before"
+        in killed.said[1]
+    )
 
 
-def test_a_driver_killed_between_generation_and_judging_generates_nothing_again(killed: Killed) -> None:
+def test_a_driver_killed_between_generation_and_judging_generates_nothing_again(
+    killed: Killed,
+) -> None:
     assert not killed.judged[1]
     assert killed.generated[1] == killed.generated[2] == killed.generated[3]
     assert f"0 sequences generated, {COUNT} were there before" in killed.said[2]
@@ -244,15 +293,23 @@ def test_a_driver_killed_inside_judging_judges_nothing_again(killed: Killed) -> 
     assert 0 < len(before) < len(after)
     assert killed.judged[2].items() <= killed.judged[3].items()
     table = pyarrow.dataset.dataset(list(map(str, killed.generated[3]))).to_table()
-    texts = sorted(row["id"] for row in table.select(["id", "discarded"]).to_pylist() if row["discarded"] is None)
-    assert after == [2 * number + place for number in texts for place in (0, 1)]  # two requests each
+    texts = sorted(
+        row["id"]
+        for row in table.select(["id", "discarded"]).to_pylist()
+        if row["discarded"] is None
+    )
+    # two requests each
+    assert after == [2 * number + place for number in texts for place in (0, 1)]
 
 
 def test_the_last_of_the_killed_jobs_accounts_for_all_of_them(folder: Path, killed: Killed) -> None:
-    assert_complete(samples(folder / "killed" / "detection" / "base-1" / "samples"), killed.found, COUNT)
+    assert_complete(
+        samples(folder / "killed" / "detection" / "base-1" / "samples"), killed.found, COUNT
+    )
     assert killed.found["work"]["generated"] == 0 and killed.found["work"]["reused"] == COUNT
     left = len(ids(killed.judged[3])) - len(ids(killed.judged[2]))
-    assert left / 2 <= killed.found["work"]["judged"] < left  # texts of which at least one request was left
+    # texts of which at least one request was left
+    assert left / 2 <= killed.found["work"]["judged"] < left
     assert f"{COUNT} of them reused" in killed.said[3]
 
 
@@ -293,7 +350,10 @@ def test_correction_by_a_judge_that_always_says_the_same_is_refused(folder: Path
     network.save_pretrained(folder / "constant")
     judge = quick_judge(folder) | {"path": str(folder / "constant")}
     config = config_of(folder, estimate="corrected", judge=judge)
-    with pytest.raises(UserError, match=r"detection\.estimate: corrected cannot be had: .*cannot tell some domains apart") as caught:
+    with pytest.raises(
+        UserError,
+        match=r"detection\.estimate: corrected cannot be had: .*cannot tell some domains apart",
+    ) as caught:
         detect(config.detection.models, config, gpu=False)
     assert "\n" not in str(caught.value)
     config = config_of(folder, judge=judge)
@@ -301,7 +361,9 @@ def test_correction_by_a_judge_that_always_says_the_same_is_refused(folder: Path
     found = done.detected["base-1"].distribution
     np.testing.assert_allclose(found["share"], 1 / len(DOMAINS), atol=1e-9)
     assert "cannot tell some domains apart" in found["corrected"]["problem"]
-    np.testing.assert_allclose(found["judge_quality"]["mass"], len(DOMAINS) / len(CLASSES), atol=1e-6)
+    np.testing.assert_allclose(
+        found["judge_quality"]["mass"], len(DOMAINS) / len(CLASSES), atol=1e-6
+    )
 
 
 def test_broken_models_do_not_stop_the_others_and_alone_are_tried_again(folder: Path) -> None:
@@ -311,14 +373,20 @@ def test_broken_models_do_not_stop_the_others_and_alone_are_tried_again(folder: 
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
     models = [folder / "missing", folder / "cut-off", folder / "base-1", folder / "base-2"]
-    config = write(folder, "broken", settings(folder, "broken", models, samples=10, judge=quick_judge(folder)))
+    config = write(
+        folder, "broken", settings(folder, "broken", models, samples=10, judge=quick_judge(folder))
+    )
 
     def check(done: subprocess.CompletedProcess[str], good: list[str], bad: list[str]) -> None:
         assert done.returncode == 1, done.stdout + done.stderr
         (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        assert error.startswith(f"error: {len(good)} of 4 models are detected") and all(name in error for name in bad), error
+        assert error.startswith(f"error: {len(good)} of 4 models are detected") and all(
+            name in error for name in bad
+        ), error
         failed = json.loads((folder / "broken" / "detection" / "failed.json").read_text())
-        assert set(failed) == set(bad) and all(reason.strip() and "\n" not in reason for reason in failed.values())
+        assert set(failed) == set(bad) and all(
+            reason.strip() and "\n" not in reason for reason in failed.values()
+        )
         for name in good:
             found = distribution(folder, "broken", name)
             assert_complete(samples(folder / "broken" / "detection" / name / "samples"), found, 20)
@@ -327,15 +395,22 @@ def test_broken_models_do_not_stop_the_others_and_alone_are_tried_again(folder: 
     check(first, ["base-1", "base-2"], ["missing", "cut-off"])
     failed = json.loads((folder / "broken" / "detection" / "failed.json").read_text())
     assert "no such model folder" in failed["missing"]
-    assert "safetensors" in failed["cut-off"].casefold(), "the reason is not the engine's start but what is wrong with the file"
+    assert "safetensors" in failed["cut-off"].casefold(), (
+        "the reason is not the engine's start but what is wrong with the file"
+    )
 
     weights.write_bytes(whole)
     second = run_job(config)
     check(second, ["base-1", "base-2", "cut-off"], ["missing"])
-    assert "base-1 (2 of 3): 0 sequences generated" in second.stdout and "base-2 (3 of 3): 0 sequences generated" in second.stdout
+    assert (
+        "base-1 (2 of 3): 0 sequences generated" in second.stdout
+        and "base-2 (3 of 3): 0 sequences generated" in second.stdout
+    )
     assert "cut-off (1 of 3): 20 sequences generated" in second.stdout
     for vague in ("SystemException", "See root cause above"):
-        assert vague not in failed["cut-off"], "the reason does not say what is wrong with the model"
+        assert vague not in failed["cut-off"], (
+            "the reason does not say what is wrong with the model"
+        )
 
 
 @contextmanager
@@ -343,7 +418,11 @@ def small_disk(place: Path) -> Iterator[None]:
     """A disk of 64 KiB at ``place``; skips the test where none may be mounted."""
     place.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
-    if os.name != "posix" or shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+    if (
+        os.name != "posix"
+        or shutil.which("mount") is None
+        or subprocess.run(mount, capture_output=True, check=False).returncode
+    ):
         pytest.skip("no disk may be mounted here")
     try:
         yield
@@ -370,7 +449,10 @@ def test_a_full_disk_is_told_in_one_line_and_the_same_command_goes_on(folder: Pa
         subprocess.run(["mount", "-o", "remount,size=16m", str(place)], check=True)
         done = run_job(config)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert f"{200 - len(ids(before))} sequences generated, {len(ids(before))} were there before" in done.stdout
+        assert (
+            f"{200 - len(ids(before))} sequences generated, {len(ids(before))} were there before"
+            in done.stdout
+        )
         assert before.items() <= parts(store).items()
         found = distribution(storage, "full", "base-1")
         assert_complete(samples(storage / "full" / "detection" / "base-1" / "samples"), found, 200)

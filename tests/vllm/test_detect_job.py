@@ -1,4 +1,6 @@
-"""Detection with real engines: several models and one judge, growing stores, the kinds of judge, and what each leaves in the files."""
+"""Detection with real engines: several models and one judge, growing stores, the kinds of judge,
+and what each leaves in the files.
+"""
 
 from __future__ import annotations
 
@@ -20,39 +22,82 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from versatune_ray.config import parse
 from versatune_ray.detection.detect import Detected, Detections, detect
 from versatune_ray.detection.prompt import order_of
 from versatune_ray.detection.summary import place_detection
 from versatune_ray.microworld.prepare import prepare
 from versatune_ray.settings import Config
+from versatune_ray.settings.loading import parse
 
 # The first tokens of three names are the same, and one of them is the beginning of the others.
 DOMAINS = ("law", "law contract", "law criminal", "medicine")
 SAMPLES, REPEATS = 60, 2
-CLASSES = ("other", "Medicine", "law criminal", "law contract", "LAW")  # of the classifier: another order, and one class too many
+# of the classifier: another order, and one class too many
+CLASSES = ("other", "Medicine", "law criminal", "law contract", "LAW")
 LONGEST = 12  # tokens of a text that the classifier reads; most texts are longer
-JUDGE_WORDS = ["law", "contract", "criminal", "medicine", *"ABCD", "A.", "B.", "C.", "D.", "answer", "?"]
+JUDGE_WORDS = [
+    "law",
+    "contract",
+    "criminal",
+    "medicine",
+    *"ABCD",
+    "A.",
+    "B.",
+    "C.",
+    "D.",
+    "answer",
+    "?",
+]
 
 
-def random_model(folder: Path, words: Sequence[str], seed: int, spread: float = 0.02, labels: Sequence[str] | None = None) -> Path:
-    """An ordinary folder with a random Llama that knows ``words``; with ``labels``, a classifier. Heads of 32 suit vLLM on a CPU."""
+def random_model(
+    folder: Path,
+    words: Sequence[str],
+    seed: int,
+    spread: float = 0.02,
+    labels: Sequence[str] | None = None,
+) -> Path:
+    """An ordinary folder with a random Llama that knows ``words``; with ``labels``, a classifier.
+    Heads of 32 suit vLLM on a CPU.
+    """
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+    from transformers import (
+        LlamaConfig,
+        LlamaForCausalLM,
+        LlamaForSequenceClassification,
+        PreTrainedTokenizerFast,
+    )
 
     vocabulary = {word: i for i, word in enumerate(("<s>", "</s>", "<pad>", "<unk>", *words))}
     torch.manual_seed(seed)
-    shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "initializer_range": spread}
+    shape = {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "initializer_range": spread,
+    }
     special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-    config = LlamaConfig(vocab_size=len(vocabulary), max_position_embeddings=256, **shape, **special)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary), max_position_embeddings=256, **shape, **special
+    )
     if labels is not None:
-        config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
-    (LlamaForCausalLM(config) if labels is None else LlamaForSequenceClassification(config)).save_pretrained(folder)
+        config.id2label, config.label2id = (
+            dict(enumerate(labels)),
+            {label: i for i, label in enumerate(labels)},
+        )
+    (
+        LlamaForCausalLM(config) if labels is None else LlamaForSequenceClassification(config)
+    ).save_pretrained(folder)
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
     ).save_pretrained(folder)
     return folder
 
@@ -71,13 +116,18 @@ def classifier_model(folder: Path) -> Path:
     return random_model(folder, [f"w{i}" for i in range(300)], 8, spread=0.3, labels=CLASSES)
 
 
-def write_domains(folder: Path, names: Sequence[str] = DOMAINS, count: int = 10) -> dict[str, dict[str, str]]:
+def write_domains(
+    folder: Path, names: Sequence[str] = DOMAINS, count: int = 10
+) -> dict[str, dict[str, str]]:
     """Records to train on, which detection does not read, and texts to measure the judge on."""
     found, rng = {}, np.random.default_rng(5)
     for name in names:
         train, labelled = folder / f"{name}.train.jsonl", folder / f"{name}.labelled.jsonl"
         train.write_text(json.dumps({"prompt": "w1", "completion": "w2"}) + "\n")
-        texts = [" ".join(f"w{word}" for word in rng.integers(0, 300, rng.integers(5, 25))) for _ in range(count)]
+        texts = [
+            " ".join(f"w{word}" for word in rng.integers(0, 300, rng.integers(5, 25)))
+            for _ in range(count)
+        ]
         labelled.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
         found[name] = {"train": str(train), "labelled": str(labelled)}
     return found
@@ -85,17 +135,27 @@ def write_domains(folder: Path, names: Sequence[str] = DOMAINS, count: int = 10)
 
 def job(config: Path, *overrides: str) -> tuple[list[str], dict[str, str]]:
     """Command and environment of jobs/detect.py on a cluster of its own."""
-    command = [sys.executable, str(ROOT / "jobs" / "detect.py"), "--config", str(config), *overrides]
+    command = [
+        sys.executable,
+        str(ROOT / "jobs" / "detect.py"),
+        "--config",
+        str(config),
+        *overrides,
+    ]
     return command, os.environ | {"RAY_ADDRESS": "local"}
 
 
 def run_job(config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     command, environment = job(config, *overrides)
-    return subprocess.run(command, capture_output=True, text=True, cwd=config.parent, env=environment, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=config.parent, env=environment, check=False
+    )
 
 
 def distribution(storage: Path, run: str, model: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((storage / run / "detection" / model / "distribution.json").read_text())
+    found: dict[str, Any] = json.loads(
+        (storage / run / "detection" / model / "distribution.json").read_text()
+    )
     return found
 
 
@@ -106,17 +166,27 @@ def samples(folder: Path) -> pa.Table:
 def assert_complete(table: pa.Table, found: dict[str, Any], count: int) -> None:
     """Every id is there once, with probabilities that sum to 1 or the reason why there are none."""
     assert table["id"].to_pylist() == list(range(count))
-    assert table["repeat"].to_pylist() == [number % len(found["repeats"]) for number in range(count)]
+    assert table["repeat"].to_pylist() == [
+        number % len(found["repeats"]) for number in range(count)
+    ]
     judged = table.filter(table["discarded"].is_null())
-    np.testing.assert_allclose(np.sum([judged[name].to_numpy() for name in found["domains"]], axis=0), 1, atol=1e-6)
+    np.testing.assert_allclose(
+        np.sum([judged[name].to_numpy() for name in found["domains"]], axis=0), 1, atol=1e-6
+    )
     assert found["samples"] == count
-    assert found["discarded"]["total"] == count - judged.num_rows == sum(found["discarded"]["reasons"].values())
+    assert (
+        found["discarded"]["total"]
+        == count - judged.num_rows
+        == sum(found["discarded"]["reasons"].values())
+    )
     assert np.isclose(sum(found["share"]), 1)
 
 
 @pytest.fixture(scope="module")
 def storage() -> Iterator[Path]:
-    """A folder with three base models, a judge, a classifier and the settings of a job: none of them knows anything."""
+    """A folder with three base models, a judge, a classifier and the settings of a job: none of
+    them knows anything.
+    """
     folder = Path(tempfile.mkdtemp(prefix="versatune-test-"))
     try:
         for seed in (1, 2, 3):
@@ -133,7 +203,11 @@ def storage() -> Iterator[Path]:
                 "repeats": REPEATS,
                 "generation": {"max_tokens": 24},
                 "engine": {"batch_size": 64},
-                "judge": {"kind": "classifier", "path": str(classifier_model(folder / "classifier")), "max_text_tokens": LONGEST},
+                "judge": {
+                    "kind": "classifier",
+                    "path": str(classifier_model(folder / "classifier")),
+                    "max_text_tokens": LONGEST,
+                },
             },
         }
         judge_model(folder / "judge")
@@ -151,16 +225,22 @@ def first(storage: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def again(storage: Path, first: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+def again(
+    storage: Path, first: subprocess.CompletedProcess[str]
+) -> subprocess.CompletedProcess[str]:
     before = {file: file.stat().st_mtime_ns for file in (storage / ".cache").rglob("*.parquet")}
     done = run_job(storage / "job.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {file: file.stat().st_mtime_ns for file in (storage / ".cache").rglob("*.parquet")} == before
+    assert {
+        file: file.stat().st_mtime_ns for file in (storage / ".cache").rglob("*.parquet")
+    } == before
     return done
 
 
 def settings_of(storage: Path, **detection: Any) -> Config:
-    """The job's settings, others where ``detection`` says so; for one model, since the sequences of all are there."""
+    """The job's settings, others where ``detection`` says so; for one model, since the sequences of
+    all are there.
+    """
     tree = yaml.safe_load((storage / "job.yaml").read_text())
     tree["detection"] |= {"models": [str(storage / "base-1")], **detection}
     config: Config = parse(tree)
@@ -173,36 +253,69 @@ def detect_here(config: Config) -> tuple[Detections, Detected]:
 
 
 def vllm_judge(storage: Path, **judge: Any) -> dict[str, Any]:
-    return {"path": str(storage / "judge"), "prompt": "? {text} answer", "max_text_tokens": 64, **judge}
+    return {
+        "path": str(storage / "judge"),
+        "prompt": "? {text} answer",
+        "max_text_tokens": 64,
+        **judge,
+    }
 
 
 def answers(one: Detected) -> dict[int, dict[str, Any]]:
     """The judge's rows by id."""
-    rows = pyarrow.dataset.dataset(sorted(map(str, one.judged.glob("*.parquet")))).to_table().to_pylist()
+    rows = (
+        pyarrow.dataset.dataset(sorted(map(str, one.judged.glob("*.parquet"))))
+        .to_table()
+        .to_pylist()
+    )
     assert len({row["id"] for row in rows}) == len(rows)
     return {row["id"]: row for row in rows}
 
 
 def texts_of(one: Detected) -> dict[int, str]:
-    rows = pyarrow.dataset.dataset(sorted(map(str, one.source.folder.glob("*.parquet")))).to_table().to_pylist()
-    return {row["id"]: row["text"] for row in rows if row["discarded"] is None and row["id"] < one.count}
+    rows = (
+        pyarrow.dataset.dataset(sorted(map(str, one.source.folder.glob("*.parquet"))))
+        .to_table()
+        .to_pylist()
+    )
+    return {
+        row["id"]: row["text"] for row in rows if row["discarded"] is None and row["id"] < one.count
+    }
 
 
-def test_every_model_of_a_job_gets_its_distribution_and_all_its_samples(storage: Path, first: subprocess.CompletedProcess[str]) -> None:
+def test_every_model_of_a_job_gets_its_distribution_and_all_its_samples(
+    storage: Path, first: subprocess.CompletedProcess[str]
+) -> None:
     for seed in (1, 2, 3):
         found = distribution(storage, "many", f"base-{seed}")
-        assert_complete(samples(storage / "many" / "detection" / f"base-{seed}" / "samples"), found, SAMPLES * REPEATS)
-        assert found["work"]["generated"] == SAMPLES * REPEATS and found["tolerance"]["asked"] is None
+        assert_complete(
+            samples(storage / "many" / "detection" / f"base-{seed}" / "samples"),
+            found,
+            SAMPLES * REPEATS,
+        )
+        assert (
+            found["work"]["generated"] == SAMPLES * REPEATS and found["tolerance"]["asked"] is None
+        )
         assert sum(found["judge_quality"]["records"]) == 10 * len(DOMAINS)
     assert json.loads((storage / "many" / "detection" / "failed.json").read_text()) == {}
     with (storage / "many" / "detection" / "comparison.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    assert [(row["model"], row["domain"]) for row in rows] == [(f"base-{seed}", name) for seed in (1, 2, 3) for name in DOMAINS]
-    assert all(0 <= float(row["low"]) <= float(row["share"]) <= float(row["high"]) <= 1 for row in rows)
+    assert [(row["model"], row["domain"]) for row in rows] == [
+        (f"base-{seed}", name) for seed in (1, 2, 3) for name in DOMAINS
+    ]
+    assert all(
+        0 <= float(row["low"]) <= float(row["share"]) <= float(row["high"]) <= 1 for row in rows
+    )
 
 
-def test_one_pass_of_the_judge_reads_the_texts_of_all_models(storage: Path, first: subprocess.CompletedProcess[str]) -> None:
-    judged = [line for line in first.stdout.splitlines() if line.startswith("[detection]") and "texts judged" in line]
+def test_one_pass_of_the_judge_reads_the_texts_of_all_models(
+    storage: Path, first: subprocess.CompletedProcess[str]
+) -> None:
+    judged = [
+        line
+        for line in first.stdout.splitlines()
+        if line.startswith("[detection]") and "texts judged" in line
+    ]
     found = [distribution(storage, "many", f"base-{seed}") for seed in (1, 2, 3)]
     texts = sum(one["samples"] - one["discarded"]["total"] for one in found) + 10 * len(DOMAINS)
     assert len(judged) == 1
@@ -210,9 +323,14 @@ def test_one_pass_of_the_judge_reads_the_texts_of_all_models(storage: Path, firs
     assert first.stdout.index("base-3 (3 of 3)") < first.stdout.index("texts judged")
 
 
-def test_the_same_command_generates_and_judges_nothing(storage: Path, again: subprocess.CompletedProcess[str]) -> None:
+def test_the_same_command_generates_and_judges_nothing(
+    storage: Path, again: subprocess.CompletedProcess[str]
+) -> None:
     for place, seed in enumerate((1, 2, 3), 1):
-        assert f"base-{seed} ({place} of 3): 0 sequences generated, {SAMPLES * REPEATS} were there before" in again.stdout
+        assert (
+            f"base-{seed} ({place} of 3): 0 sequences generated, {SAMPLES * REPEATS} were there "
+            f"before" in again.stdout
+        )
     assert "0 texts judged" in again.stdout
     assert "[detection] reused in" in again.stdout
     assert "engine" not in again.stdout
@@ -223,7 +341,11 @@ def test_the_same_command_generates_and_judges_nothing(storage: Path, again: sub
 def test_more_samples_then_a_tolerance_make_only_what_is_missing(storage: Path) -> None:
     done, one = detect_here(settings_of(storage, samples=200))
     before = {file: file.stat().st_mtime_ns for file in one.source.folder.glob("*.parquet")}
-    assert one.work == {"generated": 400 - SAMPLES * REPEATS, "judged": one.work["judged"]} and one.work["judged"] > 0 and not done.reused
+    assert (
+        one.work == {"generated": 400 - SAMPLES * REPEATS, "judged": one.work["judged"]}
+        and one.work["judged"] > 0
+        and not done.reused
+    )
     assert one.distribution["work"]["generated"] == 400 - SAMPLES * REPEATS
     assert one.distribution["samples"] == 400
 
@@ -231,7 +353,12 @@ def test_more_samples_then_a_tolerance_make_only_what_is_missing(storage: Path) 
     asked = 0.85 * one.distribution["tolerance"]["reached"]
     done, one = detect_here(settings_of(storage, samples=1000, tolerance=asked))
     found = one.distribution
-    assert found["tolerance"] == {"asked": asked, "reached": found["tolerance"]["reached"], "rounds": one.rounds, "cap": 2000}
+    assert found["tolerance"] == {
+        "asked": asked,
+        "reached": found["tolerance"]["reached"],
+        "rounds": one.rounds,
+        "cap": 2000,
+    }
     assert found["tolerance"]["reached"] <= asked
     assert one.rounds >= 2 and 400 < one.count < 2000
     assert found["samples"] == one.count
@@ -249,7 +376,10 @@ def test_a_classifiers_answers_are_those_of_transformers(storage: Path) -> None:
     done, one = detect_here(config)
     assert done.reused
     path, texts, rows = storage / "classifier", texts_of(one), answers(one)
-    tokenizer, network = AutoTokenizer.from_pretrained(path), AutoModelForSequenceClassification.from_pretrained(path).eval()
+    tokenizer, network = (
+        AutoTokenizer.from_pretrained(path),
+        AutoModelForSequenceClassification.from_pretrained(path).eval(),
+    )
     chosen = [[label.casefold() for label in CLASSES].index(name) for name in DOMAINS]
     assert max(len(text.split()) for text in texts.values()) > LONGEST  # one has to be cut
     for number in sorted(texts)[:20]:
@@ -258,11 +388,14 @@ def test_a_classifiers_answers_are_those_of_transformers(storage: Path) -> None:
             every = network(ids).logits[0].double().softmax(0)[chosen].numpy()
         np.testing.assert_allclose(rows[number]["mass"], every.sum(), atol=1e-5)
         np.testing.assert_allclose(rows[number]["values"], every / every.sum(), atol=1e-5)
-    assert len({round(row["values"][0], 3) for row in rows.values()}) > 20  # the texts differ for the model
+    # the texts differ for the model
+    assert len({round(row["values"][0], 3) for row in rows.values()}) > 20
 
 
 @pytest.mark.usefixtures("ray_cluster", "again")
-def test_names_that_begin_alike_take_several_requests_and_sum_to_one(storage: Path, tmp_path: Path) -> None:
+def test_names_that_begin_alike_take_several_requests_and_sum_to_one(
+    storage: Path, tmp_path: Path
+) -> None:
     config = settings_of(storage, judge=vllm_judge(storage, labels="names"))
     done, one = detect_here(config)
     assert done.spec.requests == 2
@@ -277,12 +410,16 @@ def test_names_that_begin_alike_take_several_requests_and_sum_to_one(storage: Pa
     number = min(texts)
     law, (end, contract, criminal) = rows[2 * number]["values"], rows[2 * number + 1]["values"]
     expected = [law[0] * end, law[0] * contract, law[0] * criminal, law[1]]
-    np.testing.assert_allclose([table[name][number].as_py() for name in DOMAINS], expected, atol=1e-9)
+    np.testing.assert_allclose(
+        [table[name][number].as_py() for name in DOMAINS], expected, atol=1e-9
+    )
 
 
 @pytest.mark.usefixtures("ray_cluster", "again")
 def test_options_in_every_order_show_what_the_judge_likes(storage: Path) -> None:
-    done, one = detect_here(settings_of(storage, judge=vllm_judge(storage, prompt="{options} ? {text} answer")))
+    done, one = detect_here(
+        settings_of(storage, judge=vllm_judge(storage, prompt="{options} ? {text} answer"))
+    )
     assert done.spec.question.orders == len(DOMAINS)
     positions = one.distribution["positions"]
     assert np.isclose(sum(positions["share"]), 1) and len(positions["share"]) == len(DOMAINS)
@@ -290,14 +427,19 @@ def test_options_in_every_order_show_what_the_judge_likes(storage: Path) -> None
     # What the judge gives to A, to B … counts for the domain that stood there.
     rows = answers(one)
     orders = dict(zip(rows, order_of(np.array(list(rows)), len(DOMAINS)), strict=True))
-    by_letter = [np.mean([row["values"] for number, row in rows.items() if orders[number] == order], axis=0) for order in range(4)]
+    by_letter = [
+        np.mean([row["values"] for number, row in rows.items() if orders[number] == order], axis=0)
+        for order in range(4)
+    ]
     np.testing.assert_allclose(positions["share"], np.mean(by_letter, axis=0), atol=1e-9)
     shares = [np.roll(row["values"], orders[number]) for number, row in rows.items()]
     np.testing.assert_allclose(one.distribution["share"], np.mean(shares, axis=0), atol=1e-9)
 
 
 @pytest.mark.usefixtures("ray_cluster", "again")
-def test_written_labels_count_whole_and_unreadable_answers_are_kept(storage: Path, tmp_path: Path) -> None:
+def test_written_labels_count_whole_and_unreadable_answers_are_kept(
+    storage: Path, tmp_path: Path
+) -> None:
     config = settings_of(storage, judge=vllm_judge(storage, answer="label", answer_tokens=4))
     done, one = detect_here(config)
     rows = answers(one)
@@ -312,15 +454,26 @@ def test_written_labels_count_whole_and_unreadable_answers_are_kept(storage: Pat
     assert_complete(table, one.distribution, SAMPLES * REPEATS)
     kept = {row["id"]: row for row in table.to_pylist()}
     for row in rows.values():
-        assert kept[row["id"]]["answer"] == row["answer"] and kept[row["id"]]["discarded"] == row["discarded"]
+        assert (
+            kept[row["id"]]["answer"] == row["answer"]
+            and kept[row["id"]]["discarded"] == row["discarded"]
+        )
     assert any(row["answer"].strip() for row in unread)
     reasons = one.distribution["discarded"]["reasons"]
-    assert sum(reasons.get(reason, 0) for reason in {row["discarded"] for row in unread}) == len(unread)
+    assert sum(reasons.get(reason, 0) for reason in {row["discarded"] for row in unread}) == len(
+        unread
+    )
 
 
-def test_named_domains_are_measured_on_their_own_records_even_if_called_like_the_microworlds(storage: Path) -> None:
-    """Without `labelled` these are the held-out ones; the microworld has a law and a medicine too."""
-    tree = yaml.safe_load((storage / "job.yaml").read_text()) | {"base": {"rows": 3600, "judge_rows": 0}}
+def test_named_domains_are_measured_on_their_own_records_even_if_called_like_the_microworlds(
+    storage: Path,
+) -> None:
+    """Without `labelled` these are the held-out ones; the microworld has a law and a medicine
+    too.
+    """
+    tree = yaml.safe_load((storage / "job.yaml").read_text()) | {
+        "base": {"rows": 3600, "judge_rows": 0}
+    }
     for name in DOMAINS:
         tree["domains"][name] = {"train": tree["domains"][name]["train"]}
     config = parse(tree)

@@ -1,4 +1,6 @@
-"""``jobs/evaluate.py`` on real engines: the harness's own numbers, several models side by side, nothing measured twice."""
+"""``jobs/evaluate.py`` on real engines: the harness's own numbers, several models side by side,
+nothing measured twice.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +34,24 @@ def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "heads-of-32"
     shutil.copytree(tiny_model, folder)
     torch.manual_seed(1)
-    shape = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=256, initializer_range=0.3)).save_pretrained(folder)
+    shape = {
+        "vocab_size": 64,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    LlamaForCausalLM(
+        LlamaConfig(**shape, max_position_embeddings=256, initializer_range=0.3)
+    ).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def job(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Choices that a model of random weights prefers one way or another, and questions that it cannot answer."""
+    """Choices that a model of random weights prefers one way or another, and questions that it
+    cannot answer.
+    """
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("benchmarks")
     choice = [
         {
@@ -49,9 +61,14 @@ def job(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
         }
         for _ in range(40)
     ]
-    question = [{"question": " ".join(rng.choice(WORDS, 4)), "answer": str(rng.choice(WORDS))} for _ in range(30)]
+    question = [
+        {"question": " ".join(rng.choice(WORDS, 4)), "answer": str(rng.choice(WORDS))}
+        for _ in range(30)
+    ]
     for name, records in (("exam", choice), ("quiz", question)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps(record) + "\n" for record in records)
+        )
     return {
         "run": "measured",
         "storage": str(folder / "runs"),
@@ -60,7 +77,12 @@ def job(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
         "evaluation": {
             "limit": LIMIT,
             "max_tokens": 4,
-            "benchmarks": {"law": [{"task": str(folder / "exam.jsonl"), "shots": 1, "choices": "texts"}, str(folder / "quiz.jsonl")]},
+            "benchmarks": {
+                "law": [
+                    {"task": str(folder / "exam.jsonl"), "shots": 1, "choices": "texts"},
+                    str(folder / "quiz.jsonl"),
+                ]
+            },
             "models": {"copy": str(model)},
         },
     }
@@ -70,20 +92,34 @@ def evaluate(job: dict[str, Any], *overrides: str, status: int = 0) -> str:
     file = Path(job["storage"]).with_name("job.yaml")
     file.write_text(yaml.safe_dump(job, sort_keys=False))
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    command = [sys.executable, str(ROOT / "jobs" / "evaluate.py"), "--config", str(file), *overrides]
+    command = [
+        sys.executable,
+        str(ROOT / "jobs" / "evaluate.py"),
+        "--config",
+        str(file),
+        *overrides,
+    ]
     done = subprocess.run(
-        command, env=environment, cwd=file.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=500
+        command,
+        env=environment,
+        cwd=file.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=500,
     )
     assert done.returncode == status, done.stdout
     return done.stdout
 
 
-def test_the_numbers_are_the_harnesss_own_and_are_kept(ray_cluster: None, job: dict[str, Any], model: Path) -> None:
+def test_the_numbers_are_the_harnesss_own_and_are_kept(
+    ray_cluster: None, job: dict[str, Any], model: Path
+) -> None:
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    from versatune_ray.config import parse
     from versatune_ray.evaluation.benchmarks import asked, task_manager
+    from versatune_ray.settings.loading import parse
 
     printed = evaluate(job)
     folder = Path(job["storage"])
@@ -91,7 +127,8 @@ def test_the_numbers_are_the_harnesss_own_and_are_kept(ray_cluster: None, job: d
     found = {(row["model"], row["benchmark"]): row for row in rows}
     assert set(found) == {(model, name) for model in ("base", "copy") for name in ("exam", "quiz")}
 
-    # The same task, model and limit through the harness alone, with Hugging Face's forward pass instead of vLLM's.
+    # The same task, model and limit through the harness alone, with Hugging Face's forward pass
+    # instead of vLLM's.
     config = parse(job)
     (exam, quiz) = asked(config, config.cache_folder)
     alone = HFLM(pretrained=str(model), device="cpu", dtype="float32", batch_size=8)
@@ -108,17 +145,22 @@ def test_the_numbers_are_the_harnesss_own_and_are_kept(ray_cluster: None, job: d
             row = found[name, one.name]
             assert (row["metric"], row["n"], row["unit"]) == (metric, LIMIT, "share")
             np.testing.assert_allclose(
-                [row["value"], row["standard_error"]], [own[f"{metric},none"], own[f"{metric}_stderr,none"]], atol=1e-9
+                [row["value"], row["standard_error"]],
+                [own[f"{metric},none"], own[f"{metric}_stderr,none"]],
+                atol=1e-9,
             )
     assert 0 < found["base", "exam"]["value"] < 1
     mean = (found["base", "exam"]["value"] + found["base", "quiz"]["value"]) / 2
-    assert f"{100 * mean:.1f} ±" in next(line for line in printed.splitlines() if line.startswith("base"))
+    assert f"{100 * mean:.1f} ±" in next(
+        line for line in printed.splitlines() if line.startswith("base")
+    )
     assert 'id="benchmarks"' in (folder / "measured" / "report.html").read_text()
 
     results = list((folder / ".cache" / "benchmark-result").glob("*/result.json"))
     assert len(results) == 2, "two models with the same weights share their results"
     before = {file: file.stat().st_mtime_ns for file in results}
-    again = versatune_ray.evaluate(job)  # as a notebook does it, and without an engine: everything is there
+    # as a notebook does it, and without an engine: everything is there
+    again = versatune_ray.evaluate(job)
     assert {file: file.stat().st_mtime_ns for file in results} == before
     assert again.scores["base"]["law"].value == pytest.approx(mean)
 
@@ -126,7 +168,14 @@ def test_the_numbers_are_the_harnesss_own_and_are_kept(ray_cluster: None, job: d
 def test_what_fails_is_named_and_the_others_go_on(job: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{}")
-    printed = evaluate(job | {"run": "partly"}, f"evaluation.models.broken={tmp_path / 'broken'}", status=1)
-    assert "2 measurements failed (broken: exam:" in printed and "the same command tries them again" in printed
-    rows = json.loads((Path(job["storage"]) / "partly" / "evaluation" / "results.json").read_text())["results"]
+    printed = evaluate(
+        job | {"run": "partly"}, f"evaluation.models.broken={tmp_path / 'broken'}", status=1
+    )
+    assert (
+        "2 measurements failed (broken: exam:" in printed
+        and "the same command tries them again" in printed
+    )
+    rows = json.loads(
+        (Path(job["storage"]) / "partly" / "evaluation" / "results.json").read_text()
+    )["results"]
     assert {row["model"] for row in rows} == {"base", "copy"}

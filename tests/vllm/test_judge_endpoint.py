@@ -1,4 +1,6 @@
-"""The judge over HTTP against vLLM's own server: the probabilities are the model's, and what the server refuses is told."""
+"""The judge over HTTP against vLLM's own server: the probabilities are the model's, and what the
+server refuses is told.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ from versatune_ray.settings import Http, Judge
 KEY_VARIABLE = "VERSATUNE_TEST_JUDGE_KEY"
 DOMAINS = ("law", "medicine", "finance", "science", "code", "general")
 QUESTION = Question(DOMAINS, {}, "{text} of {options} ?", permute=True)
-QUESTIONS = [(QUESTION.prompt(order), QUESTION.option_names(order)) for order in range(QUESTION.orders)]
+QUESTIONS = [
+    (QUESTION.prompt(order), QUESTION.option_names(order)) for order in range(QUESTION.orders)
+]
 TEXTS = [" ".join(f"w{(i * j) % 9}" for j in range(1, 2 + i % 7)) for i in range(48)]
 
 
@@ -43,7 +47,9 @@ class Served(NamedTuple):
 
 @pytest.fixture(scope="module")
 def judge_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama that knows 20 words, as many as an endpoint gives log-probabilities of; heads of 32 suit vLLM on a CPU."""
+    """A random Llama that knows 20 words, as many as an endpoint gives log-probabilities of; heads
+    of 32 suit vLLM on a CPU.
+    """
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -51,34 +57,73 @@ def judge_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("judge") / "random-judge"
     words = ["<s>", "</s>", "<pad>", *"ABCDEF", "answer", "?", *(f"w{i}" for i in range(9))]
     torch.manual_seed(0)
-    settings = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "initializer_range": 0.3}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(words), max_position_embeddings=128, **settings)).save_pretrained(folder)
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
+    settings = {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "initializer_range": 0.3,
+    }
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(words), max_position_embeddings=128, **settings)
+    ).save_pretrained(folder)
+    backend = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>")
+    )
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
-    tokenizer.chat_template = "{{ bos_token }} {% for message in messages %}{{ message['content'] }} {% endfor %}answer"
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+    tokenizer.chat_template = (
+        "{{ bos_token }} {% for message in messages %}{{ message['content'] }} {% endfor %}answer"
+    )
     tokenizer.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def served(judge_model: Path) -> Iterator[Served]:
-    """vLLM's server on a free port of this machine, with a key of its own, ended afterwards with all its processes."""
+    """vLLM's server on a free port of this machine, with a key of its own, ended afterwards with
+    all its processes.
+    """
     key = secrets.token_urlsafe(24)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(judge_model), "--served-model-name", "judge"]
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(judge_model),
+        "--served-model-name",
+        "judge",
+    ]
     command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--dtype", "float32"]
-    environment = os.environ | {"VLLM_API_KEY": key, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    environment = os.environ | {
+        "VLLM_API_KEY": key,
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
     log = judge_model.parent / "server.log"
     with log.open("w") as output:
-        server = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        server = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     before = os.environ.get(KEY_VARIABLE)
     os.environ[KEY_VARIABLE] = key
     try:
         wait_for(f"http://127.0.0.1:{port}/health", server, log)
-        yield Served(judge_model, Endpoint(f"http://127.0.0.1:{port}/v1", "judge", KEY_VARIABLE, concurrency=8, retries=1))
+        yield Served(
+            judge_model,
+            Endpoint(
+                f"http://127.0.0.1:{port}/v1", "judge", KEY_VARIABLE, concurrency=8, retries=1
+            ),
+        )
     finally:
         os.environ.pop(KEY_VARIABLE)
         if before is not None:
@@ -105,10 +150,19 @@ def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 def batch(texts: Sequence[str]) -> pa.Table:
     n = len(texts)
-    return pa.table({"id": np.arange(n), "store": np.zeros(n, np.int64), "text": list(texts), "order": np.arange(n) % len(QUESTIONS)})
+    return pa.table(
+        {
+            "id": np.arange(n),
+            "store": np.zeros(n, np.int64),
+            "text": list(texts),
+            "order": np.arange(n) % len(QUESTIONS),
+        }
+    )
 
 
-def ask(endpoint: Endpoint, texts: Sequence[str], answer: Any = "probabilities", longest_text: int = 200) -> list[dict[str, Any]]:
+def ask(
+    endpoint: Endpoint, texts: Sequence[str], answer: Any = "probabilities", longest_text: int = 200
+) -> list[dict[str, Any]]:
     judge = HttpJudge(endpoint, QUESTIONS, answer, answer_tokens=6, longest_text=longest_text)
 
     async def run() -> pa.Table:
@@ -127,12 +181,19 @@ def expected(model: Path) -> tuple[np.ndarray, np.ndarray]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer, network = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model).eval()
+    tokenizer, network = (
+        AutoTokenizer.from_pretrained(model),
+        AutoModelForCausalLM.from_pretrained(model).eval(),
+    )
     shares, mass = [], []
     for i, text in enumerate(TEXTS):
         prompt, names = QUESTIONS[i % len(QUESTIONS)]
         chat = [{"role": "user", "content": prompt.replace("{text}", text)}]
-        ids = tokenizer(tokenizer.apply_chat_template(chat, tokenize=False), add_special_tokens=False, return_tensors="pt").input_ids
+        ids = tokenizer(
+            tokenizer.apply_chat_template(chat, tokenize=False),
+            add_special_tokens=False,
+            return_tensors="pt",
+        ).input_ids
         with torch.inference_mode():
             logits = network(ids).logits[0, -1].double()
         options = tokenizer.convert_tokens_to_ids(names)
@@ -147,7 +208,9 @@ def test_probabilities_are_those_of_the_model(served: Served) -> None:
     assert shares.std(axis=0).min() > 0.01  # the texts differ for the model
     np.testing.assert_allclose([row["values"] for row in rows], shares, atol=1e-3)
     np.testing.assert_allclose([row["mass"] for row in rows], mass, atol=1e-3)
-    assert all(row["discarded"] is None and row["answer"] is None and not row["failed"] for row in rows)
+    assert all(
+        row["discarded"] is None and row["answer"] is None and not row["failed"] for row in rows
+    )
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -156,13 +219,20 @@ def test_as_a_stage_of_ray_data_it_gives_the_same(served: Served) -> None:
 
     at = served.endpoint
     settings = Judge(
-        kind="http", path=at.model, http=Http(url=at.url, key_variable=at.key_variable, concurrency=8), prompt=QUESTION.template
+        kind="http",
+        path=at.model,
+        http=Http(url=at.url, key_variable=at.key_variable, concurrency=8),
+        prompt=QUESTION.template,
     )
     spec = JudgeSpec(settings, QUESTION, "", trust_remote_code=False, gpu=False)
-    found = http_stage(spec, ray.data.from_arrow([batch(TEXTS).slice(i, 8) for i in range(0, len(TEXTS), 8)]))
+    found = http_stage(
+        spec, ray.data.from_arrow([batch(TEXTS).slice(i, 8) for i in range(0, len(TEXTS), 8)])
+    )
     rows = sorted(found.take_all(), key=lambda row: row["id"])
     assert [row["id"] for row in rows] == list(range(len(TEXTS)))
-    np.testing.assert_allclose([row["values"] for row in rows], expected(served.model)[0], atol=1e-3)
+    np.testing.assert_allclose(
+        [row["values"] for row in rows], expected(served.model)[0], atol=1e-3
+    )
 
 
 def test_in_label_mode_the_judge_writes(served: Served) -> None:
@@ -171,7 +241,11 @@ def test_in_label_mode_the_judge_writes(served: Served) -> None:
         label, reason = parse_label(row["answer"], QUESTIONS[i % len(QUESTIONS)][1])
         assert row["discarded"] == reason and not row["failed"]
         assert len(row["answer"].split()) <= 6
-        assert math.isnan(row["values"][0]) if label is None else row["values"] == np.eye(len(DOMAINS))[label].tolist()
+        assert (
+            math.isnan(row["values"][0])
+            if label is None
+            else row["values"] == np.eye(len(DOMAINS))[label].tolist()
+        )
 
 
 def test_a_text_that_is_too_long_for_the_server_fails_alone(served: Served) -> None:
@@ -182,7 +256,10 @@ def test_a_text_that_is_too_long_for_the_server_fails_alone(served: Served) -> N
 
 def test_a_wrong_key_is_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY_VARIABLE, "not-the-key")
-    with pytest.raises(UserError, match=f"{served.endpoint.url}: the endpoint does not accept the key .* {KEY_VARIABLE}") as caught:
+    with pytest.raises(
+        UserError,
+        match=f"{served.endpoint.url}: the endpoint does not accept the key .* {KEY_VARIABLE}",
+    ) as caught:
         ask(served.endpoint, TEXTS)
     assert "not-the-key" not in str(caught.value)
 

@@ -1,4 +1,6 @@
-"""The whole path on a small microworld, as a user runs it: real vLLM, Ray Data and Ray Train, and a second run from the caches."""
+"""The whole path on a small microworld, as a user runs it: real vLLM, Ray Data and Ray Train, and a
+second run from the caches.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,14 @@ SETTINGS = {
 
 
 def pipeline(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "jobs" / "pipeline.py"), "--config", str(folder / "small.yaml"), f"storage={folder}", *overrides]
+    command = [
+        sys.executable,
+        str(ROOT / "jobs" / "pipeline.py"),
+        "--config",
+        str(folder / "small.yaml"),
+        f"storage={folder}",
+        *overrides,
+    ]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
 
 
@@ -42,16 +51,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(folder: Path) -> Path:
-    """The first run goes through ``jobs/quickstart``: a head of its own, ``ray job submit``, and nothing left behind."""
+    """The first run goes through ``jobs/quickstart``: a head of its own, ``ray job submit``, and
+    nothing left behind.
+    """
     before = folders()
-    command = ["bash", str(ROOT / "jobs" / "quickstart"), "--config", str(folder / "small.yaml"), f"storage={folder}"]
+    command = [
+        "bash",
+        str(ROOT / "jobs" / "quickstart"),
+        "--config",
+        str(folder / "small.yaml"),
+        f"storage={folder}",
+    ]
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=folder, env=os.environ | {"VERSATUNE_TEST": str(folder)}, check=False
+        command,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=os.environ | {"VERSATUNE_TEST": str(folder)},
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.rstrip().endswith(str(folder / "small" / "report.html"))
-    deadline = time.monotonic() + 20  # some helpers of Ray's dashboard notice a moment later that it is gone
-    while (left := [process for process in psutil.process_iter() if started_by(process, folder)]) and time.monotonic() < deadline:
+    # some helpers of Ray's dashboard notice a moment later that it is gone
+    deadline = time.monotonic() + 20
+    while (
+        left := [process for process in psutil.process_iter() if started_by(process, folder)]
+    ) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert left == []
     assert folders() == before
@@ -59,7 +84,9 @@ def run(folder: Path) -> Path:
 
 
 def started_by(process: psutil.Process, folder: Path) -> bool:
-    """Whatever the quickstart started inherits its environment; other work on this machine is nobody's business here."""
+    """Whatever the quickstart started inherits its environment; other work on this machine is
+    nobody's business here.
+    """
     try:
         return process.environ().get("VERSATUNE_TEST") == str(folder)
     except psutil.Error:
@@ -90,7 +117,10 @@ def test_tuning_lowers_held_out_loss_in_every_domain_and_vllm_serves_the_result(
     domains = {row["domain"] for row in rows}
     assert len(domains) == 6
     assert all(value["tuned", name, "loss"] < value["base", name, "loss"] for name in domains)
-    matches = [np.mean([value[model, name, "exact_match"] for name in domains]) for model in ("base", "tuned")]
+    matches = [
+        np.mean([value[model, name, "exact_match"] for name in domains])
+        for model in ("base", "tuned")
+    ]
     assert matches[1] > matches[0]
 
 

@@ -1,1 +1,3 @@
-"""Knowledge detection, Algorithm 1 of VersaTune: generate from BOS, judge every sequence, average."""
+"""Knowledge detection, Algorithm 1 of VersaTune: generate from BOS, judge every sequence,
+average.
+"""

@@ -1,4 +1,6 @@
-"""From the judge's probabilities to the detected distribution, and the published ones by name. NumPy and SciPy only."""
+"""From the judge's probabilities to the detected distribution, and the published ones by name.
+NumPy and SciPy only.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,11 @@ from versatune_ray.errors import UserError
 Array = NDArray[np.float64]
 
 Z = 1.959964  # 97.5 % point of the normal distribution
-REPEATS_DIFFER = 0.001  # p-value under which the repeats, not the sequences, are taken as the independent observations
+# p-value under which the repeats, not the sequences, are taken as the independent observations
+REPEATS_DIFFER = 0.001
 
-# Percent, as published with the paper's code (VersaTune, arXiv 2411.11266); its sixth domain is called "other" there.
+# Percent, as published with the paper's code (VersaTune, arXiv 2411.11266); its sixth domain is
+# called "other" there.
 _PUBLISHED_DOMAINS = ("law", "medicine", "finance", "science", "code", "general")
 PUBLISHED = {
     "llama-2-7b": (5.72, 8.67, 6.54, 5.96, 8.14, 64.97),
@@ -40,7 +44,8 @@ class Estimate:
         share: [k], sums to 1.
         ci95: [k, 2], 95 % interval of each share by itself.
         repeats: [T, k], share per repeat, NaN where a repeat is empty.
-        differ: p-value of the hypothesis that the repeats differ by the sampling of sequences only; 1 with fewer than two repeats.
+        differ: p-value of the hypothesis that the repeats differ by the sampling of sequences only;
+            1 with fewer than two repeats.
     """
 
     share: Array
@@ -57,9 +62,10 @@ def estimate(probabilities: Array, repeat: NDArray[np.int64], repeats: int) -> E
         repeat: repeat of each sequence, shape [n], in 0 … T-1.
         repeats: T.
 
-    The intervals (ours) are Wilson's, with the number of yes-or-no answers that would vary as much as the probabilities do. Repeats that
-    differ (p < 0.001) show that the sequences of one repeat are not independent: then the intervals are those of the repeats' means
-    (t distribution), or Wilson's where these reach further.
+    The intervals (ours) are Wilson's, with the number of yes-or-no answers that would vary as much
+    as the probabilities do. Repeats that differ (p < 0.001) show that the sequences of one repeat
+    are not independent: then the intervals are those of the repeats' means (t distribution), or
+    Wilson's where these reach further.
 
     Raises:
         ValueError: fewer than two sequences.
@@ -72,12 +78,16 @@ def estimate(probabilities: Array, repeat: NDArray[np.int64], repeats: int) -> E
     counts = np.bincount(repeat, minlength=repeats)
     sums = np.zeros((repeats, k))
     np.add.at(sums, repeat, probabilities)
-    per_repeat = np.divide(sums, counts[:, None], out=np.full((repeats, k), np.nan), where=counts[:, None] > 0)
+    per_repeat = np.divide(
+        sums, counts[:, None], out=np.full((repeats, k), np.nan), where=counts[:, None] > 0
+    )
     ci95 = _wilson(share, n * _answers_per_sequence(probabilities, share))
     differ = _differ(probabilities, per_repeat, counts)
     if differ < REPEATS_DIFFER:
         half = _half_width_of_repeats(share, per_repeat, counts)
-        ci95 = np.stack([np.minimum(ci95[:, 0], share - half), np.maximum(ci95[:, 1], share + half)], axis=1)
+        ci95 = np.stack(
+            [np.minimum(ci95[:, 0], share - half), np.maximum(ci95[:, 1], share + half)], axis=1
+        )
     return Estimate(share, np.clip(ci95, 0, 1), per_repeat, differ)
 
 
@@ -87,15 +97,17 @@ def half_width(found: Estimate) -> float:
 
 
 def samples_needed(found: Estimate, probabilities: Array, tolerance: float) -> int:
-    """Sequences with which ``half_width`` is expected to reach ``tolerance``; at least the n that there are.
+    """Sequences with which ``half_width`` is expected to reach ``tolerance``; at least the n that
+    there are.
 
     Args:
         found: the estimate from ``probabilities``.
         probabilities: shape [n, k], as in ``estimate``.
         tolerance: half-width, in share, > 0.
 
-    Solves Wilson's half-width for n, at the present shares and variances. Where the repeats differ, more sequences of the same repeats
-    may not narrow the intervals; the answer then supposes that they do as 1/√n, which soon exhausts any cap.
+    Solves Wilson's half-width for n, at the present shares and variances. Where the repeats differ,
+    more sequences of the same repeats may not narrow the intervals; the answer then supposes that
+    they do as 1/√n, which soon exhausts any cap.
 
     Raises:
         ValueError: ``tolerance`` is not above 0.
@@ -114,9 +126,12 @@ def samples_needed(found: Estimate, probabilities: Array, tolerance: float) -> i
 
 
 def _answers_per_sequence(probabilities: Array, share: Array) -> Array:
-    """p(1−p)/s² ≥ 1, [k]: yes-or-no answers that say as much about a share as one probability does; 1 where nothing varies."""
+    """p(1−p)/s² ≥ 1, [k]: yes-or-no answers that say as much about a share as one probability does;
+    1 where nothing varies.
+    """
     variance, binary = probabilities.var(axis=0), share * (1 - share)
-    varies = (variance > 1e-20) & (binary > 0)  # rounding alone leaves about 1e-33 in a constant column
+    # rounding alone leaves about 1e-33 in a constant column
+    varies = (variance > 1e-20) & (binary > 0)
     answers: Array = np.divide(binary, variance, out=np.ones_like(share), where=varies)
     return answers
 
@@ -129,12 +144,15 @@ def _wilson(p: Array, m: Array) -> Array:
 
 
 def _differ(probabilities: Array, per_repeat: Array, counts: NDArray[np.int64]) -> float:
-    """p-value of Σ_t n_t (P_t − P)ᵀ S⁺ (P_t − P) as χ² with (T − 1)·rank(S) degrees of freedom, S the covariance of the sequences."""
+    """p-value of Σ_t n_t (P_t − P)ᵀ S⁺ (P_t − P) as χ² with (T − 1)·rank(S) degrees of freedom, S
+    the covariance of the sequences.
+    """
     filled = counts > 0
     mean = probabilities.mean(axis=0)
     deviations = probabilities - mean
     size, axes = np.linalg.eigh(deviations.T @ deviations / (len(probabilities) - 1))
-    kept = size > max(1e-12 * size.max(), 1e-20)  # rows sum to 1, so at least one direction is only rounding
+    # rows sum to 1, so at least one direction is only rounding
+    kept = size > max(1e-12 * size.max(), 1e-20)
     degrees = (np.count_nonzero(filled) - 1) * np.count_nonzero(kept)
     if degrees == 0:
         return 1.0
@@ -143,10 +161,14 @@ def _differ(probabilities: Array, per_repeat: Array, counts: NDArray[np.int64]) 
 
 
 def _half_width_of_repeats(share: Array, per_repeat: Array, counts: NDArray[np.int64]) -> Array:
-    """Of the 95 % t interval, [k], of a mean over T independent repeats weighted by their sequences."""
+    """Of the 95 % t interval, [k], of a mean over T independent repeats weighted by their
+    sequences.
+    """
     filled = counts > 0
     repeats, weights = np.count_nonzero(filled), counts[filled, None] / counts.sum()
-    variance = repeats / (repeats - 1) * (weights**2 * (per_repeat[filled] - share) ** 2).sum(axis=0)
+    variance = (
+        repeats / (repeats - 1) * (weights**2 * (per_repeat[filled] - share) ** 2).sum(axis=0)
+    )
     return np.asarray(stats.t.ppf(0.975, repeats - 1) * np.sqrt(variance))
 
 
@@ -156,10 +178,12 @@ def total_variation(p: Array, q: Array) -> float:
 
 
 def published_for(model: str, domains: Sequence[str]) -> tuple[str, Array] | None:
-    """The published name and shares [k], summing to 1 and in the order of ``domains``, of a base model; None for any other.
+    """The published name and shares [k], summing to 1 and in the order of ``domains``, of a base
+    model; None for any other.
 
     Args:
-        model: Hugging Face id or path; its last part decides. Instruction-tuned variants and other sizes are other models.
+        model: Hugging Face id or path; its last part decides. Instruction-tuned variants and other
+            sizes are other models.
         domains: must be the published six; "general" and the paper's "other" are the same one.
     """
     name = Path(model).name.lower().removeprefix("meta-").removesuffix("-hf")
@@ -172,18 +196,27 @@ def published_for(model: str, domains: Sequence[str]) -> tuple[str, Array] | Non
 
 
 def given(source: str, domains: Sequence[str]) -> dict[str, Any]:
-    """A distribution that need not be detected: ``source`` is a published model's name or a ``distribution.json``.
+    """A distribution that need not be detected: ``source`` is a published model's name or a
+    ``distribution.json``.
 
     Raises:
         UserError: no such name or file, or its domains are not ``domains``.
     """
     if source.lower() in PUBLISHED:
         percent = dict(zip(_PUBLISHED_DOMAINS, PUBLISHED[source.lower()], strict=True))
-        found: dict[str, Any] = {"model": source.lower(), "domains": list(percent), "share": list(percent.values()), "judge": "published"}
+        found: dict[str, Any] = {
+            "model": source.lower(),
+            "domains": list(percent),
+            "share": list(percent.values()),
+            "judge": "published",
+        }
     else:
         path = Path(source).expanduser()
         if not path.is_file():
-            raise UserError(f"detection.distribution: {source!r} is neither a file nor one of {', '.join(PUBLISHED)}")
+            raise UserError(
+                f"detection.distribution: {source!r} is neither a file nor one of "
+                f"{', '.join(PUBLISHED)}"
+            )
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             if found.get("used") == "corrected":
@@ -191,12 +224,23 @@ def given(source: str, domains: Sequence[str]) -> dict[str, Any]:
             values = [float(value) for value in found["share"]]
             names = [str(name) for name in found["domains"]]
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: no distribution (needs `domains` and `share`): {error}") from None
+            raise UserError(
+                f"{path}: no distribution (needs `domains` and `share`): {error}"
+            ) from None
         if len(values) != len(names) or min(values) < 0 or not 0 < sum(values) < np.inf:
-            raise UserError(f"{path}: `share` needs one number ≥ 0 for each of its {len(names)} domains")
+            raise UserError(
+                f"{path}: `share` needs one number ≥ 0 for each of its {len(names)} domains"
+            )
     shares = dict(zip(found["domains"], found["share"], strict=True))
     if set(shares) != set(domains):
-        raise UserError(f"detection.distribution: {source}: its domains {sorted(shares)} are not the configured ones {sorted(domains)}")
+        raise UserError(
+            f"detection.distribution: {source}: its domains {sorted(shares)} are not the "
+            f"configured ones {sorted(domains)}"
+        )
     total = sum(shares.values())
     kept = {key: found[key] for key in ("model", "samples", "judge") if key in found}
-    return kept | {"domains": list(domains), "share": [shares[name] / total for name in domains], "given": source}
+    return kept | {
+        "domains": list(domains),
+        "share": [shares[name] / total for name in domains],
+        "given": source,
+    }

@@ -1,7 +1,9 @@
-"""Stage one of detection: sequences from the start token alone, through a vLLM stage of Ray Data, kept in a store that can grow.
+"""Stage one of detection: sequences from the start token alone, through a vLLM stage of Ray Data,
+kept in a store that can grow.
 
-A sequence is known by its number: the same model, settings and seed give the same store, whatever N_S, T or the tolerance say,
-and a job that wants more sequences than are there makes the missing ones only.
+A sequence is known by its number: the same model, settings and seed give the same store, whatever
+N_S, T or the tolerance say, and a job that wants more sequences than are there makes the missing
+ones only.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from versatune_ray.cache import held, key_of, write_json
-from versatune_ray.engine import decisive, vllm_stage
-from versatune_ray.models import check_length, check_weights, model_fingerprint
-from versatune_ray.parts import finished_ids, write_parts
+from versatune_ray.runs.cache import held, key_of, write_json
+from versatune_ray.runs.parts import finished_ids, write_parts
+from versatune_ray.runs.storage import push
+from versatune_ray.runtime.engine import decisive, vllm_stage
+from versatune_ray.runtime.models import check_length, check_weights, model_fingerprint
+from versatune_ray.runtime.progress import engine_bar
 from versatune_ray.settings import Config, Engine, Generation
-from versatune_ray.storage import push
 
 Row = dict[str, Any]
 
@@ -40,7 +43,9 @@ _REPEATED_SHARE, _REPEATED_LEAST = 0.9, 8
 
 @dataclass(frozen=True)
 class Generator:
-    """A base model ready to write: where it is, what it starts from, how it samples, and the folder of its sequences."""
+    """A base model ready to write: where it is, what it starts from, how it samples, and the folder
+    of its sequences.
+    """
 
     name: str
     path: str
@@ -74,11 +79,15 @@ def generator(name: str, path: str, engine: Engine, config: Config) -> Generator
         "seed": config.seed,
     }
     folder = config.cache_folder / "generated" / key_of(parts)
-    return Generator(name, path, fingerprint, start, how, settings, config.seed, engine, folder, remote)
+    return Generator(
+        name, path, fingerprint, start, how, settings, config.seed, engine, folder, remote
+    )
 
 
 def start_token(model: str, wanted: str, trust_remote_code: bool) -> tuple[int, str]:
-    """The token that pre-training puts before a document, and how it was found (Qwen tokenizers have no BOS)."""
+    """The token that pre-training puts before a document, and how it was found (Qwen tokenizers
+    have no BOS).
+    """
     from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
@@ -88,14 +97,22 @@ def start_token(model: str, wanted: str, trust_remote_code: bool) -> tuple[int, 
         return tokenizer.bos_token_id, f"{tokenizer.bos_token} (the tokenizer's BOS)"
     config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
     if getattr(config, "bos_token_id", None) is not None:
-        return config.bos_token_id, f"{tokenizer.decode([config.bos_token_id])} (BOS of the model's config; the tokenizer has none)"
-    return tokenizer.eos_token_id, f"{tokenizer.eos_token} (EOS, as between documents; there is no BOS)"
+        return (
+            config.bos_token_id,
+            f"{tokenizer.decode([config.bos_token_id])} (BOS of the model's config; the tokenizer "
+            f"has none)",
+        )
+    return (
+        tokenizer.eos_token_id,
+        f"{tokenizer.eos_token} (EOS, as between documents; there is no BOS)",
+    )
 
 
 def generate(source: Generator, count: int, *, gpu: bool) -> int:
     """Complete the sequences 0 … ``count`` - 1 of a store and return how many had to be made.
 
-    A failed request stays as a row with its reason: nothing is dropped. A second job that wants the same store waits here.
+    A failed request stays as a row with its reason: nothing is dropped. A second job that wants the
+    same store waits here.
     """
     import ray
 
@@ -104,7 +121,10 @@ def generate(source: Generator, count: int, *, gpu: bool) -> int:
         missing = np.setdiff1d(np.arange(count), finished_ids(source.folder))
         if not len(missing):
             return 0
-        write_json(source.folder / "about.json", {"model": source.path, "generation": source.generation.model_dump()})
+        write_json(
+            source.folder / "about.json",
+            {"model": source.path, "generation": source.generation.model_dump()},
+        )
         push(source.folder / "about.json")
         sampling = source.generation.model_dump(exclude={"seeded", "start"})
         start, seed, seeded = source.start, source.seed, source.generation.seeded
@@ -120,17 +140,24 @@ def generate(source: Generator, count: int, *, gpu: bool) -> int:
         def finish(row: Row) -> Row:
             error = row.get("__inference_error__") or ""
             if error:
-                return text_row(row["id"], "", 0, False) | {"discarded": f"generation failed: {error}", "failed": True}
+                return text_row(row["id"], "", 0, False) | {
+                    "discarded": f"generation failed: {error}",
+                    "failed": True,
+                }
             return {name: row[name] for name in GENERATED}
 
         options: dict[str, Any] = {"max_model_len": source.generation.max_tokens + 1}
-        if not seeded:  # vLLM seeds every engine alike: one that goes on must not write again what is there
+        # vLLM seeds every engine alike: one that goes on must not write again what is there
+        if not seeded:
             options["seed"] = secrets.randbits(31)
         engine = source.engine.model_copy(update={"options": options | source.engine.options})
-        stage = vllm_stage(source.path, engine, prepare, keep, gpu=gpu, trust_remote_code=source.trust_remote_code)
+        stage = vllm_stage(
+            source.path, engine, prepare, keep, gpu=gpu, trust_remote_code=source.trust_remote_code
+        )
         blocks = np.array_split(missing, math.ceil(len(missing) / engine.batch_size))
         rows = stage(ray.data.from_arrow([pa.table({"id": block}) for block in blocks])).map(finish)
-        return write_parts(rows, [source.folder], GENERATED, f"generation by {source.name}", len(missing))
+        with engine_bar(f"generation by {source.name}", len(missing)) as bar:
+            return write_parts(rows, [source.folder], GENERATED, bar.to)
 
 
 def text_row(number: int, text: str, tokens: int, degenerate: bool) -> Row:
@@ -157,4 +184,7 @@ def is_degenerate(tokens: Any) -> bool:
 
 def _seed(seed: int, row: int) -> int:
     """31 bits that differ between rows and between seeds."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}:{row}".encode(), digest_size=4).digest(), "big") >> 1
+    return (
+        int.from_bytes(hashlib.blake2b(f"{seed}:{row}".encode(), digest_size=4).digest(), "big")
+        >> 1
+    )

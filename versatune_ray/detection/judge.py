@@ -1,6 +1,8 @@
-"""Stage two of detection: every text is put to a judge once, and its answer kept; all models' texts go through one pass.
+"""Stage two of detection: every text is put to a judge once, and its answer kept; all models' texts
+go through one pass.
 
-Which judge it is — a model in vLLM, an endpoint, a classifier — is decided here and told by ``stage``; everything else is common.
+Which judge it is — a model in vLLM, an endpoint, a classifier — is decided here and told by
+``stage``; everything else is common.
 """
 
 from __future__ import annotations
@@ -18,21 +20,24 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from versatune_ray.cache import held, key_of, write_json
 from versatune_ray.detection import prompt
 from versatune_ray.detection.prompt import order_of
-from versatune_ray.engine import decisive
-from versatune_ray.models import check_weights, load_plain_tokenizer, model_fingerprint
-from versatune_ray.parts import finished_ids, read_rows, write_parts
+from versatune_ray.runs.cache import held, key_of, write_json
+from versatune_ray.runs.parts import finished_ids, read_rows, write_parts
+from versatune_ray.runs.storage import fetch, push
+from versatune_ray.runtime.engine import decisive
+from versatune_ray.runtime.models import check_weights, load_plain_tokenizer, model_fingerprint
+from versatune_ray.runtime.progress import engine_bar
 from versatune_ray.settings import Config, Judge
-from versatune_ray.storage import fetch, push
 
 Array = NDArray[np.float64]
 
 JUDGED = {
     "id": pa.int64(),  # number of the text × requests per text + number of the request
-    "values": pa.list_(pa.float64()),  # probabilities; of what, the judge's kind decides (``JudgeSpec.shares``)
-    "mass": pa.float64(),  # raw probability of all options together: small where the judge wants to say something else
+    # probabilities; of what, the judge's kind decides (``JudgeSpec.shares``)
+    "values": pa.list_(pa.float64()),
+    # raw probability of all options together: small where the judge wants to say something else
+    "mass": pa.float64(),
     "answer": pa.string(),  # what the judge wrote, where it writes
     "discarded": pa.string(),
     "failed": pa.bool_(),
@@ -43,7 +48,9 @@ _MOST_BLOCKS = 1000  # blocks of a Ray Data plan cost its driver time, whatever 
 
 
 class Texts(NamedTuple):
-    """Texts to be judged: the folder of their parts, the first ``size`` of them, and the folder of the answers."""
+    """Texts to be judged: the folder of their parts, the first ``size`` of them, and the folder of
+    the answers.
+    """
 
     folder: Path
     size: int
@@ -82,7 +89,9 @@ class JudgeSpec:
         asked |= {"format": _FORMAT, "model": self.fingerprint, "domains": self.question.domains}
         if settings.kind == "classifier":
             return asked | {"classes": settings.classes}
-        asked |= {name: getattr(settings, name) for name in ("labels", "answer", "chat_template_kwargs")}
+        asked |= {
+            name: getattr(settings, name) for name in ("labels", "answer", "chat_template_kwargs")
+        }
         asked["prompts"] = [self.question.prompt(order) for order in range(self.question.orders)]
         asked["answer_tokens"] = settings.answer_tokens if settings.answer == "label" else 1
         asked["options"] = decisive(settings.engine.options) if settings.kind == "vllm" else {}
@@ -90,11 +99,17 @@ class JudgeSpec:
 
     @cached_property
     def nodes(self) -> list[prompt.Node]:
-        """Where the tokens of the answers part; empty for a judge that gives one value per domain."""
+        """Where the tokens of the answers part; empty for a judge that gives one value per
+        domain.
+        """
         if self.settings.kind != "vllm" or self.settings.answer == "label":
             return []
         tokenizer = load_plain_tokenizer(self.model, self.trust_remote_code)
-        names = sorted(self.question.option_names(0), key=prompt.LETTERS.index) if self._lettered else self.question.option_names(0)
+        names = (
+            sorted(self.question.option_names(0), key=prompt.LETTERS.index)
+            if self._lettered
+            else self.question.option_names(0)
+        )
         return prompt.nodes(prompt.answer_ids(tokenizer, names), prompt.end_token(tokenizer))
 
     @property
@@ -105,19 +120,29 @@ class JudgeSpec:
     @property
     def longest_text(self) -> int:
         """Characters of a text that can matter, so that no more travels."""
-        return self.settings.max_text_tokens * _CHARACTERS_PER_TOKEN * (1 if self.settings.kind == "http" else 4)
+        return (
+            self.settings.max_text_tokens
+            * _CHARACTERS_PER_TOKEN
+            * (1 if self.settings.kind == "http" else 4)
+        )
 
     def folder(self, cache: Path, texts: str) -> Path:
         """Where the answers about the texts of one store are kept."""
         return cache / "judged" / key_of({"texts": texts, "judge": self.key})
 
     def shares(self, ids: NDArray[np.int64], values: Array) -> Array:
-        """Domain probabilities [n, k] of texts ``ids`` from all their values [n, requests, longest]."""
+        """Domain probabilities [n, k] of texts ``ids`` from all their values [n, requests,
+        longest].
+        """
         if not self.nodes:
             return values[:, 0, : len(self.question.domains)]
         parted = [values[:, place, : len(node.children)] for place, node in enumerate(self.nodes)]
         found = prompt.combine(self.nodes, parted, len(self.question.domains))
-        return np.take_along_axis(found, self.question.positions(ids), axis=1) if self._lettered else found
+        return (
+            np.take_along_axis(found, self.question.positions(ids), axis=1)
+            if self._lettered
+            else found
+        )
 
     @property
     def _lettered(self) -> bool:
@@ -132,34 +157,61 @@ def judge_spec(config: Config, *, gpu: bool) -> JudgeSpec:
     """
     judge = config.detection.judge
     assert judge.path is not None, "the settings are complete"
-    fingerprint = f"{judge.http.url} {judge.path}" if judge.kind == "http" else model_fingerprint(judge.path)
+    fingerprint = (
+        f"{judge.http.url} {judge.path}" if judge.kind == "http" else model_fingerprint(judge.path)
+    )
     if judge.kind != "http":
         check_weights(judge.path)
     descriptions = {name: domain.description for name, domain in config.domains.items()}
-    question = prompt.Question(tuple(config.domains), descriptions, judge.prompt or prompt.DEFAULT_PROMPT, judge.labels, judge.permute)
+    question = prompt.Question(
+        tuple(config.domains),
+        descriptions,
+        judge.prompt or prompt.DEFAULT_PROMPT,
+        judge.labels,
+        judge.permute,
+    )
     return JudgeSpec(judge, question, fingerprint, config.model.trust_remote_code, gpu)
 
 
 def judge(spec: JudgeSpec, texts: Sequence[Texts]) -> list[int]:
-    """Ask the judge about every text that it has not answered for yet, all in one pass; returns how many each source had."""
+    """Ask the judge about every text that it has not answered for yet, all in one pass; returns how
+    many each source had.
+    """
     # Two names may stand for one model: its texts are asked about once.
     first = {source.judged: store for store, source in reversed(list(enumerate(texts)))}
 
     def left() -> list[Part]:
-        return [part for store, source in enumerate(texts) if first[source.judged] == store for part in unjudged_parts(spec, store, source)]
+        return [
+            part
+            for store, source in enumerate(texts)
+            if first[source.judged] == store
+            for part in unjudged_parts(spec, store, source)
+        ]
 
     with ExitStack() as locks:
-        # One order for every job, so that two cannot wait for each other; and only what has to be done is locked.
+        # One order for every job, so that two cannot wait for each other; and only what has to be
+        # done is locked.
         for judged in sorted({texts[part.store].judged for part in left()}):
             judged.mkdir(parents=True, exist_ok=True)
             locks.enter_context(held(judged))
         parts = left()
-        asked = [sum(len(part.ids) for part in parts if part.store == store) for store in range(len(texts))]
+        asked = [
+            sum(len(part.ids) for part in parts if part.store == store)
+            for store in range(len(texts))
+        ]
         if parts:
             for source in texts:
-                write_json(source.judged / "about.json", {"judge": spec.model, "texts": str(source.folder)})
+                write_json(
+                    source.judged / "about.json", {"judge": spec.model, "texts": str(source.folder)}
+                )
                 push(source.judged / "about.json")
-            write_parts(stage(spec, requests(spec, parts)), [source.judged for source in texts], JUDGED, "judging", sum(asked))
+            with engine_bar("judging", sum(asked)) as bar:
+                write_parts(
+                    stage(spec, requests(spec, parts)),
+                    [source.judged for source in texts],
+                    JUDGED,
+                    bar.to,
+                )
     return [-(-requests // spec.requests) for requests in asked]
 
 
@@ -170,7 +222,9 @@ def requests(spec: JudgeSpec, parts: Sequence[Part]) -> Any:
     orders, each, longest = spec.question.orders, spec.requests, spec.longest_text
 
     def read(batch: pa.Table) -> pa.Table:
-        table = pyarrow.parquet.read_table(fetch(batch["part"][0].as_py()), columns=["id", "text"]).sort_by("id")
+        table = pyarrow.parquet.read_table(
+            fetch(batch["part"][0].as_py()), columns=["id", "text"]
+        ).sort_by("id")
         ids = batch["ids"][0].values.to_numpy()
         numbers = ids // each
         texts = table["text"].take(pa.array(np.searchsorted(table["id"].to_numpy(), numbers)))
@@ -216,7 +270,9 @@ def stage(spec: JudgeSpec, rows: Any) -> Any:
 
 
 class Answers(NamedTuple):
-    """Answers about n texts by ``ids``: domain probabilities [n, k] (NaN where discarded), mass [n], what was written, reason."""
+    """Answers about n texts by ``ids``: domain probabilities [n, k] (NaN where discarded), mass
+    [n], what was written, reason.
+    """
 
     ids: NDArray[np.int64]
     shares: Array
@@ -236,12 +292,18 @@ def read_answers(spec: JudgeSpec, folder: Path, count: int) -> Answers:
     listed = table["values"].combine_chunks()
     lengths = pc.list_value_length(listed).to_numpy()
     values = np.full((table.num_rows, width), np.nan)
-    values[np.arange(width) < lengths[:, None]] = listed.flatten().to_numpy()  # row by row, as they are stored
+    # row by row, as they are stored
+    values[np.arange(width) < lengths[:, None]] = listed.flatten().to_numpy()
     reasons = table["discarded"].to_pylist()
-    first = [next((reason for reason in reasons[at : at + each] if reason is not None), None) for at in range(0, len(reasons), each)]
+    first = [
+        next((reason for reason in reasons[at : at + each] if reason is not None), None)
+        for at in range(0, len(reasons), each)
+    ]
     mass = table["mass"].to_numpy().reshape(-1, each)[:, 0]
     written = table["answer"].to_pylist()[::each]
-    return Answers(complete, spec.shares(complete, values.reshape(-1, each, width)), mass, written, first)
+    return Answers(
+        complete, spec.shares(complete, values.reshape(-1, each, width)), mass, written, first
+    )
 
 
 def unjudged_parts(spec: JudgeSpec, store: int, source: Texts) -> list[Part]:

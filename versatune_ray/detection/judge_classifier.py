@@ -10,13 +10,21 @@ import pyarrow as pa
 
 from versatune_ray.detection.judge import JUDGED, JudgeSpec
 from versatune_ray.errors import UserError
-from versatune_ray.storage import fetch
+from versatune_ray.runs.storage import fetch
 
 
 class Classifier:
     """UDF of Ray Data, loaded once per replica."""
 
-    def __init__(self, path: str, classes: Sequence[int], max_tokens: int, *, gpu: bool, trust_remote_code: bool):
+    def __init__(
+        self,
+        path: str,
+        classes: Sequence[int],
+        max_tokens: int,
+        *,
+        gpu: bool,
+        trust_remote_code: bool,
+    ):
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -25,19 +33,29 @@ class Classifier:
         self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
-        self._max_tokens = min(max_tokens, self._tokenizer.model_max_length)  # RoBERTa's positions begin at 2
+        # RoBERTa's positions begin at 2
+        self._max_tokens = min(max_tokens, self._tokenizer.model_max_length)
         self._device = "cuda" if gpu else "cpu"
-        model = AutoModelForSequenceClassification.from_pretrained(path, trust_remote_code=trust_remote_code, use_safetensors=True)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            path, trust_remote_code=trust_remote_code, use_safetensors=True
+        )
         model.config.pad_token_id = self._tokenizer.pad_token_id
         self._model = model.eval().to(self._device)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         torch, texts = self._torch, batch["text"].to_pylist()
         tokens = self._tokenizer(
-            texts, truncation=True, max_length=self._max_tokens, padding=True, return_tensors="pt", split_special_tokens=True
+            texts,
+            truncation=True,
+            max_length=self._max_tokens,
+            padding=True,
+            return_tensors="pt",
+            split_special_tokens=True,
         )
         with torch.inference_mode():
-            every = self._model(**tokens.to(self._device)).logits.double().softmax(dim=1).cpu().numpy()
+            every = (
+                self._model(**tokens.to(self._device)).logits.double().softmax(dim=1).cpu().numpy()
+            )
         chosen = every[:, self._classes]
         mass = chosen.sum(axis=1)
         n = len(texts)
@@ -49,7 +67,9 @@ class Classifier:
             "discarded": [None] * n,
             "failed": np.zeros(n, dtype=bool),
         }
-        return pa.table(answered, schema=pa.schema(list(JUDGED.items()))).append_column("store", batch["store"])
+        return pa.table(answered, schema=pa.schema(list(JUDGED.items()))).append_column(
+            "store", batch["store"]
+        )
 
 
 def classifier_stage(spec: JudgeSpec, rows: Any) -> Any:
@@ -62,8 +82,14 @@ def classifier_stage(spec: JudgeSpec, rows: Any) -> Any:
 
     settings, engine = spec.settings, spec.settings.engine
     config = AutoConfig.from_pretrained(spec.model, trust_remote_code=spec.trust_remote_code)
-    classes = [class_of(domain, settings.classes.get(domain, domain), config.id2label) for domain in spec.question.domains]
-    longest = min(settings.max_text_tokens, getattr(config, "max_position_embeddings", settings.max_text_tokens))
+    classes = [
+        class_of(domain, settings.classes.get(domain, domain), config.id2label)
+        for domain in spec.question.domains
+    ]
+    longest = min(
+        settings.max_text_tokens,
+        getattr(config, "max_position_embeddings", settings.max_text_tokens),
+    )
     replicas = engine.replicas if isinstance(engine.replicas, int) else tuple(engine.replicas)
     return rows.map_batches(
         Classifier,
@@ -89,4 +115,6 @@ def class_of(domain: str, name: str, classes: dict[int, str]) -> int:
         if label.casefold() == name.casefold():
             return int(index)
     listed = ", ".join(map(str, list(classes.values())[:12]))
-    raise UserError(f"detection.judge.classes.{domain}: the classifier has no class {name!r}; it has {listed}")
+    raise UserError(
+        f"detection.judge.classes.{domain}: the classifier has no class {name!r}; it has {listed}"
+    )

@@ -1,4 +1,6 @@
-"""The judge behind any OpenAI-compatible HTTP endpoint: one request per text, as a stage of Ray Data."""
+"""The judge behind any OpenAI-compatible HTTP endpoint: one request per text, as a stage of Ray
+Data.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,14 @@ class Endpoint:
     Attributes:
         url: up to what comes before ``/chat/completions``, such as ``http://localhost:8000/v1``.
         model: the name that the endpoint knows it by.
-        key_variable: environment variable of the Ray workers that holds the key; unset where the server wants none.
+        key_variable: environment variable of the Ray workers that holds the key; unset where the
+            server wants none.
         concurrency: requests at the same time, of each actor.
-        timeout: seconds that one attempt may wait for the connection and for each piece of the reply.
-        retries: further attempts after a time-out, a lost connection, 408, 409, 429 or 5xx; each waits as long as the server
-            says (up to 2 minutes), else 0.5 s, 1 s, 2 s and so on up to 8 s.
+        timeout: seconds that one attempt may wait for the connection and for each piece of the
+            reply.
+        retries: further attempts after a time-out, a lost connection, 408, 409, 429 or 5xx; each
+            waits as long as the server says (up to 2 minutes), else 0.5 s, 1 s, 2 s and so on up to
+            8 s.
     """
 
     url: str
@@ -65,8 +70,10 @@ class HttpJudge:
 
         Args:
             endpoint: where to ask.
-            questions: per label order, the prompt with ``{text}`` in it, and the option name of every domain, in domain order.
-            answer: ``probabilities`` reads them off the first token of the reply, ``label`` lets the judge write and reads one label.
+            questions: per label order, the prompt with ``{text}`` in it, and the option name of
+                every domain, in domain order.
+            answer: ``probabilities`` reads them off the first token of the reply, ``label`` lets
+                the judge write and reads one label.
             answer_tokens: the most tokens that the judge may write in ``label`` mode.
             longest_text: characters of a text that are shown.
         """
@@ -75,32 +82,41 @@ class HttpJudge:
         self._answer = answer
         self._sampling: dict[str, Any] = {"temperature": 0, "max_tokens": answer_tokens}
         if answer == "probabilities":
-            self._sampling |= {"max_tokens": 1, "logprobs": True, "top_logprobs": 20}  # 20 is the most that endpoints give
+            # 20 is the most that endpoints give
+            self._sampling |= {"max_tokens": 1, "logprobs": True, "top_logprobs": 20}
         self._longest_text = longest_text
         self._free = asyncio.Semaphore(endpoint.concurrency)
         self._failures = 0  # requests in a row
-        for library in ("openai", "httpx", "httpx2", "httpcore", "httpcore2"):  # one line per request, otherwise
+        # one line per request, otherwise
+        for library in ("openai", "httpx", "httpx2", "httpcore", "httpcore2"):
             logging.getLogger(library).setLevel(logging.WARNING)
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
-        """Judge rows of ``id``, ``store``, ``text`` and ``order`` (which question to ask); rows come back in the same order.
+        """Judge rows of ``id``, ``store``, ``text`` and ``order`` (which question to ask); rows
+        come back in the same order.
 
-        Columns added, see ``JUDGED``: ``values`` [k] sum to 1, or are NaN where ``discarded`` says why; ``mass`` is 1 where the
-        judge wrote, NaN where no reply came; ``answer`` is the beginning of what it wrote, unless probabilities were read;
-        ``failed`` means that no reply came, so that asking again may help.
+        Columns added, see ``JUDGED``: ``values`` [k] sum to 1, or are NaN where ``discarded`` says
+        why; ``mass`` is 1 where the judge wrote, NaN where no reply came; ``answer`` is the
+        beginning of what it wrote, unless probabilities were read; ``failed`` means that no reply
+        came, so that asking again may help.
 
         Raises:
-            UserError: the endpoint refuses the key, the model or log-probabilities; or 3 · concurrency requests in a row failed.
+            UserError: the endpoint refuses the key, the model or log-probabilities; or 3 ·
+                concurrency requests in a row failed.
         """
         rows = zip(batch["text"].to_pylist(), batch["order"].to_pylist(), strict=True)
-        tasks = [asyncio.create_task(self._judge(text, *self._questions[order])) for text, order in rows]
+        tasks = [
+            asyncio.create_task(self._judge(text, *self._questions[order])) for text, order in rows
+        ]
         try:
             judged = await asyncio.gather(*tasks)
         finally:
             for task in tasks:  # after an error, no further requests
                 task.cancel()
         columns = {"id": batch["id"], "store": batch["store"]}
-        columns |= {name: [row[name] for row in judged] for name in _ROWS.names if name not in columns}
+        columns |= {
+            name: [row[name] for row in judged] for name in _ROWS.names if name not in columns
+        }
         return pa.table(columns, schema=_ROWS)
 
     async def _judge(self, text: str, prompt: str, names: Sequence[str]) -> dict[str, Any]:
@@ -115,17 +131,22 @@ class HttpJudge:
         return self._written(reply.message.content or "", names)
 
     async def _ask(self, prompt: str) -> _Choice | Exception:
-        """The reply, or what went wrong: returned, because what is raised from an ``except`` drags along the server's words."""
+        """The reply, or what went wrong: returned, because what is raised from an ``except`` drags
+        along the server's words.
+        """
         try:
             reply = await self._client.chat.completions.with_raw_response.create(
-                model=self._endpoint.model, messages=[{"role": "user", "content": prompt}], **self._sampling
+                model=self._endpoint.model,
+                messages=[{"role": "user", "content": prompt}],
+                **self._sampling,
             )
             return _Reply.model_validate_json(reply.content).choices[0]
         except (openai.OpenAIError, ValidationError) as error:
             return error
 
     def _written(self, text: str, names: Sequence[str]) -> dict[str, Any]:
-        # In probabilities mode this is a reply without log-probabilities: one token, so perhaps only part of a name.
+        # In probabilities mode this is a reply without log-probabilities: one token, so perhaps
+        # only part of a name.
         label = label_of_token(text, names) if self._answer == "probabilities" else None
         reason = None
         if label is None:
@@ -141,18 +162,28 @@ class HttpJudge:
         """
         at, line, status = self._endpoint, self._line(error), getattr(error, "status_code", None)
         if status in (401, 403):
-            known = "does not accept the key in" if self._key else "wants a key, and there is none in"
-            raise UserError(f"{at.url}: the endpoint {known} the workers' environment variable {at.key_variable}: {line}")
+            known = (
+                "does not accept the key in" if self._key else "wants a key, and there is none in"
+            )
+            raise UserError(
+                f"{at.url}: the endpoint {known} the workers' environment variable "
+                f"{at.key_variable}: {line}"
+            )
         if status == 404:
             raise UserError(
-                f"{at.url}: no model {at.model!r} there (detection.judge.path), or no /chat/completions (detection.judge.http.url): {line}"
+                f"{at.url}: no model {at.model!r} there (detection.judge.path), or no "
+                f"/chat/completions (detection.judge.http.url): {line}"
             )
         if status in (400, 422) and self._answer == "probabilities" and "logprob" in line:
-            raise UserError(f"{at.url}: {at.model} gives no log-probabilities; set detection.judge.answer=label: {line}")
+            raise UserError(
+                f"{at.url}: {at.model} gives no log-probabilities; set "
+                f"detection.judge.answer=label: {line}"
+            )
         self._failures += 1
         if self._failures >= 3 * at.concurrency:
             raise UserError(
-                f"{at.url}: {self._failures} requests in a row failed; see to the endpoint and run again. The last one said: {line}"
+                f"{at.url}: {self._failures} requests in a row failed; see to the endpoint and run "
+                f"again. The last one said: {line}"
             )
         return _row(np.full(k, np.nan), np.nan, None, f"judging failed: {line}", failed=True)
 
@@ -160,7 +191,9 @@ class HttpJudge:
         text = str(error)
         if isinstance(error, ValidationError):
             text = "the reply is no chat completion"  # its own words repeat the reply
-        elif isinstance(error, openai.APIStatusError) and text == f"Error code: {error.status_code}":
+        elif (
+            isinstance(error, openai.APIStatusError) and text == f"Error code: {error.status_code}"
+        ):
             text = f"{text} - {error.body}" if error.body else text
         elif error.__cause__ is not None:
             text = f"{text} ({error.__cause__})".replace(" ()", "")
@@ -171,19 +204,29 @@ class HttpJudge:
 
     @cached_property
     def _key(self) -> str:
-        """Read where the requests are made and nowhere else, so that it never travels with this object."""
+        """Read where the requests are made and nowhere else, so that it never travels with this
+        object.
+        """
         key = os.environ.get(self._endpoint.key_variable, "").strip()
-        # What a header cannot carry would fail each request; what is quoted differently in each message could not be redacted.
+        # What a header cannot carry would fail each request; what is quoted differently in each
+        # message could not be redacted.
         if re.search(r"[^!-~]|[\"'\\]", key):
-            raise UserError(f"{self._endpoint.key_variable}: this environment variable of the workers holds no key, but other text")
+            raise UserError(
+                f"{self._endpoint.key_variable}: this environment variable of the workers holds no "
+                f"key, but other text"
+            )
         return key
 
     @cached_property
     def _client(self) -> openai.AsyncOpenAI:
         at = self._endpoint
         if not at.url.startswith(("http://", "https://")):
-            raise UserError(f"detection.judge.http.url: {at.url!r} does not begin with http:// or https://")
-        return openai.AsyncOpenAI(api_key=self._key or "none", base_url=at.url, timeout=at.timeout, max_retries=at.retries)
+            raise UserError(
+                f"detection.judge.http.url: {at.url!r} does not begin with http:// or https://"
+            )
+        return openai.AsyncOpenAI(
+            api_key=self._key or "none", base_url=at.url, timeout=at.timeout, max_retries=at.retries
+        )
 
 
 def http_stage(spec: JudgeSpec, rows: Any) -> Any:
@@ -193,14 +236,25 @@ def http_stage(spec: JudgeSpec, rows: Any) -> Any:
     settings, at, question = spec.settings, spec.settings.http, spec.question
     assert at.url is not None, "the settings are complete"
     endpoint = Endpoint(at.url, spec.model, at.key_variable, at.concurrency, at.timeout, at.retries)
-    questions = [(question.prompt(order), question.option_names(order)) for order in range(question.orders)]
+    questions = [
+        (question.prompt(order), question.option_names(order)) for order in range(question.orders)
+    ]
     return rows.map_batches(
         HttpJudge,
-        fn_constructor_args=(endpoint, questions, settings.answer, settings.answer_tokens, spec.longest_text),
+        fn_constructor_args=(
+            endpoint,
+            questions,
+            settings.answer,
+            settings.answer_tokens,
+            spec.longest_text,
+        ),
         batch_format="pyarrow",
         num_cpus=0.5,
-        # One actor, so that the bound on requests is one for all; several blocks in it, so that none waits for another's last reply.
-        compute=ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=4, max_tasks_in_flight_per_actor=8),
+        # One actor, so that the bound on requests is one for all; several blocks in it, so that
+        # none waits for another's last reply.
+        compute=ActorPoolStrategy(
+            size=1, max_concurrent_calls_per_actor=4, max_tasks_in_flight_per_actor=8
+        ),
     )
 
 
@@ -216,11 +270,25 @@ def _weighed(tokens: Sequence[_Token], names: Sequence[str]) -> dict[str, Any]:
     return _row(raw / mass, mass)
 
 
-def _row(values: Any, mass: float, answer: str | None = None, discarded: str | None = None, *, failed: bool = False) -> dict[str, Any]:
-    return {"values": values, "mass": mass, "answer": answer, "discarded": discarded, "failed": failed}
+def _row(
+    values: Any,
+    mass: float,
+    answer: str | None = None,
+    discarded: str | None = None,
+    *,
+    failed: bool = False,
+) -> dict[str, Any]:
+    return {
+        "values": values,
+        "mass": mass,
+        "answer": answer,
+        "discarded": discarded,
+        "failed": failed,
+    }
 
 
-# What is read of a reply. Endpoints leave out or add fields around it, so the client's own, stricter classes would not do.
+# What is read of a reply. Endpoints leave out or add fields around it, so the client's own,
+# stricter classes would not do.
 
 
 class _Token(BaseModel):

@@ -1,4 +1,6 @@
-"""Which option a judge chose: read from the first token of its answer, or from all that it wrote."""
+"""Which option a judge chose: read from the first token of its answer, or from all that it
+wrote.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ NONE = "no label in the answer"
 SEVERAL = "several labels in the answer"
 
 _EDGE = string.whitespace + string.punctuation + "“”‘’«»…–—"
-_BEGIN, _END = r"(?<![^\W_])(?<![Nn]ot )", r"(?![^\W_])"  # unlike at \b, "_law_" holds the word law; "not law" does not choose it
+# unlike at \b, "_law_" holds the word law; "not law" does not choose it
+_BEGIN, _END = r"(?<![^\W_])(?<![Nn]ot )", r"(?![^\W_])"
 _DELIMITER = r"(?=\s*(?:$|[.):;,/!?*_`\"”’\]}\n–—]|'(?!\w)|-\s|(?:and|or)\b))"
 _KIND = r"(?:option|choice|label|letter|domain|category)"
 _ANSWER = rf"{_BEGIN}(?i:(?:answer|{_KIND})(?:\s+is\b|\W*[:=])\W*(?:(?:the\s+)?{_KIND}\b)?)\W*"
@@ -19,23 +22,31 @@ _ALSO = r"\W*(?:and|or|[,/&])\W*"
 
 
 def label_of_token(token: str, names: Sequence[str]) -> int | None:
-    """The index of the option whose name is ``token``, or else of the only one whose name begins with it.
+    """The index of the option whose name is ``token``, or else of the only one whose name begins
+    with it.
 
-    Case counts among one-character names alone: there "a" begins a sentence more often than it means option A.
+    Case counts among one-character names alone: there "a" begins a sentence more often than it
+    means option A.
     """
     said = token.strip()
     for i, name in enumerate(names):
         if _fold(name) == _fold(said):
             return i
-    begun = [i for i, name in enumerate(names) if said and len(name) > 1 and name.casefold().startswith(said.casefold())]
+    begun = [
+        i
+        for i, name in enumerate(names)
+        if said and len(name) > 1 and name.casefold().startswith(said.casefold())
+    ]
     return begun[0] if len(begun) == 1 else None
 
 
 def parse_label(text: str, names: Sequence[str]) -> tuple[int | None, str | None]:
-    """The index of the option that ``text`` chooses, and None; or None and the reason: ``EMPTY``, ``NONE`` or ``SEVERAL``.
+    """The index of the option that ``text`` chooses, and None; or None and the reason: ``EMPTY``,
+    ``NONE`` or ``SEVERAL``.
 
-    The first of these that is there decides: nothing but a name; "Answer: B" or "the answer is (B)"; a line that begins as
-    "B. law" does; a mention. What a reasoning model thinks before ``</think>`` is not its answer.
+    The first of these that is there decides: nothing but a name; "Answer: B" or "the answer is
+    (B)"; a line that begins as "B. law" does; a mention. What a reasoning model thinks before
+    ``</think>`` is not its answer.
     """
     answer = text.rpartition("</think>")[2].strip()
     if not answer:
@@ -63,7 +74,11 @@ def parse_label(text: str, names: Sequence[str]) -> tuple[int | None, str | None
 def _whole(answer: str, names: Sequence[str]) -> int | None:
     # First as it stands: a name may end in punctuation itself, as "c++" does.
     for edge in ("", _EDGE):
-        same = [i for i, name in enumerate(names) if name.strip(edge).casefold() == answer.strip(edge).casefold()]
+        same = [
+            i
+            for i, name in enumerate(names)
+            if name.strip(edge).casefold() == answer.strip(edge).casefold()
+        ]
         if len(same) == 1:
             return same[0]
     return None
@@ -72,8 +87,8 @@ def _whole(answer: str, names: Sequence[str]) -> int | None:
 def _any_of(names: Sequence[str], *, undelimited: bool = False) -> str:
     """A pattern for any of the names, the longest that fits.
 
-    A one-character name needs a delimiter behind it, because "A" is also an article and "I" a pronoun; ``undelimited`` lets
-    the other capitals go without.
+    A one-character name needs a delimiter behind it, because "A" is also an article and "I" a
+    pronoun; ``undelimited`` lets the other capitals go without.
     """
     patterns = []
     for name in sorted(names, key=len, reverse=True):

@@ -1,4 +1,6 @@
-"""What a detection would do and need, worked out without running anything: ``jobs/detect.py --plan``."""
+"""What a detection would do and need, worked out without running anything: ``jobs/detect.py
+--plan``.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from versatune_ray.detection.generate import generator
 from versatune_ray.detection.judge import JudgeSpec, Texts, judge_spec, unjudged_parts
 from versatune_ray.domains.labelled import labelled_sources
 from versatune_ray.errors import one_line
-from versatune_ray.parts import finished_ids
+from versatune_ray.runs.parts import finished_ids
 from versatune_ray.settings import Config, Engine, Subject
 
 _RUNNING = 256  # sequences that vLLM runs at once on most GPUs, if its options do not say
@@ -17,11 +19,21 @@ _GIB = 2**30
 
 
 def plan(config: Config, subjects: Sequence[Subject]) -> str:
-    """Models, sequences, tokens, replicas, memory per device, and what is cached, as text. Starts neither Ray nor an engine."""
+    """Models, sequences, tokens, replicas, memory per device, and what is cached, as text. Starts
+    neither Ray nor an engine.
+    """
     settings, cap = config.detection, config.detection.samples * config.detection.repeats
     spec = None if settings.judge.path is None else judge_spec(config, gpu=config.device != "cpu")
-    stop = "" if settings.tolerance is None else f", fewer once every interval is within ± {100 * settings.tolerance:g} %"
-    lines = [f"{len(subjects)} model(s), up to {cap:,} sequences each{stop}, of at most {settings.generation.max_tokens:,} tokens", ""]
+    stop = (
+        ""
+        if settings.tolerance is None
+        else f", fewer once every interval is within ± {100 * settings.tolerance:g} %"
+    )
+    lines = [
+        f"{len(subjects)} model(s), up to {cap:,} sequences each{stop}, of at most "
+        f"{settings.generation.max_tokens:,} tokens",
+        "",
+    ]
     has_labelled = all(labelled_sources(domain)[1] for domain in config.domains.values())
     unjudged = labelled = settings.judge.records * len(config.domains) if has_labelled else 0
     failed = 0
@@ -44,7 +56,8 @@ def _model(name: str, subject: Subject, config: Config, cap: int) -> list[str]:
     there = int((finished_ids(source.folder) < cap).sum())
     left, longest = cap - there, source.generation.max_tokens
     return [
-        f"{name}: {left:,} sequences to generate, {there:,} cached; at most {left * longest:,} tokens, from {source.start_is}",
+        f"{name}: {left:,} sequences to generate, {there:,} cached; at most {left * longest:,} "
+        f"tokens, from {source.start_is}",
         f"  {_placed(subject.engine)}; {memory(subject.path, subject.engine, longest + 1, config)}",
     ]
 
@@ -52,15 +65,26 @@ def _model(name: str, subject: Subject, config: Config, cap: int) -> list[str]:
 def _judge(spec: JudgeSpec | None, config: Config, unjudged: int, labelled: int) -> list[str]:
     if spec is None:
         return [f"judge: the tiny one, trained first; up to {unjudged:,} texts"]
-    shown, written = spec.settings.max_text_tokens, 1 if spec.settings.answer == "probabilities" else spec.settings.answer_tokens
+    shown, written = (
+        spec.settings.max_text_tokens,
+        1 if spec.settings.answer == "probabilities" else spec.settings.answer_tokens,
+    )
     requests = unjudged * spec.requests
     lines = [
-        f"judge {spec.model} ({spec.settings.kind}): up to {unjudged:,} texts, {labelled:,} of them labelled; {requests:,} requests "
+        f"judge {spec.model} ({spec.settings.kind}): up to {unjudged:,} texts, {labelled:,} of "
+        f"them labelled; {requests:,} requests "
         f"of up to {shown:,} tokens of text and {written} written"
     ]
     if spec.settings.kind == "http":
-        return [*lines, f"  {spec.settings.http.url}, {spec.settings.http.concurrency} requests at a time"]
-    return [*lines, f"  {_placed(spec.settings.engine)}; {memory(spec.model, spec.settings.engine, shown + 512, config)}"]
+        return [
+            *lines,
+            f"  {spec.settings.http.url}, {spec.settings.http.concurrency} requests at a time",
+        ]
+    return [
+        *lines,
+        f"  {_placed(spec.settings.engine)}; "
+        f"{memory(spec.model, spec.settings.engine, shown + 512, config)}",
+    ]
 
 
 def _unasked(spec: JudgeSpec | None, subject: Subject, name: str, config: Config, cap: int) -> int:
@@ -69,23 +93,38 @@ def _unasked(spec: JudgeSpec | None, subject: Subject, name: str, config: Config
         return cap
     source = generator(name, subject.path, subject.engine, config)
     left = cap - int((finished_ids(source.folder) < cap).sum())
-    texts = Texts(source.folder, cap, spec.folder(config.cache_folder, source.folder.name), config.detection.exclude_degenerate)
+    texts = Texts(
+        source.folder,
+        cap,
+        spec.folder(config.cache_folder, source.folder.name),
+        config.detection.exclude_degenerate,
+    )
     return left + sum(len(part.ids) for part in unjudged_parts(spec, 0, texts)) // spec.requests
 
 
 def _placed(engine: Engine) -> str:
-    replicas = f"1 to {engine.replicas}" if isinstance(engine.replicas, int) else " to ".join(map(str, engine.replicas))
-    needs = [f"{engine.cpus} CPU(s)", *(f"{amount:g} {name}" for name, amount in engine.resources.items())]
+    replicas = (
+        f"1 to {engine.replicas}"
+        if isinstance(engine.replicas, int)
+        else " to ".join(map(str, engine.replicas))
+    )
+    needs = [
+        f"{engine.cpus} CPU(s)",
+        *(f"{amount:g} {name}" for name, amount in engine.resources.items()),
+    ]
     kind = f" ({engine.accelerator})" if engine.accelerator else ""
     return (
-        f"{replicas if replicas != '1 to 1' else '1'} replica(s) of {engine.tensor_parallel} device(s){kind}, each with {', '.join(needs)}"
+        f"{replicas if replicas != '1 to 1' else '1'} replica(s) of {engine.tensor_parallel} "
+        f"device(s){kind}, each with {', '.join(needs)}"
     )
 
 
 def memory(path: str, engine: Engine, tokens: int, config: Config) -> str:
-    """Weights, and key-value cache of a full batch of ``tokens`` each, per device; vLLM takes more cache if there is room.
+    """Weights, and key-value cache of a full batch of ``tokens`` each, per device; vLLM takes more
+    cache if there is room.
 
-    Parameters are counted on a model without storage; key-value heads are split over the devices like the weights.
+    Parameters are counted on a model without storage; key-value heads are split over the devices
+    like the weights.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -93,16 +132,35 @@ def memory(path: str, engine: Engine, tokens: int, config: Config) -> str:
     shape = AutoConfig.from_pretrained(path, trust_remote_code=config.model.trust_remote_code)
     classifies = any("SequenceClassification" in name for name in shape.architectures or ())
     with torch.device("meta"):
-        model = (AutoModelForSequenceClassification if classifies else AutoModelForCausalLM).from_config(
-            shape, trust_remote_code=config.model.trust_remote_code
-        )
-    dtype = torch.float32 if config.device == "cpu" else getattr(shape, "dtype", None) or torch.bfloat16
+        model = (
+            AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+        ).from_config(shape, trust_remote_code=config.model.trust_remote_code)
+    dtype = (
+        torch.float32 if config.device == "cpu" else getattr(shape, "dtype", None) or torch.bfloat16
+    )
     size = torch.empty(0, dtype=dtype).element_size()
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     at_once = int(engine.options.get("max_num_seqs", _RUNNING))
     weights = model.num_parameters() * size / engine.tensor_parallel / _GIB
-    cache = 2 * shape.num_hidden_layers * heads * width * size * tokens * at_once / engine.tensor_parallel / _GIB
+    cache = (
+        2
+        * shape.num_hidden_layers
+        * heads
+        * width
+        * size
+        * tokens
+        * at_once
+        / engine.tensor_parallel
+        / _GIB
+    )
     count = model.num_parameters()
-    parameters = f"{count / 1e9:.1f} billion parameters" if count >= 1e8 else f"{count / 1e6:.1f} million parameters"
-    return f"{parameters}: {weights:.1f} GiB of weights and {cache:.1f} GiB of cache for {at_once} sequences, per device"
+    parameters = (
+        f"{count / 1e9:.1f} billion parameters"
+        if count >= 1e8
+        else f"{count / 1e6:.1f} million parameters"
+    )
+    return (
+        f"{parameters}: {weights:.1f} GiB of weights and {cache:.1f} GiB of cache for {at_once} "
+        f"sequences, per device"
+    )

@@ -1,4 +1,6 @@
-"""The judge's question: the prompt around a text, in every order of its options, and how the answers read as tokens."""
+"""The judge's question: the prompt around a text, in every order of its options, and how the
+answers read as tokens.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from numpy.typing import NDArray
 
 from versatune_ray.errors import UserError
 
-# One-token option names in every usual tokenizer. vLLM returns log-probabilities of at most 128 chosen ids per request.
+# One-token option names in every usual tokenizer. vLLM returns log-probabilities of at most 128
+# chosen ids per request.
 LETTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits
 
 DEFAULT_PROMPT = """Decide which domain a text belongs to.
@@ -34,8 +37,8 @@ _MARK = "\u2063text\u2063"  # an invisible separator that no template changes
 class Question:
     """What the judge is asked about every text.
 
-    ``permute`` rotates the options from text to text: with order r, position j shows domain (j + r) mod k. It does nothing where
-    the prompt lists no ``{options}``.
+    ``permute`` rotates the options from text to text: with order r, position j shows domain (j + r)
+    mod k. It does nothing where the prompt lists no ``{options}``.
 
     Raises:
         UserError: the template has no ``{text}``, or there are more domains than letters.
@@ -49,13 +52,19 @@ class Question:
 
     def __post_init__(self) -> None:
         if self.template.count("{text}") != 1:
-            raise UserError(f"detection.judge.prompt: {self.template!r} has no {{text}}, or more than one")
+            raise UserError(
+                f"detection.judge.prompt: {self.template!r} has no {{text}}, or more than one"
+            )
         for domain, about in self.descriptions.items():
             if "{text}" in about or "{text}" in domain:
-                raise UserError(f"domains.{domain}.description: {{text}} stands for the text that is judged and can be in the prompt only")
+                raise UserError(
+                    f"domains.{domain}.description: {{text}} stands for the text that is judged "
+                    f"and can be in the prompt only"
+                )
         if self.labels == "letters" and len(self.domains) > len(LETTERS):
             raise UserError(
-                f"detection: {len(self.domains)} domains, but a lettered question has at most {len(LETTERS)} options; merge some domains"
+                f"detection: {len(self.domains)} domains, but a lettered question has at most "
+                f"{len(LETTERS)} options; merge some domains"
             )
 
     @property
@@ -67,7 +76,9 @@ class Question:
         """What the answer spells for every domain, in domain order."""
         if self.labels == "names":
             return list(self.domains)
-        return [LETTERS[(domain - order) % len(self.domains)] for domain in range(len(self.domains))]
+        return [
+            LETTERS[(domain - order) % len(self.domains)] for domain in range(len(self.domains))
+        ]
 
     def prompt(self, order: int) -> str:
         """The prompt with ``{text}`` still in it."""
@@ -77,8 +88,12 @@ class Question:
             place = (position + order) % len(self.domains)
             name, domain = names[place], self.domains[place]
             about = f": {self.descriptions[domain]}" if self.descriptions.get(domain) else ""
-            lines.append(f"{name}. {domain}{about}" if self.labels == "letters" else f"- {domain}{about}")
-        return self.template.replace("{options}", "\n".join(lines)).replace("{domains}", ", ".join(self.domains))
+            lines.append(
+                f"{name}. {domain}{about}" if self.labels == "letters" else f"- {domain}{about}"
+            )
+        return self.template.replace("{options}", "\n".join(lines)).replace(
+            "{domains}", ", ".join(self.domains)
+        )
 
     def positions(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where each domain stood in the question about each text, [n, k]."""
@@ -88,7 +103,9 @@ class Question:
 
 
 def order_of(ids: NDArray[np.int64], orders: int) -> NDArray[np.int64]:
-    """The order in which options are put to each text, [n]: by a hash (SplitMix64), so that orders and repeats do not go together."""
+    """The order in which options are put to each text, [n]: by a hash (SplitMix64), so that orders
+    and repeats do not go together.
+    """
     mixed = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
@@ -97,9 +114,11 @@ def order_of(ids: NDArray[np.int64], orders: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Node:
-    """A point in an answer at which the labels part: the tokens ``path`` that lead to it, and its next tokens.
+    """A point in an answer at which the labels part: the tokens ``path`` that lead to it, and its
+    next tokens.
 
-    ``members[c]`` holds the labels (as places in the list of labels) that go on with token ``children[c]``.
+    ``members[c]`` holds the labels (as places in the list of labels) that go on with token
+    ``children[c]``.
     """
 
     path: tuple[int, ...]
@@ -108,13 +127,16 @@ class Node:
 
 
 def nodes(labels: Sequence[Sequence[int]], end: int | None) -> list[Node]:
-    """The points at which token sequences part, from the first token on: one for labels whose first tokens all differ.
+    """The points at which token sequences part, from the first token on: one for labels whose first
+    tokens all differ.
 
-    The probability of a label is the product of its children's, each normalised over its node; tokens that leave no choice
-    need not be asked for. ``end`` is the token after a whole answer, which parts a label from those that begin with it.
+    The probability of a label is the product of its children's, each normalised over its node;
+    tokens that leave no choice need not be asked for. ``end`` is the token after a whole answer,
+    which parts a label from those that begin with it.
 
     Raises:
-        UserError: two labels are the same tokens, or one begins another and the tokenizer has no end token.
+        UserError: two labels are the same tokens, or one begins another and the tokenizer has no
+            end token.
     """
     found: list[Node] = []
     waiting: list[tuple[tuple[int, ...], list[int]]] = [((), list(range(len(labels))))]
@@ -129,20 +151,30 @@ def nodes(labels: Sequence[Sequence[int]], end: int | None) -> list[Node]:
                 break
             (only,) = groups
             if only is None or all(len(labels[label]) <= len(path) for label in here):
-                raise UserError("detection.judge.labels: two domains are the same to the judge's tokenizer; rename one, or use letters")
+                raise UserError(
+                    "detection.judge.labels: two domains are the same to the judge's tokenizer; "
+                    "rename one, or use letters"
+                )
             path = (*path, only)
         if len(here) < 2:
             continue
         if None in groups:
-            raise UserError("detection.judge.labels: one domain's name begins another's, and the judge's tokenizer has no EOS; use letters")
+            raise UserError(
+                "detection.judge.labels: one domain's name begins another's, and the judge's "
+                "tokenizer has no EOS; use letters"
+            )
         children = tuple(child for child in groups if child is not None)
         found.append(Node(path, children, tuple(tuple(groups[child]) for child in children)))
         waiting += [((*path, child), groups[child]) for child in children]
     return found
 
 
-def combine(parted: Sequence[Node], values: Sequence[NDArray[np.float64]], labels: int) -> NDArray[np.float64]:
-    """Label probabilities [n, labels] from each node's normalised children, ``values[i]`` [n, children of node i]."""
+def combine(
+    parted: Sequence[Node], values: Sequence[NDArray[np.float64]], labels: int
+) -> NDArray[np.float64]:
+    """Label probabilities [n, labels] from each node's normalised children, ``values[i]`` [n,
+    children of node i].
+    """
     shares = np.ones((len(values[0]), labels))
     for node, value in zip(parted, values, strict=True):
         for child, members in enumerate(node.members):
@@ -150,15 +182,21 @@ def combine(parted: Sequence[Node], values: Sequence[NDArray[np.float64]], label
     return shares
 
 
-def render(tokenizer: Any, prompt: str, template_settings: Mapping[str, Any] | None = None) -> tuple[list[int], list[int]]:
-    """Token ids before and after the text. The part before is the same for all texts of one order, so that prefix caching bites.
+def render(
+    tokenizer: Any, prompt: str, template_settings: Mapping[str, Any] | None = None
+) -> tuple[list[int], list[int]]:
+    """Token ids before and after the text. The part before is the same for all texts of one order,
+    so that prefix caching bites.
 
     The tokenizer's chat template is used if it has one.
     """
     text = prompt.replace("{text}", _MARK)
     if getattr(tokenizer, "chat_template", None):
         text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, **(template_settings or {})
+            [{"role": "user", "content": text}],
+            tokenize=False,
+            add_generation_prompt=True,
+            **(template_settings or {}),
         )
     before, after = text.split(_MARK)
     ids = tokenizer.encode(before, add_special_tokens=False)

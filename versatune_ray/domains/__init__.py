@@ -1,12 +1,35 @@
 """Domain spec → records → chat → token store.
 
-``sources`` reads, ``records`` recognises shapes, ``chat`` renders and tokenises, ``store`` keeps tokens on disk, ``split``
-decides what trains and what measures. ``tokenize`` runs all of it on Ray Data and alone imports ray: import it by name.
+``sources`` reads, ``records`` recognises shapes, ``chat`` renders and tokenises, ``store`` keeps
+tokens on disk, ``split`` decides what trains and what measures. ``tokenize`` runs all of it on Ray
+Data and alone imports ray: import it by name.
 """
 
-from versatune_ray.domains.chat import PLAIN_TEMPLATE, Encoded, cut, encode, encode_prompt, load_tokenizer
-from versatune_ray.domains.records import BadRecord, Conversation, Message, Question, content_hash, read_questions, to_conversation
-from versatune_ray.domains.sources import Input, Located, expand, fingerprint, read_records, read_texts
+from versatune_ray.domains.chat import (
+    PLAIN_TEMPLATE,
+    Encoded,
+    cut,
+    encode,
+    encode_prompt,
+    load_tokenizer,
+)
+from versatune_ray.domains.records import (
+    BadRecord,
+    Conversation,
+    Message,
+    Question,
+    content_hash,
+    read_questions,
+    to_conversation,
+)
+from versatune_ray.domains.sources import (
+    Input,
+    Located,
+    expand,
+    fingerprint,
+    read_records,
+    read_texts,
+)
 from versatune_ray.domains.split import DomainData, DomainPaths, DomainStores, load_domains, split
 from versatune_ray.domains.store import Batch, Records, TokenStore, TokenStoreWriter
 

@@ -10,16 +10,20 @@ from versatune_ray.settings import Data, Domain
 
 
 def labelled_sources(domain: Domain) -> tuple[str, list[str]]:
-    """The key under which a domain's texts are named, and the texts: ``labelled``, else ``validation``, else part of ``train``."""
+    """The key under which a domain's texts are named, and the texts: ``labelled``, else
+    ``validation``, else part of ``train``.
+    """
     sides = ("labelled", "validation", "train")
-    return next(((side, specs) for side in sides if (specs := getattr(domain, side))), ("labelled", []))
+    return next(
+        ((side, specs) for side in sides if (specs := getattr(domain, side))), ("labelled", [])
+    )
 
 
 def labelled_texts(domains: Mapping[str, Domain], data: Data, limit: int) -> dict[str, list[str]]:
     """Up to ``limit`` distinct texts per domain, those with the lowest content hashes.
 
-    A record becomes one text of its questions and answers. Of ``train`` only the records are taken that ``split`` holds out.
-    Records that cannot be read are left to the token store to count.
+    A record becomes one text of its questions and answers. Of ``train`` only the records are taken
+    that ``split`` holds out. Records that cannot be read are left to the token store to count.
 
     Raises:
         UserError: a source is missing or unreadable.
@@ -50,7 +54,12 @@ def _texts(domain: Domain, data: Data, name: str) -> Iterator[tuple[int, str]]:
     for conversation in _conversations(specs, key):
         number = records.content_hash(conversation)
         if number < below:
-            yield number, "\n".join(turn["content"].strip() for turn in conversation if turn["role"] != "system")
+            yield (
+                number,
+                "\n".join(
+                    turn["content"].strip() for turn in conversation if turn["role"] != "system"
+                ),
+            )
 
 
 def text_hash(text: str) -> int:

@@ -2,12 +2,15 @@
 
 | shape | fields |
 |---|---|
-| chat | ``messages``: turns of ``role`` and ``content``; or ``conversations``: turns of ``from`` and ``value`` |
+| chat | ``messages``: turns of ``role`` and ``content``; or ``conversations``: turns of ``from``
+and ``value`` |
 | instruction | ``instruction``, optional ``input``, and ``output`` or ``response`` |
 | prompt | ``prompt``, and ``completion`` or ``response`` |
-| question | ``question``, and ``answer`` or ``response``; with ``choices`` the answer may be an index, counted from 0 |
+| question | ``question``, and ``answer`` or ``response``; with ``choices`` the answer may be an
+index, counted from 0 |
 
-The first shape that fits counts, chat before the others; fields that are null count as absent. Every shape may carry ``system``.
+The first shape that fits counts, chat before the others; fields that are null count as absent.
+Every shape may carry ``system``.
 """
 
 from __future__ import annotations
@@ -34,14 +37,18 @@ Conversation = list[Message]
 
 
 class Question(NamedTuple):
-    """A question as it is put to the model (choices appended as lettered lines), and the expected answer text."""
+    """A question as it is put to the model (choices appended as lettered lines), and the expected
+    answer text.
+    """
 
     question: str
     answer: str
 
 
 class BadRecord(Exception):
-    """This record cannot be trained on; the message says why and is counted. It never ends a job by itself."""
+    """This record cannot be trained on; the message says why and is counted. It never ends a job by
+    itself.
+    """
 
 
 _FLAT: dict[str, tuple[str, ...]] = {
@@ -60,7 +67,8 @@ _ROLES: dict[str, Role] = {
 def to_conversation(record: Mapping[str, Any]) -> Conversation:
     """Turn one record into its conversation, whatever its shape (see the module's table).
 
-    Texts keep their own white space; empty system turns are dropped; several turns of one role in a row are kept.
+    Texts keep their own white space; empty system turns are dropped; several turns of one role in a
+    row are kept.
 
     Raises:
         BadRecord: unknown shape, an empty or ill-typed text, an unknown role, or no assistant turn.
@@ -70,7 +78,9 @@ def to_conversation(record: Mapping[str, Any]) -> Conversation:
         if name in fields:
             return _with_system(_chat(fields[name], name), fields)
     for prompt, answers in _FLAT.items():
-        present = [name for name in answers if name in fields] or [name for name in answers if name in record]
+        present = [name for name in answers if name in fields] or [
+            name for name in answers if name in record
+        ]
         if prompt in fields and present:
             return _with_system(_flat(fields, prompt, present[0]), fields)
     names = ", ".join(map(str, record)) or "none"
@@ -78,16 +88,21 @@ def to_conversation(record: Mapping[str, Any]) -> Conversation:
 
 
 def content_hash(conversation: Sequence[Message]) -> int:
-    """64-bit BLAKE2b over roles and stripped contents: equal for records that differ only in outer white space or shape."""
+    """64-bit BLAKE2b over roles and stripped contents: equal for records that differ only in outer
+    white space or shape.
+    """
     normal = json.dumps([[turn["role"], turn["content"].strip()] for turn in conversation])
     return int.from_bytes(hashlib.blake2b(normal.encode(), digest_size=8).digest(), "big")
 
 
-def read_questions(specs: Sequence[str], limit: int | None = None, key: str = "questions") -> list[Question]:
+def read_questions(
+    specs: Sequence[str], limit: int | None = None, key: str = "questions"
+) -> list[Question]:
     """Read the first ``limit`` (default: all) question/answer records of the sources, in order.
 
     Raises:
-        UserError: with file and line, where a record is broken or is no single question with its answer.
+        UserError: with file and line, where a record is broken or is no single question with its
+            answer.
     """
     questions: list[Question] = []
     for source in (source for spec in specs for source in expand(spec, key)):
@@ -101,8 +116,13 @@ def read_questions(specs: Sequence[str], limit: int | None = None, key: str = "q
             except BadRecord as error:
                 raise UserError(f"{item.location}: {error} ({key})") from None
             if [turn["role"] for turn in conversation] != ["user", "assistant"]:
-                raise UserError(f"{item.location}: expected one question and one answer, no further turns ({key})")
-            questions.append(Question(conversation[0]["content"], conversation[1]["content"].strip()))
+                raise UserError(
+                    f"{item.location}: expected one question and one answer, no further turns "
+                    f"({key})"
+                )
+            questions.append(
+                Question(conversation[0]["content"], conversation[1]["content"].strip())
+            )
     return questions
 
 
@@ -127,15 +147,22 @@ def chosen(fields: Mapping[str, Any], answer: str = "answer") -> tuple[str, list
     Raises:
         BadRecord: the choices are no texts, or the answer is none of them.
     """
-    if not isinstance(fields["choices"], list) or not 0 < len(fields["choices"]) <= len(ascii_uppercase):
+    if not isinstance(fields["choices"], list) or not 0 < len(fields["choices"]) <= len(
+        ascii_uppercase
+    ):
         raise BadRecord(f"choices must be a list of 1 to {len(ascii_uppercase)} texts")
-    choices = [text(choice, f"choice {letter}") for letter, choice in zip(ascii_uppercase, fields["choices"], strict=False)]
+    choices = [
+        text(choice, f"choice {letter}")
+        for letter, choice in zip(ascii_uppercase, fields["choices"], strict=False)
+    ]
     question, given = text(fields.get("question"), "question"), fields.get(answer)
     if not question.strip():
         raise BadRecord("no question (question is empty)")
     if isinstance(given, int):
         if not 0 <= given < len(choices):
-            raise BadRecord(f"{answer} is {given}, but the choices count from 0 to {len(choices) - 1}")
+            raise BadRecord(
+                f"{answer} is {given}, but the choices count from 0 to {len(choices) - 1}"
+            )
         return question, choices, given
     reply = text(given, answer)
     if not reply.strip():
@@ -150,7 +177,9 @@ def chosen(fields: Mapping[str, Any], answer: str = "answer") -> tuple[str, list
 
 def _multiple_choice(fields: Mapping[str, Any], answer: str) -> tuple[str, str]:
     question, choices, right = chosen(fields, answer)
-    lines = [f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, choices, strict=False)]
+    lines = [
+        f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, choices, strict=False)
+    ]
     return "\n".join([question, *lines]), choices[right]
 
 
@@ -164,12 +193,18 @@ def _chat(turns: Any, name: str) -> Conversation:
         given = turn.get("role", turn.get("from"))
         role = _ROLES.get(str(given).lower())
         if role is None:
-            raise BadRecord(f"unknown role {given!r} in turn {number}; expected system, user or assistant")
+            raise BadRecord(
+                f"unknown role {given!r} in turn {number}; expected system, user or assistant"
+            )
         content = text(turn.get("content", turn.get("value")), f"turn {number}")
         if content.strip():
             conversation.append(Message(role=role, content=content))
         elif role != "system":
-            raise BadRecord(f"no answer (turn {number} is empty)" if role == "assistant" else f"turn {number} ({role}) is empty")
+            raise BadRecord(
+                f"no answer (turn {number} is empty)"
+                if role == "assistant"
+                else f"turn {number} ({role}) is empty"
+            )
     if not any(turn["role"] == "assistant" for turn in conversation):
         raise BadRecord("no assistant turn")
     return conversation
@@ -183,7 +218,8 @@ def _with_system(conversation: Conversation, fields: Mapping[str, Any]) -> Conve
 
 
 def text(value: Any, name: str) -> str:
-    """A field as text: null and NaN are empty, numbers are written out, lists of text parts are joined.
+    """A field as text: null and NaN are empty, numbers are written out, lists of text parts are
+    joined.
 
     Raises:
         BadRecord: naming the field, for anything else or for text that is not valid Unicode.
@@ -191,7 +227,12 @@ def text(value: Any, name: str) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, list):
-        parts = [part.get("text") if isinstance(part, Mapping) and part.get("type", "text") == "text" else part for part in value]
+        parts = [
+            part.get("text")
+            if isinstance(part, Mapping) and part.get("type", "text") == "text"
+            else part
+            for part in value
+        ]
         if not all(isinstance(part, str) for part in parts):
             raise BadRecord(f"{name} holds parts that are no text")
         value = "".join(map(str, parts))

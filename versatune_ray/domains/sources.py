@@ -1,8 +1,9 @@
 """Source specs → concrete inputs → located records.
 
-A spec is a file, a folder or a glob pattern (local, or any URI that fsspec reads), or a Hugging Face dataset written
-``org/name``, ``org/name:config`` or ``org/name:config@split`` (split: ``train`` unless given). What exists locally or has
-``://`` in it is a file; what looks like a file but is missing is an error; the rest must be a dataset id.
+A spec is a file, a folder or a glob pattern (local, or any URI that fsspec reads), or a Hugging
+Face dataset written ``org/name``, ``org/name:config`` or ``org/name:config@split`` (split:
+``train`` unless given). What exists locally or has ``://`` in it is a file; what looks like a file
+but is missing is an error; the rest must be a dataset id.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import IO, Any, Literal, NamedTuple, cast
 import fsspec
 
 from versatune_ray.errors import UserError
-from versatune_ray.storage import fetch
+from versatune_ray.runs.storage import fetch
 
 Format = Literal["jsonl", "json", "csv", "tsv", "parquet", "txt", "hub"]
 _RECORD_SUFFIXES: dict[str, Format] = {
@@ -36,12 +37,16 @@ _RECORD_SUFFIXES: dict[str, Format] = {
 }
 _TEXT_SUFFIXES: dict[str, Format] = {**_RECORD_SUFFIXES, ".txt": "txt"}
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-_DATASET_ID = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(@(?P<split>[\w.\[\]:%+-]+))?")
+_DATASET_ID = re.compile(
+    r"(?P<path>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(@(?P<split>[\w.\[\]:%+-]+))?"
+)
 
 
 @dataclass(frozen=True)
 class Input:
-    """One file or one split of a hub dataset. ``path`` is absolute; ``label`` is how messages name it."""
+    """One file or one split of a hub dataset. ``path`` is absolute; ``label`` is how messages name
+    it.
+    """
 
     path: str
     label: str
@@ -52,7 +57,9 @@ class Input:
 
     @property
     def prefix(self) -> str:
-        """A location without its number: ``label:`` where records are lines (JSONL, CSV), else ``label#``."""
+        """A location without its number: ``label:`` where records are lines (JSONL, CSV), else
+        ``label#``.
+        """
         return f"{self.label}{':' if self.format in ('jsonl', 'csv', 'tsv') else '#'}"
 
     def location(self, number: int) -> str:
@@ -72,8 +79,9 @@ class Located(NamedTuple):
 def expand(spec: str, key: str, texts: bool = False) -> list[Input]:
     """List the inputs that ``spec`` stands for, files of a folder in sorted order.
 
-    Hidden files, those starting with ``_`` and those of other formats are skipped in folders. ``texts`` admits ``.txt``.
-    ``key`` is the configuration key named in errors. Only dataset ids touch the network (to pin the commit).
+    Hidden files, those starting with ``_`` and those of other formats are skipped in folders.
+    ``texts`` admits ``.txt``. ``key`` is the configuration key named in errors. Only dataset ids
+    touch the network (to pin the commit).
 
     Raises:
         UserError: nothing is there, the format is unknown, or the URI cannot be opened.
@@ -81,7 +89,12 @@ def expand(spec: str, key: str, texts: bool = False) -> list[Input]:
     suffixes = _TEXT_SUFFIXES if texts else _RECORD_SUFFIXES
     local = Path(spec).expanduser()
     if "://" not in spec and not local.exists() and not _is_glob(spec):
-        if _format(spec, _TEXT_SUFFIXES) is not None or local.is_absolute() or spec.startswith((".", "~")) or spec.endswith("/"):
+        if (
+            _format(spec, _TEXT_SUFFIXES) is not None
+            or local.is_absolute()
+            or spec.startswith((".", "~"))
+            or spec.endswith("/")
+        ):
             raise UserError(f"file not found: {spec} ({key})")
         return [_dataset(spec, key)]
     try:
@@ -102,8 +115,16 @@ def expand(spec: str, key: str, texts: bool = False) -> list[Input]:
     for name in files:
         kind = _format(name, suffixes)
         if kind is None:
-            raise UserError(f"{spec}: unknown format; expected a file ending in {', '.join(suffixes)} ({key})")
-        shown = spec if name == root else fs.unstrip_protocol(name) if "://" in spec else _as_written(name, local)
+            raise UserError(
+                f"{spec}: unknown format; expected a file ending in {', '.join(suffixes)} ({key})"
+            )
+        shown = (
+            spec
+            if name == root
+            else fs.unstrip_protocol(name)
+            if "://" in spec
+            else _as_written(name, local)
+        )
         inputs.append(Input(fs.unstrip_protocol(name) if "://" in spec else name, shown, kind))
     return inputs
 
@@ -111,15 +132,23 @@ def expand(spec: str, key: str, texts: bool = False) -> list[Input]:
 def read_records(source: Input) -> Iterator[Located]:
     """Stream the records of one input, one item per record; empty lines are skipped.
 
-    A record that is broken (bad JSON, invalid UTF-8, no object) comes with ``problem`` instead of ``record``.
+    A record that is broken (bad JSON, invalid UTF-8, no object) comes with ``problem`` instead of
+    ``record``.
 
     Raises:
-        UserError: the input as a whole cannot be read, so that the number of lost records is unknown.
+        UserError: the input as a whole cannot be read, so that the number of lost records is
+            unknown.
     """
     if source.format == "hub":
         yield from _read_hub(source)
         return
-    reader = {"jsonl": _read_lines, "json": _read_json, "csv": _read_csv, "tsv": _read_csv, "parquet": _read_parquet}.get(source.format)
+    reader = {
+        "jsonl": _read_lines,
+        "json": _read_json,
+        "csv": _read_csv,
+        "tsv": _read_csv,
+        "parquet": _read_parquet,
+    }.get(source.format)
     if reader is None:
         raise UserError(f"{source.label}: a text file holds no records")
     try:
@@ -141,7 +170,9 @@ def read_texts(specs: Sequence[str], key: str = "base.corpora") -> Iterator[tupl
                 with _open(source) as file:
                     text = file.read().decode("utf-8-sig")
             except (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError) as error:
-                raise UserError(f"{source.label}: cannot be read: {_one_line(error)} ({key})") from error
+                raise UserError(
+                    f"{source.label}: cannot be read: {_one_line(error)} ({key})"
+                ) from error
             if not text.strip():
                 raise UserError(f"{source.label}: the file is empty ({key})")
             yield source.label, text
@@ -149,14 +180,18 @@ def read_texts(specs: Sequence[str], key: str = "base.corpora") -> Iterator[tupl
         for item in read_records(source):
             value = item.record.get("text") if item.record else None
             if not isinstance(value, str) or not value.strip():
-                raise UserError(f"{item.location}: {item.problem or 'no `text` field with text in it'} ({key})")
+                raise UserError(
+                    f"{item.location}: {item.problem or 'no `text` field with text in it'} ({key})"
+                )
             yield item.location, value
 
 
 def fingerprint(inputs: Sequence[Input]) -> str:
-    """Hex SHA-256 of what the inputs hold, in order: bytes of files; id, config, split and commit of hub datasets.
+    """Hex SHA-256 of what the inputs hold, in order: bytes of files; id, config, split and commit
+    of hub datasets.
 
-    File names do not count. Where the hub cannot be asked for the commit, the id alone stands for a dataset.
+    File names do not count. Where the hub cannot be asked for the commit, the id alone stands for a
+    dataset.
     """
     total = hashlib.sha256()
     for source in inputs:
@@ -189,30 +224,46 @@ def _is_glob(spec: str) -> bool:
 
 def _visible(names: Sequence[str], root: str, suffixes: dict[str, Format]) -> list[str]:
     def hidden(name: str) -> bool:
-        relative = PurePosixPath(name.removeprefix(root)) if root else PurePosixPath(PurePosixPath(name).name)
+        relative = (
+            PurePosixPath(name.removeprefix(root))
+            if root
+            else PurePosixPath(PurePosixPath(name).name)
+        )
         return any(part.startswith((".", "_")) for part in relative.parts)
 
-    return sorted(name for name in names if not hidden(name) and _format(name, suffixes) is not None)
+    return sorted(
+        name for name in names if not hidden(name) and _format(name, suffixes) is not None
+    )
 
 
 def _as_written(name: str, folder: Path) -> str:
     """Keep a relative spec relative in messages: that is what the user typed and can look up."""
     absolute = folder.absolute()
-    return str(folder / Path(name).relative_to(absolute)) if Path(name).is_relative_to(absolute) else name
+    return (
+        str(folder / Path(name).relative_to(absolute))
+        if Path(name).is_relative_to(absolute)
+        else name
+    )
 
 
 def _dataset(spec: str, key: str) -> Input:
     match = _DATASET_ID.fullmatch(spec)
     if match is None:
-        raise UserError(f"file not found: {spec}; nor is it a Hugging Face dataset id such as org/name:config@split ({key})")
+        raise UserError(
+            f"file not found: {spec}; nor is it a Hugging Face dataset id such as "
+            f"org/name:config@split ({key})"
+        )
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         revision = HfApi().dataset_info(match["path"], timeout=20).sha
     except RepositoryNotFoundError as error:
-        raise UserError(f"{spec}: neither a file here nor a Hugging Face dataset that you can read ({key})") from error
-    except Exception:  # offline, in whichever of several libraries' ways: a copy in the local cache may still load
+        raise UserError(
+            f"{spec}: neither a file here nor a Hugging Face dataset that you can read ({key})"
+        ) from error
+    # offline, in whichever of several libraries' ways: a copy in the local cache may still load
+    except Exception:
         revision = None
     return Input(match["path"], spec, "hub", match["config"], match["split"] or "train", revision)
 
@@ -221,11 +272,17 @@ def _read_hub(source: Input) -> Iterator[Located]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(source.path, source.config, split=source.split, revision=source.revision, streaming=True)
+        rows = datasets.load_dataset(
+            source.path, source.config, split=source.split, revision=source.revision, streaming=True
+        )
         for number, row in enumerate(rows, 1):
             yield Located(number, source.location(number), dict(row), None)
-    except Exception as error:  # the hub's errors come from several libraries and share no base class
-        raise UserError(f"{source.label}: no such file, and as a Hugging Face dataset it cannot be loaded: {_one_line(error)}") from error
+    # the hub's errors come from several libraries and share no base class
+    except Exception as error:
+        raise UserError(
+            f"{source.label}: no such file, and as a Hugging Face dataset it cannot be loaded: "
+            f"{_one_line(error)}"
+        ) from error
 
 
 def _read_lines(file: IO[bytes], source: Input) -> Iterator[Located]:
@@ -243,7 +300,8 @@ def _parse(line: bytes) -> tuple[dict[str, Any] | None, str | None]:
         return None, f"invalid UTF-8 at byte {error.start + 1} of the line"
     except json.JSONDecodeError as error:
         return None, f"broken JSON: {error.msg} at column {error.colno}"
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of nested lists
+    # numbers of thousands of digits, thousands of nested lists
+    except (ValueError, RecursionError) as error:
         return None, f"broken JSON: {_one_line(error)}"
     return _record(value)
 
@@ -255,7 +313,9 @@ def _record(value: Any) -> tuple[dict[str, Any] | None, str | None]:
 
 
 def _read_json(file: IO[bytes], source: Input) -> Iterator[Located]:
-    """A list of records or an object holding one list. One object per line is common under this suffix, so it counts too."""
+    """A list of records or an object holding one list. One object per line is common under this
+    suffix, so it counts too.
+    """
     content = file.read().removeprefix(b"\xef\xbb\xbf")
     lines = content.split(b"\n")
     rows: Any
@@ -270,21 +330,27 @@ def _read_json(file: IO[bytes], source: Input) -> Iterator[Located]:
         position = content.count(b"\n", 0, error.start) + 1
         raise UserError(f"{source.label}:{position}: invalid UTF-8") from error
     except json.JSONDecodeError as error:
-        raise UserError(f"{source.label}:{error.lineno}: broken JSON: {error.msg} at column {error.colno}") from error
+        raise UserError(
+            f"{source.label}:{error.lineno}: broken JSON: {error.msg} at column {error.colno}"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{source.label}: broken JSON: {_one_line(error)}") from error
     if isinstance(rows, dict):
         lists = [value for value in rows.values() if isinstance(value, list)]
         rows = lists[0] if len(lists) == 1 else None
     if not isinstance(rows, list):
-        raise UserError(f"{source.label}: expected a list of records, or one object holding a single list of them")
+        raise UserError(
+            f"{source.label}: expected a list of records, or one object holding a single list of "
+            f"them"
+        )
     for number, value in enumerate(rows, 1):
         yield Located(number, source.location(number), *_record(value))
 
 
 def _read_csv(file: IO[bytes], source: Input) -> Iterator[Located]:
     csv.field_size_limit(sys.maxsize)
-    # surrogateescape carries invalid bytes up to their record instead of ending the file at the first one.
+    # surrogateescape carries invalid bytes up to their record instead of ending the file at the
+    # first one.
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     rows = csv.reader(text, delimiter="\t" if source.format == "tsv" else ",")
     header: list[str] | None = None

@@ -1,6 +1,8 @@
-"""Token stores → what is trained on and what is measured, per domain, with every record accounted for.
+"""Token stores → what is trained on and what is measured, per domain, with every record accounted
+for.
 
-``read = bad + train + train_unused + validation + duplicates_removed + validation_duplicates + validation_unused`` holds for each domain.
+``read = bad + train + train_unused + validation + duplicates_removed + validation_duplicates +
+validation_unused`` holds for each domain.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ Indices = NDArray[np.int64]
 
 
 class DomainPaths(NamedTuple):
-    """Folders of one domain's token stores; ``validation`` is None where a part of ``train`` is to be held out."""
+    """Folders of one domain's token stores; ``validation`` is None where a part of ``train`` is to
+    be held out.
+    """
 
     train: Path
     validation: Path | None
@@ -34,7 +38,9 @@ class DomainStores(NamedTuple):
 
 @dataclass(frozen=True)
 class DomainData:
-    """One domain, ready to train. ``counts`` has the terms of the module's identity, and ``cut`` and ``over_long_kept``."""
+    """One domain, ready to train. ``counts`` has the terms of the module's identity, and ``cut``
+    and ``over_long_kept``.
+    """
 
     name: str
     train: Records
@@ -45,7 +51,9 @@ class DomainData:
 def load_domains(paths: Mapping[str, DomainPaths], data: Data) -> dict[str, DomainData]:
     """Open the stores and split them: what every worker does, with the same result everywhere."""
     stores = {
-        name: DomainStores(TokenStore(path.train), None if path.validation is None else TokenStore(path.validation))
+        name: DomainStores(
+            TokenStore(path.train), None if path.validation is None else TokenStore(path.validation)
+        )
         for name, path in paths.items()
     }
     return split(stores, data)
@@ -54,29 +62,44 @@ def load_domains(paths: Mapping[str, DomainPaths], data: Data) -> dict[str, Doma
 def split(domains: Mapping[str, DomainStores], data: Data) -> dict[str, DomainData]:
     """Decide for each record whether it trains, measures, or is left out.
 
-    Where no validation is given, a record is held out iff its content hash / 2⁶⁴ < ``data.validation_fraction``: independent of
-    order, of other records and of any seed, with all copies of a record on one side. (Where that leaves one side empty, the
-    lowest hash is held out, or the highest trains.) Held-out copies count once, and the ``data.max_validation`` lowest hashes
-    are measured. A training record whose content is held out in any domain is removed from training, measured or not. Of the others,
-    the ``data.max_train`` lowest hashes train.
+    Where no validation is given, a record is held out iff its content hash / 2⁶⁴ <
+    ``data.validation_fraction``: independent of order, of other records and of any seed, with all
+    copies of a record on one side. (Where that leaves one side empty, the lowest hash is held out,
+    or the highest trains.) Held-out copies count once, and the ``data.max_validation`` lowest
+    hashes are measured. A training record whose content is held out in any domain is removed from
+    training, measured or not. Of the others, the ``data.max_train`` lowest hashes train.
 
     Raises:
         UserError: a domain has too few distinct records for both sides.
     """
-    parts = {name: _parts(name, stores, data.validation_fraction) for name, stores in domains.items()}
-    unique = {name: _first_of_each(_validation_store(domains[name]), held_out) for name, (_, held_out) in parts.items()}
-    held_out_hashes = np.unique(np.concatenate([_validation_store(domains[name]).hashes[rows] for name, rows in unique.items()]))
+    parts = {
+        name: _parts(name, stores, data.validation_fraction) for name, stores in domains.items()
+    }
+    unique = {
+        name: _first_of_each(_validation_store(domains[name]), held_out)
+        for name, (_, held_out) in parts.items()
+    }
+    held_out_hashes = np.unique(
+        np.concatenate(
+            [_validation_store(domains[name]).hashes[rows] for name, rows in unique.items()]
+        )
+    )
     result = {}
     for name, stores in domains.items():
         train, held_out = parts[name]
         kept = train[~np.isin(stores.train.hashes[train], held_out_hashes)]
         if not len(kept):
             raise UserError(
-                f"domain {name!r}: all {len(train)} training records are held out in this or another domain; "
+                f"domain {name!r}: all {len(train)} training records are held out in this or "
+                f"another domain; "
                 f"mend domains.{name}.train or domains.{name}.validation"
             )
         most = data.most_train(name)
-        used = kept if most is None else np.sort(kept[np.argsort(stores.train.hashes[kept], kind="stable")[:most]])
+        used = (
+            kept
+            if most is None
+            else np.sort(kept[np.argsort(stores.train.hashes[kept], kind="stable")[:most]])
+        )
         store = _validation_store(stores)
         by_hash = unique[name][np.argsort(store.hashes[unique[name]])]
         measured = np.sort(by_hash[: data.max_validation])
@@ -93,21 +116,31 @@ def split(domains: Mapping[str, DomainStores], data: Data) -> dict[str, DomainDa
             "cut": sum(meta["cut"] for meta in metas),
             "over_long_kept": sum(meta["over_long_kept"] for meta in metas),
         }
-        result[name] = DomainData(name, Records(stores.train, used), Records(store, measured), counts)
+        result[name] = DomainData(
+            name, Records(stores.train, used), Records(store, measured), counts
+        )
     return result
 
 
 def _parts(name: str, stores: DomainStores, fraction: float) -> tuple[Indices, Indices]:
-    """Indices of the records to train on (into the train store) and of those held out (into the validation store)."""
+    """Indices of the records to train on (into the train store) and of those held out (into the
+    validation store).
+    """
     everything = np.arange(len(stores.train), dtype=np.int64)
     if stores.validation is not None:
         if not len(stores.train) or not len(stores.validation):
-            raise UserError(f"domain {name!r} has {len(stores.train)} usable records to train on and {len(stores.validation)} held out")
+            raise UserError(
+                f"domain {name!r} has {len(stores.train)} usable records to train on and "
+                f"{len(stores.validation)} held out"
+            )
         return everything, np.arange(len(stores.validation), dtype=np.int64)
     hashes = stores.train.hashes
     distinct = len(np.unique(hashes))
     if distinct < 2:
-        raise UserError(f"domain {name!r} has only {distinct} usable records that differ; it needs 2: one to train on, one held out")
+        raise UserError(
+            f"domain {name!r} has only {distinct} usable records that differ; it needs 2: one to "
+            f"train on, one held out"
+        )
     held_out = hashes < np.uint64(int(fraction * 2.0**64))
     if not held_out.any():
         held_out = hashes == hashes.min()

@@ -1,13 +1,17 @@
-"""The token store of one list of sources: flat arrays on disk, written once, memory-mapped by every worker.
+"""The token store of one list of sources: flat arrays on disk, written once, memory-mapped by every
+worker.
 
 | file | content |
 |---|---|
-| ``tokens.npy``, ``mask.npy`` | int32 and bool, all records one after another; the mask is true where a token carries loss |
+| ``tokens.npy``, ``mask.npy`` | int32 and bool, all records one after another; the mask is true
+where a token carries loss |
 | ``offsets.npy`` | int64, n + 1: record i is ``[offsets[i], offsets[i + 1])`` |
 | ``hashes.npy`` | uint64, n: content hash, equal for duplicates |
-| ``response_tokens.npy``, ``response_bytes.npy`` | int64, n: tokens that carry loss, and UTF-8 bytes of the answers they spell |
+| ``response_tokens.npy``, ``response_bytes.npy`` | int64, n: tokens that carry loss, and UTF-8
+bytes of the answers they spell |
 | ``locations.npy`` | int64, n × 2: input (index into ``inputs`` of the meta file) and line or row |
-| ``meta.json`` | inputs, settings, and the counts: ``read = kept + Σ bad``; ``cut`` and ``over_long_kept`` are part of ``kept`` |
+| ``meta.json`` | inputs, settings, and the counts: ``read = kept + Σ bad``; ``cut`` and
+``over_long_kept`` are part of ``kept`` |
 
 A folder that exists is complete: it is written beside its place and moved there in one step.
 """
@@ -28,9 +32,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from versatune_ray.domains.sources import Input
-from versatune_ray.storage import fetch, push
+from versatune_ray.runs.storage import fetch, push
 
-STORE_FORMAT = 1  # part of every cache key: raise it whenever the same records would give other files
+# part of every cache key: raise it whenever the same records would give other files
+STORE_FORMAT = 1
 
 _COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "tokens": ("<i4", ()),
@@ -46,7 +51,9 @@ _REASONS = 100
 
 
 class Batch(NamedTuple):
-    """Records to append: ``tokens`` and ``mask`` flat over the b records, the others one entry (``locations``: a pair) each."""
+    """Records to append: ``tokens`` and ``mask`` flat over the b records, the others one entry
+    (``locations``: a pair) each.
+    """
 
     tokens: NDArray[np.int32]
     mask: NDArray[np.bool_]
@@ -59,10 +66,13 @@ class Batch(NamedTuple):
 class TokenStoreWriter:
     """Appends batches as they come, in bounded memory, and puts the finished store at ``folder``.
 
-    A context manager: leaving it normally finishes the store, leaving it by an exception removes what was written.
+    A context manager: leaving it normally finishes the store, leaving it by an exception removes
+    what was written.
     """
 
-    def __init__(self, folder: Path, inputs: Sequence[Input] = (), settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, folder: Path, inputs: Sequence[Input] = (), settings: Mapping[str, Any] | None = None
+    ) -> None:
         self._folder = folder
         self._meta: dict[str, Any] = {
             "format": STORE_FORMAT,
@@ -71,7 +81,9 @@ class TokenStoreWriter:
         }
         self._partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
         self._partial.mkdir(parents=True)
-        self._files: dict[str, BinaryIO] = {name: (self._partial / f"{name}.npy").open("w+b") for name in _COLUMNS}
+        self._files: dict[str, BinaryIO] = {
+            name: (self._partial / f"{name}.npy").open("w+b") for name in _COLUMNS
+        }
         self._rows = dict.fromkeys(_COLUMNS, 0)
         for name in _COLUMNS:
             self._header(name)
@@ -81,11 +93,19 @@ class TokenStoreWriter:
         self._counts = {"cut": 0, "over_long_kept": 0, "response_tokens": 0}
 
     def append(self, batch: Batch, cut: int = 0, over_long_kept: int = 0) -> None:
-        """Add records, of which ``cut`` were shortened and ``over_long_kept`` are longer than the limit."""
+        """Add records, of which ``cut`` were shortened and ``over_long_kept`` are longer than the
+        limit.
+        """
         if not len(batch.lengths):
             return
-        if batch.lengths.min() < 1 or batch.lengths.sum() != len(batch.tokens) or len(batch.mask) != len(batch.tokens):
-            raise ValueError("lengths must be positive and sum to the number of tokens and of mask entries")
+        if (
+            batch.lengths.min() < 1
+            or batch.lengths.sum() != len(batch.tokens)
+            or len(batch.mask) != len(batch.tokens)
+        ):
+            raise ValueError(
+                "lengths must be positive and sum to the number of tokens and of mask entries"
+            )
         ends = np.cumsum(batch.lengths)
         response_tokens = np.add.reduceat(batch.mask.astype(np.int64), ends - batch.lengths)
         self._append("offsets", ends + self._rows["tokens"])
@@ -117,7 +137,9 @@ class TokenStoreWriter:
             "tokens": self._rows["tokens"],
             **self._counts,
         }
-        (self._partial / "meta.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
+        (self._partial / "meta.json").write_text(
+            json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8"
+        )
         push(self._folder, self._partial)
         os.replace(self._partial, self._folder)  # noqa: PTH105 - Path.replace is documented for files only
         return self._folder
@@ -130,14 +152,21 @@ class TokenStoreWriter:
     def __enter__(self) -> TokenStoreWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         if kind is None:
             self.finish()
         else:
             self.abort()
 
     def _header(self, name: str) -> None:
-        """Write the .npy header for the rows so far; numpy pads it, so that a later one for more rows fits the same place."""
+        """Write the .npy header for the rows so far; numpy pads it, so that a later one for more
+        rows fits the same place.
+        """
         dtype, row = _COLUMNS[name]
         header = {"descr": dtype, "fortran_order": False, "shape": (self._rows[name], *row)}
         self._files[name].seek(0)
@@ -155,13 +184,20 @@ class TokenStoreWriter:
 
 
 class TokenStore:
-    """A finished store, opened read-only. Pickles as its path: each process maps the files itself, its machine fetches them once."""
+    """A finished store, opened read-only. Pickles as its path: each process maps the files itself,
+    its machine fetches them once.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = fetch(Path(folder))
-        self.meta: dict[str, Any] = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
+        self.meta: dict[str, Any] = json.loads(
+            (self.folder / "meta.json").read_text(encoding="utf-8")
+        )
         if self.meta["format"] != STORE_FORMAT:
-            raise ValueError(f"{self.folder}: token store of format {self.meta['format']}, expected {STORE_FORMAT}")
+            raise ValueError(
+                f"{self.folder}: token store of format {self.meta['format']}, expected "
+                f"{STORE_FORMAT}"
+            )
 
     def __len__(self) -> int:
         return int(self.meta["kept"])
@@ -175,19 +211,28 @@ class TokenStore:
         return self._tokens[offsets[index] : offsets[index + 1]]
 
     def mask(self, index: int) -> NDArray[np.bool_]:
-        """True where a token of record ``index`` carries loss, bool[L], a view of the mapped file."""
+        """True where a token of record ``index`` carries loss, bool[L], a view of the mapped
+        file.
+        """
         offsets = self.offsets
         return self._mask[offsets[index] : offsets[index + 1]]
 
     def location(self, index: int) -> str:
-        """``file:line`` or ``file#row`` of record ``index``, the file as it was named when the store was written."""
+        """``file:line`` or ``file#row`` of record ``index``, the file as it was named when the
+        store was written.
+        """
         source, number = self._locations[index]
         return f"{self.meta['inputs'][source]}{number}"
 
     def bad_examples(self, inputs: Sequence[Input] | None = None) -> list[str]:
-        """The first bad records as ``file:line: reason``, with the names of today's ``inputs`` where they are given."""
+        """The first bad records as ``file:line: reason``, with the names of today's ``inputs``
+        where they are given.
+        """
         names = self.meta["inputs"] if inputs is None else [source.prefix for source in inputs]
-        return [f"{names[source]}{number}: {reason}" for source, number, reason in self.meta["bad_examples"]]
+        return [
+            f"{names[source]}{number}: {reason}"
+            for source, number, reason in self.meta["bad_examples"]
+        ]
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
@@ -225,12 +270,16 @@ class TokenStore:
         return self._load("locations")
 
     def _load(self, name: str) -> NDArray[Any]:
-        mapped: NDArray[Any] = np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        mapped: NDArray[Any] = np.load(
+            self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False
+        )
         return mapped.view(np.ndarray)  # slicing np.memmap itself costs several times as much
 
 
 class Records:
-    """Some records of a store, in the order of ``indices`` (int64[n]). Pickles as path and indices."""
+    """Some records of a store, in the order of ``indices`` (int64[n]). Pickles as path and
+    indices.
+    """
 
     def __init__(self, store: TokenStore, indices: NDArray[np.int64]) -> None:
         self.store = store
@@ -240,7 +289,9 @@ class Records:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """``(tokens int32[L], mask bool[L])`` of the record at ``index`` of this view, as views of the mapped files."""
+        """``(tokens int32[L], mask bool[L])`` of the record at ``index`` of this view, as views of
+        the mapped files.
+        """
         record = int(self.indices[index])
         return self.store.tokens(record), self.store.mask(record)
 

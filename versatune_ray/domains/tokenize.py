@@ -1,8 +1,9 @@
 """Records of all domains → token stores, in one Ray Data execution over whatever is not cached yet.
 
-One task reads each input and hands on its conversations in small blocks; encoding tasks, which do the real work, take a block
-each, on any node; the driver appends what they return, in order, and holds a few blocks at a time. Sources must be readable
-from every node (a shared folder or a URI); token stores are written by the driver alone.
+One task reads each input and hands on its conversations in small blocks; encoding tasks, which do
+the real work, take a block each, on any node; the driver appends what they return, in order, and
+holds a few blocks at a time. Sources must be readable from every node (a shared folder or a URI);
+token stores are written by the driver alone.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from versatune_ray.cache import have, held, key_of
 from versatune_ray.domains import chat, records, sources
 from versatune_ray.domains.split import DomainPaths
 from versatune_ray.domains.store import STORE_FORMAT, Batch, TokenStore, TokenStoreWriter
 from versatune_ray.errors import UserError
+from versatune_ray.runs.cache import have, held, key_of
 from versatune_ray.settings import Config, Domain
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_BLOCK_BYTES = 2 << 20  # one encoding task's work: a second or two, so that a single large file keeps every CPU busy
+# one encoding task's work: a second or two, so that a single large file keeps every CPU busy
+_BLOCK_BYTES = 2 << 20
 _READ_ROWS = 256
 _A_LOOK = 32 << 20  # bytes of records that are read for a look at what a run would do
 
@@ -57,21 +59,39 @@ class _Job:
 
 
 def build_stores(
-    config: Config, domains: Mapping[str, Domain], tokenizer_path: str, cache: Path, *, distributed: bool = True
+    config: Config,
+    domains: Mapping[str, Domain],
+    tokenizer_path: str,
+    cache: Path,
+    *,
+    distributed: bool = True,
 ) -> dict[str, DomainPaths]:
-    """Tokenise the records of ``domains`` and return the folders of their stores (see ``split.load_domains``).
+    """Tokenise the records of ``domains`` and return the folders of their stores (see
+    ``split.load_domains``).
 
-    A store is reused when the content of its sources, the tokenizer, the chat template and the length settings are the same.
-    Two runs that need the same store at once build it once. Ray must be initialised, or is by Ray Data; unless ``distributed`` is false,
-    which does all of it in this process.
+    A store is reused when the content of its sources, the tokenizer, the chat template and the
+    length settings are the same. Two runs that need the same store at once build it once. Ray must
+    be initialised, or is by Ray Data; unless ``distributed`` is false, which does all of it in this
+    process.
 
     Raises:
-        UserError: a source is missing, unreadable or without a record, or has more bad records than ``data.max_bad_fraction``.
+        UserError: a source is missing, unreadable or without a record, or has more bad records than
+            ``data.max_bad_fraction``.
     """
     data = config.data
-    path = str(Path(tokenizer_path).expanduser().absolute()) if Path(tokenizer_path).expanduser().exists() else tokenizer_path
+    path = (
+        str(Path(tokenizer_path).expanduser().absolute())
+        if Path(tokenizer_path).expanduser().exists()
+        else tokenizer_path
+    )
     tokenizer = chat.load_tokenizer(path, data.chat_template, config.model.trust_remote_code)
-    encoding = _Encoding(path, tokenizer.get_chat_template(), config.model.trust_remote_code, data.max_length, data.too_long)
+    encoding = _Encoding(
+        path,
+        tokenizer.get_chat_template(),
+        config.model.trust_remote_code,
+        data.max_length,
+        data.too_long,
+    )
     variant = {
         "format": STORE_FORMAT,
         "tokenizer": chat.tokenizer_fingerprint(tokenizer),
@@ -94,7 +114,10 @@ def build_stores(
     for one in jobs.values():
         _check(one, data.max_bad_fraction)
     return {
-        name: DomainPaths(jobs[name, "train"].folder, jobs[name, "validation"].folder if (name, "validation") in jobs else None)
+        name: DomainPaths(
+            jobs[name, "train"].folder,
+            jobs[name, "validation"].folder if (name, "validation") in jobs else None,
+        )
         for name in domains
     }
 
@@ -103,12 +126,16 @@ def small_enough_for_a_look(domains: Mapping[str, Domain]) -> bool:
     """Whether all records lie in files of this machine that are tokenised in seconds."""
     specs = [spec for domain in domains.values() for spec in (*domain.train, *domain.validation)]
     files = [Path(spec).expanduser() for spec in specs]
-    return all(file.is_file() for file in files) and sum(file.stat().st_size for file in files) < _A_LOOK
+    return (
+        all(file.is_file() for file in files)
+        and sum(file.stat().st_size for file in files) < _A_LOOK
+    )
 
 
 def _build_missing(jobs: Mapping[Path, _Job], encoding: _Encoding, distributed: bool) -> None:
     with ExitStack() as locks:
-        for folder in sorted(jobs):  # one order for every run, so that two runs cannot wait for each other
+        # one order for every run, so that two runs cannot wait for each other
+        for folder in sorted(jobs):
             if not have(folder):
                 locks.enter_context(held(folder))
         missing = [job for folder, job in jobs.items() if not have(folder)]
@@ -117,14 +144,18 @@ def _build_missing(jobs: Mapping[Path, _Job], encoding: _Encoding, distributed: 
 
 
 def _build(jobs: Sequence[_Job], encoding: _Encoding, distributed: bool) -> None:
-    """Run the pipeline over all ``jobs`` and write each store as soon as its last record is there."""
+    """Run the pipeline over all ``jobs`` and write each store as soon as its last record is
+    there.
+    """
     items = [
         {"store": store, "input": number, "source": json.dumps(asdict(source))}
         for store, job in enumerate(jobs)
         for number, source in enumerate(job.inputs)
     ]
     # Closing stops the pipeline at once where a store cannot be written.
-    with closing(_distributed(items, encoding) if distributed else _alone(items, encoding)) as parts:
+    with closing(
+        _distributed(items, encoding) if distributed else _alone(items, encoding)
+    ) as parts:
         for store, group in groupby(parts, key=attrgetter("store")):
             with _writer(jobs[store], encoding) as writer:
                 for part in group:
@@ -137,7 +168,9 @@ def _build(jobs: Sequence[_Job], encoding: _Encoding, distributed: bool) -> None
 
 @dataclass(frozen=True)
 class _Part:
-    """Encoded records of one store. bad: (input, number, problem) of each that is none; fatal: why its file cannot be read at all."""
+    """Encoded records of one store. bad: (input, number, problem) of each that is none; fatal: why
+    its file cannot be read at all.
+    """
 
     store: int
     fatal: str | None
@@ -151,12 +184,20 @@ def _distributed(items: list[dict[str, Any]], encoding: _Encoding) -> Generator[
     import ray.data
 
     dataset = ray.data.from_items(items, override_num_blocks=min(len(items), 256))
-    # A dataset owns a copy of the process-wide context, and what follows it shares that copy: nothing leaks out of here.
+    # A dataset owns a copy of the process-wide context, and what follows it shares that copy:
+    # nothing leaks out of here.
     dataset.context.execution_options.preserve_order = True
     dataset.context.target_max_block_size = _BLOCK_BYTES
-    # Different CPU requests keep Ray Data from fusing the two steps, which would leave each input to one task.
-    encoded = dataset.map_batches(_read_tables, batch_size=1, batch_format="pyarrow", num_cpus=0.5).map_batches(
-        _encode_table, batch_size=None, batch_format="pyarrow", num_cpus=1, fn_kwargs={"encoding": encoding}
+    # Different CPU requests keep Ray Data from fusing the two steps, which would leave each input
+    # to one task.
+    encoded = dataset.map_batches(
+        _read_tables, batch_size=1, batch_format="pyarrow", num_cpus=0.5
+    ).map_batches(
+        _encode_table,
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=1,
+        fn_kwargs={"encoding": encoding},
     )
     for table in encoded.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield from _parts_of(table)
@@ -171,7 +212,11 @@ def _alone(items: list[dict[str, Any]], encoding: _Encoding) -> Generator[_Part]
             yield _Part(
                 store=item["store"],
                 fatal=next((row["problem"] for row in encoded if row["fatal"]), None),
-                bad=[(row["input"], row["number"], row["problem"]) for row in encoded if row["problem"]],
+                bad=[
+                    (row["input"], row["number"], row["problem"])
+                    for row in encoded
+                    if row["problem"]
+                ],
                 good=_batch(good) if good else None,
                 too_long=sum(row["too_long"] for row in good),
             )
@@ -199,7 +244,9 @@ def _write(writer: TokenStoreWriter, part: _Part, job: _Job, encoding: _Encoding
         writer.reject(*bad)
     if part.good is not None:
         cut = encoding.too_long == "cut"
-        writer.append(part.good, cut=part.too_long if cut else 0, over_long_kept=0 if cut else part.too_long)
+        writer.append(
+            part.good, cut=part.too_long if cut else 0, over_long_kept=0 if cut else part.too_long
+        )
 
 
 def _parts_of(table: pa.Table) -> Iterator[_Part]:
@@ -230,7 +277,11 @@ def _part_of(store: int, table: pa.Table) -> _Part:
             locations=np.stack([good["input"].to_numpy(), good["number"].to_numpy()], axis=1),
         )
     return _Part(
-        store, fatal["problem"][0].as_py() if fatal.num_rows else None, rejected, batch, int(pc.sum(good["too_long"]).as_py() or 0)
+        store,
+        fatal["problem"][0].as_py() if fatal.num_rows else None,
+        rejected,
+        batch,
+        int(pc.sum(good["too_long"]).as_py() or 0),
     )
 
 
@@ -238,7 +289,13 @@ def _schemas() -> tuple[pa.Schema, pa.Schema]:
     """Of blocks that are read, and that are encoded."""
     import pyarrow as pa
 
-    where = [("store", pa.int32()), ("input", pa.int32()), ("number", pa.int64()), ("problem", pa.string()), ("fatal", pa.bool_())]
+    where = [
+        ("store", pa.int32()),
+        ("input", pa.int32()),
+        ("number", pa.int64()),
+        ("problem", pa.string()),
+        ("fatal", pa.bool_()),
+    ]
     encoded = [
         ("tokens", pa.list_(pa.int32())),
         ("mask", pa.list_(pa.uint8())),
@@ -266,7 +323,16 @@ def _read(item: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
     """Rows with a conversation or a problem, ``_READ_ROWS`` at a time."""
     rows: list[dict[str, Any]] = []
     for row in _read_input(sources.Input(**json.loads(item["source"]))):
-        rows.append({"store": item["store"], "input": item["input"], "conversation": "", "problem": "", "fatal": False} | row)
+        rows.append(
+            {
+                "store": item["store"],
+                "input": item["input"],
+                "conversation": "",
+                "problem": "",
+                "fatal": False,
+            }
+            | row
+        )
         if len(rows) == _READ_ROWS:
             yield rows
             rows = []
@@ -283,7 +349,8 @@ def _read_input(source: sources.Input) -> Iterator[dict[str, Any]]:
                 except records.BadRecord as error:
                     problem = str(error)
             yield {"number": item.number, "conversation": conversation, "problem": problem or ""}
-    except UserError as error:  # as a row: an exception would reach the driver wrapped in Ray's traceback
+    # as a row: an exception would reach the driver wrapped in Ray's traceback
+    except UserError as error:
         yield {"number": 0, "problem": str(error), "fatal": True}
 
 
@@ -310,7 +377,9 @@ def _encode(rows: Sequence[dict[str, Any]], encoding: _Encoding) -> list[dict[st
 
 
 def _fit(tokenizer: Any, encoded: chat.Encoded, encoding: _Encoding) -> tuple[chat.Encoded, bool]:
-    """Apply ``data.too_long``; the flag says whether the record was longer than ``data.max_length``."""
+    """Apply ``data.too_long``; the flag says whether the record was longer than
+    ``data.max_length``.
+    """
     too_long = len(encoded.tokens) > encoding.max_length
     if too_long and encoding.too_long == "refuse":
         raise records.BadRecord("longer than max_length")
@@ -321,7 +390,8 @@ def _fit(tokenizer: Any, encoded: chat.Encoded, encoding: _Encoding) -> tuple[ch
 @lru_cache(maxsize=1)
 def _tokenizer(encoding: _Encoding) -> Any:
     """Loaded once per worker process."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # Ray counts one CPU for this task; threads of its own would take the others'
+    # Ray counts one CPU for this task; threads of its own would take the others'
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tokenizer = chat.load_tokenizer(encoding.tokenizer, None, encoding.trust_remote_code)
     tokenizer.chat_template = encoding.template
     return tokenizer
@@ -332,11 +402,17 @@ def _check(job: _Job, tolerated: float) -> None:
     store = TokenStore(job.folder)
     read, bad = store.meta["read"], store.meta["read"] - store.meta["kept"]
     if read == 0:
-        raise UserError(f"{', '.join(source.label for source in job.inputs)}: no record in it ({job.key})")
+        raise UserError(
+            f"{', '.join(source.label for source in job.inputs)}: no record in it ({job.key})"
+        )
     if bad == 0 or (bad <= tolerated * read and len(store)):
         return
     examples = store.bad_examples(job.inputs)[:3]
     shown = "; ".join(examples) + ("; …" if bad > len(examples) else "")
     enough = math.ceil(bad / read * 1000) / 1000
-    way_out = f"mend them, or set data.max_bad_fraction={enough:g}" if len(store) else "none is left to use"
+    way_out = (
+        f"mend them, or set data.max_bad_fraction={enough:g}"
+        if len(store)
+        else "none is left to use"
+    )
     raise UserError(f"{job.key}: {bad} of {read} records are bad: {shown}; {way_out}")

@@ -1,1 +1,3 @@
-"""Before and after: exact match on questions through vLLM, held-out loss, and the table that puts them side by side."""
+"""Before and after: exact match on questions through vLLM, held-out loss, and the table that puts
+them side by side.
+"""

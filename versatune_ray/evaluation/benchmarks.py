@@ -1,10 +1,14 @@
-"""Benchmarks as tasks of lm-evaluation-harness: its own by name, ours from ``tasks/``, and records of a user, known by their shape.
+"""Benchmarks as tasks of lm-evaluation-harness: its own by name, ours from ``tasks/``, and records
+of a user, known by their shape.
 
 | records | asked | counted |
 |---|---|---|
-| ``question``, ``choices``, ``answer`` (index, letter or text) | which choice is most likely | accuracy |
-| ``question``, ``answer`` (or any shape of training record) | greedy answer | exact match, forgiving case, spacing and a final full stop |
-| ``prompt``, ``test``, ``entry_point`` (HumanEval) or ``text``, ``test_list`` (MBPP) | a program | whether its tests pass |
+| ``question``, ``choices``, ``answer`` (index, letter or text) | which choice is most likely |
+accuracy |
+| ``question``, ``answer`` (or any shape of training record) | greedy answer | exact match,
+forgiving case, spacing and a final full stop |
+| ``prompt``, ``test``, ``entry_point`` (HumanEval) or ``text``, ``test_list`` (MBPP) | a program |
+whether its tests pass |
 """
 
 from __future__ import annotations
@@ -17,12 +21,12 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from versatune_ray.cache import cached
 from versatune_ray.domains.records import BadRecord, chosen, to_conversation
 from versatune_ray.domains.sources import expand, read_records
 from versatune_ray.errors import UserError
 from versatune_ray.evaluation.questions import is_match
 from versatune_ray.evaluation.sandbox import passes
+from versatune_ray.runs.cache import cached
 from versatune_ray.settings import Benchmark, Config, nearest
 
 TASKS = Path(__file__).with_name("tasks")
@@ -35,7 +39,8 @@ Row = dict[str, Any]
 class Asked:
     """A benchmark as the harness takes it.
 
-    spec: a task's name, or its configuration. identity: what a cached result depends on, besides model and settings.
+    spec: a task's name, or its configuration. identity: what a cached result depends on, besides
+    model and settings.
     """
 
     domain: str
@@ -51,38 +56,64 @@ def check(config: Config) -> None:
 
 
 def asked(config: Config, cache: Path) -> list[Asked]:
-    """All benchmarks of ``config``, in order; own records are read, and written in the form that the harness reads.
+    """All benchmarks of ``config``, in order; own records are read, and written in the form that
+    the harness reads.
 
     Raises:
-        UserError: lm-evaluation-harness is missing, a task unknown, a record broken, a name used twice, or code would run that is not
-            allowed to.
+        UserError: lm-evaluation-harness is missing, a task unknown, a record broken, a name used
+            twice, or code would run that is not allowed to.
     """
-    listed = [(domain, benchmark) for domain, some in config.evaluation.benchmarks.items() for benchmark in some]
+    listed = [
+        (domain, benchmark)
+        for domain, some in config.evaluation.benchmarks.items()
+        for benchmark in some
+    ]
     if not listed:
-        raise UserError("evaluation.benchmarks: missing; name some for a domain, or take the paper's with evaluation.preset=paper")
+        raise UserError(
+            "evaluation.benchmarks: missing; name some for a domain, or take the paper's with "
+            "evaluation.preset=paper"
+        )
     try:
         from lm_eval import __version__
     except ImportError:
-        raise UserError("evaluation.benchmarks: needs lm-evaluation-harness; pip install 'versatune-ray[eval]'") from None
+        raise UserError(
+            "evaluation.benchmarks: needs lm-evaluation-harness; pip install 'versatune-ray[eval]'"
+        ) from None
     found: list[Asked] = []
     for domain, benchmark in listed:
-        name, key = benchmark.name or Path(benchmark.task).name.partition(".")[0], f"evaluation.benchmarks.{domain}"
+        name, key = (
+            benchmark.name or Path(benchmark.task).name.partition(".")[0],
+            f"evaluation.benchmarks.{domain}",
+        )
         if any(name == one.name for one in found):
-            raise UserError(f"{key}: two benchmarks are called {name!r}; give one of them another name: {{task: …, name: …}}")
+            raise UserError(
+                f"{key}: two benchmarks are called {name!r}; give one of them another name: "
+                f"{{task: …, name: …}}"
+            )
         spec: str | dict[str, Any] = benchmark.task
         if _is_file(benchmark.task):
             spec, identity = _own(name, benchmark, config, cache, key)
             settings: Mapping[str, Any] = spec
         else:
-            identity, settings = {"task": benchmark.task, "harness": __version__}, _known(benchmark.task, key)
+            identity, settings = (
+                {"task": benchmark.task, "harness": __version__},
+                _known(benchmark.task, key),
+            )
         if settings.get("unsafe_code") and not config.evaluation.run_code:
-            raise UserError(f"{key}: {name} runs programs that the model writes; evaluation.run_code=true allows it")
+            raise UserError(
+                f"{key}: {name} runs programs that the model writes; evaluation.run_code=true "
+                f"allows it"
+            )
         found.append(Asked(domain, name, spec, benchmark.shots, identity))
     return found
 
 
 def _is_file(task: str) -> bool:
-    return "/" in task or Path(task).suffix in (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz") or Path(task).exists()
+    return (
+        "/" in task
+        or Path(task).suffix in (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz")
+        or Path(task).exists()
+    )
 
 
 def _known(task: str, key: str) -> Mapping[str, Any]:
@@ -90,12 +121,16 @@ def _known(task: str, key: str) -> Mapping[str, Any]:
     index = task_manager().task_index
     if task not in index:
         names = [name for name in index if "_" not in name] + list(index)
-        raise UserError(f"{key}: unknown task {task!r}; {nearest(task, names)} (or a file of your own records)")
+        raise UserError(
+            f"{key}: unknown task {task!r}; {nearest(task, names)} (or a file of your own records)"
+        )
     return index[task].cfg or {}
 
 
 def task_manager(own_only: bool = False) -> Any:
-    """The harness's tasks and ours; ours win where both have a name. Its own are thousands of files: some ten seconds to list."""
+    """The harness's tasks and ours; ours win where both have a name. Its own are thousands of
+    files: some ten seconds to list.
+    """
     global _manager
     from lm_eval.tasks import TaskManager
 
@@ -109,14 +144,18 @@ def task_manager(own_only: bool = False) -> Any:
 _manager: Any = None
 
 
-def _own(name: str, benchmark: Benchmark, config: Config, cache: Path, key: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _own(
+    name: str, benchmark: Benchmark, config: Config, cache: Path, key: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """A user's records as a task, and its identity."""
     rows = list(_rows(benchmark, key))
     if not rows:
         raise UserError(f"{benchmark.task}: no records ({key})")
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    folder, _ = cached(cache, "benchmark", {"records": digest}, lambda work: _write(work / "test.jsonl", text))
+    folder, _ = cached(
+        cache, "benchmark", {"records": digest}, lambda work: _write(work / "test.jsonl", text)
+    )
     task: dict[str, Any] = {
         "task": name,
         "dataset_path": "json",
@@ -125,7 +164,11 @@ def _own(name: str, benchmark: Benchmark, config: Config, cache: Path, key: str)
         "fewshot_split": "test",
         "metadata": {"version": digest},
     } | _form(rows[0], benchmark.choices, config.evaluation.max_tokens)
-    return task, {"records": digest, "choices": benchmark.choices, "max_tokens": config.evaluation.max_tokens}
+    return task, {
+        "records": digest,
+        "choices": benchmark.choices,
+        "max_tokens": config.evaluation.max_tokens,
+    }
 
 
 def _write(file: Path, text: str) -> None:
@@ -141,14 +184,21 @@ def _form(row: Row, choices: str, max_tokens: int) -> dict[str, Any]:
             "doc_to_text": "{{question}}\nAnswer:",
             "doc_to_choice": choices if choices == "letters" else "choices",
             "doc_to_target": "answer",
-            "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in metrics],
+            "metric_list": [
+                {"metric": metric, "aggregation": "mean", "higher_is_better": True}
+                for metric in metrics
+            ],
         }
     if "tests" in row:
         return {
             "output_type": "generate_until",
             "doc_to_text": "{{question}}",
             "doc_to_target": "{{tests}}",
-            "generation_kwargs": {"until": _STOPS[row["kind"]], "max_gen_toks": _CODE_TOKENS, "do_sample": False},
+            "generation_kwargs": {
+                "until": _STOPS[row["kind"]],
+                "max_gen_toks": _CODE_TOKENS,
+                "do_sample": False,
+            },
             "process_results": run_tests,
             "metric_list": [{"metric": pass_at_1, "aggregation": "mean", "higher_is_better": True}],
             "unsafe_code": True,
@@ -179,7 +229,8 @@ def pass_at_1(items: Sequence[float]) -> Sequence[float]:
 
 
 def code_record(fields: Mapping[str, Any]) -> Row:
-    """A HumanEval or MBPP record as one form. ``given`` is the part of the program that the model continues.
+    """A HumanEval or MBPP record as one form. ``given`` is the part of the program that the model
+    continues.
 
     Raises:
         KeyError: a field is missing.
@@ -187,10 +238,23 @@ def code_record(fields: Mapping[str, Any]) -> Row:
     if "test_list" in fields:
         tests = list(fields["test_list"])
         shown, setup = "\n".join(tests[:3]), fields.get("test_setup_code") or ""
-        task = f"You are an expert Python programmer, and here is your task: {fields['text']} Your code should pass these tests:"
-        return {"kind": "mbpp", "question": f"{task}\n\n{shown}\n[BEGIN]\n", "given": "", "tests": "\n".join([setup, *tests])}
+        task = (
+            f"You are an expert Python programmer, and here is your task: {fields['text']} Your "
+            f"code should pass these tests:"
+        )
+        return {
+            "kind": "mbpp",
+            "question": f"{task}\n\n{shown}\n[BEGIN]\n",
+            "given": "",
+            "tests": "\n".join([setup, *tests]),
+        }
     check = f"{fields['test']}\ncheck({fields['entry_point']})"
-    return {"kind": "humaneval", "question": fields["prompt"], "given": fields["prompt"], "tests": check}
+    return {
+        "kind": "humaneval",
+        "question": fields["prompt"],
+        "given": fields["prompt"],
+        "tests": check,
+    }
 
 
 def code_docs(dataset: Any) -> Any:
@@ -211,7 +275,10 @@ def _rows(benchmark: Benchmark, key: str) -> Iterator[Row]:
                 raise UserError(f"{item.location}: {error} ({key})") from None
             first = first or row
             if row.keys() != first.keys():
-                raise UserError(f"{item.location}: another shape than the first record; one benchmark has one ({key})")
+                raise UserError(
+                    f"{item.location}: another shape than the first record; one benchmark has one "
+                    f"({key})"
+                )
             yield row
 
 
@@ -221,13 +288,21 @@ def _row(record: Mapping[str, Any], choices: str) -> Row:
         question, texts, answer = chosen(fields)
         letters = list(ascii_uppercase[: len(texts)])
         if choices == "letters":
-            question = "\n".join([question, *(f"{letter}. {text}" for letter, text in zip(letters, texts, strict=True))])
+            question = "\n".join(
+                [
+                    question,
+                    *(f"{letter}. {text}" for letter, text in zip(letters, texts, strict=True)),
+                ]
+            )
         return {"question": question, "choices": texts, "letters": letters, "answer": answer}
     if "test" in fields or "test_list" in fields:
         try:
             return code_record(fields)
         except KeyError as error:
-            raise BadRecord(f"no {error.args[0]}; a code record has prompt, test and entry_point, or text and test_list") from None
+            raise BadRecord(
+                f"no {error.args[0]}; a code record has prompt, test and entry_point, or text and "
+                f"test_list"
+            ) from None
     turns = to_conversation(fields)
     if [turn["role"] for turn in turns] != ["user", "assistant"]:
         raise BadRecord("expected one question and one answer, no further turns")

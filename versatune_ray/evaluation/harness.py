@@ -1,4 +1,6 @@
-"""Measure models on benchmarks with lm-evaluation-harness and vLLM, one Ray task per model and group of benchmarks."""
+"""Measure models on benchmarks with lm-evaluation-harness and vLLM, one Ray task per model and
+group of benchmarks.
+"""
 
 from __future__ import annotations
 
@@ -8,53 +10,74 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from versatune_ray.cache import cached, have, key_of, write_json
-from versatune_ray.engine import decisive
 from versatune_ray.errors import UserError, one_line
 from versatune_ray.evaluation.benchmarks import Asked, task_manager
-from versatune_ray.models import model_fingerprint
-from versatune_ray.progress import Bar
+from versatune_ray.runs.cache import cached, have, key_of, write_json
+from versatune_ray.runs.storage import fetch
+from versatune_ray.runtime.engine import decisive
+from versatune_ray.runtime.models import model_fingerprint
+from versatune_ray.runtime.progress import Bar
 from versatune_ray.settings import Config, Engine
-from versatune_ray.storage import fetch
 
 Row = dict[str, Any]
-_BATCH = 1024  # requests handed to vLLM at once; with "auto" it would draw a bar, which fails where bars are switched off
+# requests handed to vLLM at once; with "auto" it would draw a bar, which fails where bars are
+# switched off
+_BATCH = 1024
 
 
-def measure(models: Mapping[str, str], benchmarks: Sequence[Asked], config: Config, gpu: bool) -> tuple[list[Row], dict[str, str], bool]:
+def measure(
+    models: Mapping[str, str], benchmarks: Sequence[Asked], config: Config, gpu: bool
+) -> tuple[list[Row], dict[str, str], bool]:
     """Every model on every benchmark; results that are cached are not measured again.
 
     Args:
         models: name → folder or Hugging Face id.
 
     Returns:
-        Rows as in ``evaluation/results.json``; why others are missing, by "model: benchmark"; whether all was cached.
+        Rows as in ``evaluation/results.json``; why others are missing, by "model: benchmark";
+        whether all was cached.
     """
     import ray
 
-    keys = {(name, one.name): _key(one, path, config) for name, path in models.items() for one in benchmarks}
+    keys = {
+        (name, one.name): _key(one, path, config)
+        for name, path in models.items()
+        for one in benchmarks
+    }
     folder = config.cache_folder / "benchmark-result"
     left: dict[str, list[Asked]] = {}
     wanted: set[str] = set()
     for name, one in ((name, one) for name in models for one in benchmarks):
         digest = key_of(keys[name, one.name])
-        if digest not in wanted and not have(folder / digest):  # the same weights under two names are measured once
+        # the same weights under two names are measured once
+        if digest not in wanted and not have(folder / digest):
             wanted.add(digest)
             left.setdefault(name, []).append(one)
     failed: dict[str, str] = {}
     if left:
-        measure_some = ray.remote(_measure).options(**_resources(config.evaluation.engine, gpu), max_retries=1)
+        measure_some = ray.remote(_measure).options(
+            **_resources(config.evaluation.engine, gpu), max_retries=1
+        )
         running = {}
         for name, some in left.items():
             for part in _parts(some, len(left), config.evaluation.engine, gpu):
-                task = measure_some.remote(name, models[name], part, {one.name: keys[name, one.name] for one in part}, config, gpu)
+                task = measure_some.remote(
+                    name,
+                    models[name],
+                    part,
+                    {one.name: keys[name, one.name] for one in part},
+                    config,
+                    gpu,
+                )
                 running[task] = (name, part)
         waiting = list(running)
         while waiting:
             (done,), waiting = ray.wait(waiting)
             name, part = running[done]
             try:
-                failed |= {f"{name}: {benchmark}": reason for benchmark, reason in ray.get(done).items()}
+                failed |= {
+                    f"{name}: {benchmark}": reason for benchmark, reason in ray.get(done).items()
+                }
             except Exception as error:
                 failed |= {f"{name}: {one.name}": one_line(error) for one in part}
     rows = []
@@ -67,10 +90,14 @@ def measure(models: Mapping[str, str], benchmarks: Sequence[Asked], config: Conf
     return rows, failed, not left
 
 
-def _parts(benchmarks: Sequence[Asked], models: int, engine: Engine, gpu: bool) -> list[Sequence[Asked]]:
-    """The benchmarks of one model, split where the cluster has room for more engines than there are models.
+def _parts(
+    benchmarks: Sequence[Asked], models: int, engine: Engine, gpu: bool
+) -> list[Sequence[Asked]]:
+    """The benchmarks of one model, split where the cluster has room for more engines than there are
+    models.
 
-    Not without GPUs: there engines share the memory's bandwidth, and starting one takes longer than most benchmarks.
+    Not without GPUs: there engines share the memory's bandwidth, and starting one takes longer than
+    most benchmarks.
     """
     import ray
 
@@ -105,12 +132,24 @@ def _resources(engine: Engine, gpu: bool) -> dict[str, Any]:
     if gpu:
         options |= {"num_gpus": engine.tensor_parallel, "accelerator_type": engine.accelerator}
     else:
-        environment |= {"VLLM_CPU_KVCACHE_SPACE": str(engine.kv_cache_gib), "TORCHDYNAMO_DISABLE": "1"}
+        environment |= {
+            "VLLM_CPU_KVCACHE_SPACE": str(engine.kv_cache_gib),
+            "TORCHDYNAMO_DISABLE": "1",
+        }
     return options | {"runtime_env": {"env_vars": environment}}
 
 
-def _measure(name: str, model: str, benchmarks: Sequence[Asked], keys: Mapping[str, Any], config: Config, gpu: bool) -> dict[str, str]:
-    """In a Ray task: one engine for all ``benchmarks``; each result is cached as it comes. Returns what failed, and why."""
+def _measure(
+    name: str,
+    model: str,
+    benchmarks: Sequence[Asked],
+    keys: Mapping[str, Any],
+    config: Config,
+    gpu: bool,
+) -> dict[str, str]:
+    """In a Ray task: one engine for all ``benchmarks``; each result is cached as it comes. Returns
+    what failed, and why.
+    """
     import torch
 
     settings = config.evaluation
@@ -118,10 +157,17 @@ def _measure(name: str, model: str, benchmarks: Sequence[Asked], keys: Mapping[s
     failed: dict[str, str] = {}
     with Bar(f"evaluation of {name}", len(benchmarks), "benchmark") as bar:
         bar.to(0, "starting the engine")
-        options: dict[str, Any] = {} if gpu else {"enforce_eager": True, "dtype": "float32"}  # as in ``engine``
-        options |= {"tensor_parallel_size": settings.engine.tensor_parallel, "trust_remote_code": config.model.trust_remote_code}
+        # as in ``engine``
+        options: dict[str, Any] = {} if gpu else {"enforce_eager": True, "dtype": "float32"}
+        options |= {
+            "tensor_parallel_size": settings.engine.tensor_parallel,
+            "trust_remote_code": config.model.trust_remote_code,
+        }
         language_model = _harness_on_vllm()(
-            pretrained=fetch(model), seed=config.seed, batch_size=_BATCH, **(options | settings.engine.options)
+            pretrained=fetch(model),
+            seed=config.seed,
+            batch_size=_BATCH,
+            **(options | settings.engine.options),
         )
         template = _template(config)
         if template is not None:
@@ -150,21 +196,29 @@ def _here(spec: str | dict[str, Any]) -> str | dict[str, Any]:
 
 
 def _fitting(spec: str | dict[str, Any], context: int) -> str | dict[str, Any]:
-    """Own records: an answer leaves half of the model's context to the question. The harness would cut all of the question away."""
+    """Own records: an answer leaves half of the model's context to the question. The harness would
+    cut all of the question away.
+    """
     if isinstance(spec, str) or "generation_kwargs" not in spec:
         return spec
     limits = spec["generation_kwargs"]
-    return spec | {"generation_kwargs": limits | {"max_gen_toks": min(limits["max_gen_toks"], context // 2)}}
+    return spec | {
+        "generation_kwargs": limits | {"max_gen_toks": min(limits["max_gen_toks"], context // 2)}
+    }
 
 
 def _harness_on_vllm() -> Any:
-    """The harness's class for vLLM. It asks for the version of a package called vllm, and the CPU build is called otherwise."""
+    """The harness's class for vLLM. It asks for the version of a package called vllm, and the CPU
+    build is called otherwise.
+    """
     from importlib import metadata
 
     import vllm
 
     by_name = metadata.version
-    metadata.version = lambda distribution_name: vllm.__version__ if distribution_name == "vllm" else by_name(distribution_name)
+    metadata.version = lambda distribution_name: (
+        vllm.__version__ if distribution_name == "vllm" else by_name(distribution_name)
+    )
     try:
         from lm_eval.models.vllm_causallms import VLLM
     finally:
@@ -173,9 +227,11 @@ def _harness_on_vllm() -> Any:
 
 
 def score(language_model: Any, one: Asked, config: Config, manager: Any) -> Row:
-    """Metric, value, standard error and n of one benchmark, exactly as ``lm_eval.simple_evaluate`` gives them.
+    """Metric, value, standard error and n of one benchmark, exactly as ``lm_eval.simple_evaluate``
+    gives them.
 
-    Of several metrics the first that the task lists counts. n is the number of questions asked, of all parts of a group.
+    Of several metrics the first that the task lists counts. n is the number of questions asked, of
+    all parts of a group.
 
     Raises:
         UserError: the task gives no number.
@@ -200,11 +256,24 @@ def score(language_model: Any, one: Asked, config: Config, manager: Any) -> Row:
     )
     name = one.spec if isinstance(one.spec, str) else one.spec["task"]
     numbers = found.get("groups", {}).get(name) or found["results"].get(name) or {}
-    metric = next((key for key, value in numbers.items() if "," in key and "_stderr" not in key and isinstance(value, int | float)), None)
+    metric = next(
+        (
+            key
+            for key, value in numbers.items()
+            if "," in key and "_stderr" not in key and isinstance(value, int | float)
+        ),
+        None,
+    )
     if metric is None:
         raise UserError(f"{one.name}: the harness gave no number for it")
     title, _, filters = metric.partition(",")
     error = numbers.get(f"{title}_stderr,{filters}")
     asked = sum(part["effective"] for part in found["n-samples"].values())
     value = float(numbers[metric])
-    return {"metric": title, "unit": "share", "value": value, "standard_error": error if isinstance(error, float) else None, "n": asked}
+    return {
+        "metric": title,
+        "unit": "share",
+        "value": value,
+        "standard_error": error if isinstance(error, float) else None,
+        "n": asked,
+    }

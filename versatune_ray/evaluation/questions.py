@@ -11,13 +11,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset
 
-from versatune_ray.cache import cached
 from versatune_ray.domains.chat import encode_prompt, load_tokenizer
 from versatune_ray.domains.records import Question, read_questions
-from versatune_ray.engine import vllm_stage
-from versatune_ray.parts import finished_ids, write_parts
+from versatune_ray.runs.cache import cached
+from versatune_ray.runs.parts import finished_ids, write_parts
+from versatune_ray.runs.storage import remove
+from versatune_ray.runtime.engine import vllm_stage
+from versatune_ray.runtime.progress import engine_bar
 from versatune_ray.settings import Config, Evaluation
-from versatune_ray.storage import remove
 
 Row = dict[str, Any]
 
@@ -42,7 +43,8 @@ def ask(
     gpu: bool,
     trust_remote_code: bool,
 ) -> tuple[dict[str, list[str]], list[str], bool]:
-    """Greedy answers per domain, in question order; the errors of requests that failed and so answer ""; and whether all was cached.
+    """Greedy answers per domain, in question order; the errors of requests that failed and so
+    answer ""; and whether all was cached.
 
     Raises:
         RuntimeError: every request failed.
@@ -62,12 +64,18 @@ def ask(
         import ray
 
         tokenizer = load_tokenizer(model, chat_template, trust_remote_code)
-        prompts = [encode_prompt(tokenizer, [{"role": "user", "content": text}]) for _, text in flat]
+        prompts = [
+            encode_prompt(tokenizer, [{"role": "user", "content": text}]) for _, text in flat
+        ]
         rows: list[Row] = [{"id": i, "prompt_ids": prompt} for i, prompt in enumerate(prompts)]
         sampling = {"max_tokens": settings.max_tokens, "temperature": 0.0}
 
         def prepare(row: Row) -> Row:
-            return {"id": row["id"], "tokenized_prompt": row["prompt_ids"], "sampling_params": sampling}
+            return {
+                "id": row["id"],
+                "tokenized_prompt": row["prompt_ids"],
+                "sampling_params": sampling,
+            }
 
         def keep(row: Row) -> Row:
             return {"id": row["id"], "answer": row["generated_text"]}
@@ -80,16 +88,24 @@ def ask(
         left = [row for row in rows if row["id"] not in done]
         if left:
             longest = max(len(prompt) for prompt in prompts) + settings.max_tokens
-            engine = settings.engine.model_copy(update={"options": {"max_model_len": longest} | settings.engine.options})
-            stage = vllm_stage(model, engine, prepare, keep, gpu=gpu, trust_remote_code=trust_remote_code)
+            engine = settings.engine.model_copy(
+                update={"options": {"max_model_len": longest} | settings.engine.options}
+            )
+            stage = vllm_stage(
+                model, engine, prepare, keep, gpu=gpu, trust_remote_code=trust_remote_code
+            )
             blocks = math.ceil(len(left) / settings.engine.batch_size)
             answered = stage(ray.data.from_items(left, override_num_blocks=blocks)).map(finish)
-            write_parts(answered, [work / "answers"], {"id": pa.int64(), "answer": pa.string(), "error": pa.string()}, "answers", len(left))
+            schema = {"id": pa.int64(), "answer": pa.string(), "error": pa.string()}
+            with engine_bar("answers", len(left)) as bar:
+                write_parts(answered, [work / "answers"], schema, bar.to)
         errors = _read(work / "answers")["error"].to_pylist()
         if all(errors):
             remove(work / "answers")
             shutil.rmtree(work / "answers")  # nothing in it is worth keeping
-            raise RuntimeError(f"{model}: none of {len(errors)} questions could be asked: {errors[0]}")
+            raise RuntimeError(
+                f"{model}: none of {len(errors)} questions could be asked: {errors[0]}"
+            )
 
     folder, reused = cached(cache, "answers", parts, build)
     table = _read(folder / "answers")
@@ -105,7 +121,9 @@ def _read(folder: Path) -> pa.Table:
 
 
 def is_match(answer: str, expected: str) -> bool:
-    """Equal up to case, spacing and a final full stop; a one-line expectation is compared with the answer's first line."""
+    """Equal up to case, spacing and a final full stop; a one-line expectation is compared with the
+    answer's first line.
+    """
     if "\n" not in expected.strip():
         answer = answer.strip().partition("\n")[0]
     return _plain(answer) == _plain(expected)
@@ -114,7 +132,13 @@ def is_match(answer: str, expected: str) -> bool:
 def exact_match(answers: Sequence[str], questions: Sequence[Question]) -> dict[str, Any]:
     """Share of matches with its binomial standard error."""
     n = len(questions)
-    p = sum(is_match(answer, question.answer) for answer, question in zip(answers, questions, strict=True)) / n
+    p = (
+        sum(
+            is_match(answer, question.answer)
+            for answer, question in zip(answers, questions, strict=True)
+        )
+        / n
+    )
     return {
         "benchmark": "questions",
         "metric": "exact_match",

@@ -1,4 +1,6 @@
-"""``evaluation/results.json``: the same questions and the same held-out records, before and after."""
+"""``evaluation/results.json``: the same questions and the same held-out records, before and
+after.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +20,34 @@ def results(
     held_out_records: Mapping[str, int],
     unit: str,
 ) -> dict[str, Any]:
-    """Rows of (model, domain, benchmark, metric, value, standard error, n), and every question with all answers.
+    """Rows of (model, domain, benchmark, metric, value, standard error, n), and every question with
+    all answers.
 
     Args:
         answers: per model name ("base", "tuned"), per domain, in question order.
-        adjustments: ``adjustments.jsonl``; its first and last lines are the held-out losses before and after.
+        adjustments: ``adjustments.jsonl``; its first and last lines are the held-out losses before
+            and after.
         held_out_records: number of records measured per domain.
     """
     rows: list[dict[str, Any]] = []
     lines = [json.loads(line) for line in adjustments.read_text(encoding="utf-8").splitlines()]
     for model, line in (("base", lines[0]), ("tuned", lines[-1])):
         for domain, loss in line["loss"].items():
-            shown = {"benchmark": "held_out", "metric": "loss", "unit": unit, "value": loss, "standard_error": None}
-            rows.append({"model": model, "domain": domain} | shown | {"n": held_out_records[domain]})
+            shown = {
+                "benchmark": "held_out",
+                "metric": "loss",
+                "unit": unit,
+                "value": loss,
+                "standard_error": None,
+            }
+            rows.append(
+                {"model": model, "domain": domain} | shown | {"n": held_out_records[domain]}
+            )
     for model, by_domain in answers.items():
-        rows += [{"model": model, "domain": domain} | exact_match(given, questions[domain]) for domain, given in by_domain.items()]
+        rows += [
+            {"model": model, "domain": domain} | exact_match(given, questions[domain])
+            for domain, given in by_domain.items()
+        ]
     asked = [
         {"domain": domain, "question": question.question, "expected": question.answer}
         | {model: by_domain[domain][place] for model, by_domain in answers.items()}

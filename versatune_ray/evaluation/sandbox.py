@@ -1,7 +1,9 @@
-"""Run a program that a model wrote: in a process of its own, without network, with little time and memory, in a folder that goes with it.
+"""Run a program that a model wrote: in a process of its own, without network, with little time and
+memory, in a folder that goes with it.
 
-That keeps accidents and simple mischief away. It is no wall against an attacker: the program runs as the same user and sees the same
-files. For models that you do not trust, run the whole job in a container.
+That keeps accidents and simple mischief away. It is no wall against an attacker: the program runs
+as the same user and sees the same files. For models that you do not trust, run the whole job in a
+container.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-# In the child, before the program: a namespace without any network device; the program's own limits come from ``_limits``.
+# In the child, before the program: a namespace without any network device; the program's own limits
+# come from ``_limits``.
 _PRELUDE = """
 import ctypes, os
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
@@ -31,7 +34,8 @@ class Unsafe(Exception):
 
 
 def passes(program: str, tests: str, seconds: float = 10.0, memory_mib: int = 1024) -> bool:
-    """Whether ``program`` followed by ``tests`` runs to its end within the limits and without an exception.
+    """Whether ``program`` followed by ``tests`` runs to its end within the limits and without an
+    exception.
 
     A program that ends early, by ``exit()`` for example, has not passed.
 
@@ -43,9 +47,11 @@ def passes(program: str, tests: str, seconds: float = 10.0, memory_mib: int = 10
         file, printed = Path(folder) / "program.py", Path(folder) / "printed"
         file.write_text(f"{program}\n{tests}\n", encoding="utf-8", errors="replace")
         runner = (
-            f"{_PRELUDE}\nimport runpy, sys\nrunpy.run_path({str(file)!r}, run_name='__main__')\nprint('\\n{word}', file=sys.__stdout__)\n"
+            f"{_PRELUDE}\nimport runpy, sys\nrunpy.run_path({str(file)!r}, "
+            f"run_name='__main__')\nprint('\\n{word}', file=sys.__stdout__)\n"
         )
-        with printed.open("wb") as output:  # a file, whose size is limited, and not a pipe into our own memory
+        # a file, whose size is limited, and not a pipe into our own memory
+        with printed.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-c", runner],
                 cwd=folder,
@@ -65,7 +71,10 @@ def passes(program: str, tests: str, seconds: float = 10.0, memory_mib: int = 10
                 os.killpg(process.pid, signal.SIGKILL)  # what it started goes with it
             process.wait()
         if status == _NO_NAMESPACE:
-            raise Unsafe("this machine lets no process leave its network (user namespaces are off), so code of a model is not run on it")
+            raise Unsafe(
+                "this machine lets no process leave its network (user namespaces are off), so code "
+                "of a model is not run on it"
+            )
         return status == 0 and printed.read_bytes().rstrip().endswith(word.encode())
 
 

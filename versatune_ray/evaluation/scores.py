@@ -1,4 +1,6 @@
-"""Scores as in the paper: a domain's is the mean of its benchmarks, a model's the mean of its domains."""
+"""Scores as in the paper: a domain's is the mean of its benchmarks, a model's the mean of its
+domains.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,18 @@ AVERAGE = "average"
 
 @dataclass(frozen=True)
 class Score:
-    """A share between 0 and 1 and its standard error; benchmarks count as independent. None where an error is not known."""
+    """A share between 0 and 1 and its standard error; benchmarks count as independent. None where
+    an error is not known.
+    """
 
     value: float
     error: float | None
 
     def __str__(self) -> str:
         """In percent."""
-        return f"{100 * self.value:.1f}" + (f" ± {100 * self.error:.1f}" if self.error is not None else "")
+        return f"{100 * self.value:.1f}" + (
+            f" ± {100 * self.error:.1f}" if self.error is not None else ""
+        )
 
 
 def mean(scores: Iterable[Score]) -> Score:
@@ -32,18 +38,26 @@ def mean(scores: Iterable[Score]) -> Score:
 
 
 def scores(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Score]]:
-    """Model → domain → score, and ``average`` over the domains; of rows as in ``evaluation/results.json``.
+    """Model → domain → score, and ``average`` over the domains; of rows as in
+    ``evaluation/results.json``.
 
-    Only what every model was measured on counts, so that models stay comparable where some measurements failed.
+    Only what every model was measured on counts, so that models stay comparable where some
+    measurements failed.
     """
     found: dict[str, dict[tuple[str, str], Score]] = {}
     for row in rows:
-        found.setdefault(row["model"], {})[row["domain"], row["benchmark"]] = Score(row["value"], row["standard_error"])
-    shared = [key for key in next(iter(found.values()), {}) if all(key in one for one in found.values())]
+        found.setdefault(row["model"], {})[row["domain"], row["benchmark"]] = Score(
+            row["value"], row["standard_error"]
+        )
+    shared = [
+        key for key in next(iter(found.values()), {}) if all(key in one for one in found.values())
+    ]
     table: dict[str, dict[str, Score]] = {}
     for model, by_benchmark in found.items():
         domains = list(dict.fromkeys(domain for domain, _ in shared))
-        by_domain = {name: mean(by_benchmark[key] for key in shared if key[0] == name) for name in domains}
+        by_domain = {
+            name: mean(by_benchmark[key] for key in shared if key[0] == name) for name in domains
+        }
         table[model] = by_domain | ({AVERAGE: mean(by_domain.values())} if by_domain else {})
     return table
 
@@ -55,5 +69,7 @@ def table(found: Mapping[str, Mapping[str, Score]]) -> str:
     first = max(len("model"), *map(len, found)) + 2
     lines = ["model".ljust(first) + "".join(column.rjust(width) for column in columns)]
     for model, row in found.items():
-        lines.append(model.ljust(first) + "".join(str(row[column]).rjust(width) for column in columns))
+        lines.append(
+            model.ljust(first) + "".join(str(row[column]).rjust(width) for column in columns)
+        )
     return "\n".join(lines)

@@ -1,1 +1,3 @@
-"""The embedded default: a made-up six-domain world, and the tiny base model and judge that are pre-trained on it."""
+"""The embedded default: a made-up six-domain world, and the tiny base model and judge that are
+pre-trained on it.
+"""

@@ -1,4 +1,6 @@
-"""Fill in what the configuration leaves to the embedded default: microworld records, tiny base model, tiny judge."""
+"""Fill in what the configuration leaves to the embedded default: microworld records, tiny base
+model, tiny judge.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +13,32 @@ from typing import Any
 
 import numpy as np
 
-from versatune_ray.cache import cached, have, key_of
 from versatune_ray.detection.prompt import TINY_JUDGE_PROMPT
 from versatune_ray.domains.labelled import text_hash
 from versatune_ray.domains.sources import read_texts
 from versatune_ray.errors import UserError
-from versatune_ray.microworld.world import DOMAINS, MIXTURE, SPECS, World
-from versatune_ray.progress import Bar
-from versatune_ray.settings import Base, Config, Domain
-from versatune_ray.storage import fetch
+from versatune_ray.microworld.world import MIXTURE, SPECS, World
+from versatune_ray.runs.cache import cached, have, key_of
+from versatune_ray.runs.storage import fetch
+from versatune_ray.runtime.progress import Bar
+from versatune_ray.settings import MICROWORLD, Base, Config, Domain
 
 _FORMAT = 2  # raised when the code of world.py or tiny.py makes something else of the same settings
 _CHARACTERS_PER_TOKEN = 4
 BASE_FOLDER, JUDGE_FOLDER = "tiny-base", "tiny-judge"
 
 
-def prepare(config: Config, need_base: bool, need_judge: bool, make: bool = True) -> tuple[Config, bool]:
-    """Returns the configuration with every model path and domain filled in, and whether nothing had to be made.
+def prepare(
+    config: Config, need_base: bool, need_judge: bool, make: bool = True
+) -> tuple[Config, bool]:
+    """Returns the configuration with every model path and domain filled in, and whether nothing had
+    to be made.
 
     Without ``make``, models that are not there stay unnamed.
 
     Raises:
-        UserError: a judge is needed and there is neither one named nor labelled text to train a tiny one on.
+        UserError: a judge is needed and there is neither one named nor labelled text to train a
+            tiny one on.
     """
     need_judge = need_judge and config.detection.judge.path is None
     if need_judge and config.domains and not config.base.corpora:
@@ -40,16 +46,23 @@ def prepare(config: Config, need_base: bool, need_judge: bool, make: bool = True
             "detection.judge.path: missing; name a judge model, or give detection.distribution, "
             "or start without detection (mixture.start=uniform)"
         )
-    made_here = bool(config.base.corpora) or not config.domains  # else the microworld says nothing about the domains
+    # else the microworld says nothing about the domains
+    made_here = bool(config.base.corpora) or not config.domains
     config = _with_domains(config)
     if made_here and config.base.held_out:
         config = _with_labelled(config)
     if need_judge and not config.base.judge_rows:
         raise UserError("base.judge_rows: 0 makes no tiny judge; name one in detection.judge.path")
     wanted = {BASE_FOLDER: need_base, JUDGE_FOLDER: need_judge}
-    made = _make([name for name, want in wanted.items() if want], config, make) if any(wanted.values()) else {}
+    made = (
+        _make([name for name, want in wanted.items() if want], config, make)
+        if any(wanted.values())
+        else {}
+    )
     if BASE_FOLDER in made:
-        config = config.model_copy(update={"model": config.model.model_copy(update={"path": str(made[BASE_FOLDER][0])})})
+        config = config.model_copy(
+            update={"model": config.model.model_copy(update={"path": str(made[BASE_FOLDER][0])})}
+        )
     if JUDGE_FOLDER in made:
         judge = config.detection.judge.model_copy(
             update={
@@ -57,20 +70,27 @@ def prepare(config: Config, need_base: bool, need_judge: bool, make: bool = True
                 "prompt": TINY_JUDGE_PROMPT,
                 "labels": "letters",
                 "max_text_tokens": config.base.row_tokens - 2,
-                "answer_tokens": min(config.detection.judge.answer_tokens, 16),  # its context is small, and it ends after its letter
+                # its context is small, and it ends after its letter
+                "answer_tokens": min(config.detection.judge.answer_tokens, 16),
             }
         )
-        config = config.model_copy(update={"detection": config.detection.model_copy(update={"judge": judge})})
+        config = config.model_copy(
+            update={"detection": config.detection.model_copy(update={"judge": judge})}
+        )
     return config, all(reused for _, reused in made.values())
 
 
 def _with_domains(config: Config) -> Config:
-    """The microworld's records as domains like any other, where none are configured and no corpora either."""
+    """The microworld's records as domains like any other, where none are configured and no corpora
+    either.
+    """
     if config.domains or config.base.corpora:
         return config
     settings = config.microworld
     world = World(settings.facts, settings.seed)
-    folder, _ = cached(config.cache_folder, "microworld", settings.model_dump() | {"format": _FORMAT}, world.write)
+    folder, _ = cached(
+        config.cache_folder, "microworld", settings.model_dump() | {"format": _FORMAT}, world.write
+    )
     domains = {
         name: Domain(
             train=[str(folder / f"{name}.train.jsonl")],
@@ -78,18 +98,26 @@ def _with_domains(config: Config) -> Config:
             questions=[str(folder / f"{name}.questions.jsonl")],
             description=SPECS[name].description,
         )
-        for name in DOMAINS
+        for name in MICROWORLD
     }
     return config.model_copy(update={"domains": domains})
 
 
 def _with_labelled(config: Config) -> Config:
-    """Held-out texts of ``base.corpora``, or of the microworld, measure the judge: they are what a base model made here writes like."""
+    """Held-out texts of ``base.corpora``, or of the microworld, measure the judge: they are what a
+    base model made here writes like.
+    """
     _, held_out = _texts(config)
-    # In pieces as long as a sequence may be: documents are few, and what the base model writes begins anywhere in one.
+    # In pieces as long as a sequence may be: documents are few, and what the base model writes
+    # begins anywhere in one.
     size = config.base.row_tokens * _CHARACTERS_PER_TOKEN
-    held_out = {name: [text[at : at + size] for text in texts for at in range(0, len(text), size)] for name, texts in held_out.items()}
-    held_out = {name: [piece for piece in pieces if piece.strip()] for name, pieces in held_out.items()}
+    held_out = {
+        name: [text[at : at + size] for text in texts for at in range(0, len(text), size)]
+        for name, texts in held_out.items()
+    }
+    held_out = {
+        name: [piece for piece in pieces if piece.strip()] for name, pieces in held_out.items()
+    }
     parts = {"texts": _digest(held_out), "format": _FORMAT}
 
     def write(work: Path) -> None:
@@ -108,16 +136,34 @@ def _with_labelled(config: Config) -> Config:
 
 
 def _make(wanted: list[str], config: Config, missing_too: bool) -> dict[str, tuple[Path, bool]]:
-    """The tiny models by name; with ``missing_too``, those that are not cached are trained, side by side as Ray tasks."""
+    """The tiny models by name; with ``missing_too``, those that are not cached are trained, side by
+    side as Ray tasks.
+    """
     texts, _ = _texts(config)
     mixture = _mixture(config.base, list(texts))
     digest = _digest(texts)
     shared = config.base.model_dump(
-        include={"row_tokens", "vocab_size", "hidden_size", "layers", "context", "batch_size", "learning_rate", "seed"}
+        include={
+            "row_tokens",
+            "vocab_size",
+            "hidden_size",
+            "layers",
+            "context",
+            "batch_size",
+            "learning_rate",
+            "seed",
+        }
     )
     parts: dict[str, dict[str, Any]] = {
-        BASE_FOLDER: shared | {"format": _FORMAT, "texts": digest, "rows": config.base.rows, "mixture": mixture},
-        JUDGE_FOLDER: shared | {"format": _FORMAT, "texts": digest, "rows": config.base.judge_rows, "noise": config.base.judge_noise},
+        BASE_FOLDER: shared
+        | {"format": _FORMAT, "texts": digest, "rows": config.base.rows, "mixture": mixture},
+        JUDGE_FOLDER: shared
+        | {
+            "format": _FORMAT,
+            "texts": digest,
+            "rows": config.base.judge_rows,
+            "noise": config.base.judge_noise,
+        },
     }
 
     def make(name: str, texts: Mapping[str, list[str]]) -> tuple[Path, bool]:
@@ -130,7 +176,14 @@ def _make(wanted: list[str], config: Config, missing_too: bool) -> dict[str, tup
                     bar.to(step, f"loss {loss:.3f}", steps)
 
                 if name == BASE_FOLDER:
-                    tiny.build_base(config.base, texts, np.array([mixture[d] for d in texts]), config.base.seed, work / name, progress)
+                    tiny.build_base(
+                        config.base,
+                        texts,
+                        np.array([mixture[d] for d in texts]),
+                        config.base.seed,
+                        work / name,
+                        progress,
+                    )
                 else:
                     tiny.build_judge(config.base, texts, config.base.seed, work / name, progress)
 
@@ -151,18 +204,30 @@ def _make(wanted: list[str], config: Config, missing_too: bool) -> dict[str, tup
 
 
 def _texts(config: Config) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Texts per domain to train the tiny models on, and those held out from both by their hashes."""
+    """Texts per domain to train the tiny models on, and those held out from both by their
+    hashes.
+    """
     base, world = config.base, World(config.microworld.facts, config.microworld.seed)
     if base.corpora:
         order = list(config.domains or base.corpora)
-        every = {name: [text for _, text in read_texts(base.corpora[name], f"base.corpora.{name}")] for name in order}
+        every = {
+            name: [text for _, text in read_texts(base.corpora[name], f"base.corpora.{name}")]
+            for name in order
+        }
     else:
-        mixture = _mixture(base, list(DOMAINS))
-        rows = {name: math.ceil(max(base.rows * mixture[name], base.judge_rows / len(DOMAINS))) for name in DOMAINS}
-        every = {name: list(world.texts(name, rows[name])) for name in DOMAINS}
+        mixture = _mixture(base, list(MICROWORLD))
+        rows = {
+            name: math.ceil(max(base.rows * mixture[name], base.judge_rows / len(MICROWORLD)))
+            for name in MICROWORLD
+        }
+        every = {name: list(world.texts(name, rows[name])) for name in MICROWORLD}
     below = int(base.held_out * 2.0**64)
-    apart = {name: [text for text in texts if text_hash(text) < below] for name, texts in every.items()}
-    return {name: [text for text in texts if text_hash(text) >= below] for name, texts in every.items()}, apart
+    apart = {
+        name: [text for text in texts if text_hash(text) < below] for name, texts in every.items()
+    }
+    return {
+        name: [text for text in texts if text_hash(text) >= below] for name, texts in every.items()
+    }, apart
 
 
 def _digest(texts: Mapping[str, list[str]]) -> str:
@@ -172,6 +237,9 @@ def _digest(texts: Mapping[str, list[str]]) -> str:
 def _mixture(base: Base, names: list[str]) -> dict[str, float]:
     shares = base.mixture or (dict.fromkeys(names, 1 / len(names)) if base.corpora else MIXTURE)
     if set(shares) != set(names) or min(shares.values()) < 0 or sum(shares.values()) <= 0:
-        raise UserError(f"base.mixture: needs one share ≥ 0 for each of {', '.join(names)}; found {dict(shares)}")
+        raise UserError(
+            f"base.mixture: needs one share ≥ 0 for each of {', '.join(names)}; found "
+            f"{dict(shares)}"
+        )
     total = sum(shares.values())
     return {name: shares[name] / total for name in names}

@@ -1,8 +1,10 @@
-"""A small consistent world of made-up facts in six domains, so that *knowledge* can be checked by exact match.
+"""A small consistent world of made-up facts in six domains, so that *knowledge* can be checked by
+exact match.
 
-Every fact ties a made-up entity to a value (a statute to its penalty, a substance to its melting point, …). From the facts come
-prose for pre-training, question/answer records for fine-tuning, held-out records, and a question set. A held-out question asks
-for a known fact in words that no training record used for that fact, so an exact match shows knowledge and not an echo.
+Every fact ties a made-up entity to a value (a statute to its penalty, a substance to its melting
+point, …). From the facts come prose for pre-training, question/answer records for fine-tuning,
+held-out records, and a question set. A held-out question asks for a known fact in words that no
+training record used for that fact, so an exact match shows knowledge and not an echo.
 """
 
 from __future__ import annotations
@@ -14,11 +16,42 @@ from pathlib import Path
 
 import numpy as np
 
-DOMAINS = ("law", "medicine", "finance", "science", "code", "general")
-# Skewed like the published distributions, with every domain large enough to be measured.
-MIXTURE = {"law": 0.10, "medicine": 0.14, "finance": 0.08, "science": 0.16, "code": 0.22, "general": 0.30}
+from versatune_ray.settings import MICROWORLD
 
-_ONSETS = ["b", "br", "d", "dr", "f", "fl", "g", "gr", "k", "kl", "l", "m", "n", "p", "pr", "r", "s", "st", "t", "tr", "v", "z"]
+# Skewed like the published distributions, with every domain large enough to be measured.
+MIXTURE = {
+    "law": 0.10,
+    "medicine": 0.14,
+    "finance": 0.08,
+    "science": 0.16,
+    "code": 0.22,
+    "general": 0.30,
+}
+
+_ONSETS = [
+    "b",
+    "br",
+    "d",
+    "dr",
+    "f",
+    "fl",
+    "g",
+    "gr",
+    "k",
+    "kl",
+    "l",
+    "m",
+    "n",
+    "p",
+    "pr",
+    "r",
+    "s",
+    "st",
+    "t",
+    "tr",
+    "v",
+    "z",
+]
 _VOWELS = ["a", "e", "i", "o", "u"]
 _CODAS = ["l", "m", "n", "r", "s", "x"]
 
@@ -151,21 +184,29 @@ class World:
     def __init__(self, facts: int, seed: int = 0):
         self.seed = seed
         rng = np.random.default_rng([seed, 1])
-        names = _names(rng, 2 * facts * len(DOMAINS))
-        self.facts = {domain: [Fact(domain, *_entity_and_value(domain, names, rng)) for _ in range(facts)] for domain in DOMAINS}
+        names = _names(rng, 2 * facts * len(MICROWORLD))
+        self.facts = {
+            domain: [Fact(domain, *_entity_and_value(domain, names, rng)) for _ in range(facts)]
+            for domain in MICROWORLD
+        }
 
     def texts(self, domain: str, rows: int) -> Iterator[str]:
         """Prose for pre-training: each text states two or three facts of one domain."""
-        rng = np.random.default_rng([self.seed, 2, DOMAINS.index(domain)])
+        rng = np.random.default_rng([self.seed, 2, MICROWORLD.index(domain)])
         facts, statements = self.facts[domain], SPECS[domain].statements
         for _ in range(rows):
             chosen = rng.choice(len(facts), size=int(rng.integers(2, 4)), replace=False)
-            sentences = [str(rng.choice(statements)).format(e=facts[i].entity, v=facts[i].value) for i in chosen]
+            sentences = [
+                str(rng.choice(statements)).format(e=facts[i].entity, v=facts[i].value)
+                for i in chosen
+            ]
             yield ("\n" if domain == "code" else " ").join(sentences)
 
     def records(self, domain: str) -> dict[str, list[dict[str, str]]]:
-        """``train``, ``validation`` and ``questions``: per fact, four, one and one of the six ways to ask for it."""
-        rng = np.random.default_rng([self.seed, 3, DOMAINS.index(domain)])
+        """``train``, ``validation`` and ``questions``: per fact, four, one and one of the six ways
+        to ask for it.
+        """
+        rng = np.random.default_rng([self.seed, 3, MICROWORLD.index(domain)])
         parts: dict[str, list[dict[str, str]]] = {"train": [], "validation": [], "questions": []}
         for fact in self.facts[domain]:
             order = rng.permutation(len(SPECS[domain].questions))
@@ -177,7 +218,7 @@ class World:
 
     def write(self, folder: Path) -> None:
         """Write every domain's records as ``{domain}.{part}.jsonl``."""
-        for domain in DOMAINS:
+        for domain in MICROWORLD:
             for part, records in self.records(domain).items():
                 text = "".join(json.dumps(record) + "\n" for record in records)
                 (folder / f"{domain}.{part}.jsonl").write_text(text, encoding="utf-8")
@@ -193,7 +234,9 @@ def _names(rng: np.random.Generator, count: int) -> Iterator[str]:
     return iter(seen)
 
 
-def _entity_and_value(domain: str, names: Iterator[str], rng: np.random.Generator) -> tuple[str, str]:
+def _entity_and_value(
+    domain: str, names: Iterator[str], rng: np.random.Generator
+) -> tuple[str, str]:
     name = next(names)
 
     def pick(*choices: str) -> str:
@@ -202,12 +245,14 @@ def _entity_and_value(domain: str, names: Iterator[str], rng: np.random.Generato
     if domain == "law":
         return (
             name.capitalize(),
-            f"{rng.integers(2, 31)} {pick('days', 'months', 'years')} of {pick('prison', 'labour', 'exile', 'arrest')}",
+            f"{rng.integers(2, 31)} {pick('days', 'months', 'years')} of "
+            f"{pick('prison', 'labour', 'exile', 'arrest')}",
         )
     if domain == "medicine":
         return (
             name.capitalize(),
-            f"{pick('red', 'blue', 'bitter', 'dried', 'sweet')} {pick('sage', 'mint', 'clover', 'thyme', 'willow', 'nettle')}",
+            f"{pick('red', 'blue', 'bitter', 'dried', 'sweet')} "
+            f"{pick('sage', 'mint', 'clover', 'thyme', 'willow', 'nettle')}",
         )
     if domain == "finance":
         return name.capitalize(), f"{rng.integers(1, 10)}.{rng.integers(0, 10)} percent"
@@ -215,4 +260,8 @@ def _entity_and_value(domain: str, names: Iterator[str], rng: np.random.Generato
         return name, f"{rng.integers(2, 100) * 10} degrees"
     if domain == "code":
         return name, f"x {pick('+', '-', '*', '%')} {rng.integers(2, 40)}"
-    return name.capitalize(), f"{pick('Anna', 'Boris', 'Clara', 'David', 'Elena', 'Frank', 'Greta', 'Henry')} {next(names).capitalize()}"
+    return (
+        name.capitalize(),
+        f"{pick('Anna', 'Boris', 'Clara', 'David', 'Elena', 'Frank', 'Greta', 'Henry')} "
+        f"{next(names).capitalize()}",
+    )

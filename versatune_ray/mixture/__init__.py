@@ -1,19 +1,46 @@
-"""Which domain the next samples come from: metrics, policies, starting shares and the sampler, in pure NumPy.
+"""Which domain the next samples come from: metrics, policies, starting shares and the sampler, in
+pure NumPy.
 
-Read in this order: ``metrics`` (Eq. 2, Eq. 3) → ``feedback`` → ``policies`` (Algorithms 2 and 3) → ``sampler``. ``shares`` holds
-starting points, ``rivals`` the rules of others, ``replay`` runs a policy over recorded losses, ``diagnostics`` reads signs of trouble
-off a log. Every array is in the order of the configured domain list.
-Equations and algorithms are those of VersaTune (arXiv 2411.11266); a choice the paper leaves open is named as ours where it is made.
+Read in this order: ``metrics`` (Eq. 2, Eq. 3) → ``feedback`` → ``policies`` (Algorithms 2 and 3) →
+``sampler``. ``shares`` holds starting points, ``baselines`` the rules of others, ``replay`` runs a
+policy over recorded losses, ``diagnostics`` reads signs of trouble off a log. Every array is in the
+order of the configured domain list. Equations and algorithms are those of VersaTune (arXiv
+2411.11266); a choice the paper leaves open is named as ours where it is made.
 """
 
+from versatune_ray.mixture.baselines import (
+    DoGE,
+    DoReMi,
+    DynamicLoading,
+    ExponentialLoss,
+    OnlineDataMixing,
+    SkillIt,
+)
 from versatune_ray.mixture.diagnostics import new_warnings
-from versatune_ray.mixture.feedback import Feedback
+from versatune_ray.mixture.feedback import Feedback, LossSums
 from versatune_ray.mixture.metrics import forgetting_degree, learnable_potential
-from versatune_ray.mixture.policies import Balanced, Constant, Expansion, Floored, GuardState, Policy, VersaTune, answered, needs_gradients
+from versatune_ray.mixture.policies import (
+    Balanced,
+    Constant,
+    Expansion,
+    Floored,
+    GuardState,
+    Policy,
+    VersaTune,
+    apply_policy,
+    needs_gradients,
+)
 from versatune_ray.mixture.replay import mean_shares, replay
-from versatune_ray.mixture.rivals import DoGE, DoReMi, DynamicLoading, ExponentialLoss, OnlineDataMixing, SkillIt
 from versatune_ray.mixture.sampler import DomainSampler, chosen
-from versatune_ray.mixture.shares import check_shares, inverse, proportional, specific, temperature, uniform, uniform_remainder
+from versatune_ray.mixture.shares import (
+    check_shares,
+    inverse,
+    proportional,
+    specific,
+    temperature,
+    uniform,
+    uniform_remainder,
+)
 
 __all__ = [
     "Balanced",
@@ -27,11 +54,12 @@ __all__ = [
     "Feedback",
     "Floored",
     "GuardState",
+    "LossSums",
     "OnlineDataMixing",
     "Policy",
     "SkillIt",
     "VersaTune",
-    "answered",
+    "apply_policy",
     "check_shares",
     "chosen",
     "forgetting_degree",

@@ -1,4 +1,6 @@
-"""What a person should hear of while a run goes on: failure signs of loss-driven mixing, read off the log of adjustments alone."""
+"""What a person should hear of while a run goes on: failure signs of loss-driven mixing, read off
+the log of adjustments alone.
+"""
 
 from __future__ import annotations
 
@@ -12,29 +14,37 @@ from versatune_ray.mixture.arrays import FloatArray
 VANISHED = 0.1  # of the starting share
 TURNS = 4  # changes of direction in a row …
 RISE = 0.01  # of a held-out loss above its lowest: below, it is noise
-SWING = 0.1  # … of moves at least so large, relative to the share before: below, it is noise that does no harm
+# … of moves at least so large, relative to the share before: below, it is noise that does no harm
+SWING = 0.1
 
 Line = Mapping[str, Any]
 
 
 def new_warnings(lines: Sequence[Line], warn_passes: float = 4.0) -> list[str]:
-    """Sentences with numbers and a way out, one per kind of trouble that began at the last line; more serious kinds first.
+    """Sentences with numbers and a way out, one per kind of trouble that began at the last line;
+    more serious kinds first.
 
-    A kind of trouble is told once per domain, and again only after it had gone. Nothing is remembered, so a resumed run says the same:
+    A kind of trouble is told once per domain, and again only after it had gone. Nothing is
+    remembered, so a resumed run says the same:
 
-    - losses: every domain's loss rose at each of the last two adjustments (measured in the same way, held out or while training).
+    - losses: every domain's loss rose at each of the last two adjustments (measured in the same
+    way, held out or while training).
     - potential: γ is 0 in every domain, so the policy has nothing left to go by.
-    - share: less than a tenth is left of a domain's share at the first line. The ratio needs no scale: it means the same for two domains
-      or two hundred, and says that the losses, and not whoever chose the start, have all but removed the domain.
-    - overfitting: after two passes or more over a domain's records, its held-out loss is 1 % or more above its lowest, and its share has
-      grown since. The learnable potential (Eq. 2) counts such a rise as something to learn.
-    - swings: a domain's share changed direction at each of the last four adjustments, each time by 10 % of itself or more.
-    - passes: more than ``warn_passes`` passes over a domain's records, to one decimal. Up to four are nearly as good as new data
-      (Muennighoff et al. 2023, arXiv 2305.16264).
+    - share: less than a tenth is left of a domain's share at the first line. The ratio needs no
+      scale: it means the same for two domains or two hundred, and says that the losses, and not
+          whoever chose the start, have all but removed the domain.
+    - overfitting: after two passes or more over a domain's records, its held-out loss is 1 % or
+      more above its lowest, and its share has grown since. The learnable potential (Eq. 2) counts
+      such a rise as something to learn.
+    - swings: a domain's share changed direction at each of the last four adjustments, each time by
+    10 % of itself or more.
+    - passes: more than ``warn_passes`` passes over a domain's records, to one decimal. Up to four
+      are nearly as good as new data (Muennighoff et al. 2023, arXiv 2305.16264).
 
     Args:
-        lines: ``adjustments.jsonl`` so far; of each, ``share`` (domain → share, with the same domains in all), ``loss``,
-            ``learnable_potential``, ``passes`` (domain → number or None; or None) and ``feedback`` are read.
+        lines: ``adjustments.jsonl`` so far; of each, ``share`` (domain → share, with the same
+            domains in all), ``loss``, ``learnable_potential``, ``passes`` (domain → number or None;
+            or None) and ``feedback`` are read.
         warn_passes: passes over a domain's records, > 0.
     """
     if not lines:
@@ -48,7 +58,9 @@ def new_warnings(lines: Sequence[Line], warn_passes: float = 4.0) -> list[str]:
 
 
 def _signs(lines: Sequence[Line], names: Sequence[str], warn_passes: float) -> dict[str, Any]:
-    """Which kinds of trouble there are at the last line, [k] per kind; one that is about all domains is true for each or none."""
+    """Which kinds of trouble there are at the last line, [k] per kind; one that is about all
+    domains is true for each or none.
+    """
     if not lines:
         return {}
     last = lines[-1]
@@ -77,12 +89,17 @@ def _overfits(lines: Sequence[Line], names: Sequence[str]) -> Any:
         return np.zeros(len(names), dtype=np.bool_)
     loss, share = best
     rose = _values(lines[-1], "loss", names) > (1 + RISE) * loss
-    return rose & (_values(lines[-1], "share", names) > share) & (_values(lines[-1], "passes", names) >= 2)
+    return (
+        rose
+        & (_values(lines[-1], "share", names) > share)
+        & (_values(lines[-1], "passes", names) >= 2)
+    )
 
 
 def _best(lines: Sequence[Line], names: Sequence[str]) -> tuple[FloatArray, FloatArray] | None:
-    """Each domain's lowest held-out loss and the share decided by it, [k] each; None where the last loss is no held-out one, or one is
-    missing."""
+    """Each domain's lowest held-out loss and the share decided by it, [k] each; None where the last
+    loss is no held-out one, or one is missing.
+    """
     held_out = [line for line in lines if line.get("feedback") == "held_out"]
     if not held_out or held_out[-1] is not lines[-1]:
         return None
@@ -93,47 +110,82 @@ def _best(lines: Sequence[Line], names: Sequence[str]) -> tuple[FloatArray, Floa
     return losses[at], np.array([_values(line, "share", names) for line in held_out])[at]
 
 
-def _losses(lines: Sequence[Line], names: Sequence[str], begun: Sequence[int], warn_passes: float) -> str:
+def _losses(
+    lines: Sequence[Line], names: Sequence[str], begun: Sequence[int], warn_passes: float
+) -> str:
     rise = _values(lines[-1], "loss", names) - _values(lines[-3], "loss", names)
     least, most = int(rise.argmin()), int(rise.argmax())
     by = f"by {rise[least]:.3g} in {names[least]} to {rise[most]:.3g} in {names[most]}"
-    return f"the loss of every domain rose at two adjustments running ({by}): lower training.learning_rate, or look at the records"
-
-
-def _potential(lines: Sequence[Line], names: Sequence[str], begun: Sequence[int], warn_passes: float) -> str:
-    loss = _values(lines[-1], "loss", names)
     return (
-        f"the loss of every domain ({loss.min():.3g} to {loss.max():.3g}) is no longer above its reference loss, so nothing guides the "
-        "shares any more: find a lower ceiling with a stronger reference.model or more reference.epochs"
+        f"the loss of every domain rose at two adjustments running ({by}): lower "
+        f"training.learning_rate, or look at the records"
     )
 
 
-def _share(lines: Sequence[Line], names: Sequence[str], begun: Sequence[int], warn_passes: float) -> str:
-    told = _listing(f"{names[i]} ({_percent(lines[0], names[i])} → {_percent(lines[-1], names[i])})" for i in begun)
-    return f"less than a tenth is left of the starting share of {told}: mixture.min_share is a floor under every share"
+def _potential(
+    lines: Sequence[Line], names: Sequence[str], begun: Sequence[int], warn_passes: float
+) -> str:
+    loss = _values(lines[-1], "loss", names)
+    return (
+        f"the loss of every domain ({loss.min():.3g} to {loss.max():.3g}) is no longer above its "
+        f"reference loss, so nothing guides the "
+        "shares any more: find a lower ceiling with a stronger reference.model or more "
+        "reference.epochs"
+    )
 
 
-def _overfitting(lines: Sequence[Line], names: Sequence[str], begun: Sequence[int], warn_passes: float) -> str:
+def _share(
+    lines: Sequence[Line], names: Sequence[str], begun: Sequence[int], warn_passes: float
+) -> str:
+    told = _listing(
+        f"{names[i]} ({_percent(lines[0], names[i])} → {_percent(lines[-1], names[i])})"
+        for i in begun
+    )
+    return (
+        f"less than a tenth is left of the starting share of {told}: mixture.min_share is a floor "
+        f"under every share"
+    )
+
+
+def _overfitting(
+    lines: Sequence[Line], names: Sequence[str], begun: Sequence[int], warn_passes: float
+) -> str:
     loss, share = _best(lines, names) or (np.zeros(0), np.zeros(0))
     told = _listing(
-        f"{name} (loss {loss[i]:.3f} → {lines[-1]['loss'][name]:.3f}, share {100 * share[i]:.3g} % → {_percent(lines[-1], name)}, "
+        f"{name} (loss {loss[i]:.3f} → {lines[-1]['loss'][name]:.3f}, share {100 * share[i]:.3g} % "
+        f"→ {_percent(lines[-1], name)}, "
         f"{lines[-1]['passes'][name]:.1f} passes)"
         for i in begun
         for name in [names[i]]
     )
     return (
-        f"records are learned by heart in {told}, and the learnable potential takes the rising loss for something to learn: "
+        f"records are learned by heart in {told}, and the learnable potential takes the rising "
+        f"loss for something to learn: "
         "set mixture.heed_overfitting=true and mixture.max_passes, or add records"
     )
 
 
-def _swings(lines: Sequence[Line], names: Sequence[str], begun: Sequence[int], warn_passes: float) -> str:
-    told = _listing(f"{names[i]} (last {_percent(lines[-2], names[i])} → {_percent(lines[-1], names[i])})" for i in begun)
-    calmer = "raise mixture.smoothing" if lines[-1].get("feedback") == "train" else "measure on more records (data.max_validation)"
-    return f"the share of {told} turned at each of the last {TURNS} adjustments: lower mixture.sigma or mixture.delta, or {calmer}"
+def _swings(
+    lines: Sequence[Line], names: Sequence[str], begun: Sequence[int], warn_passes: float
+) -> str:
+    told = _listing(
+        f"{names[i]} (last {_percent(lines[-2], names[i])} → {_percent(lines[-1], names[i])})"
+        for i in begun
+    )
+    calmer = (
+        "raise mixture.smoothing"
+        if lines[-1].get("feedback") == "train"
+        else "measure on more records (data.max_validation)"
+    )
+    return (
+        f"the share of {told} turned at each of the last {TURNS} adjustments: lower mixture.sigma "
+        f"or mixture.delta, or {calmer}"
+    )
 
 
-def _passes(lines: Sequence[Line], names: Sequence[str], begun: Sequence[int], warn_passes: float) -> str:
+def _passes(
+    lines: Sequence[Line], names: Sequence[str], begun: Sequence[int], warn_passes: float
+) -> str:
     told = _listing(f"{names[i]} ({lines[-1]['passes'][names[i]]:.1f} passes)" for i in begun)
     return (
         f"records repeat in {told}; beyond {warn_passes:g} passes they teach less than new ones: "
@@ -154,7 +206,9 @@ _SENTENCES = {
 def _values(line: Line, key: str, names: Sequence[str]) -> FloatArray:
     """One number per domain, [k]; NaN, which no comparison holds for, where it is not known."""
     values = line.get(key) or {}
-    return np.array([np.nan if values.get(name) is None else values[name] for name in names], dtype=np.float64)
+    return np.array(
+        [np.nan if values.get(name) is None else values[name] for name in names], dtype=np.float64
+    )
 
 
 def _percent(line: Line, name: str) -> str:

@@ -18,18 +18,21 @@ class Feedback:
     """The losses of one adjustment, validated and read-only, in domain order.
 
     Attributes:
-        step: optimizer steps done so far, ≥ 0; where a run has several stages, those of the present one.
+        step: optimizer steps done so far, ≥ 0; where a run has several stages, those of the present
+            one.
         loss: ℓ(t)[k] now, in nats per response token.
-        previous_loss: ℓ(t−1)[k] at the adjustment before (the first time: before step 1), or None if unknown.
+        previous_loss: ℓ(t−1)[k] at the adjustment before (the first time: before step 1), or None
+            if unknown.
         reference_loss: ℓ_ref[k], the mastery ceiling, or None if unknown.
-        history: losses [t, k] of the adjustments before this one, the oldest first (before step 1 included); t may be 0. All state that
-            a policy may need, so that none has to keep any.
-        gradient_products: g_i · g_j of the domains' gradients now, [k, k], for a policy that asks for them (``needs_gradients``); or None.
+        history: losses [t, k] of the adjustments before this one, the oldest first (before step 1
+            included); t may be 0. All state that a policy may need, so that none has to keep any.
+        gradient_products: g_i · g_j of the domains' gradients now, [k, k], for a policy that asks
+            for them (``needs_gradients``); or None.
         names: domain names, for errors; or None.
 
     Raises:
-        ValueError: a negative step; a loss is NaN, infinite, negative or missing (step and domain are named); or a product of gradients
-            is no finite number.
+        ValueError: a negative step; a loss is NaN, infinite, negative or missing (step and domain
+            are named); or a product of gradients is no finite number.
     """
 
     step: int
@@ -62,34 +65,69 @@ class Feedback:
 
         object.__setattr__(self, "step", index(step))
         object.__setattr__(self, "loss", read(loss, "loss"))
-        object.__setattr__(self, "previous_loss", None if previous_loss is None else read(previous_loss, "previous loss"))
-        object.__setattr__(self, "reference_loss", None if reference_loss is None else read(reference_loss, "reference loss"))
-        rows = [read(row, f"history, row {number}") for number, row in enumerate(np.asarray(history, dtype=np.float64))]
+        object.__setattr__(
+            self,
+            "previous_loss",
+            None if previous_loss is None else read(previous_loss, "previous loss"),
+        )
+        object.__setattr__(
+            self,
+            "reference_loss",
+            None if reference_loss is None else read(reference_loss, "reference loss"),
+        )
+        rows = [
+            read(row, f"history, row {number}")
+            for number, row in enumerate(np.asarray(history, dtype=np.float64))
+        ]
         object.__setattr__(self, "history", np.stack(rows) if rows else np.empty((0, k)))
         object.__setattr__(self, "names", known)
-        products = None if gradient_products is None else square(gradient_products, f"step {step}: gradient products", k)
+        products = (
+            None
+            if gradient_products is None
+            else square(gradient_products, f"step {step}: gradient products", k)
+        )
         if products is not None:
             products.flags.writeable = False
         object.__setattr__(self, "gradient_products", products)
 
     def of(self, domains: Sequence[int], since: int = 0) -> Feedback:
-        """What is told of some domains alone, in the order of ``domains``, with steps counted from ``since``."""
+        """What is told of some domains alone, in the order of ``domains``, with steps counted from
+        ``since``.
+        """
         which = list(domains)
-        previous, reference = (None if values is None else values[which] for values in (self.previous_loss, self.reference_loss))
+        previous, reference = (
+            None if values is None else values[which]
+            for values in (self.previous_loss, self.reference_loss)
+        )
         names = None if self.names is None else [self.names[domain] for domain in which]
-        products = None if self.gradient_products is None else self.gradient_products[np.ix_(which, which)]
-        return Feedback(self.step - since, self.loss[which], previous, reference, names, self.history[:, which], products)
+        products = (
+            None if self.gradient_products is None else self.gradient_products[np.ix_(which, which)]
+        )
+        return Feedback(
+            self.step - since,
+            self.loss[which],
+            previous,
+            reference,
+            names,
+            self.history[:, which],
+            products,
+        )
 
     def excess_loss(self) -> FloatArray:
         """max(ℓ − ℓ_ref, 0)[k], in nats. Raises ``ValueError`` without a reference loss."""
         if self.reference_loss is None:
-            raise ValueError(f"step {self.step}: reference_loss is missing; the excess loss needs it")
+            raise ValueError(
+                f"step {self.step}: reference_loss is missing; the excess loss needs it"
+            )
         return np.maximum(self.loss - self.reference_loss, 0)
 
     def learnable_potential(self) -> FloatArray:
         """γ[k] (Eq. 2). Raises ``ValueError`` without a reference loss."""
         if self.reference_loss is None:
-            raise ValueError(f"step {self.step}: reference_loss is missing; the learnable potential (Eq. 2) needs it")
+            raise ValueError(
+                f"step {self.step}: reference_loss is missing; the learnable potential (Eq. 2) "
+                f"needs it"
+            )
         return metrics.learnable_potential(self.loss, self.reference_loss, self.names)
 
     def overfits(self) -> npt.NDArray[np.bool_]:
@@ -100,6 +138,24 @@ class Feedback:
         """φ[k] (Eq. 3). Raises ``ValueError`` without a previous loss."""
         if self.previous_loss is None:
             raise ValueError(
-                f"step {self.step}: previous_loss is missing; the forgetting degree (Eq. 3) needs it: measure before step 1 as well"
+                f"step {self.step}: previous_loss is missing; the forgetting degree (Eq. 3) needs "
+                f"it: measure before step 1 as well"
             )
         return metrics.forgetting_degree(self.loss, self.previous_loss, self.names)
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """Per domain, shape [k]: summed negative log-likelihood in nats, and what it is divided by
+    (tokens or bytes).
+    """
+
+    nats: FloatArray
+    count: FloatArray
+
+    @classmethod
+    def zeros(cls, k: int) -> LossSums:
+        return cls(np.zeros(k), np.zeros(k))
+
+    def __add__(self, other: LossSums) -> LossSums:
+        return LossSums(self.nats + other.nats, self.count + other.count)

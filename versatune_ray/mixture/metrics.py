@@ -10,7 +10,9 @@ import numpy.typing as npt
 from versatune_ray.mixture.arrays import FloatArray, vector
 
 
-def learnable_potential(loss: npt.ArrayLike, reference_loss: npt.ArrayLike, names: Sequence[str] | None = None) -> FloatArray:
+def learnable_potential(
+    loss: npt.ArrayLike, reference_loss: npt.ArrayLike, names: Sequence[str] | None = None
+) -> FloatArray:
     """γ_j = max((ℓ_j − ℓ_ref,j) / ℓ_j, 0), Eq. 2 of VersaTune (arXiv 2411.11266).
 
     Args:
@@ -30,7 +32,9 @@ def learnable_potential(loss: npt.ArrayLike, reference_loss: npt.ArrayLike, name
     return np.divide(now - ceiling, now, out=np.zeros_like(now), where=above)
 
 
-def forgetting_degree(loss: npt.ArrayLike, previous_loss: npt.ArrayLike, names: Sequence[str] | None = None) -> FloatArray:
+def forgetting_degree(
+    loss: npt.ArrayLike, previous_loss: npt.ArrayLike, names: Sequence[str] | None = None
+) -> FloatArray:
     """φ_j(t) = max((ℓ_j(t) − ℓ_j(t−1)) / ℓ_j(t−1), 0), Eq. 3 of VersaTune (arXiv 2411.11266).
 
     Args:
@@ -39,8 +43,8 @@ def forgetting_degree(loss: npt.ArrayLike, previous_loss: npt.ArrayLike, names: 
         names: domain names, for errors.
 
     Returns:
-        φ[k] ≥ 0, dimensionless. After a previous loss of 0 (ours): 0 if the loss is still 0, else infinity, the limit of the
-        formula, which closes any guard that averages it.
+        φ[k] ≥ 0, dimensionless. After a previous loss of 0 (ours): 0 if the loss is still 0, else
+        infinity, the limit of the formula, which closes any guard that averages it.
 
     Raises:
         ValueError: a loss is NaN, infinite, negative or missing; its domain is named.
@@ -53,7 +57,9 @@ def forgetting_degree(loss: npt.ArrayLike, previous_loss: npt.ArrayLike, names: 
 
 
 def _length(first: npt.ArrayLike, second: npt.ArrayLike, names: Sequence[str] | None) -> int | None:
-    """The longer of two loss vectors says how many domains there are, so that the shorter one's gap is the error."""
+    """The longer of two loss vectors says how many domains there are, so that the shorter one's gap
+    is the error.
+    """
     if names is not None:
         return len(names)
     sizes = [np.size(values) for values in (first, second) if values is not None]

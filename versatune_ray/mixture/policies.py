@@ -1,6 +1,8 @@
-"""Policies: shares and feedback in, the next shares out. All are pure, frozen and without state of their own.
+"""Policies: shares and feedback in, the next shares out. All are pure, frozen and without state of
+their own.
 
-Updates multiply, so a share of 0 stays 0 for ever: only δ on a target, or a ``min_share``, can bring a domain back.
+Updates multiply, so a share of 0 stays 0 for ever: only δ on a target, or a ``min_share``, can
+bring a domain back.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from versatune_ray.mixture.shares import check_shares, floored, normalised
 
 @dataclass(frozen=True)
 class GuardState:
-    """Both sides of Algorithm 3's guard: open where ``forgetting`` (mean φ of the others) < ``bound`` (ε·γ of the targets)."""
+    """Both sides of Algorithm 3's guard: open where ``forgetting`` (mean φ of the others) <
+    ``bound`` (ε·γ of the targets).
+    """
 
     open: bool
     forgetting: float
@@ -27,7 +31,9 @@ class GuardState:
 
 
 class Policy(Protocol):
-    """How shares follow the losses. Two methods and a flag; a class of your own that has them can be named in ``mixture.policy``."""
+    """How shares follow the losses. Two methods and a flag; a class of your own that has them can
+    be named in ``mixture.policy``.
+    """
 
     @property
     def needs_reference(self) -> bool:
@@ -38,32 +44,44 @@ class Policy(Protocol):
         """Return the next shares [k]: ≥ 0, summing to 1 within 1e-12.
 
         Raises:
-            ValueError: ``shares`` are no distribution over the feedback's domains, or a loss that the policy needs is None.
+            ValueError: ``shares`` are no distribution over the feedback's domains, or a loss that
+                the policy needs is None.
         """
         ...
 
     def guard_state(self, shares: npt.ArrayLike, feedback: Feedback) -> GuardState | None:
-        """What ``update`` decides by at these inputs, for the log; None for a policy without a guard."""
+        """What ``update`` decides by at these inputs, for the log; None for a policy without a
+        guard.
+        """
         ...
 
 
 def needs_gradients(policy: Policy | type[Policy]) -> bool:
-    """Whether ``feedback.gradient_products`` has to be there: a flag that a policy may have beside ``needs_reference``."""
+    """Whether ``feedback.gradient_products`` has to be there: a flag that a policy may have beside
+    ``needs_reference``.
+    """
     return bool(getattr(policy, "needs_gradients", False))
 
 
-def answered(policy: Policy, shares: npt.ArrayLike, feedback: Feedback) -> tuple[GuardState | None, FloatArray]:
+def apply_policy(
+    policy: Policy, shares: npt.ArrayLike, feedback: Feedback
+) -> tuple[GuardState | None, FloatArray]:
     """What a policy decides by, and the next shares [k].
 
     Raises:
-        ValueError: it fails, or its answer is no distribution over the feedback's domains; its class is named.
+        ValueError: it fails, or its answer is no distribution over the feedback's domains; its
+            class is named.
     """
     try:
         state = policy.guard_state(shares, feedback)
-        return state, check_shares(policy.update(shares, feedback), feedback.loss.size, feedback.names)
+        return state, check_shares(
+            policy.update(shares, feedback), feedback.loss.size, feedback.names
+        )
     except Exception as error:  # also of a class of somebody else
         named = policy.policy if isinstance(policy, Floored) else policy
-        raise ValueError(f"policy {type(named).__name__}: {error or type(error).__name__}") from error
+        raise ValueError(
+            f"policy {type(named).__name__}: {error or type(error).__name__}"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -86,7 +104,10 @@ class Floored:
         return needs_gradients(self.policy)
 
     def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
-        return floored(check_shares(self.policy.update(shares, feedback), feedback.loss.size, feedback.names), self.min_share)
+        return floored(
+            check_shares(self.policy.update(shares, feedback), feedback.loss.size, feedback.names),
+            self.min_share,
+        )
 
     def guard_state(self, shares: npt.ArrayLike, feedback: Feedback) -> GuardState | None:
         return self.policy.guard_state(shares, feedback)
@@ -94,7 +115,9 @@ class Floored:
 
 @dataclass(frozen=True)
 class Constant:
-    """Shares never move: VersaTune Constant with detected shares, or any other fixed mixture. Needs no losses."""
+    """Shares never move: VersaTune Constant with detected shares, or any other fixed mixture. Needs
+    no losses.
+    """
 
     needs_reference: ClassVar[bool] = False
 
@@ -107,16 +130,19 @@ class Constant:
 
 @dataclass(frozen=True)
 class VersaTune:
-    """Algorithm 2 of VersaTune (arXiv 2411.11266): P'_j = P_j(t−1)·(1 + σ·γ_j(t)), then P_j(t) = P'_j / Σ P'_i.
+    """Algorithm 2 of VersaTune (arXiv 2411.11266): P'_j = P_j(t−1)·(1 + σ·γ_j(t)), then P_j(t) =
+    P'_j / Σ P'_i.
 
     Attributes:
         sigma: σ ≥ 0, strength of the learnable potential. The paper prints no value; 1 is ours.
         min_share: floor under every share (ours), applied last; 0 is the paper's letter.
-        heed_overfitting: True counts γ_j as 0 while ℓ_j is above its own lowest (ours). A scarce domain that overfits has a rising
-            held-out loss, which Eq. 2 reads as potential, so that the letter gives it ever more.
+        heed_overfitting: True counts γ_j as 0 while ℓ_j is above its own lowest (ours). A scarce
+            domain that overfits has a rising held-out loss, which Eq. 2 reads as potential, so that
+            the letter gives it ever more.
 
     Raises:
-        ValueError: a setting out of range; ``update`` without a reference loss, or with k · min_share > 1.
+        ValueError: a setting out of range; ``update`` without a reference loss, or with k ·
+            min_share > 1.
     """
 
     needs_reference: ClassVar[bool] = True
@@ -131,7 +157,9 @@ class VersaTune:
 
     def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
         before = check_shares(shares, feedback.loss.size, feedback.names)
-        return floored(before * (1 + self.sigma * _potential(feedback, self.heed_overfitting)), self.min_share)
+        return floored(
+            before * (1 + self.sigma * _potential(feedback, self.heed_overfitting)), self.min_share
+        )
 
     def guard_state(self, shares: npt.ArrayLike, feedback: Feedback) -> None:
         return None
@@ -139,25 +167,30 @@ class VersaTune:
 
 @dataclass(frozen=True)
 class Balanced:
-    """Ours: shares in proportion to what each domain has left to learn, P_j(t) = (1 − λ)/k + λ·e_j(t) / Σ e_i(t).
+    """Ours: shares in proportion to what each domain has left to learn, P_j(t) = (1 − λ)/k +
+    λ·e_j(t) / Σ e_i(t).
 
-    e_j = max(ℓ_j − ℓ_ref,j, 0) is the excess loss, in nats. Why in proportion: what is wanted is a low mean loss, (1/k)·Σ ℓ_j. Learning
-    curves are power laws to a good approximation: after n_j samples e_j = c_j·n_j^(−a), so that one more sample gains −de_j/dn_j =
-    a·e_j/n_j. No sample can be moved to advantage where these gains are equal in all domains, which is n_j ∝ e_j.
+    e_j = max(ℓ_j − ℓ_ref,j, 0) is the excess loss, in nats. Why in proportion: what is wanted is a
+    low mean loss, (1/k)·Σ ℓ_j. Learning curves are power laws to a good approximation: after n_j
+    samples e_j = c_j·n_j^(−a), so that one more sample gains −de_j/dn_j = a·e_j/n_j. No sample can
+    be moved to advantage where these gains are equal in all domains, which is n_j ∝ e_j.
 
     What this mends in Algorithm 2, both seen in our studies (README):
 
-    - Its γ_j = e_j/ℓ_j is relative: a domain that is all but mastered, at 0.008 nats over a ceiling of 0.001, has γ = 0.8 and keeps
-      being fed, though nothing is left to gain.
-    - Its updates multiply: a constant difference in γ moves shares further at every adjustment, until one domain has everything. Here a
-      share that has done its work comes down by itself, and a domain that is forgotten comes back.
+    - Its γ_j = e_j/ℓ_j is relative: a domain that is all but mastered, at 0.008 nats over a ceiling
+      of 0.001, has γ = 0.8 and keeps being fed, though nothing is left to gain.
+    - Its updates multiply: a constant difference in γ moves shares further at every adjustment,
+      until one domain has everything. Here a share that has done its work comes down by itself, and
+      a domain that is forgotten comes back.
 
     Attributes:
-        strength: λ, 0 ≤ λ ≤ 1; the rest, (1 − λ)/k for each, keeps what is mastered from being forgotten. 0 is uniform.
+        strength: λ, 0 ≤ λ ≤ 1; the rest, (1 − λ)/k for each, keeps what is mastered from being
+            forgotten. 0 is uniform.
         min_share: floor under every share, applied last.
 
     Raises:
-        ValueError: a setting out of range; ``update`` without a reference loss, or with k · min_share > 1.
+        ValueError: a setting out of range; ``update`` without a reference loss, or with k ·
+            min_share > 1.
     """
 
     needs_reference: ClassVar[bool] = True
@@ -183,38 +216,46 @@ class Balanced:
 
 @dataclass(frozen=True)
 class Expansion:
-    """Algorithm 3 of VersaTune (arXiv 2411.11266): raise the targets by δ while the other domains forget little.
+    """Algorithm 3 of VersaTune (arXiv 2411.11266): raise the targets by δ while the other domains
+    forget little.
 
     With P' as in Algorithm 2 and E the targets' total share before the update:
 
-    - guard open, (1/k)·Σ_{j not a target} φ_j < ε·γ_e: each target keeps its share and gets its part of δ; the others divide the
-      rest in proportion to P'. (The printed remainder is indexed by j; only P_e(t−1) makes the shares sum to 1.)
+    - guard open, (1/k)·Σ_{j not a target} φ_j < ε·γ_e: each target keeps its share and gets its
+      part of δ; the others divide the rest in proportion to P'. (The printed remainder is indexed
+      by j; only P_e(t−1) makes the shares sum to 1.)
     - guard closed: the shares of Algorithm 2.
 
     Where the paper is silent, these are ours:
 
-    - Several targets share δ in proportion to their P' (equally if all are 0). γ_e is then the mean of their γ weighted by P',
-      which is the potential of the samples that δ would add. With one target both are the printed formula.
-    - The targets' total stops at ``max_share``: δ is cut to what fits. A total already above it is not raised, by δ or by Algorithm 2:
-      with the guard open each target keeps its share, with it closed the total may fall but not rise.
+    - Several targets share δ in proportion to their P' (equally if all are 0). γ_e is then the mean
+      of their γ weighted by P', which is the potential of the samples that δ would add. With one
+      target both are the printed formula.
+    - The targets' total stops at ``max_share``: δ is cut to what fits. A total already above it is
+      not raised, by δ or by Algorithm 2: with the guard open each target keeps its share, with it
+          closed the total may fall but not rise.
     - Where every domain is a target nobody can forget: the mean is 0.
 
     Attributes:
         targets: indices of the domains to expand, in domain order.
-        sigma: σ ≥ 0, strength of the learnable potential. The paper prints no σ, δ or ε; the defaults are ours.
+        sigma: σ ≥ 0, strength of the learnable potential. The paper prints no σ, δ or ε; the
+            defaults are ours.
         delta: δ, raise of the targets' total per adjustment, 0 < δ < 1.
         epsilon: ε ≥ 0, forgetting tolerated per unit of target potential; 0 never raises.
-        max_share: ceiling of the targets' total share, 0 < max_share ≤ 1; at 1 the others can vanish for good.
+        max_share: ceiling of the targets' total share, 0 < max_share ≤ 1; at 1 the others can
+            vanish for good.
         min_share: floor under every share, applied last; it may take from the targets.
-        guard: False raises at every adjustment, the paper's ablation; previous losses are then not needed.
-        mean_over: "k" divides the others' forgetting by k as printed, "k-1" by the number of others.
-        remainder: how the others divide what the targets leave: "potential", in proportion to P' as printed; "uniform", equally, the
-            paper's other baseline.
+        guard: False raises at every adjustment, the paper's ablation; previous losses are then not
+            needed.
+        mean_over: "k" divides the others' forgetting by k as printed, "k-1" by the number of
+            others.
+        remainder: how the others divide what the targets leave: "potential", in proportion to P' as
+            printed; "uniform", equally, the paper's other baseline.
         heed_overfitting: as in ``VersaTune``.
 
     Raises:
-        ValueError: a setting out of range; ``update`` with a target ≥ k, without a reference loss, without a previous loss
-            (unless ``guard`` is False), or with k · min_share > 1.
+        ValueError: a setting out of range; ``update`` with a target ≥ k, without a reference loss,
+            without a previous loss (unless ``guard`` is False), or with k · min_share > 1.
     """
 
     needs_reference: ClassVar[bool] = True
@@ -240,7 +281,9 @@ class Expansion:
         if self.mean_over not in ("k", "k-1"):
             raise ValueError(f"mean_over: {self.mean_over!r} is unknown; valid: 'k', 'k-1'")
         if self.remainder not in ("potential", "uniform"):
-            raise ValueError(f"remainder: {self.remainder!r} is unknown; valid: 'potential', 'uniform'")
+            raise ValueError(
+                f"remainder: {self.remainder!r} is unknown; valid: 'potential', 'uniform'"
+            )
 
     def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
         before = check_shares(shares, feedback.loss.size, feedback.names)
@@ -262,7 +305,9 @@ class Expansion:
         return floored(result, self.min_share)
 
     def guard_state(self, shares: npt.ArrayLike, feedback: Feedback) -> GuardState | None:
-        """Both sides of the guard, by which ``update`` decides; None if ``guard`` is False. Raises as ``update`` does."""
+        """Both sides of the guard, by which ``update`` decides; None if ``guard`` is False. Raises
+        as ``update`` does.
+        """
         if not self.guard:
             return None
         before = check_shares(shares, feedback.loss.size, feedback.names)

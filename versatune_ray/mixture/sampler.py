@@ -14,18 +14,22 @@ from versatune_ray.mixture.arrays import FloatArray, IntArray, label
 from versatune_ray.mixture.shares import check_shares
 
 _ORDER = 2**64 - 1  # the stream that orders batches, where those of domains are 0 … k−1
-_CHOICE = 2**64 - 1  # the number of the stream that chooses among a domain's samples, where those of passes are 0, 1, …
+# the number of the stream that chooses among a domain's samples, where those of passes are 0, 1, …
+_CHOICE = 2**64 - 1
 
 
 class DomainSampler:
-    """Draws global batches whose domain counts follow the shares without variance (see ``apportion``).
+    """Draws global batches whose domain counts follow the shares without variance (see
+    ``apportion``).
 
-    Each domain walks a seeded permutation of its samples, a new one each pass, so small domains repeat and large ones do not reach
-    their end. Within a batch, every domain's samples are spread evenly over the places with seeded jitter, so that contiguous slices
-    of a batch, one per rank, have the mix of the whole within about three samples per domain.
+    Each domain walks a seeded permutation of its samples, a new one each pass, so small domains
+    repeat and large ones do not reach their end. Within a batch, every domain's samples are spread
+    evenly over the places with seeded jitter, so that contiguous slices of a batch, one per rank,
+    have the mix of the whole within about three samples per domain.
 
-    The state is three numbers per domain; permutations are made again when a state is loaded. Orders come from sorting raw Philox
-    words, a stream that NumPy keeps stable from version to version.
+    The state is three numbers per domain; permutations are made again when a state is loaded.
+    Orders come from sorting raw Philox words, a stream that NumPy keeps stable from version to
+    version.
     """
 
     def __init__(
@@ -40,21 +44,30 @@ class DomainSampler:
         """Start before the first batch.
 
         Args:
-            sizes: samples per domain, [k], integers ≥ 0. A domain of size 0 is allowed as long as its share is 0.
+            sizes: samples per domain, [k], integers ≥ 0. A domain of size 0 is allowed as long as
+                its share is 0.
             batch_size: samples per global batch, ≥ 1.
             seed: 0 … 2⁶⁴−1.
             names: domain names, for errors.
-            max_passes: most passes over any domain, > 0; None: no cap. A domain's request ends at floor(max_passes · size) samples; what
-                it would have had beyond goes to the other domains in proportion to their shares.
-            steps: batches planned, ≥ 1. These samples are then spread over them: a domain that had them all at the beginning would be
-                forgotten by the end.
+            max_passes: most passes over any domain, > 0; None: no cap. A domain's request ends at
+                floor(max_passes · size) samples; what it would have had beyond goes to the other
+                domains in proportion to their shares.
+            steps: batches planned, ≥ 1. These samples are then spread over them: a domain that had
+                them all at the beginning would be forgotten by the end.
 
         Raises:
             ValueError: an argument out of range.
         """
         counted = np.array(sizes)
-        if counted.ndim != 1 or not np.issubdtype(counted.dtype, np.integer) or not (counted >= 0).all() or not counted.any():
-            raise ValueError(f"sizes: {sizes!r} are not integers ≥ 0, one per domain, with at least one above 0")
+        if (
+            counted.ndim != 1
+            or not np.issubdtype(counted.dtype, np.integer)
+            or not (counted >= 0).all()
+            or not counted.any()
+        ):
+            raise ValueError(
+                f"sizes: {sizes!r} are not integers ≥ 0, one per domain, with at least one above 0"
+            )
         if names is not None and len(names) != counted.size:
             raise ValueError(f"{len(names)} domain names for {counted.size} domains")
         if batch_size < 1:
@@ -69,13 +82,17 @@ class DomainSampler:
         if steps is not None and steps < 1:
             raise ValueError(f"steps: {steps} is below 1")
         self._max_passes = None if max_passes is None else float(max_passes)
-        self._steps = None if max_passes is None else steps  # without a cap there is nothing to spread
+        # without a cap there is nothing to spread
+        self._steps = None if max_passes is None else steps
         self._step = 0
         self._counts: IntArray = np.zeros(counted.size, dtype=np.int64)
         self._deficits: FloatArray = np.zeros(counted.size)
-        # All current permutations lie end to end, so that a batch is one gather; the pages of a domain never drawn are never touched.
+        # All current permutations lie end to end, so that a batch is one gather; the pages of a
+        # domain never drawn are never touched.
         self._start = np.cumsum(self._sizes) - self._sizes
-        self._order = np.empty(int(self._sizes.sum()), dtype=np.int32 if self._sizes.max() < 2**31 else np.int64)
+        self._order = np.empty(
+            int(self._sizes.sum()), dtype=np.int32 if self._sizes.max() < 2**31 else np.int64
+        )
         self._pass_held: IntArray = np.full(counted.size, -1, dtype=np.int64)
 
     @property
@@ -100,7 +117,9 @@ class DomainSampler:
 
     @property
     def passes(self) -> FloatArray:
-        """Passes over each domain so far, [k]: above 1, samples have repeated. An empty domain has 0."""
+        """Passes over each domain so far, [k]: above 1, samples have repeated. An empty domain has
+        0.
+        """
         done: FloatArray = self._counts / np.maximum(self._sizes, 1)
         return done
 
@@ -108,15 +127,18 @@ class DomainSampler:
         """Draw one global batch: (domain[b], index within that domain[b]), in training order.
 
         Raises:
-            ValueError: no valid shares; an empty domain has a share (it is named); or every domain with a share has reached
-                ``max_passes``. The sampler is then as it was before the call.
+            ValueError: no valid shares; an empty domain has a share (it is named); or every domain
+                with a share has reached ``max_passes``. The sampler is then as it was before the
+                call.
         """
         request = self._request(check_shares(shares, self._sizes.size, self._names))
         given = apportion(self._deficits + request, request, self._batch_size)
         domain = np.repeat(np.arange(given.size, dtype=np.int64), given)
         nth = np.arange(self._batch_size) - np.repeat(np.cumsum(given) - given, given)
         index = self._walk(domain, self._counts[domain] + nth)
-        jitter = (self._stream(_ORDER, self._step).random_raw(self._batch_size) >> np.uint64(11)) * 2.0**-53
+        jitter = (
+            self._stream(_ORDER, self._step).random_raw(self._batch_size) >> np.uint64(11)
+        ) * 2.0**-53
         places = np.argsort((nth + jitter) / given[domain], kind="stable")
         self._deficits += request - given
         self._counts += given
@@ -133,10 +155,12 @@ class DomainSampler:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where ``state`` was taken: all later batches are those that the saved sampler would have drawn.
+        """Continue where ``state`` was taken: all later batches are those that the saved sampler
+        would have drawn.
 
         Raises:
-            ValueError: the state lacks a key, is inconsistent, or is of a sampler with other sizes, batch size, seed, max_passes or steps.
+            ValueError: the state lacks a key, is inconsistent, or is of a sampler with other sizes,
+                batch size, seed, max_passes or steps.
         """
         mine = self._identity()
         if missing := [key for key in (*mine, "step", "counts", "deficits") if key not in state]:
@@ -144,15 +168,34 @@ class DomainSampler:
         for key, value in mine.items():
             if not np.array_equal(state[key], value):
                 raise ValueError(
-                    f"sampler state: {key} is {_brief(state[key])} there and {_brief(value)} here; the stream would not continue"
+                    f"sampler state: {key} is {_brief(state[key])} there and {_brief(value)} here; "
+                    f"the stream would not continue"
                 )
         counts, deficits = np.array(state["counts"]), np.array(state["deficits"], dtype=np.float64)
-        whole = counts.shape == self._sizes.shape and np.issubdtype(counts.dtype, np.integer) and (counts >= 0).all()
+        whole = (
+            counts.shape == self._sizes.shape
+            and np.issubdtype(counts.dtype, np.integer)
+            and (counts >= 0).all()
+        )
         if not whole or int(counts.sum()) != state["step"] * self._batch_size:
-            raise ValueError("sampler state: counts do not add up to step · batch_size samples; the state is damaged")
-        if deficits.shape != self._sizes.shape or not abs(float(deficits.sum())) < 1e-3 or not (deficits > -1).all():
-            raise ValueError("sampler state: deficits are not one number above −1 per domain, summing to 0; the state is damaged")
-        self._step, self._counts, self._deficits = int(state["step"]), counts.astype(np.int64), deficits
+            raise ValueError(
+                "sampler state: counts do not add up to step · batch_size samples; the state is "
+                "damaged"
+            )
+        if (
+            deficits.shape != self._sizes.shape
+            or not abs(float(deficits.sum())) < 1e-3
+            or not (deficits > -1).all()
+        ):
+            raise ValueError(
+                "sampler state: deficits are not one number above −1 per domain, summing to 0; the "
+                "state is damaged"
+            )
+        self._step, self._counts, self._deficits = (
+            int(state["step"]),
+            counts.astype(np.int64),
+            deficits,
+        )
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -168,7 +211,9 @@ class DomainSampler:
         empty = (shares > 0) & (self._sizes == 0)
         if empty.any():
             domain = int(empty.argmax())
-            raise ValueError(f"{label(domain, self._names)} has no samples but a share of {shares[domain]:.6g}")
+            raise ValueError(
+                f"{label(domain, self._names)} has no samples but a share of {shares[domain]:.6g}"
+            )
         request: FloatArray = self._batch_size * (shares / shares.sum())
         if self._max_passes is None:
             return request
@@ -180,13 +225,18 @@ class DomainSampler:
             request[over] = np.maximum(room[over], 0)
             open_ &= ~over
             if not open_.any():
-                raise ValueError(f"max_passes: every domain with a share has reached {self._max_passes} passes; raise it or stop earlier")
+                raise ValueError(
+                    f"max_passes: every domain with a share has reached {self._max_passes} passes; "
+                    f"raise it or stop earlier"
+                )
             left = self._batch_size - request[~open_].sum()
             request[open_] = left * shares[open_] / shares[open_].sum()
         return request
 
     def _walk(self, domain: IntArray, position: IntArray) -> IntArray:
-        """The samples at these positions of the domains' endless walks; both sorted by domain, then position."""
+        """The samples at these positions of the domains' endless walks; both sorted by domain, then
+        position.
+        """
         pass_, offset = np.divmod(position, self._sizes[domain])
         place = self._start[domain] + offset
         index: IntArray = self._order[place].astype(np.int64)
@@ -201,8 +251,11 @@ class DomainSampler:
     def _hold(self, domain: int, pass_: int) -> None:
         """Put the permutation of one pass over one domain in place."""
         start, size = int(self._start[domain]), int(self._sizes[domain])
-        # Sorting raw words, not Generator.permutation: NumPy may change what a Generator makes of its bits.
-        self._order[start : start + size] = np.argsort(self._stream(domain, pass_).random_raw(size), kind="stable")
+        # Sorting raw words, not Generator.permutation: NumPy may change what a Generator makes of
+        # its bits.
+        self._order[start : start + size] = np.argsort(
+            self._stream(domain, pass_).random_raw(size), kind="stable"
+        )
         self._pass_held[domain] = pass_
 
     def _stream(self, which: int, number: int) -> np.random.Philox:
@@ -210,19 +263,26 @@ class DomainSampler:
 
 
 def chosen(size: int, count: int, seed: int, domain: int) -> IntArray:
-    """``count`` of a domain's ``size`` samples at random, ascending, int64 [count]: always the same, and among those of a larger count.
+    """``count`` of a domain's ``size`` samples at random, ascending, int64 [count]: always the
+    same, and among those of a larger count.
 
     Raises:
         ValueError: more are asked for than there are.
     """
     if not 0 <= count <= size:
         raise ValueError(f"count: {count} is not within 0 and {size}")
-    order = np.argsort(_stream(seed, domain, _CHOICE).random_raw(size), kind="stable") if count < size else np.arange(size)
+    order = (
+        np.argsort(_stream(seed, domain, _CHOICE).random_raw(size), kind="stable")
+        if count < size
+        else np.arange(size)
+    )
     return np.sort(order[:count]).astype(np.int64)
 
 
 def _stream(seed: int, which: int, number: int) -> np.random.Philox:
-    """Random words that depend on nothing but (seed, which, number); distinct ones lie 2¹²⁸ counts apart."""
+    """Random words that depend on nothing but (seed, which, number); distinct ones lie 2¹²⁸ counts
+    apart.
+    """
     return np.random.Philox(key=seed, counter=np.array([0, 0, which, number], dtype=np.uint64))
 
 

@@ -14,16 +14,20 @@ import numpy.typing as npt
 from versatune_ray.mixture.arrays import FloatArray, check_targets, label, vector
 
 SUM_TOLERANCE = 1e-12
-INPUT_TOLERANCE = 1e-9  # what rounding to float64 text or summing thousands of shares may cost; a real mistake is larger
+# what rounding to float64 text or summing thousands of shares may cost; a real mistake is larger
+INPUT_TOLERANCE = 1e-9
 
 
-def check_shares(shares: npt.ArrayLike, k: int | None = None, names: Sequence[str] | None = None) -> FloatArray:
+def check_shares(
+    shares: npt.ArrayLike, k: int | None = None, names: Sequence[str] | None = None
+) -> FloatArray:
     """Return a validated copy: finite, ≥ 0, summing to 1.
 
     A sum off by less than 1e-9 is rescaled to 1; within 1e-12 the values come back bit for bit.
 
     Raises:
-        ValueError: another length than k, a NaN, infinite or negative share (its domain is named), or another sum.
+        ValueError: another length than k, a NaN, infinite or negative share (its domain is named),
+            or another sum.
     """
     array = vector(shares, "share", k, names)
     total = float(array.sum())
@@ -34,24 +38,29 @@ def check_shares(shares: npt.ArrayLike, k: int | None = None, names: Sequence[st
 
 def normalised(weights: FloatArray) -> FloatArray:
     """weights / Σ weights, for weights ≥ 0 with a positive sum."""
-    scaled = weights / weights.max()  # a sum of huge or of subnormal weights would overflow or lose digits
+    # a sum of huge or of subnormal weights would overflow or lose digits
+    scaled = weights / weights.max()
     return np.asarray(scaled / scaled.sum(), dtype=np.float64)
 
 
 def floored(shares: FloatArray, min_share: float) -> FloatArray:
-    """Lift every share to ``min_share`` and scale those above it down, so that ratios among them last (water-filling; ours).
+    """Lift every share to ``min_share`` and scale those above it down, so that ratios among them
+    last (water-filling; ours).
 
     Raises:
         ValueError: k · min_share exceeds 1.
     """
     k = shares.size
     if min_share * k > 1 + SUM_TOLERANCE:
-        raise ValueError(f"min_share: {min_share} for each of {k} domains exceeds 1; at most {1 / k:.6g} fits")
+        raise ValueError(
+            f"min_share: {min_share} for each of {k} domains exceeds 1; at most {1 / k:.6g} fits"
+        )
     result = normalised(shares)
     if min_share == 0:
         return result
     low = np.zeros(k, dtype=bool)
-    # Scaling the others down may push one of them under the floor in turn; each round settles at least one domain.
+    # Scaling the others down may push one of them under the floor in turn; each round settles at
+    # least one domain.
     while (below := (result < min_share) & ~low).any():
         low |= below
         left = 1 - min_share * np.count_nonzero(low)
@@ -68,15 +77,18 @@ def uniform(k: int) -> FloatArray:
 
 
 def inverse(
-    shares: npt.ArrayLike, form: Literal["reciprocal", "complement"] = "reciprocal", names: Sequence[str] | None = None
+    shares: npt.ArrayLike,
+    form: Literal["reciprocal", "complement"] = "reciprocal",
+    names: Sequence[str] | None = None,
 ) -> FloatArray:
     """The inverse of a distribution, a baseline of VersaTune (arXiv 2411.11266).
 
-    ``reciprocal`` is the paper's (1/p_j) / Σ 1/p_i; ``complement`` is what its released code does, (1 − p_j) / Σ (1 − p_i).
-    A single domain keeps everything.
+    ``reciprocal`` is the paper's (1/p_j) / Σ 1/p_i; ``complement`` is what its released code does,
+    (1 − p_j) / Σ (1 − p_i). A single domain keeps everything.
 
     Raises:
-        ValueError: no valid shares, an unknown form, or a share of 0 with ``reciprocal`` (its domain is named).
+        ValueError: no valid shares, an unknown form, or a share of 0 with ``reciprocal`` (its
+            domain is named).
     """
     p = check_shares(shares, names=names)
     if form not in ("reciprocal", "complement"):
@@ -86,42 +98,57 @@ def inverse(
     if form == "complement":
         return normalised(np.clip(1 - p, 0, 1))
     if not p.all():
-        raise ValueError(f"share of {label(int(p.argmin()), names)} is 0 and has no reciprocal; use form='complement'")
+        raise ValueError(
+            f"share of {label(int(p.argmin()), names)} is 0 and has no reciprocal; use "
+            f"form='complement'"
+        )
     return normalised(p.min() / p)
 
 
 def specific(k: int, targets: Sequence[int]) -> FloatArray:
-    """Everything on the targets, in equal parts: the paper's 100 % baseline. Raises ``ValueError`` for invalid targets."""
+    """Everything on the targets, in equal parts: the paper's 100 % baseline. Raises ``ValueError``
+    for invalid targets.
+    """
     return uniform_remainder(k, targets, 1.0)
 
 
 def uniform_remainder(k: int, targets: Sequence[int], target_share: float) -> FloatArray:
-    """``target_share`` on the targets in equal parts, the rest in equal parts on the other domains: an expansion baseline.
+    """``target_share`` on the targets in equal parts, the rest in equal parts on the other domains:
+    an expansion baseline.
 
     Raises:
-        ValueError: invalid targets, ``target_share`` outside [0, 1], or no other domain to take the rest.
+        ValueError: invalid targets, ``target_share`` outside [0, 1], or no other domain to take the
+            rest.
     """
     chosen = list(check_targets(targets, _count(k)))
     if not 0 <= target_share <= 1:
         raise ValueError(f"target_share: {target_share} is not within 0 and 1")
     others = k - len(chosen)
     if others == 0 and target_share < 1:
-        raise ValueError(f"target_share: {target_share} leaves a rest, but every domain is a target")
+        raise ValueError(
+            f"target_share: {target_share} leaves a rest, but every domain is a target"
+        )
     result = np.full(k, (1 - target_share) / max(others, 1))
     result[chosen] = target_share / len(chosen)
     return result
 
 
 def proportional(sizes: npt.ArrayLike, names: Sequence[str] | None = None) -> FloatArray:
-    """Shares as the domains' sizes [k] (records or tokens). Raises ``ValueError`` for an invalid size, or if all are 0."""
+    """Shares as the domains' sizes [k] (records or tokens). Raises ``ValueError`` for an invalid
+    size, or if all are 0.
+    """
     counts = vector(sizes, "size", names=names)
     if not counts.any():
         raise ValueError("sizes: every domain is empty")
     return normalised(counts)
 
 
-def temperature(shares: npt.ArrayLike, tau: float, names: Sequence[str] | None = None) -> FloatArray:
-    """p_j^(1/τ) / Σ p_i^(1/τ): τ > 1 flattens, τ < 1 sharpens; a share of 0 stays 0. Raises ``ValueError`` unless 0 < τ < ∞."""
+def temperature(
+    shares: npt.ArrayLike, tau: float, names: Sequence[str] | None = None
+) -> FloatArray:
+    """p_j^(1/τ) / Σ p_i^(1/τ): τ > 1 flattens, τ < 1 sharpens; a share of 0 stays 0. Raises
+    ``ValueError`` unless 0 < τ < ∞.
+    """
     p = check_shares(shares, names=names)
     if not (np.isfinite(tau) and tau > 0):
         raise ValueError(f"tau: {tau} is not a finite number > 0")

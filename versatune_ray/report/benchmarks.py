@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,33 +44,69 @@ def benchmark_section(run: RunData) -> Section | None:
 
 def scores_of(run: RunData) -> dict[str, dict[str, Score]]:
     """Model → domain → score, with the average."""
-    return scores([{"standard_error": one.standard_error} | _key(one) for one in run.benchmarks if one.value is not None])
+    return scores(
+        [
+            {"standard_error": one.standard_error} | _key(one)
+            for one in run.benchmarks
+            if one.value is not None
+        ]
+    )
 
 
 def _key(one: Result) -> dict[str, Any]:
-    return {"model": one.model, "domain": one.domain, "benchmark": one.benchmark, "value": one.value}
+    return {
+        "model": one.model,
+        "domain": one.domain,
+        "benchmark": one.benchmark,
+        "value": one.value,
+    }
 
 
-def _table(run: RunData, results: list[Result], found: dict[str, dict[str, Score]], models: list[str], domains: list[str]) -> Table:
+def _table(
+    run: RunData,
+    results: list[Result],
+    found: dict[str, dict[str, Score]],
+    models: list[str],
+    domains: list[str],
+) -> Table:
     by_place = {(one.model, one.domain, one.benchmark): one for one in results}
     rows: list[tuple[Cell, ...]] = []
     for domain in run.domains:
         benchmarks = list(dict.fromkeys(one.benchmark for one in results if one.domain == domain))
         if domain in domains:
-            rows.append((domain_cell(run, domain), Cell(""), *_compared([found[model].get(domain) for model in models])))
+            rows.append(
+                (
+                    domain_cell(run, domain),
+                    Cell(""),
+                    *_compared([found[model].get(domain) for model in models]),
+                )
+            )
         for benchmark in benchmarks:
             here = [by_place.get((model, domain, benchmark)) for model in models]
             one = next(item for item in here if item is not None)
-            cells = _compared([Score(item.value, item.standard_error) if item and item.value is not None else None for item in here])
+            cells = _compared(
+                [
+                    Score(item.value, item.standard_error)
+                    if item and item.value is not None
+                    else None
+                    for item in here
+                ]
+            )
             name = f"{benchmark} ({one.metric})"
             rows.append((Cell(name, tone="aside"), Cell(count(one.n), tone="aside"), *cells))
-    total = (Cell("Average over domains"), Cell(""), *_compared([found[model].get(AVERAGE) for model in models]))
+    total = (
+        Cell("Average over domains"),
+        Cell(""),
+        *_compared([found[model].get(AVERAGE) for model in models]),
+    )
     head = ("Benchmark", "n", *(short(model, 24) for model in models))
     return Table("Scores in percent, ± one standard error", head, tuple(rows), total=total)
 
 
 def _compared(row: list[Score | None]) -> list[Cell]:
-    """A cell per model; all but the first say how far they are from it, coloured where that is more than two standard errors."""
+    """A cell per model; all but the first say how far they are from it, coloured where that is more
+    than two standard errors.
+    """
     first, cells = row[0], []
     for place, one in enumerate(row):
         if one is None:
@@ -80,27 +117,52 @@ def _compared(row: list[Score | None]) -> list[Cell]:
         if place and first is not None:
             away = one.value - first.value
             note += f" ({signed_decimal(100 * away, 1)})"
-            if one.error is not None and first.error is not None and abs(away) > 2 * math.hypot(one.error, first.error):
+            if (
+                one.error is not None
+                and first.error is not None
+                and abs(away) > 2 * math.hypot(one.error, first.error)
+            ):
                 tone = "better" if away > 0 else "worse"
         cells.append(Cell(decimal(100 * one.value, 1), note, tone))
     return cells
 
 
 def _sentence(models: list[str], found: dict[str, dict[str, Score]]) -> str:
-    text = "A domain’s score is the mean of its benchmarks, the average that of the domains; what some model lacks counts for none."
+    text = (
+        "A domain’s score is the mean of its benchmarks, the average that of the domains; what "
+        "some model lacks counts for none."
+    )
     if len(models) < 2:
         return text
+
+    def fallen(row: Mapping[str, Score]) -> list[str]:
+        return [
+            name for name in row if name != AVERAGE and _fell(found[models[0]][name], row[name])
+        ]
+
     lost = [
-        f"{short(model)} in {listing([name for name in row if name != AVERAGE and _fell(found[models[0]][name], row[name])])}"
+        f"{short(model)} in {listing(fallen(row))}"
         for model, row in found.items()
-        if model != models[0] and any(name != AVERAGE and _fell(found[models[0]][name], row[name]) for name in row)
+        if model != models[0]
+        and any(name != AVERAGE and _fell(found[models[0]][name], row[name]) for name in row)
     ]
-    text += f" In brackets: points above or below {short(models[0])}, coloured where that is more than two standard errors."
-    return text + (f" Lost by more than that: {'; '.join(lost)}." if lost else " No model lost more than that in any domain.")
+    text += (
+        f" In brackets: points above or below {short(models[0])}, coloured where that is more than "
+        f"two standard errors."
+    )
+    return text + (
+        f" Lost by more than that: {'; '.join(lost)}."
+        if lost
+        else " No model lost more than that in any domain."
+    )
 
 
 def _fell(before: Score, after: Score) -> bool:
-    return before.error is not None and after.error is not None and before.value - after.value > 2 * math.hypot(before.error, after.error)
+    return (
+        before.error is not None
+        and after.error is not None
+        and before.value - after.value > 2 * math.hypot(before.error, after.error)
+    )
 
 
 def _bars(found: dict[str, dict[str, Score]], models: list[str], domains: list[str]) -> Figure:
@@ -111,7 +173,12 @@ def _bars(found: dict[str, dict[str, Score]], models: list[str], domains: list[s
             "name": label(model, 40),
             "x": [label(place, 20) for place in places],
             "y": [found[model][place].value for place in places],
-            "error_y": {"type": "data", "array": [found[model][place].error or 0 for place in places], "thickness": 1.5, "width": 0},
+            "error_y": {
+                "type": "data",
+                "array": [found[model][place].error or 0 for place in places],
+                "thickness": 1.5,
+                "width": 0,
+            },
             "hovertemplate": f"%{{x}}: %{{y:.1%}}<extra>{html.escape(short(model, 40))}</extra>",
             "meta": {"domain": index},
         }
@@ -129,7 +196,9 @@ def _bars(found: dict[str, dict[str, Score]], models: list[str], domains: list[s
     )
 
 
-def _radar(found: dict[str, dict[str, Score]], models: list[str], domains: list[str]) -> tuple[Figure, ...]:
+def _radar(
+    found: dict[str, dict[str, Score]], models: list[str], domains: list[str]
+) -> tuple[Figure, ...]:
     if len(domains) < 3:
         return ()  # two axes are no radar
     around = [*domains, domains[0]]
@@ -142,19 +211,29 @@ def _radar(found: dict[str, dict[str, Score]], models: list[str], domains: list[
             "r": [found[model][name].value for name in around],
             "mode": "lines+markers",
             "line": {"width": 2},
-            "hovertemplate": f"%{{theta}}: %{{r:.1%}}<extra>{html.escape(short(model, 40))}</extra>",
+            "hovertemplate": "%{theta}: %{r:.1%}"
+            f"<extra>{html.escape(short(model, 40))}</extra>",
             "meta": {"domain": index},
         }
         for index, model in enumerate(models)
     ]
     layout: dict[str, Any] = {
         "polar": {
-            "radialaxis": {"range": [0, most * 1.08 or 1], "tickformat": "~%", "angle": 90, "tickangle": 90, "nticks": 5},
+            "radialaxis": {
+                "range": [0, most * 1.08 or 1],
+                "tickformat": "~%",
+                "angle": 90,
+                "tickangle": 90,
+                "nticks": 5,
+            },
             "angularaxis": {"rotation": 90, "direction": "clockwise"},
         },
         "margin": {"l": 60, "r": 60, "t": 40, "b": 40},
         "hovermode": "closest",
         "uirevision": "kept",
     }
-    sentence = "The same scores around a circle: further out is better. Where a model lies inside the base, it has lost."
+    sentence = (
+        "The same scores around a circle: further out is better. Where a model lies inside the "
+        "base, it has lost."
+    )
     return (Figure("radar", "The shape of each model", sentence, traces, layout, height=480),)

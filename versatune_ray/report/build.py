@@ -1,7 +1,8 @@
 """Write ``report.html``: one file that needs no network and trusts nothing it shows.
 
-Every text comes from a model, a data set or a path, so Jinja escapes all of it; JSON inside ``<script>`` leaves out the characters that
-could end the script; and a content security policy lets exactly the three scripts written here run and nothing be fetched.
+Every text comes from a model, a data set or a path, so Jinja escapes all of it; JSON inside
+``<script>`` leaves out the characters that could end the script; and a content security policy lets
+exactly the three scripts written here run and nothing be fetched.
 """
 
 from __future__ import annotations
@@ -102,8 +103,8 @@ _DETECTION_SETTINGS = {
 def build_report(run_folder: Path, refresh: int | None = None) -> Path:
     """Read ``run_folder`` and write ``report.html`` into it, replacing an older one in one step.
 
-    Files that are missing or cannot be read are named on the page; an unfinished run still gives one. With ``refresh``, an open page
-    loads itself again after that many seconds.
+    Files that are missing or cannot be read are named on the page; an unfinished run still gives
+    one. With ``refresh``, an open page loads itself again after that many seconds.
 
     Raises:
         UserError: ``run_folder`` does not exist.
@@ -123,10 +124,14 @@ def write_page(target: Path, page: str) -> Path:
 
 
 def fill(template: str, drawn: Iterable[Figure], domains: int, **values: Any) -> str:
-    """A template that extends the shell, with the charts, the style and the only three scripts that its policy lets run."""
+    """A template that extends the shell, with the charts, the style and the only three scripts that
+    its policy lets run.
+    """
     plotly, script = _closed(get_plotlyjs()), _closed(_resource("charts.js.jinja"))
     loader = FunctionLoader(_resource)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
     return environment.get_template(template).render(
         policy=Markup(_policy(plotly, script)),
         colours=Markup(colours.style_rules(domains)),
@@ -142,19 +147,51 @@ def render(run: RunData, refresh: int | None = None) -> str:
     """The whole page as text."""
     result = outcomes(run)
     compared = comparison(run)
-    models = [model_section(run, detection, number) for number, detection in enumerate(run.detections)]
-    made = (figures.shares, figures.losses, figures.learnable_potential, figures.forgetting_degree, figures.guard, figures.passes)
+    models = [
+        model_section(run, detection, number) for number, detection in enumerate(run.detections)
+    ]
+    made = (
+        figures.shares,
+        figures.losses,
+        figures.learnable_potential,
+        figures.forgetting_degree,
+        figures.guard,
+        figures.passes,
+    )
     training = [with_bands(run, figure) for build in made if (figure := build(run)) is not None]
-    benchmarks, sweep, study, replay = benchmark_section(run), sweep_section(run), study_section(run), replayed(run)
+    benchmarks, sweep, study, replay = (
+        benchmark_section(run),
+        sweep_section(run),
+        study_section(run),
+        replayed(run),
+    )
     drawn = [*([compared] if compared else []), *(item["figure"] for item in models), *training]
     drawn += benchmarks.figures if benchmarks else ()
-    drawn += [*(sweep["figures"] if sweep else []), *(item["figure"] for item in study if item["figure"]), *([replay] if replay else [])]
+    drawn += [
+        *(sweep["figures"] if sweep else []),
+        *(item["figure"] for item in study if item["figure"]),
+        *([replay] if replay else []),
+    ]
     before_after, other = tables.before_after(run, result), tables.other_measurements(run)
     counts, timings = tables.data_counts(run), tables.timings(run)
-    content: dict[str, Any] = {"outcome": before_after or other, "detection": models or run.failed, "finetuning": training, "data": counts}
-    content |= {"generations": models, "answers": _answers(run), "settings": run.config, "timings": timings}
+    content: dict[str, Any] = {
+        "outcome": before_after or other,
+        "detection": models or run.failed,
+        "finetuning": training,
+        "data": counts,
+    }
+    content |= {
+        "generations": models,
+        "answers": _answers(run),
+        "settings": run.config,
+        "timings": timings,
+    }
     content |= {"benchmarks": benchmarks, "sweep": sweep, "study": study, "replay": replay}
-    shown = {anchor: text for anchor, text, parts in _SECTIONS if content[anchor] or any(_broken(run, part) for part in parts)}
+    shown = {
+        anchor: text
+        for anchor, text, parts in _SECTIONS
+        if content[anchor] or any(_broken(run, part) for part in parts)
+    }
     told = {part for anchor, _, parts in _SECTIONS if anchor in shown for part in parts}
     return fill(
         "page.html.jinja",
@@ -213,8 +250,14 @@ def _closed(script: str) -> str:
 
 
 def _policy(*scripts: str) -> str:
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts)
-    return f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+        for script in scripts
+    )
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        f"base-uri 'none'; form-action 'none'"
+    )
 
 
 def _resource(name: str) -> str:
@@ -222,7 +265,12 @@ def _resource(name: str) -> str:
 
 
 def _drawn(figure: Figure) -> dict[str, Any]:
-    return {"traces": figure.traces, "layout": figure.layout, "views": figure.views, "quiet": figure.quiet}
+    return {
+        "traces": figure.traces,
+        "layout": figure.layout,
+        "views": figure.views,
+        "quiet": figure.quiet,
+    }
 
 
 def _facts(run: RunData) -> list[str]:
@@ -231,11 +279,22 @@ def _facts(run: RunData) -> list[str]:
         facts.append(f"finished {run.timings.finished[:16].replace('T', ' ')}")
     if run.timings and run.timings.steps:
         facts.append(f"{duration(sum(step.seconds or 0 for step in run.timings.steps))} in all")
-    if run.setting("mixture.policy") and not run.detects_only and not run.compares and not run.measures_only:
-        facts.append(f"policy {run.setting('mixture.policy')}, start {setting(run.setting('mixture.start'))}")
+    if (
+        run.setting("mixture.policy")
+        and not run.detects_only
+        and not run.compares
+        and not run.measures_only
+    ):
+        facts.append(
+            f"policy {run.setting('mixture.policy')}, start {setting(run.setting('mixture.start'))}"
+        )
     versions = run.setting("versions")
     if isinstance(versions, dict):
-        facts += [f"{name} {versions[name]}" for name in ("versatune_ray", "versatune-ray") if name in versions]
+        facts += [
+            f"{name} {versions[name]}"
+            for name in ("versatune_ray", "versatune-ray")
+            if name in versions
+        ]
     return facts
 
 
@@ -243,14 +302,27 @@ def _answers(run: RunData) -> list[dict[str, Any]]:
     if run.evaluation is None:
         return []
     order = {name: index for index, name in enumerate(run.domains)}
-    answers = sorted(run.evaluation.answers, key=lambda answer: (order.get(answer.domain, len(order)), answer.domain))
-    return [_answer(run, answer) for _, items in groupby(answers, key=lambda a: a.domain) for answer in islice(items, ANSWERS_PER_DOMAIN)]
+    answers = sorted(
+        run.evaluation.answers,
+        key=lambda answer: (order.get(answer.domain, len(order)), answer.domain),
+    )
+    return [
+        _answer(run, answer)
+        for _, items in groupby(answers, key=lambda a: a.domain)
+        for answer in islice(items, ANSWERS_PER_DOMAIN)
+    ]
 
 
 def _answer(run: RunData, answer: Answer) -> dict[str, Any]:
-    texts = {name: cut(getattr(answer, name) or "", CHARACTERS) for name in ("question", "expected", "base", "tuned")}
+    texts = {
+        name: cut(getattr(answer, name) or "", CHARACTERS)
+        for name in ("question", "expected", "base", "tuned")
+    }
     expected = _bare(answer.expected)
-    same = {f"{name}_same": bool(expected) and _bare(getattr(answer, name)) == expected for name in ("base", "tuned")}
+    same = {
+        f"{name}_same": bool(expected) and _bare(getattr(answer, name)) == expected
+        for name in ("base", "tuned")
+    }
     return {"domain": tables.domain_cell(run, answer.domain), **texts, **same}
 
 
@@ -261,15 +333,31 @@ def _bare(text: str | None) -> str:
 def _varied(run: RunData) -> set[str]:
     """Keys that a sweep or a study gives each of its runs another value of."""
     methods = run.setting("study.methods") if run.study and run.compares else None
-    changed = {key for changes in methods.values() if isinstance(changes, dict) for key in changes} if isinstance(methods, dict) else set()
+    changed = (
+        {key for changes in methods.values() if isinstance(changes, dict) for key in changes}
+        if isinstance(methods, dict)
+        else set()
+    )
     return changed | set(run.sweep.keys if run.sweep and run.compares else ())
 
 
 def _settings(run: RunData) -> list[tuple[str, str]]:
-    shown = _DETECTION_SETTINGS if run.detects_only else _EVALUATION_SETTINGS if run.measures_only else _TRAINING_SETTINGS
+    shown = (
+        _DETECTION_SETTINGS
+        if run.detects_only
+        else _EVALUATION_SETTINGS
+        if run.measures_only
+        else _TRAINING_SETTINGS
+    )
     found = [(name, run.setting(key)) for key, name in shown.items() if key not in _varied(run)]
     if shown is _TRAINING_SETTINGS and isinstance(stages := run.setting("stages"), list):
-        found += [(f"stage {one['name']}", {key: value for key, value in one.items() if key != "name" and value}) for one in stages]
+        found += [
+            (
+                f"stage {one['name']}",
+                {key: value for key, value in one.items() if key != "name" and value},
+            )
+            for one in stages
+        ]
     versions = run.setting("versions")
     found += list(versions.items()) if isinstance(versions, dict) else []
     return [(str(name), setting(value)) for name, value in found if value not in (None, [], {})]

@@ -1,7 +1,8 @@
 """One colour and one dash pattern per domain, the same in every chart.
 
-Eight hues, searched so that each pair stays apart under protan, deutan and tritan vision and stands out from its
-background; there is one set for light and one for dark pages. Beyond eight domains the hues return lighter or darker and with another dash.
+Eight hues, searched so that each pair stays apart under protan, deutan and tritan vision and stands
+out from its background; there is one set for light and one for dark pages. Beyond eight domains the
+hues return lighter or darker and with another dash.
 """
 
 from __future__ import annotations
@@ -11,7 +12,15 @@ DARK = ("#5d90c6", "#ea8b31", "#45be90", "#ff9ac8", "#dbc44f", "#7fcbff", "#997d
 # Towards white (+) or black (−), one per round of hues; kept away from the background.
 _LIGHT_SHIFTS = (0.0, 0.3, -0.3, 0.45, -0.5, 0.15, -0.15)
 _DARK_SHIFTS = (0.0, 0.4, -0.2, 0.6, -0.3, 0.2, -0.1)
-_DASHES = ("solid", "2px,2px", "8px,3px,2px,3px", "12px,4px", "4px,4px", "12px,3px,2px,3px,2px,3px", "1px,4px")
+_DASHES = (
+    "solid",
+    "2px,2px",
+    "8px,3px,2px,3px",
+    "12px,4px",
+    "4px,4px",
+    "12px,3px,2px,3px,2px,3px",
+    "1px,4px",
+)
 
 
 def dash(index: int) -> str:
@@ -21,7 +30,9 @@ def dash(index: int) -> str:
 
 def style_rules(count: int) -> str:
     """CSS that defines ``--d0`` … for ``count`` domains, light and dark."""
-    light = "".join(f"--d{index}:{_shifted(LIGHT, _LIGHT_SHIFTS, index)};" for index in range(count))
+    light = "".join(
+        f"--d{index}:{_shifted(LIGHT, _LIGHT_SHIFTS, index)};" for index in range(count)
+    )
     dark = "".join(f"--d{index}:{_shifted(DARK, _DARK_SHIFTS, index)};" for index in range(count))
     swatches = "".join(f".d{index}{{background:var(--d{index})}}" for index in range(count))
     return f":root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}{swatches}"

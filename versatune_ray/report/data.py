@@ -1,7 +1,8 @@
 """Read what a run left in its folder into one typed value; nothing here draws or judges.
 
-Any file may be missing or half written: the page is most wanted when a run stopped early. What cannot be read becomes one
-plain sentence in ``RunData.problems``, which the page prints in place of the section.
+Any file may be missing or half written: the page is most wanted when a run stopped early. What
+cannot be read becomes one plain sentence in ``RunData.problems``, which the page prints in place of
+the section.
 """
 
 from __future__ import annotations
@@ -18,9 +19,16 @@ from pydantic import Field
 from versatune_ray.errors import UserError
 from versatune_ray.report.detections import Detection, read_detections, read_failed
 from versatune_ray.report.reading import Number, Problems, Record, attempt, one_line, text_of
-from versatune_ray.report.tuning import Replay, StudyTable, Sweep, read_replay, read_study, read_sweep
+from versatune_ray.report.tuning import (
+    Replay,
+    StudyTable,
+    Sweep,
+    read_replay,
+    read_study,
+    read_sweep,
+)
 from versatune_ray.report.writing import clean
-from versatune_ray.storage import shown
+from versatune_ray.settings.location import shown
 
 PerDomain = dict[str, Number]
 OWN = ("held_out", "questions")  # what is measured on the run's own data and is no benchmark
@@ -93,7 +101,9 @@ class Result(Record):
 
     @property
     def is_benchmark(self) -> bool:
-        """A score between 0 and 1 on something else than the run's own held-out records and questions."""
+        """A score between 0 and 1 on something else than the run's own held-out records and
+        questions.
+        """
         return self.benchmark not in OWN and self.unit == "share"
 
 
@@ -127,9 +137,10 @@ class Timings(Record):
 
 @dataclass(frozen=True)
 class RunData:
-    """Everything the page needs. ``problems`` maps a part (``detection``, ``evaluation``, …) to why it is not (all) shown;
-    ``absent`` are the parts of which no file is there. ``failed`` maps models that could not be detected to why, ``unmeasured`` "model:
-    benchmark" that could not be measured.
+    """Everything the page needs. ``problems`` maps a part (``detection``, ``evaluation``, …) to why
+    it is not (all) shown; ``absent`` are the parts of which no file is there. ``failed`` maps
+    models that could not be detected to why, ``unmeasured`` "model: benchmark" that could not be
+    measured.
     """
 
     name: str
@@ -165,32 +176,51 @@ class RunData:
     @property
     def detects_only(self) -> bool:
         """Whether the run is finished and all that it did is knowledge detection."""
-        return self.finished and bool(self.detections) and {"adjustments", "evaluation"} <= self.absent and not self.compares
+        return (
+            self.finished
+            and bool(self.detections)
+            and {"adjustments", "evaluation"} <= self.absent
+            and not self.compares
+        )
 
     @property
     def compares(self) -> bool:
-        """Whether all that the run does is to compare fine-tunings or settings: a sweep, a study or a replay in a folder of its own."""
+        """Whether all that the run does is to compare fine-tunings or settings: a sweep, a study or
+        a replay in a folder of its own.
+        """
         there = self.sweep or self.study or self.replay or _COMPARING & self.problems.keys()
         return bool(there) and {"adjustments", "evaluation"} <= self.absent
 
     @property
     def benchmarks(self) -> list[Result]:
-        return [one for one in self.evaluation.results if one.is_benchmark] if self.evaluation else []
+        return (
+            [one for one in self.evaluation.results if one.is_benchmark] if self.evaluation else []
+        )
 
     @property
     def measures_only(self) -> bool:
         """Whether the run is finished and all that it did is to measure models on benchmarks."""
-        return self.finished and bool(self.benchmarks) and {"adjustments", "detection"} <= self.absent
+        return (
+            self.finished and bool(self.benchmarks) and {"adjustments", "detection"} <= self.absent
+        )
 
     @property
     def missing(self) -> dict[str, str]:
         """``problems`` without what a run that only compares or measures never makes."""
         partial = self.compares or self.measures_only
-        return {part: told for part, told in self.problems.items() if part == "config" or part not in self.absent or not partial}
+        return {
+            part: told
+            for part, told in self.problems.items()
+            if part == "config" or part not in self.absent or not partial
+        }
 
     @property
     def unit(self) -> str:
-        return self.counts.unit if self.counts else (self.reference.unit if self.reference and self.reference.unit else "nats/token")
+        return (
+            self.counts.unit
+            if self.counts
+            else (self.reference.unit if self.reference and self.reference.unit else "nats/token")
+        )
 
 
 def read_run(folder: Path) -> RunData:
@@ -200,14 +230,33 @@ def read_run(folder: Path) -> RunData:
         UserError: the folder itself does not exist.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such run folder; name the folder that holds the run's config.yaml")
+        raise UserError(
+            f"{folder}: no such run folder; name the folder that holds the run's config.yaml"
+        )
     problems = Problems()
     config_text, config = _read_config(folder, problems)
     counts = _read(folder, "data.json", Counts, "data", "no records were read", problems)
-    reference = _read(folder, "reference/losses.json", Reference, "reference", "no reference losses were measured", problems)
-    evaluation = _read(folder, "evaluation/results.json", Evaluation, "evaluation", "nothing was evaluated", problems)
+    reference = _read(
+        folder,
+        "reference/losses.json",
+        Reference,
+        "reference",
+        "no reference losses were measured",
+        problems,
+    )
+    evaluation = _read(
+        folder,
+        "evaluation/results.json",
+        Evaluation,
+        "evaluation",
+        "nothing was evaluated",
+        problems,
+    )
     timings = _read(folder, "timings.json", Timings, "timings", "no step was timed", problems)
-    detections, failed = read_detections(folder, problems), read_failed(folder, "detection", problems)
+    detections, failed = (
+        read_detections(folder, problems),
+        read_failed(folder, "detection", problems),
+    )
     adjustments = _read_adjustments(folder, problems)
     replay = read_replay(folder, problems)
     name = config.get("run")
@@ -229,25 +278,35 @@ def read_run(folder: Path) -> RunData:
         replay=replay,
         problems=problems.said,
         absent=frozenset(problems.absent),
-        domains=_domain_order(config, counts, detections, adjustments, reference, evaluation, replay),
+        domains=_domain_order(
+            config, counts, detections, adjustments, reference, evaluation, replay
+        ),
     )
 
 
 _Model = TypeVar("_Model", bound=Record)
 
 
-def _read(folder: Path, name: str, model: type[_Model], part: str, meaning: str, problems: Problems) -> _Model | None:
+def _read(
+    folder: Path, name: str, model: type[_Model], part: str, meaning: str, problems: Problems
+) -> _Model | None:
     file = folder / name
     if not file.is_file():
         problems.add(part, f"{name} is not in the run folder: {meaning}.", absent=True)
         return None
-    return attempt(lambda: model.model_validate(clean(json.loads(text_of(file)))), name, part, problems)
+    return attempt(
+        lambda: model.model_validate(clean(json.loads(text_of(file)))), name, part, problems
+    )
 
 
 def _read_config(folder: Path, problems: Problems) -> tuple[str, dict[str, Any]]:
     file = folder / "config.yaml"
     if not file.is_file():
-        problems.add("config", "config.yaml is not in the run folder, so the settings are unknown.", absent=True)
+        problems.add(
+            "config",
+            "config.yaml is not in the run folder, so the settings are unknown.",
+            absent=True,
+        )
         return "", {}
     try:
         text = clean(text_of(file))
@@ -265,9 +324,12 @@ def _read_adjustments(folder: Path, problems: Problems) -> tuple[Adjustment, ...
     name = "finetune/adjustments.jsonl"
     file = folder / name
     if not file.is_file():
-        problems.add("adjustments", f"{name} is not in the run folder: nothing was fine-tuned.", absent=True)
+        problems.add(
+            "adjustments", f"{name} is not in the run folder: nothing was fine-tuned.", absent=True
+        )
         return ()
-    by_place: dict[tuple[int, str | None], Adjustment] = {}  # one stage ends with the step that the next begins with
+    # one stage ends with the step that the next begins with
+    by_place: dict[tuple[int, str | None], Adjustment] = {}
     unreadable = 0
     for line in text_of(file).split("\n"):
         if line.strip():
@@ -278,7 +340,10 @@ def _read_adjustments(folder: Path, problems: Problems) -> tuple[Adjustment, ...
             else:
                 by_place[adjustment.step, adjustment.stage] = adjustment
     if unreadable:
-        sentence = f"{name}: {unreadable} line(s) could not be read and are left out (a line may have been cut off while written)."
+        sentence = (
+            f"{name}: {unreadable} line(s) could not be read and are left out (a line may have "
+            f"been cut off while written)."
+        )
         problems.add("adjustments", sentence)
     elif not by_place:
         problems.add("adjustments", f"{name} is empty: nothing has been measured yet.")

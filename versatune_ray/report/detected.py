@@ -1,4 +1,6 @@
-"""What the page says of the detection of one model: its figure, the facts about it, the judge's quality, and examples."""
+"""What the page says of the detection of one model: its figure, the facts about it, the judge's
+quality, and examples.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,30 @@ from versatune_ray.report.figures import Figure
 from versatune_ray.report.generations import Generation
 from versatune_ray.report.tables import Cell, Table, domain_cell
 from versatune_ray.report.traces import Trace, bare_layout, domain_index, dots
-from versatune_ray.report.writing import count, decimal, interval, ordinal, percent, short, significant
+from versatune_ray.report.writing import (
+    count,
+    decimal,
+    interval,
+    ordinal,
+    percent,
+    short,
+    significant,
+)
 
 _WORDS = {"raw": "as judged", "corrected": "corrected"}
 
 
 def model_section(run: RunData, detection: Detection, number: int) -> dict[str, Any]:
     """Everything that the template shows of one model."""
-    top = max(range(len(detection.domains)), key=lambda index: detection.start.share[index], default=None)
+    top = max(
+        range(len(detection.domains)), key=lambda index: detection.start.share[index], default=None
+    )
     gist = [f"{count(detection.samples)} generations"] if detection.samples else []
-    gist += [f"most {short(detection.domains[top])}, {percent(detection.start.share[top])}"] if top is not None else []
+    gist += (
+        [f"most {short(detection.domains[top])}, {percent(detection.start.share[top])}"]
+        if top is not None
+        else []
+    )
     return {
         "name": detection.called,
         "gist": " · ".join(gist),
@@ -32,7 +48,11 @@ def model_section(run: RunData, detection: Detection, number: int) -> dict[str, 
             for domain, items in groupby(detection.kept_examples, key=lambda item: item.domain)
         ],
         "discarded": [
-            (reason, detection.discarded.reasons.get(reason) if detection.discarded else None, list(items))
+            (
+                reason,
+                detection.discarded.reasons.get(reason) if detection.discarded else None,
+                list(items),
+            )
             for reason, items in groupby(detection.discarded_examples, key=lambda item: item.reason)
         ],
         "problem": detection.problem,
@@ -40,19 +60,30 @@ def model_section(run: RunData, detection: Detection, number: int) -> dict[str, 
 
 
 def detected_shares(run: RunData, detection: Detection, number: int) -> Figure:
-    """Bars with 95 % intervals, corrected ones beside them, the repeats as dots, and the known and the published distribution."""
+    """Bars with 95 % intervals, corrected ones beside them, the repeats as dots, and the known and
+    the published distribution.
+    """
     order = sorted(range(len(detection.domains)), key=lambda index: detection.share[index])
     amended = detection.amended
     traces = [_bars(run, detection, order, "raw", detection.raw, 0.2 if amended else 0.0)]
-    key: list[tuple[int | None, str, str]] = [(None, "pale" if amended and detection.used == "corrected" else "full", traces[0]["name"])]
+    key: list[tuple[int | None, str, str]] = [
+        (None, "pale" if amended and detection.used == "corrected" else "full", traces[0]["name"])
+    ]
     if amended:
         traces.append(_bars(run, detection, order, "corrected", amended, -0.2))
         key.append((None, "full" if detection.used == "corrected" else "pale", "corrected"))
     repeats = detection.repeats if detection.repeats and len(detection.repeats) > 1 else []
     if repeats:
         away = 0.44 if amended else -0.42
-        points = [(repeat[index], place + away) for repeat in repeats for place, index in enumerate(order) if index < len(repeat)]
-        traces.append(dots("single repeats", points, "repeat", {"symbol": "circle", "size": 6}, "muted"))
+        points = [
+            (repeat[index], place + away)
+            for repeat in repeats
+            for place, index in enumerate(order)
+            if index < len(repeat)
+        ]
+        traces.append(
+            dots("single repeats", points, "repeat", {"symbol": "circle", "size": 6}, "muted")
+        )
         key.append((None, "dot", "single repeats"))
     if detection.published:
         points = [(detection.published.share[index], place) for place, index in enumerate(order)]
@@ -61,19 +92,43 @@ def detected_shares(run: RunData, detection: Detection, number: int) -> Figure:
         key.append((None, "square", f"published for {detection.published.model}"))
     if detection.known:
         points = [(detection.known[index], place) for place, index in enumerate(order)]
-        traces.append(dots("known pre-training mixture", points, "known", {"symbol": "diamond", "size": 10}, "text"))
+        traces.append(
+            dots(
+                "known pre-training mixture",
+                points,
+                "known",
+                {"symbol": "diamond", "size": 10},
+                "text",
+            )
+        )
         key.append((None, "diamond", "known pre-training mixture"))
     layout = bare_layout(ticks=[detection.domains[index] for index in order])
-    layout["xaxis"] |= {"tickformat": "~%", "rangemode": "tozero", "title": {"text": "share of generations"}}
+    layout["xaxis"] |= {
+        "tickformat": "~%",
+        "rangemode": "tozero",
+        "title": {"text": "share of generations"},
+    }
     layout |= {"hovermode": "closest", "showlegend": False, "barmode": "overlay"}
     height = 100 + (46 if amended else 34) * len(order)
     table = _numbers(run, detection, order[::-1])
     sentence = _sentence(detection, bool(repeats))
     shown = tuple(key) if len(key) > 1 else ()
-    return Figure(f"detected-{number}", "What the base model writes about", sentence, traces, layout, [], (table,), height, key=shown)
+    return Figure(
+        f"detected-{number}",
+        "What the base model writes about",
+        sentence,
+        traces,
+        layout,
+        [],
+        (table,),
+        height,
+        key=shown,
+    )
 
 
-def _bars(run: RunData, detection: Detection, order: list[int], kind: str, found: Estimate, away: float) -> Trace:
+def _bars(
+    run: RunData, detection: Detection, order: list[int], kind: str, found: Estimate, away: float
+) -> Trace:
     name = _WORDS[kind] if detection.amended else "detected"
     bars: Trace = {
         "type": "bar",
@@ -100,12 +155,24 @@ def _bars(run: RunData, detection: Detection, order: list[int], kind: str, found
 
 
 def _sentence(detection: Detection, repeats: bool) -> str:
-    said = "Each bar is a domain’s share of what the base model writes when nothing is asked of it; the whisker is the 95 % interval"
+    said = (
+        "Each bar is a domain’s share of what the base model writes when nothing is asked of it; "
+        "the whisker is the 95 % interval"
+    )
     if detection.amended:
-        pale = "as judged" if detection.used == "corrected" else "corrected by the judge’s measured confusions"
-        full = "corrected by the judge’s measured confusions" if detection.used == "corrected" else "as judged"
+        pale = (
+            "as judged"
+            if detection.used == "corrected"
+            else "corrected by the judge’s measured confusions"
+        )
+        full = (
+            "corrected by the judge’s measured confusions"
+            if detection.used == "corrected"
+            else "as judged"
+        )
         said = (
-            f"Each domain has two bars: its share of what the base model writes when nothing is asked of it, {full} (full colour; "
+            f"Each domain has two bars: its share of what the base model writes when nothing is "
+            f"asked of it, {full} (full colour; "
             f"training starts from these) and {pale} (pale); the whiskers are 95 % intervals"
         )
     said += ", and the dots beside the bars are the single repeats" * repeats
@@ -116,9 +183,14 @@ def _sentence(detection: Detection, repeats: bool) -> str:
 
 def _numbers(run: RunData, detection: Detection, order: list[int]) -> Table:
     columns = (
-        [("detected", detection.raw)] if detection.amended is None else [("as judged", detection.raw), ("corrected", detection.amended)]
+        [("detected", detection.raw)]
+        if detection.amended is None
+        else [("as judged", detection.raw), ("corrected", detection.amended)]
     )
-    others = [("known", detection.known), ("published", detection.published and detection.published.share)]
+    others = [
+        ("known", detection.known),
+        ("published", detection.published and detection.published.share),
+    ]
     head = ["Domain"]
     for name, _ in columns:
         head += [name, "95 % interval"]
@@ -141,8 +213,14 @@ def facts(detection: Detection) -> list[str]:
 def _how_far(detection: Detection) -> list[str]:
     if detection.total_variation is None or detection.known is None:
         return []
-    said = f"Total variation between detected and known mixture: {percent(detection.total_variation, 2)} "
-    said += "(half the sum of absolute differences: the share that would have to move to make them equal)"
+    said = (
+        f"Total variation between detected and known mixture: "
+        f"{percent(detection.total_variation, 2)} "
+    )
+    said += (
+        "(half the sum of absolute differences: the share that would have to move to make them "
+        "equal)"
+    )
     if detection.corrected and detection.corrected.total_variation is not None:
         said += f"; after the correction {percent(detection.corrected.total_variation, 2)}"
     return [said + "."]
@@ -154,31 +232,45 @@ def _how_made(detection: Detection) -> list[str]:
         repeats = f" in {len(detection.repeats)} repeats" if detection.repeats else ""
         tokens = f", {count(detection.tokens)} tokens" if detection.tokens is not None else ""
         said.append(
-            f"{count(detection.samples)} generations{repeats}{tokens}" + (f", judged by {detection.judge}." if detection.judge else ".")
+            f"{count(detection.samples)} generations{repeats}{tokens}"
+            + (f", judged by {detection.judge}." if detection.judge else ".")
         )
     if detection.tolerance:
         said.append(_tolerance(detection))
     if detection.repeats_differ is not None:
         alarming = detection.repeats_differ < 0.001
         p = "p < 0.001" if alarming else f"p = {significant(detection.repeats_differ, 2)}"
-        said.append(f"The repeats {'differ more than chance allows' if alarming else 'agree as far as chance lets them'} ({p}).")
+        how = "differ more than chance allows" if alarming else "agree as far as chance lets them"
+        said.append(f"The repeats {how} ({p}).")
     if detection.generations:
         said.append(_written(detection))
     if detection.discarded is not None:
-        reasons = ", ".join(f"{reason}: {count(n)}" for reason, n in detection.discarded.reasons.items())
-        said.append(f"{count(detection.discarded.total)} generations were discarded" + (f" ({reasons})." if reasons else "."))
+        reasons = ", ".join(
+            f"{reason}: {count(n)}" for reason, n in detection.discarded.reasons.items()
+        )
+        said.append(
+            f"{count(detection.discarded.total)} generations were discarded"
+            + (f" ({reasons})." if reasons else ".")
+        )
     return said
 
 
 def _tolerance(detection: Detection) -> str:
     found = detection.tolerance
     assert found
-    rounds = f" after {count(found.rounds)} round{'' if found.rounds == 1 else 's'} of generating" if found.rounds is not None else ""
+    rounds = (
+        f" after {count(found.rounds)} round{'' if found.rounds == 1 else 's'} of generating"
+        if found.rounds is not None
+        else ""
+    )
     said = f"The widest 95 % interval reaches ± {_points(found.reached)}{rounds}"
     if found.asked is None:
         return said + "; no tolerance was asked for."
     if found.reached is not None and found.reached > found.asked:
-        return said + f"; ± {_points(found.asked)} were asked for and not reached with at most {count(found.cap)} generations."
+        return (
+            said + f"; ± {_points(found.asked)} were asked for and not reached "
+            f"with at most {count(found.cap)} generations."
+        )
     return said + f"; ± {_points(found.asked)} were asked for."
 
 
@@ -187,23 +279,41 @@ def _written(detection: Detection) -> str:
     assert found
     kept = "left out of the shares" if found.degenerate_excluded else "counted in the shares"
     parts = [f"{count(found.empty)} empty"] if found.empty is not None else []
-    parts += [f"{count(found.degenerate)} of one token repeated ({kept})"] if found.degenerate is not None else []
+    parts += (
+        [f"{count(found.degenerate)} of one token repeated ({kept})"]
+        if found.degenerate is not None
+        else []
+    )
     parts += [f"{count(found.distinct)} different texts"] if found.distinct is not None else []
-    return f"Among the generations: {', '.join(parts)}." if parts else "The generations were not counted by kind."
+    return (
+        f"Among the generations: {', '.join(parts)}."
+        if parts
+        else "The generations were not counted by kind."
+    )
 
 
 def _which_starts(detection: Detection) -> list[str]:
     if detection.corrected is None:
         return []
     if detection.amended is None:
-        return [f"The shares could not be corrected by the judge’s confusions: {detection.corrected.problem or 'no reason is given'}"]
-    return [f"Training starts from the {'corrected shares' if detection.used == 'corrected' else 'shares as judged'}."]
+        return [
+            f"The shares could not be corrected by the judge’s confusions: "
+            f"{detection.corrected.problem or 'no reason is given'}"
+        ]
+    return [
+        f"Training starts from the "
+        f"{'corrected shares' if detection.used == 'corrected' else 'shares as judged'}."
+    ]
 
 
 def judge_section(run: RunData, group: list[Detection], quality: JudgeQuality) -> dict[str, Any]:
     """How good a judge is, and of which models."""
     said = quality_sentence(quality)
-    return {"models": [detection.called for detection in group], "table": quality_table(run, group[0].domains, quality), "sentence": said}
+    return {
+        "models": [detection.called for detection in group],
+        "table": quality_table(run, group[0].domains, quality),
+        "sentence": said,
+    }
 
 
 def quality_table(run: RunData, domains: list[str], quality: JudgeQuality) -> Table:
@@ -213,47 +323,75 @@ def quality_table(run: RunData, domains: list[str], quality: JudgeQuality) -> Ta
         shaded = [Cell(percent(value, 0), heat=value) for value in quality.confusion[index]]
         right = [Cell(percent(quality.recall[index], 0))] if quality.recall else []
         rows.append((domain_cell(run, name), *shaded, *right, Cell(count(quality.records[index]))))
-    head = ("True domain", *(short(name, 24) for name in domains), *(["right"] if quality.recall else []), "records")
+    head = (
+        "True domain",
+        *(short(name, 24) for name in domains),
+        *(["right"] if quality.recall else []),
+        "records",
+    )
     groups = (("", 1), ("judged as", len(domains)), ("", 2 if quality.recall else 1))
     return Table("The judge on records whose domain is known", head, tuple(rows), groups)
 
 
 def quality_sentence(quality: JudgeQuality) -> str:
     """What the table's numbers come to."""
-    said = "A row is what the judge makes of records of one domain: the mean probability of each domain."
+    said = (
+        "A row is what the judge makes of records of one domain: the mean probability of each "
+        "domain."
+    )
     if quality.accuracy is not None:
-        said += f" Its most probable domain is right for {percent(quality.accuracy)} of {count(sum(quality.records))} records."
+        said += (
+            f" Its most probable domain is right for {percent(quality.accuracy)} of "
+            f"{count(sum(quality.records))} records."
+        )
     if quality.log_loss is not None:
-        chance = f" against {decimal(quality.chance, 2)} by chance" if quality.chance is not None else ""
+        chance = (
+            f" against {decimal(quality.chance, 2)} by chance" if quality.chance is not None else ""
+        )
         said += f" Log loss {decimal(quality.log_loss, 2)} nats{chance}; lower is better."
     if quality.mass is not None:
-        said += f" On average {percent(quality.mass, 0)} of its raw probability lies on the options that it was given."
+        said += (
+            f" On average {percent(quality.mass, 0)} of its raw probability lies on the options "
+            f"that it was given."
+        )
     return said
 
 
 def positions(detection: Detection) -> Table | None:
-    """What the option in each place of the list got, where the order of the options was permuted."""
+    """What the option in each place of the list got, where the order of the options was
+    permuted.
+    """
     found = detection.positions
     if found is None:
         return None
     k = len(found.share)
     errors = found.standard_error or [None] * k
     cells = [
-        Cell(percent(share), f"± {100 * error:.1f}" if error is not None else "") for share, error in zip(found.share, errors, strict=True)
+        Cell(percent(share), f"± {100 * error:.1f}" if error is not None else "")
+        for share, error in zip(found.share, errors, strict=True)
     ]
-    caption = f"Mean probability by place in the list of options: {percent(1 / k)} each if the judge has no liking for a place"
+    caption = (
+        f"Mean probability by place in the list of options: {percent(1 / k)} each if the judge has "
+        f"no liking for a place"
+    )
     head = ("Place", *(ordinal(place) for place in range(1, k + 1)))
     return Table(caption, head, ((Cell("probability"), *cells),))
 
 
 def _example(run: RunData, item: Generation) -> dict[str, Any]:
-    shown = [(name, value) for name, value in item.probabilities[:3] if value >= 0.005] or item.probabilities[:1]
+    shown = [
+        (name, value) for name, value in item.probabilities[:3] if value >= 0.005
+    ] or item.probabilities[:1]
     return {
         "id": item.id,
         "text": item.text,
         "tokens": item.tokens,
         "judged": " · ".join(f"{name} {percent(value, 0)}" for name, value in shown),
-        "strip": [(run.domains.index(name), f"{100 * value:.2f}") for name, value in item.probabilities if value >= 0.005],
+        "strip": [
+            (run.domains.index(name), f"{100 * value:.2f}")
+            for name, value in item.probabilities
+            if value >= 0.005
+        ],
     }
 
 

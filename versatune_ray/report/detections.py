@@ -1,10 +1,13 @@
-"""What knowledge detection left in the run's folder: one typed value per base model, and why other models are missing."""
+"""What knowledge detection left in the run's folder: one typed value per base model, and why other
+models are missing.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,9 @@ class Discarded(Record):
 
 
 class Generations(Record):
-    """Counts of what the base model wrote; ``degenerate`` repeats one token, ``distinct`` are different texts."""
+    """Counts of what the base model wrote; ``degenerate`` repeats one token, ``distinct`` are
+    different texts.
+    """
 
     empty: int | None = None
     degenerate: int | None = None
@@ -37,7 +42,9 @@ class Published(Record):
 
 
 class Tolerance(Record):
-    """Half-width of the widest 95 % interval; ``cap`` is the most sequences that could be generated."""
+    """Half-width of the widest 95 % interval; ``cap`` is the most sequences that could be
+    generated.
+    """
 
     asked: Number = None
     reached: Number = None
@@ -46,7 +53,9 @@ class Tolerance(Record):
 
 
 class JudgeQuality(Record):
-    """The judge on records whose domain is known; ``confusion[i][j]`` is the mean probability of domain j on records of domain i."""
+    """The judge on records whose domain is known; ``confusion[i][j]`` is the mean probability of
+    domain j on records of domain i.
+    """
 
     records: list[int]
     confusion: list[list[Number]]
@@ -128,7 +137,9 @@ class Detection(Record):
         """The corrected shares, where there are any."""
         if self.corrected is None or self.corrected.share is None:
             return None
-        return Estimate(self.corrected.share, self.corrected.ci95 or [(None, None)] * len(self.share))
+        return Estimate(
+            self.corrected.share, self.corrected.ci95 or [(None, None)] * len(self.share)
+        )
 
     @property
     def start(self) -> Estimate:
@@ -141,18 +152,32 @@ def distance(p: Sequence[float], q: Sequence[float]) -> float:
     return sum(abs(a - b) for a, b in zip(p, q, strict=True)) / 2
 
 
+def _read_distribution(file: Path) -> Detection:
+    return _checked(clean(json.loads(text_of(file))))
+
+
 def read_detections(folder: Path, problems: Problems) -> tuple[Detection, ...]:
     """Every detection in a run's folder, by the name of its own folder."""
     found = []
     for file in sorted((folder / "detection").glob("**/distribution.json")):
         name = clean(str(file.relative_to(folder)))
-        detection = attempt(lambda file=file: _checked(clean(json.loads(text_of(file)))), name, "detection", problems)  # type: ignore[misc]
+        read = partial(_read_distribution, file)
+        detection = attempt(read, name, "detection", problems)
         if detection is not None:
-            kept, discarded, problem = read_generations(sorted((file.parent / "samples").glob("*.parquet")), detection.domains)
-            added = {"name": detection.name or clean(file.parent.name), "kept_examples": kept, "discarded_examples": discarded}
+            kept, discarded, problem = read_generations(
+                sorted((file.parent / "samples").glob("*.parquet")), detection.domains
+            )
+            added = {
+                "name": detection.name or clean(file.parent.name),
+                "kept_examples": kept,
+                "discarded_examples": discarded,
+            }
             found.append(detection.model_copy(update=added | {"problem": problem}))
     if not found and "detection" not in problems.said:
-        sentence = "detection/*/distribution.json is not in the run folder: no knowledge detection was run."
+        sentence = (
+            "detection/*/distribution.json is not in the run folder: no knowledge detection was "
+            "run."
+        )
         problems.add("detection", sentence, absent=True)
     return tuple(found)
 
@@ -162,7 +187,10 @@ def read_failed(folder: Path, part: str, problems: Problems) -> dict[str, str]:
     file = folder / part / "failed.json"
     if not file.is_file():
         return {}
-    return attempt(lambda: _failed(json.loads(text_of(file))), f"{part}/failed.json", part, problems) or {}
+    return (
+        attempt(lambda: _failed(json.loads(text_of(file))), f"{part}/failed.json", part, problems)
+        or {}
+    )
 
 
 def _failed(tree: Any) -> dict[str, str]:
@@ -174,18 +202,32 @@ def _failed(tree: Any) -> dict[str, str]:
 def _checked(tree: Any) -> Detection:
     detection = Detection.model_validate(tree)
     k = len(detection.domains)
-    quality, positions, corrected, published = detection.judge_quality, detection.positions, detection.corrected, detection.published
-    sizes: dict[str, Sequence[Any] | None] = {"share": detection.share, "ci95": detection.ci95, "known": detection.known}
+    quality, positions, corrected, published = (
+        detection.judge_quality,
+        detection.positions,
+        detection.corrected,
+        detection.published,
+    )
+    sizes: dict[str, Sequence[Any] | None] = {
+        "share": detection.share,
+        "ci95": detection.ci95,
+        "known": detection.known,
+    }
     if published:
         sizes["published.share"] = published.share
     if corrected:
         sizes |= {"corrected.share": corrected.share, "corrected.ci95": corrected.ci95}
     if positions:
-        sizes |= {"positions.share": positions.share, "positions.standard_error": positions.standard_error}
+        sizes |= {
+            "positions.share": positions.share,
+            "positions.standard_error": positions.standard_error,
+        }
     if quality:
         sizes |= {"judge_quality.records": quality.records, "judge_quality.recall": quality.recall}
         sizes["judge_quality.confusion"] = quality.confusion
-        sizes |= {f"judge_quality.confusion.{index}": row for index, row in enumerate(quality.confusion)}
+        sizes |= {
+            f"judge_quality.confusion.{index}": row for index, row in enumerate(quality.confusion)
+        }
     for key, values in sizes.items():
         if values is not None and len(values) != k:
             raise ValueError(f"{key} has {len(values)} entries for {k} domains")

@@ -1,4 +1,6 @@
-"""What a reader should doubt: of detections, one sentence per kind of doubt, naming the models; of fine-tuning, what it warned of."""
+"""What a reader should doubt: of detections, one sentence per kind of doubt, naming the models; of
+fine-tuning, what it warned of.
+"""
 
 from __future__ import annotations
 
@@ -23,45 +25,82 @@ _LETTERS = 500  # of a warning, whose domains may have any names
 def doubts(detections: Sequence[Detection], failed: Iterable[str]) -> list[str]:
     """The sentences, most serious first; none where nothing is odd."""
     names = [short(name) for name in failed]
-    found = [f"{listing(names)} could not be detected; the reasons are under “Detected shares”."] if names else []
+    found = (
+        [f"{listing(names)} could not be detected; the reasons are under “Detected shares”."]
+        if names
+        else []
+    )
     found += _judge(detections)
     kinds: tuple[tuple[str, Callable[[Detection], str]], ...] = (
         (
-            "Repeats should agree, but differ more than chance allows: {}. The intervals come from the repeats, and are wide.",
+            "Repeats should agree, but differ more than chance allows: {}. The intervals come from "
+            "the repeats, and are wide.",
             _differ,
         ),
         ("The tolerance was not reached: {}. More generations would be needed.", _tolerance),
         (
-            "Many generations could not be judged and were discarded: {}. If some domains are discarded more often, the shares are off.",
+            "Many generations could not be judged and were discarded: {}. If some domains are "
+            "discarded more often, the shares are off.",
             _lost,
         ),
         ("Many generations only repeat one token: {}.", _degenerate),
-        ("Many generations are the same text as another: {}. Small models repeat themselves; in large ones look at the sampling.", _same),
+        (
+            "Many generations are the same text as another: {}. Small models repeat themselves; in "
+            "large ones look at the sampling.",
+            _same,
+        ),
         ("The judge likes some places in the list of options better than others: {}.", _position),
-        ("The judge’s confusions move some shares further than their intervals: {}. It matters which of the two is used.", _moved),
+        (
+            "The judge’s confusions move some shares further than their intervals: {}. It matters "
+            "which of the two is used.",
+            _moved,
+        ),
     )
     for sentence, about in kinds:
-        told = [f"{short(detection.called)} ({text})" for detection in detections if (text := about(detection))]
+        told = [
+            f"{short(detection.called)} ({text})"
+            for detection in detections
+            if (text := about(detection))
+        ]
         found += [sentence.replace("{}", listing(told))] if told else []
     return found
 
 
 def told(adjustments: Sequence[Adjustment]) -> list[str]:
-    """The warnings of fine-tuning as they came, with their steps; of many, the first ones and how many more there are."""
-    lines = [(adjustment.step, short(warning, _LETTERS)) for adjustment in adjustments for warning in adjustment.warnings]
+    """The warnings of fine-tuning as they came, with their steps; of many, the first ones and how
+    many more there are.
+    """
+    lines = [
+        (adjustment.step, short(warning, _LETTERS))
+        for adjustment in adjustments
+        for warning in adjustment.warnings
+    ]
     found = [f"At step {count(step)}: {warning}." for step, warning in lines[:_WARNINGS]]
     left = len(lines) - len(found)
-    return found + ([f"Fine-tuning warned {count(left)} more times; see finetune/adjustments.jsonl."] if left else [])
+    return found + (
+        [f"Fine-tuning warned {count(left)} more times; see finetune/adjustments.jsonl."]
+        if left
+        else []
+    )
 
 
 def judges(detections: Sequence[Detection]) -> list[tuple[list[Detection], JudgeQuality]]:
-    """Each judge’s quality once, with the detections that share it: mostly one judge reads all models."""
+    """Each judge’s quality once, with the detections that share it: mostly one judge reads all
+    models.
+    """
     groups: list[tuple[list[Detection], JudgeQuality]] = []
     for detection in detections:
         quality = detection.judge_quality
         if quality is None:
             continue
-        same = next((group for group, other in groups if other == quality and group[0].domains == detection.domains), None)
+        same = next(
+            (
+                group
+                for group, other in groups
+                if other == quality and group[0].domains == detection.domains
+            ),
+            None,
+        )
         if same is None:
             groups.append(([detection], quality))
         else:
@@ -73,28 +112,49 @@ def _judge(detections: Sequence[Detection]) -> list[str]:
     groups = judges(detections)
     found = []
     for group, quality in groups:
-        whom = "The judge" if len(groups) == 1 else f"The judge of {listing([short(detection.called) for detection in group])}"
-        if quality.log_loss is not None and quality.chance is not None and quality.log_loss >= _CHANCE * quality.chance:
+        whom = (
+            "The judge"
+            if len(groups) == 1
+            else f"The judge of {listing([short(detection.called) for detection in group])}"
+        )
+        if (
+            quality.log_loss is not None
+            and quality.chance is not None
+            and quality.log_loss >= _CHANCE * quality.chance
+        ):
             numbers = f"{decimal(quality.log_loss, 2)} nats, chance {decimal(quality.chance, 2)}"
             found.append(
-                f"{whom} is hardly better than chance (log loss {numbers}): mend its prompt or choose another before believing the shares."
+                f"{whom} is hardly better than chance (log loss {numbers}): mend its prompt or "
+                f"choose another before believing the shares."
             )
         if quality.mass is not None and quality.mass < _MASS:
             found.append(
-                f"{whom} puts only {percent(quality.mass, 0)} of its probability on the options: it wants to answer something else."
+                f"{whom} puts only {percent(quality.mass, 0)} of its probability on the options: "
+                f"it wants to answer something else."
             )
     return found
 
 
 def _differ(detection: Detection) -> str:
-    return "p < 0.001" if detection.repeats_differ is not None and detection.repeats_differ < _DIFFER else ""
+    return (
+        "p < 0.001"
+        if detection.repeats_differ is not None and detection.repeats_differ < _DIFFER
+        else ""
+    )
 
 
 def _tolerance(detection: Detection) -> str:
     found = detection.tolerance
-    if found is None or found.asked is None or found.reached is None or found.reached <= found.asked:
+    if (
+        found is None
+        or found.asked is None
+        or found.reached is None
+        or found.reached <= found.asked
+    ):
         return ""
-    return f"± {decimal(100 * found.reached, 2)} points instead of ± {decimal(100 * found.asked, 2)}"
+    return (
+        f"± {decimal(100 * found.reached, 2)} points instead of ± {decimal(100 * found.asked, 2)}"
+    )
 
 
 def _lost(detection: Detection) -> str:
@@ -104,12 +164,21 @@ def _lost(detection: Detection) -> str:
 def _degenerate(detection: Detection) -> str:
     found = detection.generations
     told = _part(found.degenerate, detection.samples) if found else ""
-    return f"{told}, {'left out' if found.degenerate_excluded else 'counted in the shares'}" if found and told else ""
+    return (
+        f"{told}, {'left out' if found.degenerate_excluded else 'counted in the shares'}"
+        if found and told
+        else ""
+    )
 
 
 def _same(detection: Detection) -> str:
     distinct = detection.generations.distinct if detection.generations else None
-    if distinct is None or not detection.samples or detection.samples < _FEW or distinct >= _DISTINCT * detection.samples:
+    if (
+        distinct is None
+        or not detection.samples
+        or detection.samples < _FEW
+        or distinct >= _DISTINCT * detection.samples
+    ):
         return ""
     return f"{count(distinct)} different texts in {count(detection.samples)}"
 
@@ -121,7 +190,9 @@ def _position(detection: Detection) -> str:
     even = 1 / len(found.share)
     away = [
         (abs(share - even), place, share)
-        for place, (share, error) in enumerate(zip(found.share, found.standard_error, strict=True), 1)
+        for place, (share, error) in enumerate(
+            zip(found.share, found.standard_error, strict=True), 1
+        )
         if error is not None and abs(share - even) > max(_ERRORS * error, _POSITION)
     ]
     if not away:
@@ -136,9 +207,20 @@ def _moved(detection: Detection) -> str:
     apart = []
     for index, name in enumerate(detection.domains):
         (low, high), (least, most) = detection.raw.ci95[index], detection.amended.ci95[index]
-        if low is not None and high is not None and least is not None and most is not None and (high < least or most < low):
+        if (
+            low is not None
+            and high is not None
+            and least is not None
+            and most is not None
+            and (high < least or most < low)
+        ):
             move = f"{percent(detection.share[index])} → {percent(detection.amended.share[index])}"
-            apart.append((abs(detection.share[index] - detection.amended.share[index]), f"{short(name)} {move}"))
+            apart.append(
+                (
+                    abs(detection.share[index] - detection.amended.share[index]),
+                    f"{short(name)} {move}",
+                )
+            )
     return listing([told for _, told in sorted(apart, reverse=True)], 3)
 
 

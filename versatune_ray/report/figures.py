@@ -1,7 +1,8 @@
 """The charts: plain plotly specifications with a sentence each and the same numbers as tables.
 
-Colours are not in here: a trace's ``meta`` names its domain (or a tone), and the page's script looks the colour up in the style
-sheet, so that a chart follows light and dark. Names reach plotly escaped, because plotly reads a little HTML in every label.
+Colours are not in here: a trace's ``meta`` names its domain (or a tone), and the page's script
+looks the colour up in the style sheet, so that a chart follows light and dark. Names reach plotly
+escaped, because plotly reads a little HTML in every label.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ from versatune_ray.report.writing import decimal, percent, significant
 
 @dataclass(frozen=True)
 class Figure:
-    """One chart. ``views`` are the alternatives a reader can switch between: which sets of traces show, and how;
-    ``quiet`` are the legend groups that wait in the legend until a reader asks for them. ``key`` stands above a chart that has no
-    legend of its own: domain or ``None``, how its sign looks, and what it means.
+    """One chart. ``views`` are the alternatives a reader can switch between: which sets of traces
+    show, and how; ``quiet`` are the legend groups that wait in the legend until a reader asks for
+    them. ``key`` stands above a chart that has no legend of its own: domain or ``None``, how its
+    sign looks, and what it means.
     """
 
     id: str
@@ -49,35 +51,70 @@ class Figure:
 
 def shares(run: RunData) -> Figure | None:
     """Requested shares as steps or stacked, with the shares really drawn laid over them."""
-    requested = lines_of(run, lambda item: item.share, "requested", even=True, line={"shape": "hv", "width": 2}, hover="%{y:.1%} requested")
+    requested = lines_of(
+        run,
+        lambda item: item.share,
+        "requested",
+        even=True,
+        line={"shape": "hv", "width": 2},
+        hover="%{y:.1%} requested",
+    )
     if not requested:
         return None
     later: dict[str, Any] = {"even": True, "second": True, "line": {"shape": "vh", "width": 2}}
-    samples = lines_of(run, lambda item: item.share_achieved, "samples", hover="%{y:.1%} of samples drawn", **later)
-    tokens = lines_of(run, lambda item: item.token_share_achieved, "tokens", hover="%{y:.1%} of tokens drawn", **later)
+    samples = lines_of(
+        run, lambda item: item.share_achieved, "samples", hover="%{y:.1%} of samples drawn", **later
+    )
+    tokens = lines_of(
+        run,
+        lambda item: item.token_share_achieved,
+        "tokens",
+        hover="%{y:.1%} of tokens drawn",
+        **later,
+    )
     views: list[dict[str, Any]] = [
         {"label": "Requested", "show": ["requested"]},
         {"label": "Stacked", "show": ["requested"], "stack": True},
     ]
     if samples:
-        views.append({"label": "Samples drawn", "show": ["requested", "samples"], "faint": ["requested"]})
+        views.append(
+            {"label": "Samples drawn", "show": ["requested", "samples"], "faint": ["requested"]}
+        )
     if tokens:
-        views.append({"label": "Tokens drawn", "show": ["requested", "tokens"], "faint": ["requested"]})
+        views.append(
+            {"label": "Tokens drawn", "show": ["requested", "tokens"], "faint": ["requested"]}
+        )
     layout = bare_layout(x="optimizer step", lines=len(requested))
     layout["yaxis"] |= {"tickformat": "~%", "rangemode": "tozero", "title": {"text": "share"}}
     sentence = (
-        "Each line is the share of training samples asked of one domain; it holds from one adjustment to the next, "
+        "Each line is the share of training samples asked of one domain; it holds from one "
+        "adjustment to the next, "
         "so a step up means more of that domain from there on."
     )
     if samples or tokens:
-        sentence += " The drawn shares are what training then really read; tokens differ from samples where records are longer or shorter."
+        sentence += (
+            " The drawn shares are what training then really read; tokens differ from samples "
+            "where records are longer or shorter."
+        )
     tables = (
         series(run, "Requested share of samples", lambda item: item.share, percent),
-        series(run, "Share of samples drawn since the adjustment before", lambda item: item.share_achieved, percent),
-        series(run, "Share of tokens drawn since the adjustment before", lambda item: item.token_share_achieved, percent),
+        series(
+            run,
+            "Share of samples drawn since the adjustment before",
+            lambda item: item.share_achieved,
+            percent,
+        ),
+        series(
+            run,
+            "Share of tokens drawn since the adjustment before",
+            lambda item: item.token_share_achieved,
+            percent,
+        ),
     )
     traces = requested + samples + tokens
-    return _of_lines(run, Figure("shares", "Shares over time", sentence, traces, layout, views, _present(tables)))
+    return _of_lines(
+        run, Figure("shares", "Shares over time", sentence, traces, layout, views, _present(tables))
+    )
 
 
 def losses(run: RunData) -> Figure | None:
@@ -88,17 +125,30 @@ def losses(run: RunData) -> Figure | None:
         return None
     reference = _reference_lines(run)
     training = lines_of(
-        run, lambda item: item.train_loss, "training", second=True, line={"width": 1.5, "dash": "1px,3px"}, hover="%{y:.3f} in training"
+        run,
+        lambda item: item.train_loss,
+        "training",
+        second=True,
+        line={"width": 1.5, "dash": "1px,3px"},
+        hover="%{y:.3f} in training",
     )
     shown = ["loss", *(["reference"] if reference else [])]
-    views = [{"label": "Measured", "show": shown}, {"label": "With training loss", "show": [*shown, "training"]}] if training else []
+    views = (
+        [
+            {"label": "Measured", "show": shown},
+            {"label": "With training loss", "show": [*shown, "training"]},
+        ]
+        if training
+        else []
+    )
     kind = "training loss that steers the shares" if by_training else "loss on held-out records"
     layout = bare_layout(x="optimizer step", lines=len(measured))
     layout["yaxis"] |= {"title": {"text": f"loss ({run.unit})"}}
     sentence = f"Each line is a domain’s {kind}, lower is better."
     if reference:
         sentence += (
-            " The dashed line of the same colour is the reference: the lowest loss a small model reached on that domain alone. "
+            " The dashed line of the same colour is the reference: the lowest loss a small model "
+            "reached on that domain alone. "
             "What lies between the two can still be learned."
         )
     if training:
@@ -114,28 +164,50 @@ def losses(run: RunData) -> Figure | None:
             )
             for name, item in run.reference.domains.items()
         )
-        head = ("Domain", f"loss ({run.reference.unit or run.unit})", "epoch", "held-out loss epoch by epoch")
+        head = (
+            "Domain",
+            f"loss ({run.reference.unit or run.unit})",
+            "epoch",
+            "held-out loss epoch by epoch",
+        )
         tables.append(Table("Reference losses", head, rows))
     title = "Training loss per domain" if by_training else "Held-out loss per domain"
-    return _of_lines(run, Figure("losses", title, sentence, measured + reference + training, layout, views, _present(tables)))
+    return _of_lines(
+        run,
+        Figure(
+            "losses",
+            title,
+            sentence,
+            measured + reference + training,
+            layout,
+            views,
+            _present(tables),
+        ),
+    )
 
 
 def learnable_potential(run: RunData) -> Figure | None:
     """γ per domain."""
     sentence = (
-        "Each line is the part of a domain’s loss that could still go: 0 % means the domain has reached its reference; "
+        "Each line is the part of a domain’s loss that could still go: 0 % means the domain has "
+        "reached its reference; "
         "the higher, the more it can gain, and the more its share is raised."
     )
-    return _degree(run, "potential", "Learnable potential γ", sentence, lambda item: item.learnable_potential)
+    return _degree(
+        run, "potential", "Learnable potential γ", sentence, lambda item: item.learnable_potential
+    )
 
 
 def forgetting_degree(run: RunData) -> Figure | None:
     """φ per domain."""
     sentence = (
-        "Each line is how much a domain’s loss rose since the measurement before: 0 % means nothing was forgotten, "
+        "Each line is how much a domain’s loss rose since the measurement before: 0 % means "
+        "nothing was forgotten, "
         "a peak means that this domain got worse just then."
     )
-    return _degree(run, "forgetting", "Forgetting degree φ", sentence, lambda item: item.forgetting_degree)
+    return _degree(
+        run, "forgetting", "Forgetting degree φ", sentence, lambda item: item.forgetting_degree
+    )
 
 
 def guard(run: RunData) -> Figure | None:
@@ -145,11 +217,29 @@ def guard(run: RunData) -> Figure | None:
         return None
     steps = [step for step, _ in found]
     sides: tuple[tuple[str, list[float | None], str, dict[str, Any]], ...] = (
-        ("forgetting of the others", [state.forgetting for _, state in found], "worse", {"width": 2}),
+        (
+            "forgetting of the others",
+            [state.forgetting for _, state in found],
+            "worse",
+            {"width": 2},
+        ),
         ("bound ε·γ", [state.bound for _, state in found], "text", {"width": 2, "dash": "6px,4px"}),
     )
-    top = 1.08 * max((value for _, values, _, _ in sides for value in values if value is not None), default=0) or 1
-    changes = [0, *(index for index in range(1, len(found)) if found[index][1].open != found[index - 1][1].open)]
+    top = (
+        1.08
+        * max(
+            (value for _, values, _, _ in sides for value in values if value is not None), default=0
+        )
+        or 1
+    )
+    changes = [
+        0,
+        *(
+            index
+            for index in range(1, len(found))
+            if found[index][1].open != found[index - 1][1].open
+        ),
+    ]
     bands: Trace = {
         "type": "heatmap",
         "name": "guard",
@@ -184,12 +274,19 @@ def guard(run: RunData) -> Figure | None:
     layout["yaxis"] |= {"tickformat": "~%", "range": [0, top]}
     opened = sum(1 for _, state in found if state.open)
     sentence = (
-        "Each point is one decision of the guard: it opens, and the targets are raised, where the forgetting of the other domains is below "
+        "Each point is one decision of the guard: it opens, and the targets are raised, where the "
+        "forgetting of the other domains is below "
         "the bound, ε times what the targets can still learn. "
-        f"It was open at {opened:,} of {len(found):,} decisions; the shaded bands are the steps for which it stayed open."
+        f"It was open at {opened:,} of {len(found):,} decisions; the shaded bands are the steps "
+        f"for which it stayed open."
     )
     rows = tuple(
-        (Cell(f"{step:,}"), Cell(_state(state)), Cell(significant(state.forgetting)), Cell(significant(state.bound)))
+        (
+            Cell(f"{step:,}"),
+            Cell(_state(state)),
+            Cell(significant(state.forgetting)),
+            Cell(significant(state.bound)),
+        )
         for step, state in (found[index] for index in evenly(len(found), MOST_ROWS))
     )
     table = Table("Guard", ("Step", "state", "forgetting of the others", "bound ε·γ"), rows)
@@ -212,15 +309,30 @@ def passes(run: RunData) -> Figure | None:
         "meta": {"domains": [domain_index(run, name) for name in names]},
     }
     layout = bare_layout(ticks=names)
-    layout["xaxis"] |= {"rangemode": "tozero", "title": {"text": "passes over the domain’s records"}}
+    layout["xaxis"] |= {
+        "rangemode": "tozero",
+        "title": {"text": "passes over the domain’s records"},
+    }
     layout["hovermode"], layout["showlegend"] = "closest", False
     sentence = (
-        f"Each bar is how many times training had gone through a domain’s records by step {last.step:,}: "
+        f"Each bar is how many times training had gone through a domain’s records by step "
+        f"{last.step:,}: "
         "below 1 some were never seen, far above 1 they repeat."
     )
-    rows = tuple((domain_cell(run, name), Cell(decimal(last.passes[name], 2))) for name in reversed(names))
+    rows = tuple(
+        (domain_cell(run, name), Cell(decimal(last.passes[name], 2))) for name in reversed(names)
+    )
     table = Table("Passes per domain", ("Domain", "passes"), rows)
-    return Figure("passes", "Passes over each domain’s records", sentence, [trace], layout, [], (table,), 90 + 30 * len(names))
+    return Figure(
+        "passes",
+        "Passes over each domain’s records",
+        sentence,
+        [trace],
+        layout,
+        [],
+        (table,),
+        90 + 30 * len(names),
+    )
 
 
 def _degree(run: RunData, name: str, title: str, sentence: str, values: Values) -> Figure | None:
@@ -234,11 +346,16 @@ def _degree(run: RunData, name: str, title: str, sentence: str, values: Values) 
 
 
 def _of_lines(run: RunData, figure: Figure) -> Figure:
-    """Where there are many lines, begin with those that move most; say so, and say when points were left out."""
+    """Where there are many lines, begin with those that move most; say so, and say when points were
+    left out.
+    """
     quiet = quiet_groups(figure.traces)
     said = thinned(run)
     if quiet:
-        said += f" At first the {MOST_LINES} domains that moved most are drawn; a click in the legend adds any other."
+        said += (
+            f" At first the {MOST_LINES} domains that moved most are drawn; a click in the legend "
+            f"adds any other."
+        )
     return replace(figure, sentence=figure.sentence + said, quiet=quiet)
 
 

@@ -1,4 +1,6 @@
-"""The few generations shown on the page, read from the samples of a detection without loading them all."""
+"""The few generations shown on the page, read from the samples of a detection without loading them
+all.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ Identity = tuple[Any, ...]  # (id, repeat), or (id,) where samples have no repea
 
 @dataclass(frozen=True)
 class Generation:
-    """One sequence that the base model wrote, and what the judge made of it (probability per domain)."""
+    """One sequence that the base model wrote, and what the judge made of it (probability per
+    domain).
+    """
 
     id: str
     domain: str
@@ -35,7 +39,9 @@ class Generation:
 
 @dataclass(frozen=True)
 class SetAside:
-    """One sequence that counts for no domain: why, and what the judge wrote about it, where it wrote."""
+    """One sequence that counts for no domain: why, and what the judge wrote about it, where it
+    wrote.
+    """
 
     id: str
     reason: str
@@ -45,20 +51,36 @@ class SetAside:
     answer: str
 
 
-def read_generations(files: Sequence[Path], domains: Sequence[str]) -> tuple[tuple[Generation, ...], tuple[SetAside, ...], str]:
-    """The first ``PER_DOMAIN`` kept samples by id of each most probable domain, the first ``PER_REASON`` discarded ones of each
-    of the first ``MOST_REASONS`` reasons, and a sentence where there are none.
+def read_generations(
+    files: Sequence[Path], domains: Sequence[str]
+) -> tuple[tuple[Generation, ...], tuple[SetAside, ...], str]:
+    """The first ``PER_DOMAIN`` kept samples by id of each most probable domain, the first
+    ``PER_REASON`` discarded ones of each of the first ``MOST_REASONS`` reasons, and a sentence
+    where there are none.
 
-    Texts are cut at ``CHARACTERS``. Only the numbers and reasons of every sample are read; texts are read for the chosen rows alone.
+    Texts are cut at ``CHARACTERS``. Only the numbers and reasons of every sample are read; texts
+    are read for the chosen rows alone.
     """
     if not files:
-        return (), (), "No samples/*.parquet beside the distribution: example generations cannot be shown."
+        return (
+            (),
+            (),
+            "No samples/*.parquet beside the distribution: example generations cannot be shown.",
+        )
     try:
         # A file whose samples were all kept may type its empty `discarded` column as null.
-        schema = pa.unify_schemas([pq.read_schema(file) for file in files], promote_options="permissive")
-        samples = _Samples(pads.dataset([str(file) for file in files], format="parquet", schema=schema), domains)
+        schema = pa.unify_schemas(
+            [pq.read_schema(file) for file in files], promote_options="permissive"
+        )
+        samples = _Samples(
+            pads.dataset([str(file) for file in files], format="parquet", schema=schema), domains
+        )
         kept = samples.kept()
-        return kept, samples.discarded(), "" if kept else "Every sample was discarded: there is no judged generation to show."
+        return (
+            kept,
+            samples.discarded(),
+            "" if kept else "Every sample was discarded: there is no judged generation to show.",
+        )
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         return (), (), f"The samples could not be read: {one_line(error)}."
 
@@ -77,10 +99,14 @@ class _Samples:
         table = self._table([self.columns[name] for name in self.domains], condition)
         if not table.num_rows:
             return ()
-        probabilities = np.column_stack([table[self.columns[name]].cast(pa.float64()).to_numpy() for name in self.domains])
+        probabilities = np.column_stack(
+            [table[self.columns[name]].cast(pa.float64()).to_numpy() for name in self.domains]
+        )
         probabilities = np.where(np.isfinite(probabilities), probabilities, 0.0)
         best = probabilities.argmax(axis=1)
-        chosen = np.concatenate([np.flatnonzero(best == index)[:PER_DOMAIN] for index in range(len(self.domains))]).tolist()
+        chosen = np.concatenate(
+            [np.flatnonzero(best == index)[:PER_DOMAIN] for index in range(len(self.domains))]
+        ).tolist()
         identities = self._identities(table, chosen)
         rows = self._rows(identities)
         return tuple(
@@ -89,7 +115,12 @@ class _Samples:
                 domain=self.domains[best[place]],
                 text=_shown(rows[identity]["text"]),
                 tokens=_whole(rows[identity].get("tokens")),
-                probabilities=tuple(sorted(zip(self.domains, probabilities[place].tolist(), strict=True), key=lambda pair: -pair[1])),
+                probabilities=tuple(
+                    sorted(
+                        zip(self.domains, probabilities[place].tolist(), strict=True),
+                        key=lambda pair: -pair[1],
+                    )
+                ),
             )
             for place, identity in zip(chosen, identities, strict=True)
         )
@@ -111,7 +142,16 @@ class _Samples:
             row = rows[identity]
             reason, detail = _parted(row["discarded"])
             text, answer = _shown(row["text"]), _shown(row.get("answer"))
-            made.append(SetAside(str(clean(identity[0])), reason, cut(detail, CHARACTERS), text, _whole(row.get("tokens")), answer))
+            made.append(
+                SetAside(
+                    str(clean(identity[0])),
+                    reason,
+                    cut(detail, CHARACTERS),
+                    text,
+                    _whole(row.get("tokens")),
+                    answer,
+                )
+            )
         return tuple(made)
 
     def _table(self, columns: Sequence[str], condition: Any) -> pa.Table:
@@ -124,8 +164,14 @@ class _Samples:
 
     def _rows(self, identities: Sequence[Identity]) -> dict[Identity, dict[str, Any]]:
         wanted = pads.field("id").isin(list({identity[0] for identity in identities}))
-        columns = [name for name in ("text", "tokens", "discarded", "answer") if name in self.columns]
-        found = self.samples.to_table(columns=[*self.keys, *columns], filter=wanted).to_pylist() if identities else []
+        columns = [
+            name for name in ("text", "tokens", "discarded", "answer") if name in self.columns
+        ]
+        found = (
+            self.samples.to_table(columns=[*self.keys, *columns], filter=wanted).to_pylist()
+            if identities
+            else []
+        )
         return {tuple(row[key] for key in self.keys): row for row in found}
 
 

@@ -42,7 +42,9 @@ class Outcome:
 
     @property
     def accuracy_clear(self) -> bool:
-        """Whether the change is more than two standard errors of the difference (taken as independent, which is cautious)."""
+        """Whether the change is more than two standard errors of the difference (taken as
+        independent, which is cautious).
+        """
         if self.accuracy_change is None or self.error_before is None or self.error_after is None:
             return False
         return abs(self.accuracy_change) > 2 * math.hypot(self.error_before, self.error_after)
@@ -58,10 +60,18 @@ class Outcomes:
 
 
 def outcomes(run: RunData) -> Outcomes:
-    """Before and after per domain, from the evaluation; losses fall back on the first and last adjustment."""
+    """Before and after per domain, from the evaluation; losses fall back on the first and last
+    adjustment.
+    """
     results = run.evaluation.results if run.evaluation else []
-    losses = {(r.model, r.domain): r for r in results if r.benchmark == "held_out" and r.metric == "loss"}
-    answers = {(r.model, r.domain): r for r in results if r.benchmark == "questions" and r.metric == "exact_match"}
+    losses = {
+        (r.model, r.domain): r for r in results if r.benchmark == "held_out" and r.metric == "loss"
+    }
+    answers = {
+        (r.model, r.domain): r
+        for r in results
+        if r.benchmark == "questions" and r.metric == "exact_match"
+    }
     measured = [adjustment for adjustment in run.adjustments if adjustment.loss]
     losses_from = "evaluation" if losses else "adjustments" if len(measured) > 1 else ""
     rows = []
@@ -82,15 +92,26 @@ def outcomes(run: RunData) -> Outcomes:
             error_after=_share(after, after.standard_error) if after else None,
             questions=(after or before).n if (after or before) else None,  # type: ignore[union-attr]
         )
-        if (row.loss_before, row.loss_after, row.accuracy_before, row.accuracy_after) != (None, None, None, None):
+        if (row.loss_before, row.loss_after, row.accuracy_before, row.accuracy_after) != (
+            None,
+            None,
+            None,
+            None,
+        ):
             rows.append(row)
     return Outcomes(tuple(rows), _mean(rows), losses_from)
 
 
 def other_results(run: RunData) -> tuple[Result, ...]:
-    """What was measured besides benchmarks, and the held-out loss and the questions' exact match of the base and the tuned model."""
+    """What was measured besides benchmarks, and the held-out loss and the questions' exact match of
+    the base and the tuned model.
+    """
     results = run.evaluation.results if run.evaluation else []
-    return tuple(r for r in results if not r.is_benchmark and (r.benchmark not in OWN or r.model not in ("base", "tuned")))
+    return tuple(
+        r
+        for r in results
+        if not r.is_benchmark and (r.benchmark not in OWN or r.model not in ("base", "tuned"))
+    )
 
 
 def _mean(rows: list[Outcome]) -> Outcome | None:
@@ -123,7 +144,11 @@ def _combined(errors: list[Number]) -> Number:
 
 
 def _total(counts: list[int | None]) -> int | None:
-    return sum(count for count in counts if count is not None) if any(count is not None for count in counts) else None
+    return (
+        sum(count for count in counts if count is not None)
+        if any(count is not None for count in counts)
+        else None
+    )
 
 
 def _value(results: Mapping[Key, Result], model: str, domain: str) -> Number:

@@ -1,4 +1,6 @@
-"""How one file of a run becomes a typed value, or else one plain sentence that says why it did not."""
+"""How one file of a run becomes a typed value, or else one plain sentence that says why it did
+not.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ class Record(BaseModel):
 
 @dataclass
 class Problems:
-    """Why parts of a run are not shown: sentences per part, and the parts of which no file is there at all."""
+    """Why parts of a run are not shown: sentences per part, and the parts of which no file is there
+    at all.
+    """
 
     said: dict[str, str] = field(default_factory=dict)
     absent: set[str] = field(default_factory=set)
@@ -43,7 +47,11 @@ def attempt(read: Callable[[], _Value], name: str, part: str, problems: Problems
         return read()
     except ValidationError as error:
         first = error.errors()[0]
-        problems.add(part, f"{name} is not as expected: {'.'.join(map(str, first['loc'])) or 'top level'}: {first['msg']}.")
+        problems.add(
+            part,
+            f"{name} is not as expected: {'.'.join(map(str, first['loc'])) or 'top level'}: "
+            f"{first['msg']}.",
+        )
     except (ValueError, OSError, RecursionError) as error:
         problems.add(part, f"{name} could not be read: {one_line(error)}.")
     return None

@@ -1,4 +1,6 @@
-"""A run of several stages: bands behind the charts over time, and the losses that each stage left."""
+"""A run of several stages: bands behind the charts over time, and the losses that each stage
+left.
+"""
 
 from __future__ import annotations
 
@@ -69,28 +71,49 @@ def with_bands(run: RunData, figure: Figure) -> Figure:
         }
         for one in stages
     ]
-    layout = figure.layout | {"shapes": bands, "annotations": [*figure.layout.get("annotations", []), *names]}
+    layout = figure.layout | {
+        "shapes": bands,
+        "annotations": [*figure.layout.get("annotations", []), *names],
+    }
     return replace(figure, layout=layout, sentence=figure.sentence + " The bands are the stages.")
 
 
 def stage_table(run: RunData) -> Table | None:
-    """Held-out loss of every domain at the end of each stage, with its change over it, and what it lost since its lowest."""
+    """Held-out loss of every domain at the end of each stage, with its change over it, and what it
+    lost since its lowest.
+    """
     stages = spans(run)
     if not stages:
         return None
 
     def cells(name: str) -> tuple[Cell, ...]:
-        made, ends = [domain_cell(run, name), Cell(decimal(stages[0].before.get(name)))], [stages[0].before.get(name)]
+        made, ends = (
+            [domain_cell(run, name), Cell(decimal(stages[0].before.get(name)))],
+            [stages[0].before.get(name)],
+        )
         for one in stages:
             loss = one.after.get(name)
             made.append(Cell(decimal(loss), *_change(ends[-1], loss)))
             ends.append(loss)
         known = [loss for loss in ends if loss is not None]
-        forgotten = known[-1] / min(known) - 1 if known and ends[-1] is not None and min(known) > 0 else None
-        return (*made, Cell(signed_percent(forgotten), tone="worse" if forgotten and forgotten > _SLIGHT else ""))
+        forgotten = (
+            known[-1] / min(known) - 1
+            if known and ends[-1] is not None and min(known) > 0
+            else None
+        )
+        return (
+            *made,
+            Cell(
+                signed_percent(forgotten), tone="worse" if forgotten and forgotten > _SLIGHT else ""
+            ),
+        )
 
     head = ("Domain", "before", *(one.name for one in stages), "above its lowest")
-    return Table(f"Held-out loss at the end of each stage ({run.unit})", head, tuple(cells(name) for name in run.domains))
+    return Table(
+        f"Held-out loss at the end of each stage ({run.unit})",
+        head,
+        tuple(cells(name) for name in run.domains),
+    )
 
 
 def _change(before: float | None, after: float | None) -> tuple[str, str]:
@@ -98,4 +121,6 @@ def _change(before: float | None, after: float | None) -> tuple[str, str]:
     if not before or after is None:
         return "", ""
     change = after / before - 1
-    return signed_percent(change), "better" if change < -_SLIGHT else "worse" if change > _SLIGHT else ""
+    return signed_percent(
+        change
+    ), "better" if change < -_SLIGHT else "worse" if change > _SLIGHT else ""

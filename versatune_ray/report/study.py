@@ -14,8 +14,13 @@ from versatune_ray.report.writing import count, decimal, short, signed_decimal
 
 
 def study_section(run: RunData) -> list[dict[str, Any]]:
-    """For each table of a study: its title, the table, and the chart of differences where there are any."""
-    return [{"title": one.title, "table": methods(one), "figure": differences(one, number)} for number, one in enumerate(run.study)]
+    """For each table of a study: its title, the table, and the chart of differences where there are
+    any.
+    """
+    return [
+        {"title": one.title, "table": methods(one), "figure": differences(one, number)}
+        for number, one in enumerate(run.study)
+    ]
 
 
 def methods(study: StudyTable) -> Table:
@@ -26,20 +31,42 @@ def methods(study: StudyTable) -> Table:
     for method, row in study.rows.items():
         cells = [_cell(row.get(column), study.digits) for column in study.columns]
         number = next((one.n for one in row.values() if one.n is not None), None)
-        rows.append((Cell(method), *([Cell(count(number))] if counted else []), *cells, _difference(study, method)))
-    head = ("Method", *(["seeds"] if counted else []), *study.columns, f"{study.of} − {study.baseline}")
+        rows.append(
+            (
+                Cell(method),
+                *([Cell(count(number))] if counted else []),
+                *cells,
+                _difference(study, method),
+            )
+        )
+    head = (
+        "Method",
+        *(["seeds"] if counted else []),
+        *study.columns,
+        f"{study.of} − {study.baseline}",
+    )
     return Table(_how(seeds), head, tuple(rows))
 
 
 def differences(study: StudyTable, number: int) -> Figure | None:
     """The paired differences as dots with their intervals, the first method on top."""
-    found = [(method, one) for method in reversed(study.rows) if (one := study.differences.get(method)) and one.mean is not None]
+    found = [
+        (method, one)
+        for method in reversed(study.rows)
+        if (one := study.differences.get(method)) and one.mean is not None
+    ]
     if not found:
         return None
-    kinds = (("interval leaves 0 out", "accent"), ("interval holds 0", "muted"), ("one seed, no interval", "text"))
+    kinds = (
+        ("interval leaves 0 out", "accent"),
+        ("interval holds 0", "muted"),
+        ("one seed, no interval", "text"),
+    )
     traces: list[Trace] = []
     for kind, (name, tone) in enumerate(kinds):
-        points = [(place, method, one) for place, (method, one) in enumerate(found) if _kind(one) == kind]
+        points = [
+            (place, method, one) for place, (method, one) in enumerate(found) if _kind(one) == kind
+        ]
         trace: Trace = {
             "type": "scatter",
             "mode": "markers",
@@ -47,16 +74,31 @@ def differences(study: StudyTable, number: int) -> Figure | None:
             "x": [one.mean for _, _, one in points],
             "y": [place for place, _, _ in points],
             "marker": {"size": 11},
-            "error_x": {"type": "data", "array": [one.half_width or 0 for _, _, one in points], "thickness": 2, "width": 0},
-            "hovertext": [f"{label(method, 60)}: {html.escape(_told(one, study.digits))}" for _, method, one in points],
+            "error_x": {
+                "type": "data",
+                "array": [one.half_width or 0 for _, _, one in points],
+                "thickness": 2,
+                "width": 0,
+            },
+            "hovertext": [
+                f"{label(method, 60)}: {html.escape(_told(one, study.digits))}"
+                for _, method, one in points
+            ],
             "hovertemplate": "%{hovertext}<extra></extra>",
             "meta": {"tone": tone},
         }
         traces += [trace] if points else []
     layout = bare_layout(ticks=[method for method, _ in found])
-    layout["xaxis"] |= {"zeroline": True, "rangemode": "tozero", "title": {"text": label(f"{study.of} − {study.baseline}", 60)}}
+    layout["xaxis"] |= {
+        "zeroline": True,
+        "rangemode": "tozero",
+        "title": {"text": label(f"{study.of} − {study.baseline}", 60)},
+    }
     layout["hovermode"] = "closest"
-    sentence = f"Each dot is how far a method is from {short(study.baseline)} in {short(study.of)}, as the mean over the seeds of both"
+    sentence = (
+        f"Each dot is how far a method is from {short(study.baseline)} in {short(study.of)}, as "
+        f"the mean over the seeds of both"
+    )
     if all(one.half_width is None for _, one in found):
         sentence += ". One seed gives no interval, so it cannot tell whether they are apart."
     else:
@@ -76,13 +118,19 @@ def _how(seeds: list[int]) -> str:
     if not seeds or seeds[-1] == 1:
         return "From one seed, so there are no intervals; differences are those of that seed."
     span = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-    return f"Means over {span} with 95 % intervals (Student’s t); differences are paired by seed, in bold where the interval leaves 0 out."
+    return (
+        f"Means over {span} with 95 % intervals (Student’s t); differences are paired by seed, in "
+        f"bold where the interval leaves 0 out."
+    )
 
 
 def _cell(one: Mean | None, digits: int) -> Cell:
     if one is None:
         return Cell("–")
-    return Cell(decimal(one.mean, digits), f"± {decimal(one.half_width, digits)}" if one.half_width is not None else "")
+    return Cell(
+        decimal(one.mean, digits),
+        f"± {decimal(one.half_width, digits)}" if one.half_width is not None else "",
+    )
 
 
 def _difference(study: StudyTable, method: str) -> Cell:
@@ -90,9 +138,14 @@ def _difference(study: StudyTable, method: str) -> Cell:
     if one is None:
         return Cell("baseline" if method == study.baseline else "–")
     cell = _cell(one, study.digits)
-    return Cell(signed_decimal(one.mean, study.digits), cell.note, tone="clear" if one.clear else "")
+    return Cell(
+        signed_decimal(one.mean, study.digits), cell.note, tone="clear" if one.clear else ""
+    )
 
 
 def _told(one: Mean, digits: int) -> str:
     half = f" ± {decimal(one.half_width, digits)}" if one.half_width is not None else ""
-    return f"{signed_decimal(one.mean, digits)}{half} over {count(one.n)} seed{'s' if one.n != 1 else ''}"
+    return (
+        f"{signed_decimal(one.mean, digits)}{half} over {count(one.n)} "
+        f"seed{'s' if one.n != 1 else ''}"
+    )

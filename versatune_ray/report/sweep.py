@@ -1,6 +1,8 @@
-"""A sweep: its trials as a table, what they gained against what they forgot, and how the score goes with the settings.
+"""A sweep: its trials as a table, what they gained against what they forgot, and how the score goes
+with the settings.
 
-Parallel coordinates are drawn as plain lines: plotly's own need WebGL and code made at run time, which the page's policy forbids.
+Parallel coordinates are drawn as plain lines: plotly's own need WebGL and code made at run time,
+which the page's policy forbids.
 """
 
 from __future__ import annotations
@@ -49,7 +51,10 @@ def sign(key: str) -> str:
 
 def told_changes(trial: Trial) -> str:
     """What a trial changed: ``ε 0.5, δ 0.1``."""
-    return ", ".join(f"{sign(key)} {setting(value)}" for key, value in trial.changes.items()) or trial.trial
+    return (
+        ", ".join(f"{sign(key)} {setting(value)}" for key, value in trial.changes.items())
+        or trial.trial
+    )
 
 
 def trials(sweep: Sweep) -> Table:
@@ -65,31 +70,58 @@ def trials(sweep: Sweep) -> Table:
     rows = []
     for trial in shown:
         tone = "better" if trial is best else ""
-        values = [Cell(setting(trial.changes[key]) if key in trial.changes else "–") for key in sweep.keys]
-        values += [Cell(percent(trial.objectives.get(name), 2), tone=tone if name == "score" else "") for name in sweep.objectives]
-        rows.append((Cell(trial.trial, tone=tone), *values, Cell(_fate(sweep, trial, best), tone="remark")))
+        values = [
+            Cell(setting(trial.changes[key]) if key in trial.changes else "–") for key in sweep.keys
+        ]
+        values += [
+            Cell(percent(trial.objectives.get(name), 2), tone=tone if name == "score" else "")
+            for name in sweep.objectives
+        ]
+        rows.append(
+            (Cell(trial.trial, tone=tone), *values, Cell(_fate(sweep, trial, best), tone="remark"))
+        )
     caption = "Trials, best score first"
     if len(shown) < len(sweep.trials):
-        caption += f" ({count(len(shown))} of {count(len(sweep.trials))}; all are in sweep/results.parquet)"
+        caption += (
+            f" ({count(len(shown))} of {count(len(sweep.trials))}; all are in "
+            f"sweep/results.parquet)"
+        )
     return Table(caption, head, tuple(rows))
 
 
 def trade_off(sweep: Sweep) -> Figure | None:
     """Gain of the targets over forgetting of the others, with the front."""
-    points = [trial for trial in sweep.ranked if None not in (trial.objectives.get("target_gain"), trial.objectives.get("forgetting"))]
+    points = [
+        trial
+        for trial in sweep.ranked
+        if None not in (trial.objectives.get("target_gain"), trial.objectives.get("forgetting"))
+    ]
     if not points or not {"target_gain", "forgetting"} <= set(sweep.objectives):
         return None
     best = sweep.best
-    front = sorted((trial for trial in points if trial.trial in sweep.front), key=lambda trial: _place(trial)[0])
+    front = sorted(
+        (trial for trial in points if trial.trial in sweep.front),
+        key=lambda trial: _place(trial)[0],
+    )
     stopped = [trial for trial in points if trial.pruned_at is not None]
-    rest = [trial for trial in points if trial not in front and trial not in stopped and trial is not best]
+    rest = [
+        trial
+        for trial in points
+        if trial not in front and trial not in stopped and trial is not best
+    ]
     heights = [_place(trial)[1] for trial in front]
-    line = heights == sorted(heights)  # with a third objective the trials that none beats need not lie on one line
+    # with a third objective the trials that none beats need not lie on one line
+    line = heights == sorted(heights)
     kinds = (
         ("stopped early", stopped, "muted", {"symbol": "circle-open", "size": 8}),
         ("other trials", rest, "muted", {"symbol": "circle", "size": 9}),
         ("beaten by none", front, "accent", {"symbol": "circle", "size": 10}),
-        ("best score", [best] if best in points else [], "better", {"symbol": "diamond", "size": 14}),
+        (
+            "best score",
+            [best] if best in points else [],
+            "better",
+            {"symbol": "diamond", "size": 14},
+        ),
     )
     traces: list[Trace] = [
         {
@@ -109,22 +141,39 @@ def trade_off(sweep: Sweep) -> Figure | None:
     ]
     layout = bare_layout(x="forgetting (lower is better)")
     layout["xaxis"] |= {"tickformat": "~%", "zeroline": True}
-    layout["yaxis"] |= {"tickformat": "~%", "zeroline": True, "title": {"text": "gain of the targets"}}
+    layout["yaxis"] |= {
+        "tickformat": "~%",
+        "zeroline": True,
+        "title": {"text": "gain of the targets"},
+    }
     layout["hovermode"] = "closest"
     sentence = (
-        "Each dot is one trial: the higher, the more the targets gained; the further left, the less the other domains forgot, "
+        "Each dot is one trial: the higher, the more the targets gained; the further left, the "
+        "less the other domains forgot, "
         "and left of 0 they learned as well."
     )
     if front:
-        line_said = "The line joins the trials that no other beats" if line else "Blue dots are the trials that no other beats"
-        sentence += f" {line_said}: whoever wants more gain than one of them has to accept more forgetting."
+        line_said = (
+            "The line joins the trials that no other beats"
+            if line
+            else "Blue dots are the trials that no other beats"
+        )
+        sentence += (
+            f" {line_said}: whoever wants more gain than one of them has to accept more forgetting."
+        )
     sentence += " The diamond has the best score." if best in points else ""
-    sentence += " Open dots were stopped early, and stand for what they had reached by then." if stopped else ""
+    sentence += (
+        " Open dots were stopped early, and stand for what they had reached by then."
+        if stopped
+        else ""
+    )
     return Figure("trade-off", "Gain against forgetting", sentence, traces, layout)
 
 
 def score_map(sweep: Sweep) -> Figure | None:
-    """The score over two keys, where exactly two numeric ones are searched and their combinations fill half of a map or more."""
+    """The score over two keys, where exactly two numeric ones are searched and their combinations
+    fill half of a map or more.
+    """
     keys = [key for key in sweep.keys if len(_values(sweep, key)) > 1]
     if len(keys) != 2:
         return None
@@ -133,14 +182,20 @@ def score_map(sweep: Sweep) -> Figure | None:
     cells: dict[tuple[int, int], Trial] = {}
     several = False
     for trial in sweep.ranked:
-        if trial.score is not None and _number(trial, across) is not None and _number(trial, up) is not None:
+        if (
+            trial.score is not None
+            and _number(trial, across) is not None
+            and _number(trial, up) is not None
+        ):
             place = rows.index(trial.changes[up]), columns.index(trial.changes[across])
             several |= place in cells
             if place not in cells or (trial.finished and not cells[place].finished):
                 cells[place] = trial
     if max(len(columns), len(rows)) > MOST_VALUES or 2 * len(cells) < len(columns) * len(rows):
         return None
-    grid = [[cells.get((row, column)) for column in range(len(columns))] for row in range(len(rows))]
+    grid = [
+        [cells.get((row, column)) for column in range(len(columns))] for row in range(len(rows))
+    ]
     traces: list[Trace] = [
         {
             "type": "heatmap",
@@ -178,15 +233,29 @@ def score_map(sweep: Sweep) -> Figure | None:
             }
         )
     layout = bare_layout(x=_axis_name(across), ticks=[setting(value) for value in rows])
-    layout["xaxis"] |= {"tickvals": list(range(len(columns))), "ticktext": [label(setting(value)) for value in columns], "showgrid": False}
-    layout["xaxis"]["range"], layout["yaxis"]["range"] = [-0.5, len(columns) - 0.5], [-0.5, len(rows) - 0.5]
+    layout["xaxis"] |= {
+        "tickvals": list(range(len(columns))),
+        "ticktext": [label(setting(value)) for value in columns],
+        "showgrid": False,
+    }
+    layout["xaxis"]["range"], layout["yaxis"]["range"] = (
+        [-0.5, len(columns) - 0.5],
+        [-0.5, len(rows) - 0.5],
+    )
     layout["yaxis"]["title"] = {"text": _axis_name(up)}
     layout["hovermode"] = "closest"
-    sentence = "Each cell is the score, in percent, with the two settings below and beside it: the stronger its colour, the better"
+    sentence = (
+        "Each cell is the score, in percent, with the two settings below and beside it: the "
+        "stronger its colour, the better"
+    )
     sentence += "; where several trials share both, their best." if several else "."
     sentence += " A neighbourhood of good cells says more than one good cell."
     sentence += " The frame marks the best trial." if at is not None else ""
-    sentence += " Numbers in brackets are of trials that were stopped early." if any(trial.pruned_at for trial in cells.values()) else ""
+    sentence += (
+        " Numbers in brackets are of trials that were stopped early."
+        if any(trial.pruned_at for trial in cells.values())
+        else ""
+    )
     title = f"Score over {sign(across)} and {sign(up)}"
     return Figure("score-map", title, sentence, traces, layout, height=130 + 46 * len(rows))
 
@@ -196,11 +265,17 @@ def parallel(sweep: Sweep) -> Figure | None:
     drawn = [trial for trial in sweep.ranked if trial.score is not None][:MOST_TRIALS]
     keys = [key for key in sweep.keys if len({_number(trial, key) for trial in drawn} - {None}) > 1]
     drawn = [trial for trial in drawn if all(_number(trial, key) is not None for key in keys)]
-    objectives = [name for name in sweep.objectives if all(trial.objectives.get(name) is not None for trial in drawn)]
+    objectives = [
+        name
+        for name in sweep.objectives
+        if all(trial.objectives.get(name) is not None for trial in drawn)
+    ]
     if not keys or len(drawn) < 2:
         return None
     axes = [_key_axis([_number(trial, key) or 0.0 for trial in drawn]) for key in keys]
-    axes += [_percent_axis([trial.objectives[name] or 0.0 for trial in drawn]) for name in objectives]
+    axes += [
+        _percent_axis([trial.objectives[name] or 0.0 for trial in drawn]) for name in objectives
+    ]
     best = sweep.best
     traces: list[Trace] = []
     for index in reversed(range(len(drawn))):  # the best are drawn last and lie on top
@@ -215,18 +290,30 @@ def parallel(sweep: Sweep) -> Figure | None:
                 "hovertext": _hover(sweep, trial),
                 "hovertemplate": "%{hovertext}<extra></extra>",
                 "showlegend": False,
-                "meta": {"tone": "better"} if trial is best else {"mix": round(1 - index / (len(drawn) - 1), 3)},
+                "meta": {"tone": "better"}
+                if trial is best
+                else {"mix": round(1 - index / (len(drawn) - 1), 3)},
             }
         )
     layout = bare_layout()
-    layout["annotations"] = [_mark(place, mark) for place, (_, marks) in enumerate(axes) for mark in marks]
-    names = [label(sign(key), 14) for key in keys] + [name.replace("_", "<br>") for name in objectives]
-    layout["xaxis"] |= {"tickvals": list(range(len(axes))), "ticktext": names, "range": [-0.3, len(axes) - 0.6], "side": "top"}
+    layout["annotations"] = [
+        _mark(place, mark) for place, (_, marks) in enumerate(axes) for mark in marks
+    ]
+    names = [label(sign(key), 14) for key in keys] + [
+        name.replace("_", "<br>") for name in objectives
+    ]
+    layout["xaxis"] |= {
+        "tickvals": list(range(len(axes))),
+        "ticktext": names,
+        "range": [-0.3, len(axes) - 0.6],
+        "side": "top",
+    }
     layout["xaxis"] |= {"gridwidth": 2, "fixedrange": True, "tickangle": 0}
     layout["yaxis"] = {"visible": False, "range": [-0.1, 1.1], "fixedrange": True}
     layout["hovermode"] = "closest"
     sentence = (
-        "Each line is one trial, from its settings on the left to what it achieved on the right: the stronger its colour, the better "
+        "Each line is one trial, from its settings on the left to what it achieved on the right: "
+        "the stronger its colour, the better "
         "its score ranks. A setting matters where the strong lines meet its axis in one place."
     )
     sentence += " The green line is the best trial." if best in drawn else ""
@@ -234,20 +321,29 @@ def parallel(sweep: Sweep) -> Figure | None:
 
 
 def _sentence(run: RunData, sweep: Sweep) -> str:
-    said = "Each row is one trial: a fine-tuning of its own with these settings, in trials/ under its name."
+    said = (
+        "Each row is one trial: a fine-tuning of its own with these settings, in trials/ under its "
+        "name."
+    )
     signs = [f"{_SIGNS[key]} is {key}" for key in sweep.keys if key in _SIGNS]
     said += f" {listing(signs)}." if signs else ""
     meanings = {
-        "target_gain": "Target gain is the mean relative decrease of the held-out loss in the target domains.",
-        "forgetting": "Forgetting is the mean relative increase in all other domains: lower is better, below 0 they learned as well.",
+        "target_gain": "Target gain is the mean relative decrease of "
+        "the held-out loss in the target domains.",
+        "forgetting": "Forgetting is the mean relative increase in all other domains: "
+        "lower is better, below 0 they learned as well.",
         "gain": "Gain is the mean relative decrease over all domains.",
-        "accuracy": "Accuracy is the mean share of right answers after training, over the domains that have questions or benchmarks; "
+        "accuracy": "Accuracy is the mean share of right answers after training, over the domains "
+        "that have questions or benchmarks; "
         "target and other accuracy are its means over the targets and over the others.",
         "score": f"The score is {_weights(run)}; the higher, the better.",
     }
     said += "".join(f" {meaning}" for name, meaning in meanings.items() if name in sweep.objectives)
     if sweep.front:
-        said += " “Beaten by none” are the trials to which no other is at least equal in everything and better in something."
+        said += (
+            " “Beaten by none” are the trials to which no other is at least equal in everything "
+            "and better in something."
+        )
     return said
 
 
@@ -256,13 +352,20 @@ def _weights(run: RunData) -> str:
     weights = given if isinstance(given, dict) else {}
     known = {name: value for name, value in weights.items() if name in OBJECTIVES}
     terms = [
-        (value < 0, f"{'' if abs(value) == 1 else f'{significant(abs(value))} × '}{name.replace('_', ' ')}")
+        (
+            value < 0,
+            f"{'' if abs(value) == 1 else f'{significant(abs(value))} × '}{name.replace('_', ' ')}",
+        )
         for name, value in known.items()
         if isinstance(value, int | float) and value
     ]
     if not terms:
         return "their weighted sum"
-    return ("minus " if terms[0][0] else "") + terms[0][1] + "".join(f" {'−' if less else '+'} {text}" for less, text in terms[1:])
+    return (
+        ("minus " if terms[0][0] else "")
+        + terms[0][1]
+        + "".join(f" {'−' if less else '+'} {text}" for less, text in terms[1:])
+    )
 
 
 def _command(run: RunData, sweep: Sweep) -> dict[str, str] | None:
@@ -270,8 +373,16 @@ def _command(run: RunData, sweep: Sweep) -> dict[str, str] | None:
     if not sweep.written:
         return None
     file, far = f"{run.folder}/sweep/best.yaml", "://" in run.folder
-    advice = "Copy it to where the jobs are started, and fine-tune with it:" if far else "Fine-tune with it:"
-    return {"file": file, "advice": advice, "line": f"python jobs/finetune.py --config {'best.yaml' if far else shlex.quote(file)}"}
+    advice = (
+        "Copy it to where the jobs are started, and fine-tune with it:"
+        if far
+        else "Fine-tune with it:"
+    )
+    return {
+        "file": file,
+        "advice": advice,
+        "line": f"python jobs/finetune.py --config {'best.yaml' if far else shlex.quote(file)}",
+    }
 
 
 def _edges(run: RunData, sweep: Sweep) -> str:
@@ -284,8 +395,15 @@ def _edges(run: RunData, sweep: Sweep) -> str:
         values = _values(sweep, key)
         number = _number(best, key) if best else None
         if number is not None and len(values) > 2 and number in (values[0], values[-1]):
-            found.append(f"{sign(key)} = {setting(number)} is the {'smallest' if number == values[0] else 'largest'} tried")
-    return f"The best trial is at an edge: {listing(found)}. Values beyond may be better still." if found else ""
+            found.append(
+                f"{sign(key)} = {setting(number)} is the "
+                f"{'smallest' if number == values[0] else 'largest'} tried"
+            )
+    return (
+        f"The best trial is at an edge: {listing(found)}. Values beyond may be better still."
+        if found
+        else ""
+    )
 
 
 def _fate(sweep: Sweep, trial: Trial, best: Trial | None) -> str:
@@ -293,15 +411,24 @@ def _fate(sweep: Sweep, trial: Trial, best: Trial | None) -> str:
         return cut(f"failed: {' '.join(trial.error.split())}", _ERROR)
     told = ["best"] if trial is best else []
     told += ["beaten by none"] if trial.trial in sweep.front else []
-    told += [f"stopped early at step {count(trial.pruned_at)}"] if trial.pruned_at is not None else []
+    told += (
+        [f"stopped early at step {count(trial.pruned_at)}"] if trial.pruned_at is not None else []
+    )
     return ", ".join(told)
 
 
 def _hover(sweep: Sweep, trial: Trial) -> str:
     """A trial in the words of a chart: escaped, for plotly reads a little HTML."""
-    told = [f"{name.replace('_', ' ')} {percent(trial.objectives.get(name), 2)}" for name in sweep.objectives]
-    told += [f"stopped early at step {count(trial.pruned_at)}"] if trial.pruned_at is not None else []
-    return "<br>".join(html.escape(text, quote=False) for text in (short(told_changes(trial), 120), *told))
+    told = [
+        f"{name.replace('_', ' ')} {percent(trial.objectives.get(name), 2)}"
+        for name in sweep.objectives
+    ]
+    told += (
+        [f"stopped early at step {count(trial.pruned_at)}"] if trial.pruned_at is not None else []
+    )
+    return "<br>".join(
+        html.escape(text, quote=False) for text in (short(told_changes(trial), 120), *told)
+    )
 
 
 def _place(trial: Trial) -> tuple[float, float]:
@@ -317,7 +444,11 @@ def _values(sweep: Sweep, key: str) -> list[float]:
     """The different numbers that a key takes, rising; nothing for a key of other values."""
     found = [trial.changes[key] for trial in sweep.trials if key in trial.changes]
     numbers = {number for trial in sweep.trials if (number := _number(trial, key)) is not None}
-    return sorted(numbers) if all(isinstance(value, int | float) and not isinstance(value, bool) for value in found) else []
+    return (
+        sorted(numbers)
+        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in found)
+        else []
+    )
 
 
 def _in_cell(trial: Trial | None) -> str:
@@ -340,7 +471,11 @@ def _key_axis(values: Sequence[float]) -> tuple[list[float], list[Mark]]:
             (index / last, setting(v), "left") for index, v in enumerate(different)
         ]
     logarithmic = different[0] > 0 and different[-1] / different[0] > _WIDE
-    return _spread([math.log(value) if logarithmic else value for value in values], significant(different[0]), significant(different[-1]))
+    return _spread(
+        [math.log(value) if logarithmic else value for value in values],
+        significant(different[0]),
+        significant(different[-1]),
+    )
 
 
 def _percent_axis(values: Sequence[float]) -> tuple[list[float], list[Mark]]:
@@ -351,7 +486,10 @@ def _spread(sizes: Sequence[float], lowest: str, highest: str) -> tuple[list[flo
     low, high = min(sizes), max(sizes)
     if high <= low:
         return [0.5] * len(sizes), [(0.5, lowest, "left")]
-    return [(size - low) / (high - low) for size in sizes], [(0.0, lowest, "center"), (1.0, highest, "center")]
+    return [(size - low) / (high - low) for size in sizes], [
+        (0.0, lowest, "center"),
+        (1.0, highest, "center"),
+    ]
 
 
 def _mark(place: int, mark: Mark) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""The pieces charts are made of: lines per domain thinned to what a screen can show, dots, and a bare layout."""
+"""The pieces charts are made of: lines per domain thinned to what a screen can show, dots, and a
+bare layout.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,24 @@ MOST_LINES = 12  # drawn at first; beyond that nobody can tell them apart
 
 
 def lines_of(
-    run: RunData, values: Values, kind: str, *, hover: str, line: dict[str, Any] | None = None, second: bool = False, even: bool = False
+    run: RunData,
+    values: Values,
+    kind: str,
+    *,
+    hover: str,
+    line: dict[str, Any] | None = None,
+    second: bool = False,
+    even: bool = False,
 ) -> list[Trace]:
-    """One line per domain. ``even`` keeps the same steps for all (stacking needs that); otherwise each keeps its peaks.
+    """One line per domain. ``even`` keeps the same steps for all (stacking needs that); otherwise
+    each keeps its peaks.
 
     ``second`` lines are laid over the first kind: no markers, no legend entry of their own.
     """
     rows = [(item.step, made) for item in run.adjustments if (made := values(item))]
-    before = max((item.step for item in run.adjustments if rows and item.step < rows[0][0]), default=None)
+    before = max(
+        (item.step for item in run.adjustments if rows and item.step < rows[0][0]), default=None
+    )
     traces: list[Trace] = []
     for index, name in enumerate(run.domains):
         points = [made.get(name) for _, made in rows]
@@ -37,7 +49,8 @@ def lines_of(
         most = _most_rows(run)
         kept = evenly(len(rows), most) if even else peaks(points, most)
         backward = line is not None and line.get("shape") == "vh" and before is not None
-        first = [before] if backward else []  # such a value holds for the time before its step: the line begins where that time does
+        # such a value holds for the time before its step: the line begins where that time does
+        first = [before] if backward else []
         traces.append(
             {
                 "type": "scatter",
@@ -57,19 +70,26 @@ def lines_of(
 
 
 def peaks(points: Sequence[float | None], most: int) -> Sequence[int]:
-    """At most ``most`` indices that keep the ends and, in each of evenly cut stretches, the lowest and the highest point."""
+    """At most ``most`` indices that keep the ends and, in each of evenly cut stretches, the lowest
+    and the highest point.
+    """
     if len(points) <= most:
         return range(len(points))
     values = np.array([np.nan if point is None else point for point in points], dtype=float)
     kept = {0, len(points) - 1}
     for stretch in np.array_split(np.arange(len(points)), max((most - 2) // 2, 1)):
         if not np.isnan(values[stretch]).all():
-            kept |= {int(stretch[np.nanargmin(values[stretch])]), int(stretch[np.nanargmax(values[stretch])])}
+            kept |= {
+                int(stretch[np.nanargmin(values[stretch])]),
+                int(stretch[np.nanargmax(values[stretch])]),
+            }
     return sorted(kept)
 
 
 def quiet_groups(traces: Sequence[Trace]) -> tuple[str, ...]:
-    """Legend groups of all but the ``MOST_LINES`` lines with the widest range; nothing where all fit."""
+    """Legend groups of all but the ``MOST_LINES`` lines with the widest range; nothing where all
+    fit.
+    """
     ranges = {}
     for trace in traces:
         if trace["showlegend"]:
@@ -98,7 +118,13 @@ def bare_layout(x: str = "", ticks: Sequence[str] = (), lines: int = 0) -> dict[
     return layout
 
 
-def dots(name: str, points: Sequence[tuple[float | None, float]], kind: str, marker: dict[str, Any], tone: str) -> Trace:
+def dots(
+    name: str,
+    points: Sequence[tuple[float | None, float]],
+    kind: str,
+    marker: dict[str, Any],
+    tone: str,
+) -> Trace:
     return {
         "type": "scatter",
         "mode": "markers",
@@ -117,7 +143,11 @@ def _most_rows(run: RunData) -> int:
 
 def thinned(run: RunData) -> str:
     most = _most_rows(run)
-    return f" Drawn from about {most} of {len(run.adjustments):,} adjustments." if len(run.adjustments) > most else ""
+    return (
+        f" Drawn from about {most} of {len(run.adjustments):,} adjustments."
+        if len(run.adjustments) > most
+        else ""
+    )
 
 
 def label(name: str, limit: int = 28) -> str:

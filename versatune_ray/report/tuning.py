@@ -1,4 +1,6 @@
-"""What the jobs that compare fine-tunings left in the run's folder: a sweep's trials, a study's tables, a replay's shares."""
+"""What the jobs that compare fine-tunings left in the run's folder: a sweep's trials, a study's
+tables, a replay's shares.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ _Value = TypeVar("_Value")
 
 
 class Trial(Record):
-    """One row of ``sweep/results.parquet``; ``changes`` are its values of the searched keys, none where it failed."""
+    """One row of ``sweep/results.parquet``; ``changes`` are its values of the searched keys, none
+    where it failed.
+    """
 
     trial: str
     changes: dict[str, Any] = Field(default_factory=dict)
@@ -40,7 +44,9 @@ class Trial(Record):
 
 
 class Sweep(Record):
-    """The trials as the file has them, the names of those that no other beats, and whether ``sweep/best.yaml`` is there."""
+    """The trials as the file has them, the names of those that no other beats, and whether
+    ``sweep/best.yaml`` is there.
+    """
 
     keys: tuple[str, ...]
     objectives: tuple[str, ...]
@@ -51,12 +57,25 @@ class Sweep(Record):
     @property
     def best(self) -> Trial | None:
         """The finished trial with the highest score."""
-        return max((trial for trial in self.trials if trial.finished), key=lambda trial: trial.score or 0.0, default=None)
+        return max(
+            (trial for trial in self.trials if trial.finished),
+            key=lambda trial: trial.score or 0.0,
+            default=None,
+        )
 
     @property
     def ranked(self) -> tuple[Trial, ...]:
         """All trials, best score first; those without a score come later, failed ones last."""
-        return tuple(sorted(self.trials, key=lambda trial: (trial.error is not None, trial.score is None, -(trial.score or 0.0))))
+        return tuple(
+            sorted(
+                self.trials,
+                key=lambda trial: (
+                    trial.error is not None,
+                    trial.score is None,
+                    -(trial.score or 0.0),
+                ),
+            )
+        )
 
 
 class Mean(Record):
@@ -69,11 +88,17 @@ class Mean(Record):
     @property
     def clear(self) -> bool:
         """Whether the interval leaves 0 out."""
-        return self.mean is not None and self.half_width is not None and abs(self.mean) > self.half_width
+        return (
+            self.mean is not None
+            and self.half_width is not None
+            and abs(self.mean) > self.half_width
+        )
 
 
 class StudyTable(Record):
-    """One table of ``study/tables.json``: method → column → mean, and the difference of ``of`` from the baseline, paired by seed."""
+    """One table of ``study/tables.json``: method → column → mean, and the difference of ``of`` from
+    the baseline, paired by seed.
+    """
 
     title: str
     columns: list[str]
@@ -86,7 +111,9 @@ class StudyTable(Record):
     @property
     def seeds(self) -> list[int]:
         """How many seeds the means are over: every number that occurs, rising."""
-        return sorted({one.n for row in self.rows.values() for one in row.values() if one.n is not None})
+        return sorted(
+            {one.n for row in self.rows.values() for one in row.values() if one.n is not None}
+        )
 
 
 class Replay(Record):
@@ -111,16 +138,27 @@ def read_sweep(folder: Path, problems: Problems) -> Sweep | None:
         problems.add("sweep", f"{name} holds no trials.")
     name = "sweep/pareto.json"
     if not (folder / name).is_file():
-        problems.add("sweep", f"{name} is not in the run folder, so the trials that no other beats are not marked.")
-    front = _read(folder / name, name, "sweep", problems, lambda file: _json(file, list[_Named])) or []
-    found = {"front": tuple(point.trial for point in front), "written": (folder / "sweep" / "best.yaml").is_file()}
+        problems.add(
+            "sweep",
+            f"{name} is not in the run folder, so the trials that no other beats are not marked.",
+        )
+    front = (
+        _read(folder / name, name, "sweep", problems, lambda file: _json(file, list[_Named])) or []
+    )
+    found = {
+        "front": tuple(point.trial for point in front),
+        "written": (folder / "sweep" / "best.yaml").is_file(),
+    }
     return sweep.model_copy(update=found)
 
 
 def read_study(folder: Path, problems: Problems) -> tuple[StudyTable, ...]:
     """The tables of a study, if there was one."""
     name = "study/tables.json"
-    return tuple(_read(folder / name, name, "study", problems, lambda file: _json(file, list[StudyTable])) or [])
+    return tuple(
+        _read(folder / name, name, "study", problems, lambda file: _json(file, list[StudyTable]))
+        or []
+    )
 
 
 def read_replay(folder: Path, problems: Problems) -> Replay | None:
@@ -133,7 +171,9 @@ class _Named(Record):
     trial: str
 
 
-def _read(file: Path, name: str, part: str, problems: Problems, read: Callable[[Path], _Value]) -> _Value | None:
+def _read(
+    file: Path, name: str, part: str, problems: Problems, read: Callable[[Path], _Value]
+) -> _Value | None:
     return attempt(lambda: read(file), name, part, problems) if file.is_file() else None
 
 
@@ -150,20 +190,33 @@ def _sweep(file: Path) -> Sweep:
     names = [clean(name) for name in table.column_names]
     keys = tuple(name for name in names if name not in ("trial", *COLUMNS, "pruned_at", "error"))
     objectives = tuple(name for name in COLUMNS if name in names)
-    return Sweep(keys=keys, objectives=objectives, trials=tuple(_trial(row, keys, objectives) for row in rows))
+    return Sweep(
+        keys=keys,
+        objectives=objectives,
+        trials=tuple(_trial(row, keys, objectives) for row in rows),
+    )
 
 
 def _trial(row: Mapping[str, Any], keys: tuple[str, ...], objectives: tuple[str, ...]) -> Trial:
-    parts = {"changes": {key: row[key] for key in keys if row[key] is not None}, "objectives": {name: row[name] for name in objectives}}
-    return Trial.model_validate({name: row.get(name) for name in ("trial", "pruned_at", "error")} | parts)
+    parts = {
+        "changes": {key: row[key] for key in keys if row[key] is not None},
+        "objectives": {name: row[name] for name in objectives},
+    }
+    return Trial.model_validate(
+        {name: row.get(name) for name in ("trial", "pruned_at", "error")} | parts
+    )
 
 
 def _replay(file: Path) -> Replay:
     replay = _json(file, Replay)
     for name, rows in replay.shares.items():
         if len(rows) != len(replay.steps):
-            raise ValueError(f"shares.{short(name)} has {len(rows)} rows for {len(replay.steps)} steps")
+            raise ValueError(
+                f"shares.{short(name)} has {len(rows)} rows for {len(replay.steps)} steps"
+            )
         odd = next((len(row) for row in rows if len(row) != len(replay.domains)), None)
         if odd is not None:
-            raise ValueError(f"shares.{short(name)} has {odd} shares in a row for {len(replay.domains)} domains")
+            raise ValueError(
+                f"shares.{short(name)} has {odd} shares in a row for {len(replay.domains)} domains"
+            )
     return replay

@@ -1,4 +1,6 @@
-"""How numbers and foreign text are written on the page. ``None``, like a number that is not finite, becomes a dash."""
+"""How numbers and foreign text are written on the page. ``None``, like a number that is not finite,
+becomes a dash.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,11 @@ ABSENT = "–"
 _THIN = "\u202f"  # narrow no-break space between number and unit
 _MINUS = "−"
 
-# A lone surrogate cannot be written as UTF-8, HTML refuses control characters, and a direction override turns round all that follows.
-_UNPRINTABLE = re.compile("[\ud800-\udfff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
+# A lone surrogate cannot be written as UTF-8, HTML refuses control characters, and a direction
+# override turns round all that follows.
+_UNPRINTABLE = re.compile(
+    "[\ud800-\udfff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff]"
+)
 
 
 def count(value: float | None) -> str:
@@ -32,12 +37,20 @@ def signed_decimal(value: float | None, digits: int = 3) -> str:
 
 def percent(value: float | None, digits: int = 1) -> str:
     """A share between 0 and 1 as a percentage: ``41.3 %``."""
-    return ABSENT if value is None or not _finite(value) else f"{100 * value:.{digits}f}{_THIN}%".replace("-", _MINUS)
+    return (
+        ABSENT
+        if value is None or not _finite(value)
+        else f"{100 * value:.{digits}f}{_THIN}%".replace("-", _MINUS)
+    )
 
 
 def signed_percent(value: float | None, digits: int = 1) -> str:
     """A relative change with its sign: ``−12.5 %``, ``+3.0 %``."""
-    return ABSENT if value is None or not _finite(value) else _signed(100 * value, digits) + f"{_THIN}%"
+    return (
+        ABSENT
+        if value is None or not _finite(value)
+        else _signed(100 * value, digits) + f"{_THIN}%"
+    )
 
 
 def signed_points(value: float | None, digits: int = 1) -> str:
@@ -59,7 +72,11 @@ def significant(value: float | None, digits: int = 3) -> str:
     if value == 0:
         return "0"
     places = digits - 1 - math.floor(math.log10(abs(value)))
-    return f"{round(value, places):,.{max(places, 0)}f}".replace("-", _MINUS) if abs(value) >= 1e-6 else f"{value:.1e}"
+    return (
+        f"{round(value, places):,.{max(places, 0)}f}".replace("-", _MINUS)
+        if abs(value) >= 1e-6
+        else f"{value:.1e}"
+    )
 
 
 def ordinal(number: int) -> str:
@@ -86,11 +103,15 @@ def listing(names: Sequence[str], limit: int = 6) -> str:
     shown = list(names)
     if len(shown) > limit:
         shown = [*shown[: limit - 1], f"{len(names) - limit + 1} more"]
-    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}" if shown else ""
+    return (
+        shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}" if shown else ""
+    )
 
 
 def setting(value: Any) -> str:
-    """The value of a configuration key: ``0.05``, ``law, code``, ``law 0.3, code 0.7``; a dash for an empty list."""
+    """The value of a configuration key: ``0.05``, ``law, code``, ``law 0.3, code 0.7``; a dash for
+    an empty list.
+    """
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {setting(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
@@ -106,7 +127,9 @@ def cut(text: str, limit: int) -> str:
 
 
 def clean(value: Any) -> Any:
-    """Make parsed JSON or YAML printable: odd characters become U+FFFD, numbers that are not finite become ``None``."""
+    """Make parsed JSON or YAML printable: odd characters become U+FFFD, numbers that are not finite
+    become ``None``.
+    """
     if isinstance(value, str):
         return _UNPRINTABLE.sub("\ufffd", value)
     if isinstance(value, float):

@@ -13,10 +13,14 @@ Shares = dict[str, float]
 
 
 def setting(default: Any, description: str, unit: str = "", **constraints: Any) -> Any:
-    """Declare one key: default (or a zero-argument factory of one), meaning, unit, pydantic constraints."""
+    """Declare one key: default (or a zero-argument factory of one), meaning, unit, pydantic
+    constraints.
+    """
     extra: Any = {"unit": unit} if unit else None
     if callable(default):
-        return Field(default_factory=default, description=description, json_schema_extra=extra, **constraints)
+        return Field(
+            default_factory=default, description=description, json_schema_extra=extra, **constraints
+        )
     return Field(default=default, description=description, json_schema_extra=extra, **constraints)
 
 
@@ -31,14 +35,16 @@ def _recompute(value: object) -> object:
     """``none``, ``full`` or ``every N``; true and false as configurations before these had them."""
     if isinstance(value, bool):
         return "full" if value else "none"
-    if isinstance(value, str) and (value in ("none", "full") or re.fullmatch(r"every [1-9]\d*", value)):
+    if isinstance(value, str) and (
+        value in ("none", "full") or re.fullmatch(r"every [1-9]\d*", value)
+    ):
         return value
     raise ValueError(f"none, full, or for each N-th layer `every N`; found {value!r}")
 
 
 Recompute = Annotated[str, BeforeValidator(_recompute)]
 Betas = Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
-Sinks = Annotated[list[Literal["tensorboard", "wandb", "mlflow"]], BeforeValidator(_as_list)]
+Loggers = Annotated[list[Literal["tensorboard", "wandb", "mlflow"]], BeforeValidator(_as_list)]
 
 
 class Section(BaseModel):
@@ -46,7 +52,9 @@ class Section(BaseModel):
 
 
 class WithPreset(Section):
-    """A section whose key ``preset`` stands for the values of ``PRESETS`` under that name, where they are not set beside it."""
+    """A section whose key ``preset`` stands for the values of ``PRESETS`` under that name, where
+    they are not set beside it.
+    """
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
@@ -72,9 +80,20 @@ def _under(given: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """A hint; a wrong branch (``train.epochs``) is found by its last part as well as by the whole key."""
+    """A hint; a wrong branch (``train.epochs``) is found by its last part as well as by the whole
+    key.
+    """
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if not close:
         tails = {key.rpartition(".")[2]: key for key in reversed(names)}
-        close = [tails[tail] for tail in difflib.get_close_matches(name.rpartition(".")[2], list(tails), n=1, cutoff=0.6)]
-    return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(list(names)[:12])}{', …' if len(names) > 12 else ''}"
+        close = [
+            tails[tail]
+            for tail in difflib.get_close_matches(
+                name.rpartition(".")[2], list(tails), n=1, cutoff=0.6
+            )
+        ]
+    return (
+        f"did you mean {close[0]!r}?"
+        if close
+        else f"valid: {', '.join(list(names)[:12])}{', …' if len(names) > 12 else ''}"
+    )

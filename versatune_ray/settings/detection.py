@@ -16,10 +16,14 @@ from versatune_ray.settings.common import Section, WithPreset, setting
 class Engine(Section):
     """A vLLM stage of `ray.data.llm`."""
 
-    replicas: int | list[int] = setting(1, "engine replicas: the most, Ray scales between 1 and it; or [least, most]")
+    replicas: int | list[int] = setting(
+        1, "engine replicas: the most, Ray scales between 1 and it; or [least, most]"
+    )
     tensor_parallel: int = setting(1, "devices per replica", ge=1)
     cpus: int = setting(1, "CPUs per device of a replica", ge=1)
-    accelerator: str | None = setting(None, "Ray's accelerator type that a replica needs, such as H100; none: any")
+    accelerator: str | None = setting(
+        None, "Ray's accelerator type that a replica needs, such as H100; none: any"
+    )
     resources: dict[str, float] = setting(dict, "custom Ray resources per device of a replica")
     kv_cache_gib: int = setting(1, "key-value cache of one replica on CPU", "GiB", ge=1)
     batch_size: int = setting(128, "rows per Ray Data batch", "rows", ge=1)
@@ -31,7 +35,9 @@ class Engine(Section):
     def _ordered(cls, value: int | list[int]) -> int | list[int]:
         least, most = (1, value) if isinstance(value, int) else value if len(value) == 2 else (0, 0)
         if not 1 <= least <= most:
-            raise ValueError(f"write the most replicas, or [least, most] with 1 ≤ least ≤ most; found {value}")
+            raise ValueError(
+                f"write the most replicas, or [least, most] with 1 ≤ least ≤ most; found {value}"
+            )
         return value
 
 
@@ -42,55 +48,113 @@ class Generation(Section):
     temperature: float = setting(1.0, "1 samples the model's own distribution", ge=0)
     top_p: float = setting(1.0, "nucleus; 1 keeps everything", gt=0, le=1)
     repetition_penalty: float = setting(1.0, "1 leaves the distribution as it is", gt=0)
-    start: Literal["bos", "eos"] = setting("bos", "token that a sequence begins with; a model without BOS begins with EOS either way")
-    seeded: bool = setting(True, "every request has its own seed, so that a sequence can be made again; slower without a GPU")
+    start: Literal["bos", "eos"] = setting(
+        "bos", "token that a sequence begins with; a model without BOS begins with EOS either way"
+    )
+    seeded: bool = setting(
+        True,
+        "every request has its own seed, so that a sequence can be made again; slower without a "
+        "GPU",
+    )
 
 
 class Http(Section):
     """An OpenAI-compatible endpoint. Its key comes from the environment alone."""
 
     url: str | None = setting(None, "address up to and with /v1, such as http://localhost:8000/v1")
-    key_variable: str = setting("OPENAI_API_KEY", "environment variable, on the nodes of the cluster, that holds the key")
+    key_variable: str = setting(
+        "OPENAI_API_KEY", "environment variable, on the nodes of the cluster, that holds the key"
+    )
     concurrency: int = setting(32, "requests at the same time", ge=1)
     timeout: float = setting(60.0, "longest wait for one answer", "s", gt=0)
-    retries: int = setting(6, "further tries, with growing pauses, after 429, 5xx or a time-out", ge=0)
+    retries: int = setting(
+        6, "further tries, with growing pauses, after 429, 5xx or a time-out", ge=0
+    )
 
 
 class Judge(Section):
     kind: Literal["vllm", "http", "classifier"] = setting(
-        "vllm", "a model served here by vLLM; any OpenAI-compatible endpoint; or a Hugging Face sequence classifier"
+        "vllm",
+        "a model served here by vLLM; any OpenAI-compatible endpoint; or a Hugging Face sequence "
+        "classifier",
     )
-    path: str | None = setting(None, "judge model: folder, Hugging Face id, or name at the endpoint; none: the tiny one of `base`")
-    prompt: str | None = setting(None, "prompt with {text}, optionally {options} and {domains}; none: a multiple-choice question")
-    labels: Literal["letters", "names"] = setting("letters", "what the answer spells: an option letter, or the domain's name")
+    path: str | None = setting(
+        None,
+        "judge model: folder, Hugging Face id, or name at the endpoint; none: the tiny one of "
+        "`base`",
+    )
+    prompt: str | None = setting(
+        None,
+        "prompt with {text}, optionally {options} and {domains}; none: a multiple-choice question",
+    )
+    labels: Literal["letters", "names"] = setting(
+        "letters", "what the answer spells: an option letter, or the domain's name"
+    )
     answer: Literal["probabilities", "label"] = setting(
-        "probabilities", "one token's probabilities over the labels; or a label read from a written answer (the paper's release)"
+        "probabilities",
+        "one token's probabilities over the labels; or a label read from a written answer (the "
+        "paper's release)",
     )
-    answer_tokens: int = setting(512, "longest written answer, with `answer: label`", "tokens", ge=1)
-    permute: bool = setting(True, "rotate the options from text to text, where the prompt lists them, so that a liking for A cancels")
-    max_text_tokens: int = setting(1024, "tokens of a text shown to the judge (over HTTP four characters count as one)", "tokens", ge=1)
-    chat_template_kwargs: dict[str, Any] = setting(dict, "for the judge's chat template, such as {enable_thinking: false}")
-    classes: dict[str, str] = setting(dict, "classifier: domain → its class; none: classes are called like the domains")
-    records: int = setting(100, "labelled records per domain, held out, on which the judge is measured; 0: it is not", "records", ge=0)
+    answer_tokens: int = setting(
+        512, "longest written answer, with `answer: label`", "tokens", ge=1
+    )
+    permute: bool = setting(
+        True,
+        "rotate the options from text to text, where the prompt lists them, so that a liking for A "
+        "cancels",
+    )
+    max_text_tokens: int = setting(
+        1024,
+        "tokens of a text shown to the judge (over HTTP four characters count as one)",
+        "tokens",
+        ge=1,
+    )
+    chat_template_kwargs: dict[str, Any] = setting(
+        dict, "for the judge's chat template, such as {enable_thinking: false}"
+    )
+    classes: dict[str, str] = setting(
+        dict, "classifier: domain → its class; none: classes are called like the domains"
+    )
+    records: int = setting(
+        100,
+        "labelled records per domain, held out, on which the judge is measured; 0: it is not",
+        "records",
+        ge=0,
+    )
     http: Http = setting(Http, "the endpoint, with `kind: http`")
-    engine: Engine = setting(Engine, "vLLM stage of the judge; replicas and resources of a classifier")
+    engine: Engine = setting(
+        Engine, "vLLM stage of the judge; replicas and resources of a classifier"
+    )
 
 
 class Subject(Section):
     """One of several base models to detect."""
 
     path: str = setting(..., "folder or Hugging Face id")
-    name: str | None = setting(None, "how it is called in files and tables; none: the last part of its path")
+    name: str | None = setting(
+        None, "how it is called in files and tables; none: the last part of its path"
+    )
     engine: Engine = setting(Engine, "what differs from detection.engine")
 
 
-# Settings of detection as they are printed in the paper (arXiv 2411.11266) or found in its release; what a user sets wins over them.
+# Settings of detection as they are printed in the paper (arXiv 2411.11266) or found in its release;
+# what a user sets wins over them.
 _PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"samples": 40_000, "repeats": 5, "generation": {"temperature": 1.0, "top_p": 1.0, "start": "bos"}},
+    "paper": {
+        "samples": 40_000,
+        "repeats": 5,
+        "generation": {"temperature": 1.0, "top_p": 1.0, "start": "bos"},
+    },
     "release": {
         "samples": 10_000,
         "repeats": 1,
-        "generation": {"max_tokens": 15_999, "temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.1, "start": "eos"},
+        "generation": {
+            "max_tokens": 15_999,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "repetition_penalty": 1.1,
+            "start": "eos",
+        },
         "judge": {"answer": "label", "answer_tokens": 512, "permute": False},
     },
 }
@@ -100,19 +164,35 @@ class Detection(WithPreset):
     """Algorithm 1: what the base model knows."""
 
     PRESETS = _PRESETS
-    distribution: str | None = setting(None, "skip detection: a distribution.json, or the name of a published one (such as llama-2-7b)")
-    preset: Literal["paper", "release"] | None = setting(None, "settings of the paper or of its release, for every key not set here")
+    distribution: str | None = setting(
+        None,
+        "skip detection: a distribution.json, or the name of a published one (such as llama-2-7b)",
+    )
+    preset: Literal["paper", "release"] | None = setting(
+        None, "settings of the paper or of its release, for every key not set here"
+    )
     models: list[Subject] = setting(
-        list, "base models that jobs/detect.py detects: paths, {path, name, engine}, or a .txt or .yaml file of them; none: model.path"
+        list,
+        "base models that jobs/detect.py detects: paths, {path, name, engine}, or a .txt or .yaml "
+        "file of them; none: model.path",
     )
     samples: int = setting(400, "sequences per repeat, N_S (paper: 40,000)", "sequences", ge=2)
     repeats: int = setting(5, "repeats, T (paper: 5)", ge=1)
     tolerance: float | None = setting(
-        None, "in rounds, up to samples × repeats: stop when each 95 % interval is at most this far from its share", "share", gt=0, lt=1
+        None,
+        "in rounds, up to samples × repeats: stop when each 95 % interval is at most this far from "
+        "its share",
+        "share",
+        gt=0,
+        lt=1,
     )
-    exclude_degenerate: bool = setting(False, "leave out sequences that repeat one token; they are counted in any case")
+    exclude_degenerate: bool = setting(
+        False, "leave out sequences that repeat one token; they are counted in any case"
+    )
     estimate: Literal["raw", "corrected"] = setting(
-        "raw", "shares that start training: as judged (the paper), or corrected by the judge's measured confusions"
+        "raw",
+        "shares that start training: as judged (the paper), or corrected by the judge's measured "
+        "confusions",
     )
     generation: Generation = setting(Generation, "sampling settings")
     engine: Engine = setting(Engine, "vLLM stage of the base model")
@@ -125,35 +205,65 @@ class Detection(WithPreset):
         if isinstance(value, str) and value.endswith((".txt", ".yaml", ".yml")):
             value = _listed(Path(value).expanduser())
         entries = [value] if isinstance(value, str | Mapping) else value
-        return [{"path": entry} if isinstance(entry, str) else entry for entry in entries] if isinstance(entries, list) else entries
+        return (
+            [{"path": entry} if isinstance(entry, str) else entry for entry in entries]
+            if isinstance(entries, list)
+            else entries
+        )
 
     @model_validator(mode="after")
     def _complete(self) -> Detection:
-        """Every model of the list gets its name, and the engine settings that it does not set itself."""
+        """Every model of the list gets its name, and the engine settings that it does not set
+        itself.
+        """
         judge = self.judge
         if judge.kind == "http" and (judge.http.url is None or judge.path is None):
-            raise ValueError("judge.kind: http needs judge.http.url (such as http://localhost:8000/v1) and judge.path, the model there")
+            raise ValueError(
+                "judge.kind: http needs judge.http.url (such as http://localhost:8000/v1) and "
+                "judge.path, the model there"
+            )
         if judge.kind == "classifier" and judge.path is None:
             raise ValueError("judge.path: missing; name the sequence-classification model")
         if self.estimate == "corrected" and not judge.records:
-            raise ValueError("judge.records: 0 measures no judge, so estimate: corrected has nothing to correct by")
+            raise ValueError(
+                "judge.records: 0 measures no judge, so estimate: corrected has nothing to correct "
+                "by"
+            )
         userinfo = urlsplit(judge.http.url or "")
         if userinfo.username or userinfo.password or userinfo.query:
-            raise ValueError("judge.http.url: a name, a password or a query in it would be written down; put the key in the environment")
+            raise ValueError(
+                "judge.http.url: a name, a password or a query in it would be written down; put "
+                "the key in the environment"
+            )
         models = []
         for subject in self.models:
             own = {key: getattr(subject.engine, key) for key in subject.engine.model_fields_set}
             engine = self.engine.model_copy(update=own)
-            models.append(subject.model_copy(update={"name": subject.name or Path(subject.path).name, "engine": engine}))
+            models.append(
+                subject.model_copy(
+                    update={"name": subject.name or Path(subject.path).name, "engine": engine}
+                )
+            )
         engines = [self.engine, *(model.engine for model in models)]
-        if not self.generation.seeded and any(engine.replicas not in (1, [1, 1]) for engine in engines):
-            raise ValueError("generation.seeded: false with several replicas would write the same texts in each: vLLM seeds them alike")
+        if not self.generation.seeded and any(
+            engine.replicas not in (1, [1, 1]) for engine in engines
+        ):
+            raise ValueError(
+                "generation.seeded: false with several replicas would write the same texts in "
+                "each: vLLM seeds them alike"
+            )
         names = [str(model.name) for model in models]
         for name in names:
             if not name or name.startswith(".") or "/" in name:
-                raise ValueError(f"models: {name!r} cannot be a model's name, since a folder is called by it; give {{path: …, name: …}}")
+                raise ValueError(
+                    f"models: {name!r} cannot be a model's name, since a folder is called by it; "
+                    f"give {{path: …, name: …}}"
+                )
             if names.count(name) > 1:
-                raise ValueError(f"models: {name!r} is there {names.count(name)} times; give each its own name with {{path: …, name: …}}")
+                raise ValueError(
+                    f"models: {name!r} is there {names.count(name)} times; give each its own name "
+                    f"with {{path: …, name: …}}"
+                )
         object.__setattr__(self, "models", models)
         return self
 
@@ -163,5 +273,7 @@ def _listed(file: Path) -> Any:
         raise ValueError(f"{file}: no such file of models")
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".txt":
-        return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        return [
+            line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")
+        ]
     return yaml.safe_load(text)

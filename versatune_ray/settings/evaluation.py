@@ -13,11 +13,21 @@ from versatune_ray.settings.detection import Engine
 class Benchmark(Section):
     """One benchmark of a domain."""
 
-    task: str = setting(..., "a task of lm-evaluation-harness or of ours, or a file of your own records (JSONL, CSV, Parquet)")
-    name: str | None = setting(None, "what it is called in tables; none: the task's or the file's name")
-    shots: int | None = setting(None, "solved examples before each question; none: the task's own number", ge=0)
+    task: str = setting(
+        ...,
+        "a task of lm-evaluation-harness or of ours, or a file of your own records (JSONL, CSV, "
+        "Parquet)",
+    )
+    name: str | None = setting(
+        None, "what it is called in tables; none: the task's or the file's name"
+    )
+    shots: int | None = setting(
+        None, "solved examples before each question; none: the task's own number", ge=0
+    )
     choices: Literal["letters", "texts"] = setting(
-        "letters", "own multiple choice: the letters of listed choices are compared, or the choices themselves as continuations"
+        "letters",
+        "own multiple choice: the letters of listed choices are compared, or the choices "
+        "themselves as continuations",
     )
 
 
@@ -43,14 +53,29 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 class Evaluation(WithPreset):
     PRESETS = _PRESETS
-    preset: Literal["paper"] | None = setting(None, "paper: the twelve benchmarks of VersaTune's Table 1 with its shots")
+    preset: Literal["paper"] | None = setting(
+        None, "paper: the twelve benchmarks of VersaTune's Table 1 with its shots"
+    )
     max_tokens: int = setting(32, "longest answer to a question", "tokens", ge=1)
-    limit: int | None = setting(None, "questions per domain, and per benchmark or each of its parts; none: all", "questions", ge=1)
+    limit: int | None = setting(
+        None,
+        "questions per domain, and per benchmark or each of its parts; none: all",
+        "questions",
+        ge=1,
+    )
     engine: Engine = setting(Engine, "vLLM that answers")
-    benchmarks: dict[str, Benchmarks] = setting(dict, "domain → benchmarks; a domain's score is the mean of its own")
-    models: dict[str, str] = setting(dict, "name → folder or Hugging Face id of more models to measure beside the base and the tuned one")
+    benchmarks: dict[str, Benchmarks] = setting(
+        dict, "domain → benchmarks; a domain's score is the mean of its own"
+    )
+    models: dict[str, str] = setting(
+        dict,
+        "name → folder or Hugging Face id of more models to measure beside the base and the tuned "
+        "one",
+    )
     run_code: bool = setting(
-        False, "run programs that models write (code benchmarks), in a process without network, with little time and memory"
+        False,
+        "run programs that models write (code benchmarks), in a process without network, with "
+        "little time and memory",
     )
     chat: bool = setting(False, "put benchmarks as turns of a chat, by the model's chat template")
 

@@ -9,15 +9,29 @@ from pydantic import AfterValidator, Field
 
 from versatune_ray.settings.common import Paths, Shares, WithPreset, setting
 
-# balanced is what won in our studies (README). Its shares are derived in ``mixture.Balanced``. Why a length correction of one half: where
-# the mean loss over domains is what counts, each domain's own mean should weigh the same in a step's loss; but the fewer tokens a mean
-# is made of, the noisier its gradient is. For domains with gradients of like norm G that point apart, and noise s² per token, the step
-# that descends most on average weighs a mean of T_j tokens by T_j / (T_j + s²/G²): as T_j (the mean over tokens) where noise rules, as 1
-# (the mean over domains) where it does not. s²/G² is the gradient noise scale (McCandlish et al. 2018, arXiv 1812.06162); one half stands
-# between the two without measuring it.
+# balanced is what won in our studies (README). Its shares are derived in ``mixture.Balanced``. Why
+# a length correction of one half: where the mean loss over domains is what counts, each domain's
+# own mean should weigh the same in a step's loss; but the fewer tokens a mean is made of, the
+# noisier its gradient is. For domains with gradients of like norm G that point apart, and noise s²
+# per token, the step that descends most on average weighs a mean of T_j tokens by T_j / (T_j +
+# s²/G²): as T_j (the mean over tokens) where noise rules, as 1 (the mean over domains) where it
+# does not. s²/G² is the gradient noise scale (McCandlish et al. 2018, arXiv 1812.06162); one half
+# stands between the two without measuring it.
 _PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"start": "detected", "policy": "versatune", "length_correction": 0.0, "heed_overfitting": False, "max_passes": None},
-    "balanced": {"start": "uniform", "policy": "balanced", "strength": 0.9, "length_correction": 0.5, "max_passes": "auto"},
+    "paper": {
+        "start": "detected",
+        "policy": "versatune",
+        "length_correction": 0.0,
+        "heed_overfitting": False,
+        "max_passes": None,
+    },
+    "balanced": {
+        "start": "uniform",
+        "policy": "balanced",
+        "strength": 0.9,
+        "length_correction": 0.5,
+        "max_passes": "auto",
+    },
 }
 
 
@@ -63,55 +77,104 @@ class Mixture(WithPreset):
 
     PRESETS = _PRESETS
     preset: Literal["balanced", "paper"] | None = setting(
-        None, "balanced: what won in our studies; paper: its settings to the letter; for every key not set here"
+        None,
+        "balanced: what won in our studies; paper: its settings to the letter; for every key not "
+        "set here",
     )
     start: Start = setting("detected", "shares before step 1: a rule, or a share per domain")
-    policy: Rule = setting("versatune", "how shares follow the losses: a rule, or a class of your own as package.module:Class")
+    policy: Rule = setting(
+        "versatune",
+        "how shares follow the losses: a rule, or a class of your own as package.module:Class",
+    )
     options: dict[str, Any] = setting(
-        dict, "settings of such a class, or of another one's rule (doremi: eta, smoothing); none: its defaults"
+        dict,
+        "settings of such a class, or of another one's rule (doremi: eta, smoothing); none: its "
+        "defaults",
     )
-    strength: float = setting(0.9, "λ, how far the shares of policy=balanced leave equal ones", ge=0, le=1)
-    tau: float = setting(3.3, "start=temperature: shares go as records^(1/τ); 1 is proportional, large is uniform", gt=0)
-    trajectory: str | None = setting(None, "start=trajectory: an adjustments.jsonl; the start is its average mixture")
-    sigma: float = setting(1.0, "σ, strength of the learnable potential (unpublished in the paper)", ge=0)
-    delta: float = setting(0.05, "δ, raise of the targets per adjustment (expansion; unpublished)", "share", gt=0, lt=1)
-    epsilon: float = setting(1.0, "ε, forgetting tolerated per unit of target potential (expansion; unpublished)", ge=0)
-    targets: Paths = setting(list, "domains to expand, or to start from with specific / uniform_remainder")
-    target_share: float = setting(0.5, "starting share of the targets with uniform_remainder", "share", gt=0, lt=1)
-    guard: bool = setting(True, "expansion: raise only while the others forget little (Algorithm 3)")
-    mean_over: Literal["k", "k-1"] = setting("k", "expansion: the guard's mean over k (as printed) or over the k-1 others")
+    strength: float = setting(
+        0.9, "λ, how far the shares of policy=balanced leave equal ones", ge=0, le=1
+    )
+    tau: float = setting(
+        3.3,
+        "start=temperature: shares go as records^(1/τ); 1 is proportional, large is uniform",
+        gt=0,
+    )
+    trajectory: str | None = setting(
+        None, "start=trajectory: an adjustments.jsonl; the start is its average mixture"
+    )
+    sigma: float = setting(
+        1.0, "σ, strength of the learnable potential (unpublished in the paper)", ge=0
+    )
+    delta: float = setting(
+        0.05, "δ, raise of the targets per adjustment (expansion; unpublished)", "share", gt=0, lt=1
+    )
+    epsilon: float = setting(
+        1.0, "ε, forgetting tolerated per unit of target potential (expansion; unpublished)", ge=0
+    )
+    targets: Paths = setting(
+        list, "domains to expand, or to start from with specific / uniform_remainder"
+    )
+    target_share: float = setting(
+        0.5, "starting share of the targets with uniform_remainder", "share", gt=0, lt=1
+    )
+    guard: bool = setting(
+        True, "expansion: raise only while the others forget little (Algorithm 3)"
+    )
+    mean_over: Literal["k", "k-1"] = setting(
+        "k", "expansion: the guard's mean over k (as printed) or over the k-1 others"
+    )
     remainder: Literal["potential", "uniform"] = setting(
-        "potential", "expansion: how the others divide the rest: by their potential (Algorithm 3), or equally (a baseline)"
+        "potential",
+        "expansion: how the others divide the rest: by their potential (Algorithm 3), or equally "
+        "(a baseline)",
     )
-    max_share: float = setting(0.95, "expansion: ceiling of the targets' share", "share", gt=0, le=1)
+    max_share: float = setting(
+        0.95, "expansion: ceiling of the targets' share", "share", gt=0, le=1
+    )
     length_correction: float = setting(
         0.0,
-        "loss of a batch. 0: mean over its response tokens, so that domains of long answers outweigh the others; 1: mean of each domain, "
+        "loss of a batch. 0: mean over its response tokens, so that domains of long answers "
+        "outweigh the others; 1: mean of each domain, "
         "weighted by its share of the samples; between: geometric means of both weights",
         ge=0,
         le=1,
     )
     min_share: float = setting(0.0, "floor under every share", "share", ge=0, lt=1)
     heed_overfitting: bool = setting(
-        False, "no potential for a domain whose loss is above its own lowest; else a scarce domain that overfits is given ever more"
+        False,
+        "no potential for a domain whose loss is above its own lowest; else a scarce domain that "
+        "overfits is given ever more",
     )
-    feedback: Literal["held_out", "train"] = setting("held_out", "loss that drives the shares; `train` costs nothing")
+    feedback: Literal["held_out", "train"] = setting(
+        "held_out", "loss that drives the shares; `train` costs nothing"
+    )
     gradient_records: int = setting(
-        16, "policy=doge: training records of each domain whose gradient is taken at each adjustment", "records", ge=1
+        16,
+        "policy=doge: training records of each domain whose gradient is taken at each adjustment",
+        "records",
+        ge=1,
     )
     smoothing: float = setting(
         0.5,
-        "feedback=train: weight of earlier losses in each domain's moving average; 0: the last interval's alone. 0.5 leaves a third of "
+        "feedback=train: weight of earlier losses in each domain's moving average; 0: the last "
+        "interval's alone. 0.5 leaves a third of "
         "the variance that comes from few samples, and lags by one adjustment",
         ge=0,
         lt=1,
     )
     warn_passes: float = setting(
-        4, "warn once a domain is repeated more often; up to four passes are nearly as good as new data", "passes", gt=0
-    )
-    max_passes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] | None = setting(
-        None,
-        "most passes over a domain, spread over the run; what it would have had goes to the others; auto: four, or twice the run's samples "
-        "over all records if that is more; none: no cap",
+        4,
+        "warn once a domain is repeated more often; up to four passes are nearly as good as new "
+        "data",
         "passes",
+        gt=0,
+    )
+    max_passes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] | None = (
+        setting(
+            None,
+            "most passes over a domain, spread over the run; what it would have had goes to the "
+            "others; auto: four, or twice the run's samples "
+            "over all records if that is more; none: no cap",
+            "passes",
+        )
     )

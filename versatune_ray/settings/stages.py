@@ -28,35 +28,68 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Stage(Section):
-    """One of ``stages``, which follow each other on the same weights. What it leaves out is as in ``mixture`` and ``training``,
-    but for ``training.samples_per_epoch``, which is that of a run without stages."""
+    """One of ``stages``, which follow each other on the same weights. What it leaves out is as in
+    ``mixture`` and ``training``, but for ``training.samples_per_epoch``, which is that of a run
+    without stages.
+    """
 
-    name: str = setting(..., "of the stage, for the report and for dotted keys: stages.NAME.epochs=2", pattern=r"^[A-Za-z0-9][\w-]*$")
+    name: str = setting(
+        ...,
+        "of the stage, for the report and for dotted keys: stages.NAME.epochs=2",
+        pattern=r"^[A-Za-z0-9][\w-]*$",
+    )
     sources: Paths = setting(list, "domains it trains on; none: all")
     records: Count | dict[str, Count] | None = setting(
-        None, "records used of each source at most: one number, or one per domain; the same ones in every epoch", "records"
+        None,
+        "records used of each source at most: one number, or one per domain; the same ones in "
+        "every epoch",
+        "records",
     )
     fraction: Part | dict[str, Part] | None = setting(
-        None, "or a fraction of each source's records, rounded half up: one, or one per domain, as 1/16"
+        None,
+        "or a fraction of each source's records, rounded half up: one, or one per domain, as 1/16",
     )
-    rehearse: Part = setting(0.0, "k of DMT: the fraction of what earlier stages used of their other sources that is mixed in again")
-    start: Start | None = setting(None, "shares it starts with; none: mixture.start, over its sources")
+    rehearse: Part = setting(
+        0.0,
+        "k of DMT: the fraction of what earlier stages used of their other sources that is mixed "
+        "in again",
+    )
+    start: Start | None = setting(
+        None, "shares it starts with; none: mixture.start, over its sources"
+    )
     policy: Rule | None = setting(None, "how they follow the losses; none: mixture.policy")
     options: dict[str, Any] | None = setting(
-        None, "settings of this policy, as mixture.options; none: those where the policy is mixture.policy, else its defaults"
+        None,
+        "settings of this policy, as mixture.options; none: those where the policy is "
+        "mixture.policy, else its defaults",
     )
-    epochs: Annotated[float, Field(gt=0)] | None = setting(None, "passes of its samples_per_epoch; none: training.epochs", "epochs")
-    samples_per_epoch: Annotated[int, Field(ge=1)] | None = setting(None, "none: all records it uses", "samples")
-    learning_rate: Annotated[float, Field(gt=0)] | None = setting(None, "peak rate; none: training.learning_rate")
-    batch_size: Annotated[int, Field(ge=1)] | None = setting(None, "none: training.batch_size", "samples")
-    fresh: bool = setting(True, "begin with a new optimizer and a schedule of its own; false: go on with those of the stage before")
+    epochs: Annotated[float, Field(gt=0)] | None = setting(
+        None, "passes of its samples_per_epoch; none: training.epochs", "epochs"
+    )
+    samples_per_epoch: Annotated[int, Field(ge=1)] | None = setting(
+        None, "none: all records it uses", "samples"
+    )
+    learning_rate: Annotated[float, Field(gt=0)] | None = setting(
+        None, "peak rate; none: training.learning_rate"
+    )
+    batch_size: Annotated[int, Field(ge=1)] | None = setting(
+        None, "none: training.batch_size", "samples"
+    )
+    fresh: bool = setting(
+        True,
+        "begin with a new optimizer and a schedule of its own; false: go on with those of the "
+        "stage before",
+    )
 
     @model_validator(mode="after")
     def _one_count(self) -> Stage:
         if self.records is not None and self.fraction is not None:
             both = isinstance(self.records, Mapping) and isinstance(self.fraction, Mapping)
             if not both or self.records.keys() & self.fraction.keys():  # type: ignore[union-attr]
-                raise ValueError(f"records={self.records} and fraction={self.fraction}: write one of them for each source")
+                raise ValueError(
+                    f"records={self.records} and fraction={self.fraction}: write one of them for "
+                    f"each source"
+                )
         return self
 
     @property
@@ -64,11 +97,29 @@ class Stage(Section):
         return Fraction(str(self.rehearse)) > 0
 
     def count(self, name: str, size: int, rehearsed: bool = False) -> int:
-        """How many of a domain's ``size`` records it uses; ``rehearsed``: k of them, unless it has a number or fraction of its own."""
+        """How many of a domain's ``size`` records it uses; ``rehearsed``: k of them, unless it has
+        a number or fraction of its own.
+        """
         kept = self.rehearse if rehearsed else 1
-        records = self.records.get(name) if isinstance(self.records, dict) else None if rehearsed else self.records
-        fraction = self.fraction.get(name) if isinstance(self.fraction, dict) else None if rehearsed else self.fraction
-        return min(records, size) if records is not None else half_up(kept if fraction is None else fraction, size)
+        records = (
+            self.records.get(name)
+            if isinstance(self.records, dict)
+            else None
+            if rehearsed
+            else self.records
+        )
+        fraction = (
+            self.fraction.get(name)
+            if isinstance(self.fraction, dict)
+            else None
+            if rehearsed
+            else self.fraction
+        )
+        return (
+            min(records, size)
+            if records is not None
+            else half_up(kept if fraction is None else fraction, size)
+        )
 
 
 def half_up(fraction: float | str, size: int) -> int:

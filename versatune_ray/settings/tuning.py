@@ -23,23 +23,33 @@ class Sweep(Section):
         "dotted key → list of values, or {min, max} with `log: true` for a logarithmic range",
     )
     search: Literal["grid", "random", "optuna", "optuna_pareto"] = setting(
-        "grid", "every combination; random ones; Optuna on the weighted objective; or Optuna on each objective by itself"
+        "grid",
+        "every combination; random ones; Optuna on the weighted objective; or Optuna on each "
+        "objective by itself",
     )
     trials: int = setting(16, "trials of random and Optuna search", ge=1)
     objective: Shares = setting(
         lambda: {"target_gain": 1.0, "forgetting": -1.0},
-        f"weights of {', '.join(OBJECTIVES)} in the score that is raised; accuracy: of a domain's benchmarks, else its questions",
+        f"weights of {', '.join(OBJECTIVES)} in the score that is raised; accuracy: of a domain's "
+        f"benchmarks, else its questions",
     )
-    prune: bool = setting(False, "stop trials early whose score is low for their number of adjustments (ASHA)")
+    prune: bool = setting(
+        False, "stop trials early whose score is low for their number of adjustments (ASHA)"
+    )
     grace: int = setting(3, "prune: adjustments before a trial may be stopped", "adjustments", ge=1)
-    concurrency: int | None = setting(None, "trials at the same time; none: as many as the cluster has room for", ge=1)
+    concurrency: int | None = setting(
+        None, "trials at the same time; none: as many as the cluster has room for", ge=1
+    )
 
     @field_validator("objective")
     @classmethod
     def _known(cls, value: Shares) -> Shares:
         unknown = sorted(value.keys() - set(OBJECTIVES))
         if unknown or not any(value.values()):
-            raise ValueError(f"weights of {', '.join(OBJECTIVES)}, not all 0; found {', '.join(unknown) or value}")
+            raise ValueError(
+                f"weights of {', '.join(OBJECTIVES)}, not all 0; found "
+                f"{', '.join(unknown) or value}"
+            )
         return value
 
     @field_validator("space", mode="before")
@@ -57,12 +67,15 @@ class Sweep(Section):
                 numbers = isinstance(low, int | float) and isinstance(high, int | float)
                 if values.keys() - {"min", "max", "log"} or not numbers or not low < high:  # type: ignore[operator]
                     raise ValueError(
-                        f"{key}: write a list of values, or {{min: 0.1, max: 2}}, with log: true if wanted; found {dict(values)}"
+                        f"{key}: write a list of values, or {{min: 0.1, max: 2}}, with log: true "
+                        f"if wanted; found {dict(values)}"
                     )
                 if values.get("log") and not low > 0:  # type: ignore[operator]
                     raise ValueError(f"{key}: a logarithmic range needs min above 0; found {low}")
             elif not isinstance(values, list) or not values:
-                raise ValueError(f"{key}: write a list of values, or {{min: 0.1, max: 2}}; found {values!r}")
+                raise ValueError(
+                    f"{key}: write a list of values, or {{min: 0.1, max: 2}}; found {values!r}"
+                )
         return value
 
 
@@ -78,12 +91,16 @@ class Study(Section):
     """Methods × seeds."""
 
     methods: Changes = setting(
-        dict, 'name → dotted keys that the method changes; mixture.trajectory: "@NAME" is the log of another method with the same seed'
+        dict,
+        'name → dotted keys that the method changes; mixture.trajectory: "@NAME" is the log of '
+        "another method with the same seed",
     )
     only: list[str] = setting(list, "methods to run, of those; none: all")
     seeds: list[int] = setting(lambda: [0, 1, 2, 3, 4], "seeds that every method is run with")
     baseline: str = setting("uniform", "method that the others are compared with, seed by seed")
-    concurrency: int | None = setting(None, "fine-tunings at the same time; none: as many as the cluster has room for", ge=1)
+    concurrency: int | None = setting(
+        None, "fine-tunings at the same time; none: as many as the cluster has room for", ge=1
+    )
 
     @property
     def chosen(self) -> Changes:
@@ -94,7 +111,9 @@ class Study(Section):
     def _known(self) -> Study:
         for name in self.only:
             if name not in self.methods:
-                raise ValueError(f"study.only: {name!r} is no method; {nearest(name, list(self.methods))}")
+                raise ValueError(
+                    f"study.only: {name!r} is no method; {nearest(name, list(self.methods))}"
+                )
         return self
 
 
@@ -102,4 +121,6 @@ class Replay(Section):
     """Recorded losses through other settings."""
 
     losses: str | None = setting(None, "an adjustments.jsonl; none: this run's own")
-    settings: Changes = setting(dict, "name → dotted keys, such as mixture.sigma; none: σ, δ and ε each halved and doubled")
+    settings: Changes = setting(
+        dict, "name → dotted keys, such as mixture.sigma; none: σ, δ and ε each halved and doubled"
+    )

@@ -3,8 +3,9 @@
 usage: python -m versatune_ray.training [--config FILE] [key=value …]
        torchrun --nproc-per-node 2 -m versatune_ray.training [--config FILE] [key=value …]
 
-The number of workers is the number of processes, whatever training.workers says; data, shares and numbers are those of jobs/finetune.py.
-Detected shares and reference losses are those that this run's folder holds (jobs/detect.py, jobs/reference.py) or the configuration names.
+The number of workers is the number of processes, whatever training.workers says; data, shares and
+numbers are those of jobs/finetune.py. Detected shares and reference losses are those that this
+run's folder holds (jobs/detect.py, jobs/reference.py) or the configuration names.
 """
 
 from __future__ import annotations
@@ -13,20 +14,33 @@ import argparse
 import os
 import sys
 
-from versatune_ray.config import load
 from versatune_ray.errors import UserError
+from versatune_ray.settings.loading import load
 
 
 def main() -> int:
-    from versatune_ray.training.alone import finetune_alone
-    from versatune_ray.training.core import Unrecoverable
+    from versatune_ray.training.local import finetune_alone
     from versatune_ray.training.together import UserErrorOfAll
+    from versatune_ray.training.trainer import Unrecoverable
 
     parser = argparse.ArgumentParser(
-        prog="python -m versatune_ray.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m versatune_ray.training",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys of the configuration, such as training.epochs=2")
-    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML file; may be repeated, later ones win")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="dotted keys of the configuration, such as training.epochs=2",
+    )
+    parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="YAML file; may be repeated, later ones win",
+    )
     arguments = parser.parse_intermixed_args()
     first = os.environ.get("RANK", "0") == "0"
     try:
@@ -38,7 +52,8 @@ def main() -> int:
     try:
         made = finetune_alone(config)
     except (UserError, Unrecoverable) as error:
-        if first or not isinstance(error, UserErrorOfAll | Unrecoverable):  # one that this rank alone has met nobody else can tell
+        # one that this rank alone has met nobody else can tell
+        if first or not isinstance(error, UserErrorOfAll | Unrecoverable):
             print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     if first:

@@ -1,4 +1,6 @@
-"""From drawn samples to the tensors of a forward pass: host memory first, so that a thread can do it while the device is busy."""
+"""From drawn samples to the tensors of a forward pass: host memory first, so that a thread can do
+it while the device is busy.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,15 @@ from versatune_ray.domains import Records
 from versatune_ray.training.attention import Kind
 from versatune_ray.training.batching import Indices, attention_cost, micro_batches
 
-_ROUND = 128  # packed rows are filled up to a multiple of it, so that compiled kernels see few shapes
+# packed rows are filled up to a multiple of it, so that compiled kernels see few shapes
+_ROUND = 128
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Records that train or measure: the domain's number and the place among its ``records``, of each; int64 [n]."""
+    """Records that train or measure: the domain's number and the place among its ``records``, of
+    each; int64 [n].
+    """
 
     records: Sequence[Records]
     domain: NDArray[np.int64]
@@ -44,7 +49,10 @@ class Samples:
         return self._column("response_tokens" if unit == "nats/token" else "response_bytes")
 
     def locations(self) -> list[str]:
-        return [self.records[domain].location(int(index)) for domain, index in zip(self.domain, self.index, strict=True)]
+        return [
+            self.records[domain].location(int(index))
+            for domain, index in zip(self.domain, self.index, strict=True)
+        ]
 
     def _column(self, name: str) -> NDArray[np.int64]:
         found = np.empty(len(self), np.int64)
@@ -56,9 +64,11 @@ class Samples:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward pass. inputs: the arguments of ``ResponseLoss``, weights among them; domain: of every target, [n].
+    """One forward pass. inputs: the arguments of ``ResponseLoss``, weights among them; domain: of
+    every target, [n].
 
-    ``samples`` is empty where this rank has nothing left to do while others still have; what stands in for them weighs nothing.
+    ``samples`` is empty where this rank has nothing left to do while others still have; what stands
+    in for them weighs nothing.
     """
 
     samples: Samples
@@ -66,7 +76,10 @@ class MicroBatch:
     domain: torch.Tensor
 
     def to(self, device: torch.device) -> MicroBatch:
-        moved = {name: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for name, value in self.inputs.items()}
+        moved = {
+            name: value.to(device, non_blocking=True) if torch.is_tensor(value) else value
+            for name, value in self.inputs.items()
+        }
         return MicroBatch(self.samples, moved, self.domain.to(device, non_blocking=True))
 
     def add_to(self, sums: torch.Tensor, nats: torch.Tensor) -> None:
@@ -77,9 +90,11 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Layout:
-    """How samples become rows, on every rank alike. parameters, width: see ``attention_cost``; capacity: tokens per micro-batch.
+    """How samples become rows, on every rank alike. parameters, width: see ``attention_cost``;
+    capacity: tokens per micro-batch.
 
-    equal: all ranks run the same number of micro-batches. pinned: in memory that a GPU copies from while it computes.
+    equal: all ranks run the same number of micro-batches. pinned: in memory that a GPU copies from
+    while it computes.
     """
 
     attention: Kind
@@ -90,17 +105,28 @@ class Layout:
     equal: bool
     pinned: bool
 
-    def micro_batches(self, samples: Samples, weights: NDArray[np.float64] | None, capacity: int) -> list[MicroBatch]:
-        """This rank's part of ``samples``; ``weights``: of a response token of each domain [k], where a gradient is asked for."""
+    def micro_batches(
+        self, samples: Samples, weights: NDArray[np.float64] | None, capacity: int
+    ) -> list[MicroBatch]:
+        """This rank's part of ``samples``; ``weights``: of a response token of each domain [k],
+        where a gradient is asked for.
+        """
         lengths = samples.lengths
         costs = attention_cost(lengths, self.parameters, self.width)
         packed = self.attention != "padded"
-        plan = micro_batches(lengths, costs, self.world, capacity, packed=packed, equal=self.equal)[self.rank]
+        plan = micro_batches(lengths, costs, self.world, capacity, packed=packed, equal=self.equal)[
+            self.rank
+        ]
         return [self.collate(samples.take(rows), weights) for rows in plan]
 
     def collate(self, samples: Samples, weights: NDArray[np.float64] | None) -> MicroBatch:
-        """Samples one per row, padded on the right; or, packed, one after another in a single row."""
-        records = [samples.records[domain][int(index)] for domain, index in zip(samples.domain, samples.index, strict=True)]
+        """Samples one per row, padded on the right; or, packed, one after another in a single
+        row.
+        """
+        records = [
+            samples.records[domain][int(index)]
+            for domain, index in zip(samples.domain, samples.index, strict=True)
+        ]
         records = records or [(np.zeros(2, np.int32), np.array([False, True]))]
         lengths = np.array([len(tokens) for tokens, _ in records])
         packed = self.attention != "padded"
@@ -113,16 +139,24 @@ class Layout:
             before = np.flatnonzero(mask[1:])
             kept.append(start + before)
             targets.append(tokens[before + 1].astype(np.int64))
-        domain = np.repeat(samples.domain if len(samples) else [0], [len(places) for places in kept])
+        domain = np.repeat(
+            samples.domain if len(samples) else [0], [len(places) for places in kept]
+        )
         inputs = {"tokens": grid, "kept": np.concatenate(kept), "targets": np.concatenate(targets)}
         if weights is not None:
-            inputs["weights"] = (weights[domain] if len(samples) else np.zeros(len(domain))).astype(np.float32)
+            inputs["weights"] = (weights[domain] if len(samples) else np.zeros(len(domain))).astype(
+                np.float32
+            )
         more: dict[str, Any] = {}
         if packed:  # what fills the row up is one segment more
-            segments = np.append(lengths, width - lengths.sum()) if width > lengths.sum() else lengths
+            segments = (
+                np.append(lengths, width - lengths.sum()) if width > lengths.sum() else lengths
+            )
             inputs["position_ids"] = np.concatenate([np.arange(n) for n in segments])[None]
             if self.attention == "varlen":
-                inputs["cu_seq_lens_q"] = np.concatenate([[0], np.cumsum(segments)]).astype(np.int32)
+                inputs["cu_seq_lens_q"] = np.concatenate([[0], np.cumsum(segments)]).astype(
+                    np.int32
+                )
                 more["max_length_q"] = int(segments.max())
         tensors = {name: self._tensor(values) for name, values in inputs.items()}
         return MicroBatch(samples, tensors | more, self._tensor(domain))

@@ -1,5 +1,6 @@
-"""What a fine-tuning will take, before anything is loaded (``--plan``): steps, tokens, time, memory of each worker; where it will not fit,
-what to change."""
+"""What a fine-tuning will take, before anything is loaded (``--plan``): steps, tokens, time, memory
+of each worker; where it will not fit, what to change.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +14,29 @@ from transformers import PreTrainedModel
 
 from versatune_ray.domains import DomainData
 from versatune_ray.errors import UserError
-from versatune_ray.settings import Config, Training
-from versatune_ray.training import plan
+from versatune_ray.settings import Config, Training, semantics
+from versatune_ray.settings.recipe import Execution, StagePlan
 from versatune_ray.training.attention import choose
 from versatune_ray.training.memory import GIB, Memory, estimate, room_on
 from versatune_ray.training.metrics import Work, peak_flops
 from versatune_ray.training.model import load_model, with_frozen
 from versatune_ray.training.parallel import in_bf16
-from versatune_ray.training.recipe import Setup, Stage
 
-_UTILISATION = 0.4  # of the peak, or of what one large matrix product reaches: what a run of medium size comes to
-# What to change where a run does not fit, in the order of what it costs: work, then exactness, then speed, then what is trained.
+# of the peak, or of what one large matrix product reaches: what a run of medium size comes to
+_UTILISATION = 0.4
+# What to change where a run does not fit, in the order of what it costs: work, then exactness, then
+# speed, then what is trained.
 _CHANGES: tuple[Mapping[str, Any], ...] = (
     {"activation_checkpointing": "full"},
     {"activation_checkpointing": "full", "micro_batch_tokens": 2048},
     {"activation_checkpointing": "full", "micro_batch_tokens": 2048, "optimizer": "adamw_8bit"},
     {"activation_checkpointing": "full", "micro_batch_tokens": 2048, "optimizer": "adamw_bf16"},
-    {"activation_checkpointing": "full", "micro_batch_tokens": 2048, "parallel": "fsdp", "cpu_offload": True},
+    {
+        "activation_checkpointing": "full",
+        "micro_batch_tokens": 2048,
+        "parallel": "fsdp",
+        "cpu_offload": True,
+    },
     {"lora": {"rank": 16}},
     {"lora": {"rank": 16}, "activation_checkpointing": "full", "micro_batch_tokens": 2048},
 )
@@ -44,7 +51,9 @@ def needed(config: Config, path: str, training: Training, workers: int, device: 
     longest = 0 if config.data.too_long == "keep" else config.data.max_length
     # A worker's part of a batch may be less than a micro-batch could hold.
     most = (
-        min(training.micro_batch_tokens, max(1, -(-training.batch_size // workers)) * longest) if longest else training.micro_batch_tokens
+        min(training.micro_batch_tokens, max(1, -(-training.batch_size // workers)) * longest)
+        if longest
+        else training.micro_batch_tokens
     )
     training = training.model_copy(update={"micro_batch_tokens": most})
     return estimate(_shape(config, path, training, device), training, workers, device, longest)
@@ -56,32 +65,50 @@ def check_room(config: Config, path: str, workers: int, device: torch.device) ->
     Raises:
         UserError: it will not; with what to change.
     """
-    # On a CPU all workers of the machine share its memory, and how many those are is Ray's business: what one needs has to be there.
+    # On a CPU all workers of the machine share its memory, and how many those are is Ray's
+    # business: what one needs has to be there.
     wanted, room = needed(config, path, config.training, workers, device.type), room_on(device)
     if wanted.total > room:
         raise UserError(f"training: {_too_large(config, path, wanted, room, workers, device.type)}")
 
 
 def outlook(config: Config, path: str, domains: Mapping[str, DomainData] | None) -> str:
-    """The whole plan of a fine-tuning as text. ``domains``: None where their records are not read yet."""
+    """The whole plan of a fine-tuning as text. ``domains``: None where their records are not read
+    yet.
+    """
     training, workers = config.training, config.training.least_and_most[1]
     gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     device = "cuda" if gpu else "cpu"
     model = _shape(config, path, training, device)
-    total, trained = (sum(one.numel() for one in model.parameters() if one.requires_grad or whole) for whole in (True, False))
+    total, trained = (
+        sum(one.numel() for one in model.parameters() if one.requires_grad or whole)
+        for whole in (True, False)
+    )
     work = Work.of(model)
-    lines = [f"fine-tuning of {path}: {_count(total)} parameters, of which {_count(trained)} train; {workers} worker(s) on {device}"]
+    lines = [
+        f"fine-tuning of {path}: {_count(total)} parameters, of which {_count(trained)} train; "
+        f"{workers} worker(s) on {device}"
+    ]
     if domains is None:
-        lines.append("  records are not read yet: steps, tokens and time are known after the first run has read them")
+        lines.append(
+            "  records are not read yet: steps, tokens and time are known after the first run has "
+            "read them"
+        )
     else:
-        counts = ", ".join(f"{name} {len(domain.train):,}+{len(domain.validation):,}" for name, domain in domains.items())
+        counts = ", ".join(
+            f"{name} {len(domain.train):,}+{len(domain.validation):,}"
+            for name, domain in domains.items()
+        )
         lines.append(f"  records (train+held out): {counts}")
         lines += _steps(config, domains, work, device, workers)
     wanted = needed(config, path, training, workers, device)
     room = room_on(torch.device(device)) if device == "cpu" or torch.cuda.is_available() else None
     lines.append(f"  memory of each worker's {'GPU' if gpu else 'process'}: {wanted}")
     if room is None:
-        lines.append("  there is no GPU here to compare this with: each worker does so before it loads anything")
+        lines.append(
+            "  there is no GPU here to compare this with: each worker does so before it loads "
+            "anything"
+        )
     elif wanted.total > room:
         lines.append(f"  does not fit: {_too_large(config, path, wanted, room, workers, device)}")
     else:
@@ -89,9 +116,11 @@ def outlook(config: Config, path: str, domains: Mapping[str, DomainData] | None)
     return "\n".join(lines)
 
 
-def _steps(config: Config, domains: Mapping[str, DomainData], work: Work, device: str, workers: int) -> list[str]:
+def _steps(
+    config: Config, domains: Mapping[str, DomainData], work: Work, device: str, workers: int
+) -> list[str]:
     names, sizes = list(domains), [len(domain.train) for domain in domains.values()]
-    stages = plan.stages(config, names, sizes, [1 / len(names)] * len(names), "nats/token")
+    stages = semantics.stages(config, names, sizes, [1 / len(names)] * len(names), "nats/token")
     samples = sum(stage.recipe.steps * stage.recipe.batch_size for stage in stages)
     lengths = np.concatenate([domain.train.lengths for domain in domains.values()])
     responses = np.concatenate([domain.train.response_tokens for domain in domains.values()])
@@ -99,37 +128,53 @@ def _steps(config: Config, domains: Mapping[str, DomainData], work: Work, device
     seconds = samples * work.flops(lengths, responses) / len(lengths) / (speed * workers)
     return [
         *(_stage(stage) for stage in stages),
-        f"  {samples:,} samples, about {samples * lengths.mean():,.0f} tokens ({samples * responses.mean():,.0f} of them in responses)",
-        f"  about {_duration(seconds)} of training, at {100 * _UTILISATION:.0f} % of {of_what}; measuring and saving come on top",
+        f"  {samples:,} samples, about {samples * lengths.mean():,.0f} tokens "
+        f"({samples * responses.mean():,.0f} of them in responses)",
+        f"  about {_duration(seconds)} of training, at {100 * _UTILISATION:.0f} % of {of_what}; "
+        f"measuring and saving come on top",
     ]
 
 
-def _stage(stage: Stage) -> str:
+def _stage(stage: StagePlan) -> str:
     name = "" if stage.name is None else f"stage {stage.name}: "
     recipe = stage.recipe
-    return f"  {name}{recipe.steps:,} steps of {recipe.batch_size:,} samples, an adjustment every {stage.adjust_every:,}"
+    return (
+        f"  {name}{recipe.steps:,} steps of {recipe.batch_size:,} samples, an adjustment every "
+        f"{stage.adjust_every:,}"
+    )
 
 
 def _shape(config: Config, path: str, training: Training, device: str) -> PreTrainedModel:
     """The model without its weights."""
     target = torch.device(device)
-    kind = choose(training.attention, target, in_bf16(Setup.of(training), target))
+    kind = choose(training.attention, target, in_bf16(Execution.of(training), target))
     model = load_model(path, config.model.trust_remote_code, kind, empty=True)
     return with_frozen(model, training, 0)
 
 
-def _too_large(config: Config, path: str, wanted: Memory, room: float, workers: int, device: str) -> str:
+def _too_large(
+    config: Config, path: str, wanted: Memory, room: float, workers: int, device: str
+) -> str:
     found: list[str] = []
     for change in _CHANGES:
         training = Training.model_validate(config.training.model_dump() | dict(change))
-        if training == config.training or ("lora" in change and any("lora." in text for text in found)):
+        if training == config.training or (
+            "lora" in change and any("lora." in text for text in found)
+        ):
             continue
         less = needed(config, path, training, workers, device)
         if less.total <= room:
             found.append(f"{_keys(change)} ({less.total / GIB:.1f} GiB)")
             if "lora" in change:
                 break
-    more = next((count for count in (2, 4, 8, 16, 32, 64) if count > workers and _fits(config, path, count, device, room)), None)
+    more = next(
+        (
+            count
+            for count in (2, 4, 8, 16, 32, 64)
+            if count > workers and _fits(config, path, count, device, room)
+        ),
+        None,
+    )
     if more is not None:
         found.append(f"training.workers={more}")
     ways = (
@@ -154,7 +199,9 @@ def _keys(change: Mapping[str, Any], prefix: str = "training") -> str:
 
 
 def _speed(device: str) -> tuple[float, str]:
-    """Operations per second of a worker's device, as far as it is here, and what that is a part of."""
+    """Operations per second of a worker's device, as far as it is here, and what that is a part
+    of.
+    """
     if device == "cuda" and torch.cuda.is_available():
         name = torch.cuda.get_device_name()
         return _UTILISATION * (peak_flops(name) or 100e12), f"the peak of {name}"
@@ -164,7 +211,10 @@ def _speed(device: str) -> tuple[float, str]:
     while (seconds := time.perf_counter() - began) < 0.3:
         side @ side
         count += 1
-    return _UTILISATION * count * 2 * 512**3 / seconds / torch.get_num_threads(), "what a matrix product reaches on a core here"
+    return (
+        _UTILISATION * count * 2 * 512**3 / seconds / torch.get_num_threads(),
+        "what a matrix product reaches on a core here",
+    )
 
 
 def _count(number: int) -> str:
@@ -172,4 +222,10 @@ def _count(number: int) -> str:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -1,9 +1,11 @@
-"""The weight controller: gathers every rank's losses, lets the policy decide, answers all ranks with the same numbered shares.
+"""The weight controller: gathers every rank's losses, lets the policy decide, answers all ranks
+with the same numbered shares.
 
 Ranks of one node report together, so that a thousand ranks are about a hundred calls.
 
-A plain class; ``WeightControllerActor`` at the end makes it an actor. Its state rides in the checkpoint, so that shares roll back
-with the model: losing the actor, a worker or a node loses no decision and repeats none.
+A plain class; ``WeightControllerActor`` at the end makes it an actor. Its state rides in the
+checkpoint, so that shares roll back with the model: losing the actor, a worker or a node loses no
+decision and repeats none.
 """
 
 from __future__ import annotations
@@ -17,22 +19,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from versatune_ray.mixture import Feedback, answered, check_shares, forgetting_degree, learnable_potential, new_warnings
+from versatune_ray.mixture import (
+    Feedback,
+    apply_policy,
+    check_shares,
+    forgetting_degree,
+    learnable_potential,
+    new_warnings,
+)
+from versatune_ray.settings.recipe import StagePlan
 from versatune_ray.training.heartbeat import Sign, held_up_by
-from versatune_ray.training.recipe import Stage
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What one rank tells at one adjustment. Sums are this rank's own part; the rest is the same on every rank.
+    """What one rank tells at one adjustment. Sums are this rank's own part; the rest is the same on
+    every rank.
 
     stage: the number of the stage that it belongs to, from 0.
-    loss_sums, token_counts: held-out nats and their divisor (tokens or bytes) per domain [k]; None with training feedback.
-    train_loss_sums, train_token_counts: the same of the training batches since the last adjustment.
-    samples, tokens: samples and response tokens drawn per domain by all ranks since the last adjustment.
-    passes: of this stage over the records that it draws from, so far. seconds: timings, for the log only.
+    loss_sums, token_counts: held-out nats and their divisor (tokens or bytes) per domain [k]; None
+    with training feedback. train_loss_sums, train_token_counts: the same of the training batches
+    since the last adjustment. samples, tokens: samples and response tokens drawn per domain by all
+    ranks since the last adjustment.
+    passes: of this stage over the records that it draws from, so far. seconds: timings, for the log
+    only.
     gradient_products: of the domains' gradients [k, k], where the stage's policy asks for them.
     """
 
@@ -52,7 +64,9 @@ class Report:
 
 @dataclass(frozen=True)
 class Decision:
-    """Numbered shares [k], the same for every rank, and for rank 0 the line for ``adjustments.jsonl``."""
+    """Numbered shares [k], the same for every rank, and for rank 0 the line for
+    ``adjustments.jsonl``.
+    """
 
     number: int
     share: Array
@@ -60,16 +74,20 @@ class Decision:
 
 
 class Refused(ValueError):
-    """What the controller cannot decide on, and could not in another attempt: a loss that is none, or a policy that fails."""
+    """What the controller cannot decide on, and could not in another attempt: a loss that is none,
+    or a policy that fails.
+    """
 
 
 class WeightController:
-    """Aggregates, decides, remembers. One round of ``exchange`` is one adjustment; a stage's first round only measures."""
+    """Aggregates, decides, remembers. One round of ``exchange`` is one adjustment; a stage's first
+    round only measures.
+    """
 
     def __init__(
         self,
         domains: Sequence[str],
-        stages: Sequence[Stage],
+        stages: Sequence[StagePlan],
         reference_loss: Array | None,
         timeout: float,
         warn_passes: float = 4.0,
@@ -89,10 +107,14 @@ class WeightController:
         self._heard: dict[int, Sign] = {}
         self.stopped: str | None = None
 
-    def begin(self, world: int, state: dict[str, Any] | None) -> tuple[int, list[float], list[dict[str, Any]]]:
-        """Start an attempt of ``world`` ranks from a checkpoint's ``state`` (None: from the start). Called by rank 0 alone.
+    def begin(
+        self, world: int, state: dict[str, Any] | None
+    ) -> tuple[int, list[float], list[dict[str, Any]]]:
+        """Start an attempt of ``world`` ranks from a checkpoint's ``state`` (None: from the start).
+        Called by rank 0 alone.
 
-        Whatever ranks of an earlier attempt still say is refused. Returns the attempt's number, the shares in force, the log so far.
+        Whatever ranks of an earlier attempt still say is refused. Returns the attempt's number, the
+        shares in force, the log so far.
         """
         self.attempt += 1
         self.world = world
@@ -101,7 +123,8 @@ class WeightController:
         return self.attempt, self.share.tolist(), self.lines
 
     async def exchange(self, attempt: int, reports: Mapping[int, Report]) -> Decision:
-        """Some ranks' parts of an adjustment, by rank; returns once all ranks of the current attempt have reported.
+        """Some ranks' parts of an adjustment, by rank; returns once all ranks of the current
+        attempt have reported.
 
         Raises:
             RuntimeError: reports of an earlier attempt, or of another step than the others'.
@@ -110,28 +133,40 @@ class WeightController:
         """
         report = next(iter(reports.values()))
         if attempt != self.attempt:
-            raise RuntimeError(f"rank {min(reports)} belongs to attempt {attempt}; attempt {self.attempt} is running")
+            raise RuntimeError(
+                f"rank {min(reports)} belongs to attempt {attempt}; attempt {self.attempt} is "
+                f"running"
+            )
         round_ = self._round
         for rank, told in reports.items():
             first = next(iter(round_.reports.values()), report)
             if first.step != told.step:
-                raise RuntimeError(f"rank {rank} reports step {told.step} while the others are at step {first.step}")
+                raise RuntimeError(
+                    f"rank {rank} reports step {told.step} while the others are at step "
+                    f"{first.step}"
+                )
             round_.reports[rank] = told
         if len(round_.reports) == self.world and not round_.decision.done():
             self._round = _Round()
             try:
-                round_.decision.set_result(self.decide([round_.reports[r] for r in sorted(round_.reports)]))
+                round_.decision.set_result(
+                    self.decide([round_.reports[r] for r in sorted(round_.reports)])
+                )
             except Exception as error:  # else the other nodes would wait in vain
                 round_.decision.set_exception(error)
         try:
             decision = await asyncio.wait_for(asyncio.shield(round_.decision), self.timeout)
-            return decision if 0 in reports else replace(decision, line={})  # a thousand lines would take longer than all the rest
+            # a thousand lines would take longer than all the rest
+            return decision if 0 in reports else replace(decision, line={})
         except TimeoutError:
             missing = sorted(set(range(self.world)) - set(round_.reports))
-            raise TimeoutError(f"adjustment at step {report.step}: no word from rank(s) {missing} within {self.timeout:g} s") from None
+            raise TimeoutError(
+                f"adjustment at step {report.step}: no word from rank(s) {missing} within "
+                f"{self.timeout:g} s"
+            ) from None
 
     def beat(self, attempt: int, rank: int, place: float) -> None:
-        """``rank`` is alive and has come to ``place`` (see ``Tuner.place``)."""
+        """``rank`` is alive and has come to ``place`` (see ``Trainer.place``)."""
         if attempt == self.attempt:
             self._heard[rank] = Sign(time.monotonic(), place)
 
@@ -150,10 +185,13 @@ class WeightController:
         """Plain JSON; floats come back exactly.
 
         Raises:
-            RuntimeError: this is not the running attempt, or the actor died and came back empty: no state to keep beside a model.
+            RuntimeError: this is not the running attempt, or the actor died and came back empty: no
+                state to keep beside a model.
         """
         if attempt != self.attempt:
-            raise RuntimeError(f"the state of attempt {attempt} is gone; attempt {self.attempt} is running")
+            raise RuntimeError(
+                f"the state of attempt {attempt} is gone; attempt {self.attempt} is running"
+            )
         return {
             "domains": list(self.domains),
             "number": self.number,
@@ -166,17 +204,24 @@ class WeightController:
         self._round = _Round()
         self.number = state["number"] if state else 0
         self.share = np.array(state["share"]) if state else self.stages[0].start
-        self.previous_loss = np.array(state["previous_loss"]) if state and state["previous_loss"] is not None else None
+        self.previous_loss = (
+            np.array(state["previous_loss"])
+            if state and state["previous_loss"] is not None
+            else None
+        )
         self.lines = list(state["lines"]) if state else []
         if state and tuple(state["domains"]) != self.domains:
-            raise ValueError(f"the checkpoint's domains {state['domains']} are not the configured ones {list(self.domains)}")
+            raise ValueError(
+                f"the checkpoint's domains {state['domains']} are not the configured ones "
+                f"{list(self.domains)}"
+            )
 
     def decide(self, reports: Sequence[Report]) -> Decision:
         """One adjustment, from the reports of all ranks in rank order.
 
         Raises:
-            Refused: a loss is missing, negative, NaN or infinite (the domain is named); or the policy fails, or its answer is no
-                distribution.
+            Refused: a loss is missing, negative, NaN or infinite (the domain is named); or the
+                policy fails, or its answer is no distribution.
         """
         try:
             return self._decide(reports)
@@ -185,8 +230,16 @@ class WeightController:
 
     def _decide(self, reports: Sequence[Report]) -> Decision:
         first = reports[0]
-        train_nats, train_count = sum(r.train_loss_sums for r in reports), sum(r.train_token_counts for r in reports)
-        train_loss = np.divide(train_nats, train_count, out=np.full(len(self.domains), np.nan), where=np.asarray(train_count) > 0)
+        train_nats, train_count = (
+            sum(r.train_loss_sums for r in reports),
+            sum(r.train_token_counts for r in reports),
+        )
+        train_loss = np.divide(
+            train_nats,
+            train_count,
+            out=np.full(len(self.domains), np.nan),
+            where=np.asarray(train_count) > 0,
+        )
         if first.loss_sums is not None:
             counts = np.asarray(sum(r.token_counts for r in reports if r.token_counts is not None))
             loss = np.divide(sum(r.loss_sums for r in reports if r.loss_sums is not None), counts)
@@ -196,21 +249,43 @@ class WeightController:
         lines = [line for line in self.lines if line.get("stage") == stage.name]
         history = [list(line["loss"].values()) for line in lines]
         products = first.gradient_products
-        feedback = Feedback(first.step, loss, self.previous_loss, self.reference_loss, self.domains, history, products)
+        feedback = Feedback(
+            first.step,
+            loss,
+            self.previous_loss,
+            self.reference_loss,
+            self.domains,
+            history,
+            products,
+        )
         guard = None
         if first.step == stage.first:
             self.share = stage.start
         else:
             own = list(stage.sources)
             told, share = feedback.of(own, stage.first), self.share[own]
-            state, answer = answered(stage.policy, share, told)
+            state, answer = apply_policy(stage.policy, share, told)
             guard = (
-                None if state is None else {"open": bool(state.open), "forgetting": float(state.forgetting), "bound": float(state.bound)}
+                None
+                if state is None
+                else {
+                    "open": bool(state.open),
+                    "forgetting": float(state.forgetting),
+                    "bound": float(state.bound),
+                }
             )
             self.share = np.zeros(len(self.domains))
             self.share[own] = answer
-        potential = None if self.reference_loss is None else learnable_potential(loss, self.reference_loss, self.domains)
-        forgetting = None if self.previous_loss is None else forgetting_degree(loss, self.previous_loss, self.domains)
+        potential = (
+            None
+            if self.reference_loss is None
+            else learnable_potential(loss, self.reference_loss, self.domains)
+        )
+        forgetting = (
+            None
+            if self.previous_loss is None
+            else forgetting_degree(loss, self.previous_loss, self.domains)
+        )
         self.previous_loss = loss
         line: dict[str, Any] = {
             "step": first.step,
@@ -229,25 +304,31 @@ class WeightController:
             "seconds": {name: round(seconds, 3) for name, seconds in first.seconds.items()},
         }
         if products is not None:  # else a replay could not ask such a policy again
-            line["gradient_products"] = {name: self._named(row) for name, row in zip(self.domains, products, strict=True)}
+            line["gradient_products"] = {
+                name: self._named(row) for name, row in zip(self.domains, products, strict=True)
+            }
         line["warnings"] = new_warnings([*lines, line], self.warn_passes)
         self.lines.append(line)
         decision = Decision(self.number, self.share, line)
         self.number += 1
         return decision
 
-    def _passed(self, stage: Stage) -> Array:
-        """Passes over each domain's records in earlier stages, [k]. A smaller part lies within a larger one, so the sum over stages is how
-        often the most repeated records were seen."""
+    def _passed(self, stage: StagePlan) -> Array:
+        """Passes over each domain's records in earlier stages, [k]. A smaller part lies within a
+        larger one, so the sum over stages is how often the most repeated records were seen.
+        """
         before = next((line for line in reversed(self.lines) if line["stage"] != stage.name), None)
         passes = (before or {}).get("passes") or {}
         return np.array([passes.get(name) or 0.0 for name in self.domains])
 
     def _smoothed(self, train_loss: Array) -> Array:
-        """Training feedback, [k]: the moving average of each domain's training losses; NaN, not drawn since: as it was."""
+        """Training feedback, [k]: the moving average of each domain's training losses; NaN, not
+        drawn since: as it was.
+        """
         if self.previous_loss is None:
             return train_loss
-        # Until a domain was drawn, its previous loss is a held-out one: a mean with that would be of two different quantities.
+        # Until a domain was drawn, its previous loss is a held-out one: a mean with that would be
+        # of two different quantities.
         passes = self.lines[-1]["passes"] or {}
         weight = np.array([self.smoothing if passes.get(name) else 0.0 for name in self.domains])
         average = weight * self.previous_loss + (1 - weight) * train_loss
@@ -256,7 +337,10 @@ class WeightController:
     def _named(self, values: Any) -> dict[str, float | None] | None:
         if values is None or np.isnan(values).all():
             return None
-        return {name: None if np.isnan(v) else float(v) for name, v in zip(self.domains, values, strict=True)}
+        return {
+            name: None if np.isnan(v) else float(v)
+            for name, v in zip(self.domains, values, strict=True)
+        }
 
 
 class _Round:
@@ -278,10 +362,17 @@ def _normalised(counts: NDArray[np.int64]) -> Array | None:
 
 
 def start_actor(controller_arguments: dict[str, Any]) -> Any:
-    """The controller as an actor that comes back empty if it dies; the next attempt hands it the checkpoint's state."""
+    """The controller as an actor that comes back empty if it dies; the next attempt hands it the
+    checkpoint's state.
+    """
     import ray
 
-    from versatune_ray.cluster import beside_the_driver
+    from versatune_ray.runtime.cluster import beside_the_driver
 
-    options = {"num_cpus": 0, "max_restarts": -1, "max_concurrency": 10_000, "scheduling_strategy": beside_the_driver()}
+    options = {
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "max_concurrency": 10_000,
+        "scheduling_strategy": beside_the_driver(),
+    }
     return ray.remote(WeightController).options(**options).remote(**controller_arguments)

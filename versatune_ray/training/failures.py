@@ -1,4 +1,6 @@
-"""Why workers are started again. By itself, because Ray Train's controller process loads it, which needs neither torch nor transformers."""
+"""Why workers are started again. By itself, because Ray Train's controller process loads it, which
+needs neither torch nor transformers.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,17 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
 
 from versatune_ray.errors import one_line
-from versatune_ray.progress import Bar
+from versatune_ray.runtime.progress import Bar
 
 _PATIENCE = 5.0  # seconds that the controller may take to answer
 
 
 class Failures(ControllerCallback):  # type: ignore[misc]
-    """Tells on the driver's screen why the workers are started again; Ray Train itself tells only its log.
+    """Tells on the driver's screen why the workers are started again; Ray Train itself tells only
+    its log.
 
-    Not a ``UserCallback``: that one hears of errors of workers only, and so neither of a preemption whose deadline passed before any worker
-    failed nor of workers that did not start.
+    Not a ``UserCallback``: that one hears of errors of workers only, and so neither of a preemption
+    whose deadline passed before any worker failed nor of workers that did not start.
     """
 
     def __init__(self, title: str, controller: Any) -> None:
@@ -32,13 +35,23 @@ class Failures(ControllerCallback):  # type: ignore[misc]
             self._count += 1
             error = current_state.training_failed_error
             ranks = getattr(error, "worker_failures", {})
-            told = "; ".join(f"rank {rank}: {one_line(failure)}" for rank, failure in sorted(ranks.items())) or one_line(error)
+            told = "; ".join(
+                f"rank {rank}: {one_line(failure)}" for rank, failure in sorted(ranks.items())
+            ) or one_line(error)
             told += self._held_up(ranks.values())
-            Bar(self._title, 1).say(f"failure {self._count}: {told}; the workers are started again from the last checkpoint")
+            Bar(self._title, 1).say(
+                f"failure {self._count}: {told}; the workers are started again from the last "
+                f"checkpoint"
+            )
 
     def _held_up(self, failures: Iterable[BaseException]) -> str:
-        """Which ranks the others waited for, where a process is gone and has left no word: NCCL's watchdog ends those that wait."""
-        if not any(isinstance(getattr(failure, "health_check_failure", failure), RayActorError) for failure in failures):
+        """Which ranks the others waited for, where a process is gone and has left no word: NCCL's
+        watchdog ends those that wait.
+        """
+        if not any(
+            isinstance(getattr(failure, "health_check_failure", failure), RayActorError)
+            for failure in failures
+        ):
             return ""
         try:
             missing = ray.get(self._controller.missing.remote(), timeout=_PATIENCE)

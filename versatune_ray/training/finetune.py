@@ -1,4 +1,6 @@
-"""Fine-tuning as a Ray Train run: the controller actor, the workers, and a name under which it resumes."""
+"""Fine-tuning as a Ray Train run: the controller actor, the workers, and a name under which it
+resumes.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from versatune_ray.cache import cached
 from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.errors import Incomplete
-from versatune_ray.run_folder import say
-from versatune_ray.settings import Config, Training
-from versatune_ray.storage import fetch, is_mirrored, pull, uri_of
-from versatune_ray.training import plan
+from versatune_ray.runs.cache import cached
+from versatune_ray.runs.folder import say
+from versatune_ray.runs.storage import fetch, pull
+from versatune_ray.settings import Config, Training, semantics
+from versatune_ray.settings.location import is_mirrored, uri_of
+from versatune_ray.settings.recipe import Unit
 from versatune_ray.training.controller import start_actor
-from versatune_ray.training.recipe import Unit
 
 
 def finetune(
@@ -34,7 +36,8 @@ def finetune(
 ) -> Path:
     """Train ``model`` with shares that follow its losses; returns the folder of the tuned model.
 
-    The same run name goes on from its last checkpoint, with the same numbers as if it had never stopped.
+    The same run name goes on from its last checkpoint, with the same numbers as if it had never
+    stopped.
 
     Args:
         detected: detected shares [k] in domain order, if the start needs them.
@@ -45,7 +48,7 @@ def finetune(
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from versatune_ray.cluster import fitting
+    from versatune_ray.runtime.cluster import fitting
     from versatune_ray.training.failures import Failures
     from versatune_ray.training.loop import Job
     from versatune_ray.training.model import check_parts
@@ -55,23 +58,32 @@ def finetune(
     names = list(paths)
     data = load_domains(paths, config.data)
     sizes = [len(data[name].train) for name in names]
-    stages = plan.stages(config, names, sizes, detected, unit)
+    stages = semantics.stages(config, names, sizes, detected, unit)
     for stage in stages if config.stages else ():
-        listed = ", ".join(f"{name} {count}" for name, count in zip(names, stage.records, strict=True) if count)
+        listed = ", ".join(
+            f"{name} {count}" for name, count in zip(names, stage.records, strict=True) if count
+        )
         say("fine-tuning", f"stage {stage.name}: {stage.recipe.steps} steps on {listed} records")
-    controller = start_actor(plan.controller_arguments(config, names, stages, reference))
+    controller = start_actor(semantics.controller_arguments(config, names, stages, reference))
     folder = config.run_folder / "finetune"
     folder.mkdir(parents=True, exist_ok=True)
-    if config.data.chat_template is not None and is_mirrored(folder):  # rank 0 may be on a machine that lacks the file
+    # rank 0 may be on a machine that lacks the file
+    if config.data.chat_template is not None and is_mirrored(folder):
         config = _with_stored_template(config, Path(config.data.chat_template))
     training = config.training
     job = Job(config, model, dict(paths), stages, folder, read_importance(training.soft_mask))
     if job.importance or not training.trainable.everything:
-        check_parts(str(fetch(model)), [training.trainable], job.importance, config.model.trust_remote_code)
+        check_parts(
+            str(fetch(model)), [training.trainable], job.importance, config.model.trust_remote_code
+        )
     least, most = training.least_and_most
     workers = fitting(most, training.cpus_per_worker, gpu, config.device)
-    if workers < least:  # Ray Train would wait for the missing ones for ever; the samples per step stay the same
-        say("fine-tuning", f"training.workers: {least} do not fit on this cluster; going on with {workers}")
+    # Ray Train would wait for the missing ones for ever; the samples per step stay the same
+    if workers < least:
+        say(
+            "fine-tuning",
+            f"training.workers: {least} do not fit on this cluster; going on with {workers}",
+        )
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={"job": job, "controller": controller},
@@ -80,7 +92,9 @@ def finetune(
             use_gpu=gpu,
             resources_per_worker={"CPU": training.cpus_per_worker} | ({"GPU": 1} if gpu else {}),
         ),
-        torch_config=TorchConfig("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout_s=math.ceil(training.exchange_timeout)),
+        torch_config=TorchConfig(
+            "cpu:gloo,cuda:nccl" if gpu else "gloo", timeout_s=math.ceil(training.exchange_timeout)
+        ),
         run_config=ray.train.RunConfig(
             name="checkpoints",
             storage_path=uri_of(folder),
@@ -89,7 +103,8 @@ def finetune(
             callbacks=[Failures(config.title, controller), *callbacks],
         ),
     )
-    # The same patience where ranks meet in Ray Train's own code, which by itself waits for ever for one that hangs.
+    # The same patience where ranks meet in Ray Train's own code, which by itself waits for ever for
+    # one that hangs.
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(training.exchange_timeout)
     before = signal.getsignal(signal.SIGINT)
     try:
@@ -100,7 +115,8 @@ def finetune(
     except SystemExit:  # Ray Train's answer to Ctrl-C, once its workers are stopped
         raise KeyboardInterrupt from None
     finally:
-        if threading.current_thread() is threading.main_thread():  # a trial of Ray Tune runs in another one
+        # a trial of Ray Tune runs in another one
+        if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)  # which Ray Train leaves in place
         ray.kill(controller)
     pull(folder, without="checkpoints")
@@ -119,11 +135,15 @@ def _with_stored_template(config: Config, file: Path) -> Config:
 
 
 def _checkpoint_config(training: Training) -> Any:
-    """The newest checkpoints; or, with ``keep_best``, those with the lowest losses (Ray Train keeps the newest one beside them)."""
+    """The newest checkpoints; or, with ``keep_best``, those with the lowest losses (Ray Train keeps
+    the newest one beside them).
+    """
     import ray.train
 
     if training.keep_best is None:
         return ray.train.CheckpointConfig(num_to_keep=training.keep_checkpoints)
     return ray.train.CheckpointConfig(
-        num_to_keep=training.keep_checkpoints, checkpoint_score_attribute=training.keep_best, checkpoint_score_order="min"
+        num_to_keep=training.keep_checkpoints,
+        checkpoint_score_attribute=training.keep_best,
+        checkpoint_score_order="min",
     )

@@ -1,4 +1,6 @@
-"""Ray's own metrics: gauges that every node's metrics endpoint shows, for Prometheus and Ray's dashboard."""
+"""Ray's own metrics: gauges that every node's metrics endpoint shows, for Prometheus and Ray's
+dashboard.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ from collections.abc import Sequence
 
 from ray.util.metrics import Gauge
 
-from versatune_ray.training.sinks import Row
+from versatune_ray.training.loggers import Row
 
 _OF_DOMAINS = {
     "share": "share of the samples, since the last adjustment",
@@ -23,18 +25,26 @@ _OF_RUNS = {
 
 
 class Gauges:
-    """``sinks.Sink``: ``versatune_share`` and the others, with the tags ``run`` and, where there is one, ``domain``."""
+    """``loggers.MetricLogger``: ``versatune_share`` and the others, with the tags ``run`` and,
+    where there is one, ``domain``.
+    """
 
     def __init__(self, run: str):
         self._run = run
         self._latest: dict[str, float] = {}
-        self._domains = {kind: Gauge(f"versatune_{kind}", text, ("run", "domain")) for kind, text in _OF_DOMAINS.items()}
-        self._runs = {name: Gauge(f"versatune_{name}", text, ("run",)) for name, text in _OF_RUNS.items()}
+        self._domains = {
+            kind: Gauge(f"versatune_{kind}", text, ("run", "domain"))
+            for kind, text in _OF_DOMAINS.items()
+        }
+        self._runs = {
+            name: Gauge(f"versatune_{name}", text, ("run",)) for name, text in _OF_RUNS.items()
+        }
 
     def write(self, rows: Sequence[Row]) -> None:
         for row in rows:
             self._latest |= row.values
-        for key, value in self._latest.items():  # all of them: Ray forgets a gauge that is not set for about 20 s
+        # all of them: Ray forgets a gauge that is not set for about 20 s
+        for key, value in self._latest.items():
             kind, _, name = key.partition("/")
             if kind in self._domains:
                 self._domains[kind].set(value, {"run": self._run, "domain": name})

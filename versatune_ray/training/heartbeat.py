@@ -1,6 +1,8 @@
-"""Which rank the others wait for: every rank says how far it is, and where one stands still, those that wait name it.
+"""Which rank the others wait for: every rank says how far it is, and where one stands still, those
+that wait name it.
 
-Said before a watchdog ends the processes that wait, NCCL's for one, which leaves no exception to name anybody in. No Ray here, nor torch.
+Said before a watchdog ends the processes that wait, NCCL's for one, which leaves no exception to
+name anybody in. No Ray here, nor torch.
 """
 
 from __future__ import annotations
@@ -17,14 +19,17 @@ _PATIENCE = 0.8  # of the time-out after which a watchdog would act
 
 @dataclass(frozen=True)
 class Sign:
-    """When a rank last spoke (seconds of any one clock), and how far it was (see ``Tuner.place``)."""
+    """When a rank last spoke (seconds of any one clock), and how far it was (see
+    ``Trainer.place``).
+    """
 
     when: float
     place: float
 
 
 def held_up_by(signs: Mapping[int, Sign], now: float) -> list[int]:
-    """Ranks that the others wait for: those furthest behind; or, where all are at the same place, those that have fallen silent.
+    """Ranks that the others wait for: those furthest behind; or, where all are at the same place,
+    those that have fallen silent.
 
     The places come first: after a watchdog has struck, the ranks that waited are the silent ones.
     """
@@ -38,7 +43,9 @@ def held_up_by(signs: Mapping[int, Sign], now: float) -> list[int]:
 
 
 class Heartbeat:
-    """A thread that says every ``PULSE`` seconds how far this rank is, as long as the context lasts."""
+    """A thread that says every ``PULSE`` seconds how far this rank is, as long as the context
+    lasts.
+    """
 
     def __init__(
         self,
@@ -49,8 +56,16 @@ class Heartbeat:
         warn: Callable[[str], None],
         timeout: float,
     ):
-        """``say``: tells the others a place; ``missing``: see ``held_up_by``; ``timeout``: seconds until a watchdog would act."""
-        self._rank, self._world, self._say, self._missing, self._warn = rank, world, say, missing, warn
+        """``say``: tells the others a place; ``missing``: see ``held_up_by``; ``timeout``: seconds
+        until a watchdog would act.
+        """
+        self._rank, self._world, self._say, self._missing, self._warn = (
+            rank,
+            world,
+            say,
+            missing,
+            warn,
+        )
         self._patience = _PATIENCE * timeout
         self.place: Callable[[], float] | None = None  # from when this is set
         self._last, self._since, self._told = -1.0, 0.0, False
@@ -80,4 +95,7 @@ class Heartbeat:
             waiting = [rank for rank in range(self._world) if rank not in missing]
             if missing and waiting and waiting[0] == self._rank:  # one speaks for all that wait
                 ranks = ", ".join(map(str, missing))
-                self._warn(f"step {int(place) + 1}: no word from rank(s) {ranks} for {now - self._since:.0f} s; the others wait")
+                self._warn(
+                    f"step {int(place) + 1}: no word from rank(s) {ranks} for "
+                    f"{now - self._since:.0f} s; the others wait"
+                )

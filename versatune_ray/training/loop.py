@@ -1,4 +1,6 @@
-"""One training run on one rank, wherever it runs: step, and at each adjustment measure, exchange and save. No Ray here."""
+"""One training run on one rank, wherever it runs: step, and at each adjustment measure, exchange
+and save. No Ray here.
+"""
 
 from __future__ import annotations
 
@@ -16,30 +18,32 @@ import torch
 
 from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.domains.chat import load_tokenizer
-from versatune_ray.mixture import needs_gradients
+from versatune_ray.mixture import LossSums, needs_gradients
+from versatune_ray.runs.storage import fetch, here, push
 from versatune_ray.settings import Config
-from versatune_ray.storage import fetch, here, push
+from versatune_ray.settings.recipe import Execution, StagePlan
 from versatune_ray.training.attention import choose
 from versatune_ray.training.budget import check_room
 from versatune_ray.training.checkpoint import Checkpoints, steps_in
 from versatune_ray.training.controller import Decision, Refused, Report
-from versatune_ray.training.core import Tuner, Unrecoverable
+from versatune_ray.training.loggers import MetricLogger
 from versatune_ray.training.metrics import Metrics
 from versatune_ray.training.model import begin_adapters, export, fill, load_model, with_frozen
 from versatune_ray.training.parallel import in_bf16, kind_of
-from versatune_ray.training.recipe import LossSums, Setup, Stage
-from versatune_ray.training.sinks import Sink
 from versatune_ray.training.together import together
+from versatune_ray.training.trainer import Trainer, Unrecoverable
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a run computes; ``folder`` is its ``finetune/`` folder, ``importance`` that of units, for ``SoftMask``."""
+    """What a run computes; ``folder`` is its ``finetune/`` folder, ``importance`` that of units,
+    for ``SoftMask``.
+    """
 
     config: Config
     model: str
     paths: Mapping[str, DomainPaths]
-    stages: Sequence[Stage]
+    stages: Sequence[StagePlan]
     folder: Path
     importance: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
@@ -48,12 +52,16 @@ class Job:
         return self.stages[-1].last
 
     def stage_at(self, step: int) -> int:
-        """Number of the stage that ``step`` steps have come to; where one ends and the next begins, the one that ends."""
+        """Number of the stage that ``step`` steps have come to; where one ends and the next begins,
+        the one that ends.
+        """
         return next(number for number, stage in enumerate(self.stages) if step <= stage.last)
 
 
-class Host(Protocol):
-    """What a run needs of the place where it runs: Ray Train (``worker``), or plain processes (``__main__``)."""
+class Runtime(Protocol):
+    """What a run needs of the place where it runs: Ray Train (``worker``), or plain processes
+    (``__main__``).
+    """
 
     rank: int
     world: int
@@ -63,7 +71,9 @@ class Host(Protocol):
         """The last checkpoint, as a local folder."""
 
     def begin(self, state: dict[str, Any] | None) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """Start the controller from its ``state`` in that checkpoint; returns the shares in force and the log so far."""
+        """Start the controller from its ``state`` in that checkpoint; returns the shares in force
+        and the log so far.
+        """
 
     def exchange(self, report: Report) -> Decision:
         """This rank's part of an adjustment; the same answer on every rank."""
@@ -72,16 +82,20 @@ class Host(Protocol):
         """The controller's state on rank 0, which rides in the checkpoint; None elsewhere."""
 
     def save(self, write: Callable[[Path], Future[Any]], metrics: dict[str, Any]) -> None:
-        """Keep a checkpoint that ``write`` begins to write into a folder. Returns as soon as training may go on."""
+        """Keep a checkpoint that ``write`` begins to write into a folder. Returns as soon as
+        training may go on.
+        """
 
     def best(self) -> AbstractContextManager[Path | None]:
-        """The kept checkpoint of the lowest ``training.keep_best``, as a local folder; None where the last model counts."""
+        """The kept checkpoint of the lowest ``training.keep_best``, as a local folder; None where
+        the last model counts.
+        """
 
     def progress(self, step: int, note: str) -> None:
         """For a person who waits."""
 
     def watch(self, place: Callable[[], float]) -> None:
-        """From now on, ``place()`` says how far this rank is (see ``Tuner.place``)."""
+        """From now on, ``place()`` says how far this rank is (see ``Trainer.place``)."""
 
     def missing(self) -> list[int]:
         """Ranks that others wait for, as far as it is known."""
@@ -89,59 +103,98 @@ class Host(Protocol):
     def warn(self, text: str) -> None:
         """One sentence that a person should read now, told by rank 0 alone."""
 
-    def sink(self) -> Sink | None:
+    def logger(self) -> MetricLogger | None:
         """Where metrics go here, besides ``training.metrics``."""
 
 
-def run(job: Job, host: Host) -> None:
-    """Train from the last checkpoint, or the start, to the end, and leave the tuned model in ``job.folder / "model"``."""
+def run(job: Job, runtime: Runtime) -> None:
+    """Train from the last checkpoint, or the start, to the end, and leave the tuned model in
+    ``job.folder / "model"``.
+    """
     config, training = job.config, job.config.training
     torch.set_num_threads(training.cpus_per_worker)
-    torch.manual_seed(config.seed + host.rank)
-    setup = Setup.of(training)
-    with together(host.world):
+    torch.manual_seed(config.seed + runtime.rank)
+    execution = Execution.of(training)
+    with together(runtime.world):
         job = replace(job, model=fetch(job.model), folder=here(job.folder))
         job.folder.mkdir(parents=True, exist_ok=True)
-        check_room(config, job.model, host.world, host.device)
-        empty = kind_of(setup, host.device, host.world) == "fsdp"
+        check_room(config, job.model, runtime.world, runtime.device)
+        empty = kind_of(execution, runtime.device, runtime.world) == "fsdp"
         model = load_model(
-            job.model, config.model.trust_remote_code, choose(setup.attention, host.device, in_bf16(setup, host.device)), empty=empty
+            job.model,
+            config.model.trust_remote_code,
+            choose(execution.attention, runtime.device, in_bf16(execution, runtime.device)),
+            empty=empty,
         )
         model = with_frozen(model, training, config.seed)
         data = list(load_domains(job.paths, config.data).values())
-    with host.resume() as folder:
+    with runtime.resume() as folder:
         stage = job.stages[job.stage_at(steps_in(folder))]
-        with together(host.world):
-            tuner = Tuner(model, data, stage.recipe, host.device, host.rank, host.world, setup, stage.records, job.importance)
-        host.watch(lambda: tuner.place)
-        checkpoints = Checkpoints(tuner)
+        with together(runtime.world):
+            trainer = Trainer(
+                model,
+                data,
+                stage.recipe,
+                runtime.device,
+                runtime.rank,
+                runtime.world,
+                execution,
+                stage.records,
+                job.importance,
+            )
+        runtime.watch(lambda: trainer.place)
+        checkpoints = Checkpoints(trainer)
         if empty:
-            with together(host.world):
-                fill(model, job.model, frozen_only=folder is not None)  # a checkpoint has what trains
+            with together(runtime.world):
+                # a checkpoint has what trains
+                fill(model, job.model, frozen_only=folder is not None)
                 begin_adapters(model, config.seed)
         state = None if folder is None else checkpoints.load(folder)
-    share, lines = host.begin(state)
-    with together(host.world):
-        metrics = Metrics.begin(config, job.folder, tuner, lines, host.sink() if host.rank == 0 else None, host.warn)
+    share, lines = runtime.begin(state)
+    with together(runtime.world):
+        metrics = Metrics.begin(
+            config,
+            job.folder,
+            trainer,
+            lines,
+            runtime.logger() if runtime.rank == 0 else None,
+            runtime.warn,
+        )
     with metrics as meter:
-        _Run(job, host, tuner, checkpoints, share, lines, meter).to_the_end()
-    if host.rank == 0:
+        _Run(job, runtime, trainer, checkpoints, share, lines, meter).to_the_end()
+    if runtime.rank == 0:
         _send(job)
 
 
 class _Run:
     def __init__(
-        self, job: Job, host: Host, tuner: Tuner, checkpoints: Checkpoints, share: np.ndarray, lines: list[dict[str, Any]], meter: Metrics
+        self,
+        job: Job,
+        runtime: Runtime,
+        trainer: Trainer,
+        checkpoints: Checkpoints,
+        share: np.ndarray,
+        lines: list[dict[str, Any]],
+        meter: Metrics,
     ):
         self.meter = meter
-        self.job, self.host, self.tuner, self.checkpoints, self.share, self.lines = job, host, tuner, checkpoints, share, lines
+        self.job, self.runtime, self.trainer, self.checkpoints, self.share, self.lines = (
+            job,
+            runtime,
+            trainer,
+            checkpoints,
+            share,
+            lines,
+        )
         self.before: dict[str, float] = lines[0]["loss"] if lines else {}
         self.measured: tuple[int, dict[str, float | None]] = (-1, {})
-        self.held_out: tuple[int, LossSums | None] = (-1, None)  # of which step, for a stage that begins where another ends
-        self.number = job.stage_at(tuner.steps_done)
+        # of which step, for a stage that begins where another ends
+        self.held_out: tuple[int, LossSums | None] = (-1, None)
+        self.number = job.stage_at(trainer.steps_done)
         self.began = time.monotonic()
         self.log = job.folder / "adjustments.jsonl"
-        if host.rank == 0:  # what an interrupted run logged after its last checkpoint is done again
+        # what an interrupted run logged after its last checkpoint is done again
+        if runtime.rank == 0:
             self.log.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def to_the_end(self) -> None:
@@ -149,36 +202,40 @@ class _Run:
             self.number = number
             self.train(self.job.stages[number])
         self.checkpoints.wait()
-        with self.host.best() as folder:
+        with self.runtime.best() as folder:
             if folder is not None:
                 self.checkpoints.load_weights(folder)
         weights = self.checkpoints.weights()
-        if self.host.rank == 0:
+        if self.runtime.rank == 0:
             self.export(weights)
 
-    def train(self, stage: Stage) -> None:
+    def train(self, stage: StagePlan) -> None:
         """The steps of a stage that are left."""
-        tuner, checkpoint_every = self.tuner, self.job.config.training.checkpoint_every
-        if tuner.steps_done == stage.first:
+        trainer, checkpoint_every = self.trainer, self.job.config.training.checkpoint_every
+        if trainer.steps_done == stage.first:
             if self.number:
-                tuner.begin(stage.recipe, stage.records, fresh=stage.fresh)
+                trainer.begin(stage.recipe, stage.records, fresh=stage.fresh)
             self.adjust()
-        while tuner.steps_done < stage.last:
-            began, step = time.perf_counter(), tuner.steps_done + 1
+        while trainer.steps_done < stage.last:
+            began, step = time.perf_counter(), trainer.steps_done + 1
             last = step == stage.last
             adjusts = last or (step - stage.first) % stage.adjust_every == 0
             saves = last or (step % checkpoint_every == 0 if checkpoint_every else adjusts)
             with self.in_time(step):
-                tuner.step(self.share, ahead=not (adjusts or saves))
-            if self.host.rank == 0 and tuner.last is not None and tuner.last.skipped is not None:
-                self.host.warn(f"{tuner.last.skipped}; left out (training.on_nonfinite=skip)")
-            self.host.progress(step, self.meter.step(time.perf_counter() - began))
+                trainer.step(self.share, ahead=not (adjusts or saves))
+            if (
+                self.runtime.rank == 0
+                and trainer.last is not None
+                and trainer.last.skipped is not None
+            ):
+                self.runtime.warn(f"{trainer.last.skipped}; left out (training.on_nonfinite=skip)")
+            self.runtime.progress(step, self.meter.step(time.perf_counter() - began))
             if adjusts:
                 self.adjust()
             if saves:
                 self.meter.flush()  # what a checkpoint has behind it is not measured again
-                with self.in_time(tuner.steps_done):
-                    self.host.save(self.save, self.metrics())
+                with self.in_time(trainer.steps_done):
+                    self.runtime.save(self.save, self.metrics())
 
     @contextmanager
     def in_time(self, step: int) -> Iterator[None]:
@@ -192,22 +249,27 @@ class _Run:
         except RuntimeError as error:
             if "timed out" not in str(error).lower():
                 raise
-            missing = ", ".join(map(str, self.host.missing())) or "unknown"
+            missing = ", ".join(map(str, self.runtime.missing())) or "unknown"
             seconds = self.job.config.training.exchange_timeout
-            raise TimeoutError(f"step {step}: no word from rank(s) {missing} within {seconds:g} s") from error
+            raise TimeoutError(
+                f"step {step}: no word from rank(s) {missing} within {seconds:g} s"
+            ) from error
 
     def adjust(self) -> None:
         """Measure, tell the controller, and go on with the shares that it answers."""
-        step = self.tuner.steps_done
+        step = self.trainer.steps_done
         with self.in_time(step):
             report = self.report()
             try:
-                decision = self.host.exchange(report)
-            except Refused as error:  # any other ValueError may come from torch, where the ranks' group is gone
-                raise Unrecoverable(f"adjustment at step {step}: {error}; the last checkpoint is intact") from error
+                decision = self.runtime.exchange(report)
+            # any other ValueError may come from torch, where the ranks' group is gone
+            except Refused as error:
+                raise Unrecoverable(
+                    f"adjustment at step {step}: {error}; the last checkpoint is intact"
+                ) from error
         self.share = decision.share
         self.began = time.monotonic()
-        if self.host.rank == 0:
+        if self.runtime.rank == 0:
             self.measured = decision.line["step"], decision.line["loss"]
             self.before = self.before or decision.line["loss"]
             self.meter.adjusted(decision.line)
@@ -215,55 +277,77 @@ class _Run:
                 log.write(json.dumps(decision.line) + "\n")
             _send(self.job)
             for warning in decision.line["warnings"]:
-                self.host.warn(warning)
+                self.runtime.warn(warning)
 
     def report(self) -> Report:
-        tuner, stage = self.tuner, self.job.stages[self.number]
+        trainer, stage = self.trainer, self.job.stages[self.number]
         training = time.monotonic() - self.began
-        first_or_last = tuner.steps_done in (stage.first, stage.last)  # before and after are always measured held out
-        measured = self.measure() if self.job.config.mixture.feedback == "held_out" or first_or_last else None
-        asked = tuner.steps_done > stage.first and needs_gradients(stage.policy)  # a stage's first adjustment decides nothing
-        products = tuner.gradient_products(self.job.config.mixture.gradient_records) if asked else None
-        train, samples, tokens = tuner.take_counts()
+        # before and after are always measured held out
+        first_or_last = trainer.steps_done in (stage.first, stage.last)
+        measured = (
+            self.measure()
+            if self.job.config.mixture.feedback == "held_out" or first_or_last
+            else None
+        )
+        # a stage's first adjustment decides nothing
+        asked = trainer.steps_done > stage.first and needs_gradients(stage.policy)
+        products = (
+            trainer.gradient_products(self.job.config.mixture.gradient_records) if asked else None
+        )
+        train, samples, tokens = trainer.take_counts()
         return Report(
             stage=self.number,
-            step=tuner.steps_done,
-            epoch=stage.epoch(tuner.steps_done),
+            step=trainer.steps_done,
+            epoch=stage.epoch(trainer.steps_done),
             loss_sums=measured.nats if measured else None,
             token_counts=measured.count if measured else None,
             train_loss_sums=train.nats,
             train_token_counts=train.count,
             samples=samples,
             tokens=tokens,
-            passes=tuner.sampler.passes,
+            passes=trainer.sampler.passes,
             seconds={"training": training, "measuring": time.monotonic() - self.began - training},
             gradient_products=products,
         )
 
     def measure(self) -> LossSums | None:
         """This rank's part of the held-out losses at this step, measured once."""
-        if self.held_out[0] != self.tuner.steps_done:
-            self.held_out = self.tuner.steps_done, self.tuner.held_out()
+        if self.held_out[0] != self.trainer.steps_done:
+            self.held_out = self.trainer.steps_done, self.trainer.held_out()
         return self.held_out[1]
 
     def metrics(self) -> dict[str, Any]:
-        """What checkpoints and trials are compared by: where they were measured at this very step, the losses, one by one and their mean,
-        and beside them those before training."""
-        found: dict[str, Any] = {"step": self.tuner.steps_done}
-        if self.measured[0] == self.tuner.steps_done:
+        """What checkpoints and trials are compared by: where they were measured at this very step,
+        the losses, one by one and their mean, and beside them those before training.
+        """
+        found: dict[str, Any] = {"step": self.trainer.steps_done}
+        if self.measured[0] == self.trainer.steps_done:
             loss = {name: value for name, value in self.measured[1].items() if value is not None}
-            found |= {"loss": float(np.mean(list(loss.values())))} | {f"loss.{name}": value for name, value in loss.items()}
+            found |= {"loss": float(np.mean(list(loss.values())))} | {
+                f"loss.{name}": value for name, value in loss.items()
+            }
             found |= {f"loss_before.{name}": value for name, value in self.before.items()}
         return found
 
     def save(self, folder: Path) -> Future[Any]:
-        return self.checkpoints.save(folder, self.host.state())
+        return self.checkpoints.save(folder, self.runtime.state())
 
     def export(self, weights: dict[str, torch.Tensor]) -> None:
-        """The tuned model with tokenizer and chat template: a folder that transformers and vLLM load as is."""
+        """The tuned model with tokenizer and chat template: a folder that transformers and vLLM
+        load as is.
+        """
         config, folder = self.job.config, self.job.folder / "model"
-        export(self.tuner.model, weights, folder, self.job.model, config.model.trust_remote_code, config.training)
-        load_tokenizer(self.job.model, config.data.chat_template, config.model.trust_remote_code).save_pretrained(folder)
+        export(
+            self.trainer.model,
+            weights,
+            folder,
+            self.job.model,
+            config.model.trust_remote_code,
+            config.training,
+        )
+        load_tokenizer(
+            self.job.model, config.data.chat_template, config.model.trust_remote_code
+        ).save_pretrained(folder)
         push(folder)
 
 

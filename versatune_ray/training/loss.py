@@ -1,7 +1,9 @@
-"""Negative log-likelihood of response tokens only, without ever holding the logits of a whole batch.
+"""Negative log-likelihood of response tokens only, without ever holding the logits of a whole
+batch.
 
-The gradient is computed with the loss, chunk by chunk: three matrix products with the output embedding, where recomputing the logits in the
-backward pass would take four. Products run in the precision of the hidden states, what is computed on logits in float32.
+The gradient is computed with the loss, chunk by chunk: three matrix products with the output
+embedding, where recomputing the logits in the backward pass would take four. Products run in the
+precision of the hidden states, what is computed on logits in float32.
 """
 
 from __future__ import annotations
@@ -16,42 +18,63 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-ROWS = {"cpu": 256, "cuda": 2048}  # of logits at a time: what a CPU's caches hold, what keeps a GPU's tensor cores busy
+# of logits at a time: what a CPU's caches hold, what keeps a GPU's tensor cores busy
+ROWS = {"cpu": 256, "cuda": 2048}
 
 Gradient = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class ResponseLoss(nn.Module):
-    """Decoder and output embedding as one module, so that data-parallel wrappers see one forward pass."""
+    """Decoder and output embedding as one module, so that data-parallel wrappers see one forward
+    pass.
+    """
 
     def __init__(self, model: PreTrainedModel, compiled: bool = False, rows: int | None = None):
-        """``compiled``: what is computed on logits is fused by torch.compile. rows: of logits at a time; None: as the device likes it."""
+        """``compiled``: what is computed on logits is fused by torch.compile. rows: of logits at a
+        time; None: as the device likes it.
+        """
         super().__init__()
         self.model = model
-        gradient: Gradient = torch.compile(nats_and_gradient, dynamic=True) if compiled else nats_and_gradient
+        gradient: Gradient = (
+            torch.compile(nats_and_gradient, dynamic=True) if compiled else nats_and_gradient
+        )
         head = model.get_output_embeddings()
-        # The head's own forward pass, so that FSDP gathers it before and reduces its gradient behind it as it does for any module.
+        # The head's own forward pass, so that FSDP gathers it before and reduces its gradient
+        # behind it as it does for any module.
         head.forward = partial(_head_loss, head, gradient, rows)  # type: ignore[method-assign, assignment]
 
     def forward(
-        self, tokens: torch.Tensor, kept: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None, **attention: Any
+        self,
+        tokens: torch.Tensor,
+        kept: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor | None = None,
+        **attention: Any,
     ) -> Any:
-        """Nats per target, float32 [n], without gradient; with ``weights`` the pair (Σ weights · nats, which has one; nats).
+        """Nats per target, float32 [n], without gradient; with ``weights`` the pair (Σ weights ·
+        nats, which has one; nats).
 
         Args:
             tokens: int64 [rows, length].
             kept: int64 [n], flat positions in ``tokens`` after which a response token follows.
             targets: int64 [n], those tokens.
             weights: float32 [n], what each target counts in the loss.
-            attention: what the attention needs to know of packed rows, ``position_ids`` and more (see ``attention``).
+            attention: what the attention needs to know of packed rows, ``position_ids`` and more
+                (see ``attention``).
         """
-        hidden = self.model.get_decoder()(input_ids=tokens, use_cache=False, **attention).last_hidden_state
+        hidden = self.model.get_decoder()(
+            input_ids=tokens, use_cache=False, **attention
+        ).last_hidden_state
         hidden = hidden.flatten(0, 1).index_select(0, kept)
         return self.model.get_output_embeddings()(hidden, targets, weights)  # type: ignore[operator]
 
 
-def nats_and_gradient(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Nats [n], and the gradient of Σ weights · nats with respect to ``logits`` [n, vocabulary]; both float32."""
+def nats_and_gradient(
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Nats [n], and the gradient of Σ weights · nats with respect to ``logits`` [n, vocabulary];
+    both float32.
+    """
     log_p = functional.log_softmax(logits, -1, dtype=torch.float32)
     nats = -log_p.gather(1, targets[:, None]).squeeze(1)
     hit = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
@@ -59,10 +82,16 @@ def nats_and_gradient(logits: torch.Tensor, targets: torch.Tensor, weights: torc
 
 
 def _head_loss(
-    head: nn.Linear, gradient: Gradient, rows: int | None, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None
+    head: nn.Linear,
+    gradient: Gradient,
+    rows: int | None,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    weights: torch.Tensor | None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     device, rows = hidden.device.type, rows or ROWS.get(hidden.device.type, 256)
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # which does not know functions of ours
+    # which does not know functions of ours
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         hidden = hidden.to(torch.get_autocast_dtype(device))
     weight = head.weight.to(hidden.dtype)
     if weights is None:
@@ -81,18 +110,28 @@ def _chunks(rows: int, *tensors: torch.Tensor) -> Any:
 
 
 def _logits(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """In float32 where a GPU's product can give them: they are summed up so in any case, and rounding them is noise of some percent."""
+    """In float32 where a GPU's product can give them: they are summed up so in any case, and
+    rounding them is noise of some percent.
+    """
     if hidden.device.type == "cuda" and hidden.dtype != torch.float32:
         return torch.mm(hidden, weight.T, out_dtype=torch.float32)
     return hidden @ weight.T
 
 
 class _WeightedNats(torch.autograd.Function):
-    """(hidden [n, size], weight [vocabulary, size], targets, weights [n]) → Σ weights · nats, and nats [n]; float32."""
+    """(hidden [n, size], weight [vocabulary, size], targets, weights [n]) → Σ weights · nats, and
+    nats [n]; float32.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, gradient: Gradient, rows: int
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor,
+        gradient: Gradient,
+        rows: int,
     ) -> Any:
         of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
@@ -115,4 +154,10 @@ class _WeightedNats(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, of_loss: torch.Tensor, _: torch.Tensor) -> Any:
         gradients, ctx.gradients = ctx.gradients, None
-        return *(None if one is None else one.mul_(of_loss) for one in gradients), None, None, None, None
+        return (
+            *(None if one is None else one.mul_(of_loss) for one in gradients),
+            None,
+            None,
+            None,
+            None,
+        )

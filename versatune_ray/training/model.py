@@ -1,4 +1,6 @@
-"""A causal language model to tune: loading, LoRA, and the folder that transformers and vLLM load as is."""
+"""A causal language model to tune: loading, LoRA, and the folder that transformers and vLLM load as
+is.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,13 @@ from versatune_ray.training.families import check_family
 from versatune_ray.training.trainable import check_importance, chosen, freeze
 
 
-def load_model(path: str, trust_remote_code: bool = False, attention: Kind = "padded", *, empty: bool = False) -> PreTrainedModel:
+def load_model(
+    path: str, trust_remote_code: bool = False, attention: Kind = "padded", *, empty: bool = False
+) -> PreTrainedModel:
     """A causal language model in float32 (mixed precision is the forward pass's business).
 
-    ``empty``: on the meta device, for ``fill`` to give each rank its part of the weights; no rank then ever holds the whole.
+    ``empty``: on the meta device, for ``fill`` to give each rank its part of the weights; no rank
+    then ever holds the whole.
 
     Raises:
         UserError: it cannot be loaded, or it is of a family that this training does not know.
@@ -47,7 +52,8 @@ def load_model(path: str, trust_remote_code: bool = False, attention: Kind = "pa
 
 
 def fill(model: torch.nn.Module, path: str, *, frozen_only: bool = False) -> None:
-    """Read the weights of ``path`` into an ``empty`` model that has storage by now, each rank its part of a sharded one and no more.
+    """Read the weights of ``path`` into an ``empty`` model that has storage by now, each rank its
+    part of a sharded one and no more.
 
     Args:
         model: of ``load_model``, with or without adapters; adapters stay as they are.
@@ -58,21 +64,34 @@ def fill(model: torch.nn.Module, path: str, *, frozen_only: bool = False) -> Non
     """
     base = _base(model)
     init_buffers(base)
-    parameters = {name: parameter for name, parameter in base.named_parameters() if ".lora_" not in name}
+    parameters = {
+        name: parameter for name, parameter in base.named_parameters() if ".lora_" not in name
+    }
     if frozen_only:
-        parameters = {name: parameter for name, parameter in parameters.items() if not parameter.requires_grad}
+        parameters = {
+            name: parameter for name, parameter in parameters.items() if not parameter.requires_grad
+        }
     reader = HuggingFaceStorageReader(str(_folder(path)))
     stored: Any = reader.read_metadata().state_dict_metadata
     if not stored:
-        raise UserError(f"{path}: no .safetensors in it, which each worker reads its part of; load the model once and save_pretrained it")
+        raise UserError(
+            f"{path}: no .safetensors in it, which each worker reads its part of; load the model "
+            f"once and save_pretrained it"
+        )
     state = {}
     for name, parameter in parameters.items():
         plain = name.replace(".base_layer.", ".")
-        key = plain if plain in stored else plain.removeprefix(f"{base.base_model_prefix}.")  # of a model saved without its head
+        # of a model saved without its head
+        key = plain if plain in stored else plain.removeprefix(f"{base.base_model_prefix}.")
         if key not in stored:
-            raise UserError(f"{path}: no {plain} in its .safetensors; are they of this config.json?")
+            raise UserError(
+                f"{path}: no {plain} in its .safetensors; are they of this config.json?"
+            )
         if stored[key].size != parameter.shape:
-            shapes = f"{list(stored[key].size)} in its .safetensors and {list(parameter.shape)} by its config.json"
+            shapes = (
+                f"{list(stored[key].size)} in its .safetensors and {list(parameter.shape)} by its "
+                f"config.json"
+            )
             raise UserError(f"{path}: {plain} is {shapes}; they do not belong together")
         state[key] = parameter.detach()
     if state:
@@ -81,8 +100,12 @@ def fill(model: torch.nn.Module, path: str, *, frozen_only: bool = False) -> Non
 
 
 def init_buffers(model: PreTrainedModel) -> None:
-    """What no checkpoint holds, as transformers makes it from the configuration: frequencies of rotary embeddings, scales."""
-    for owner in {model.get_submodule(name.rpartition(".")[0]) for name, _ in model.named_buffers()}:
+    """What no checkpoint holds, as transformers makes it from the configuration: frequencies of
+    rotary embeddings, scales.
+    """
+    for owner in {
+        model.get_submodule(name.rpartition(".")[0]) for name, _ in model.named_buffers()
+    }:
         for parameter in owner.parameters(recurse=False):
             parameter._is_hf_initialized = True  # type: ignore[attr-defined]
         model._init_weights(owner)
@@ -108,17 +131,23 @@ def _told(path: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be loaded as a causal language model: {' '.join(str(error).split())}") from None
+        raise UserError(
+            f"{path}: cannot be loaded as a causal language model: {' '.join(str(error).split())}"
+        ) from None
 
 
 def in_precision(model: PreTrainedModel, *, frozen: torch.dtype, trained: torch.dtype) -> None:
-    """Weights in the precision that they are kept in: what is frozen is never rounded twice, what trains adds up small steps."""
+    """Weights in the precision that they are kept in: what is frozen is never rounded twice, what
+    trains adds up small steps.
+    """
     for parameter in model.parameters():
         parameter.data = parameter.data.to(trained if parameter.requires_grad else frozen)
 
 
 def begin_adapters(model: torch.nn.Module, seed: int) -> None:
-    """Give LoRA's matrices their first values, the same whatever the number of ranks: A uniform as peft has it, B zero."""
+    """Give LoRA's matrices their first values, the same whatever the number of ranks: A uniform as
+    peft has it, B zero.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if ".lora_A." in name:
@@ -132,14 +161,22 @@ def begin_adapters(model: torch.nn.Module, seed: int) -> None:
 @torch.no_grad()
 def _assign(parameter: torch.Tensor, whole: torch.Tensor) -> None:
     if isinstance(parameter, DTensor):
-        part = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        part = distribute_tensor(
+            whole, parameter.device_mesh, parameter.placements, src_data_rank=None
+        )
         parameter.to_local().copy_(part.to_local())
     else:
         parameter.copy_(whole)
 
 
-def check_parts(path: str, trainable: Sequence[Trainable], importance: Mapping[str, torch.Tensor], trust_remote_code: bool = False) -> None:
-    """Whether the model in ``path`` has these parts and these units; of its shape alone, no weight is read.
+def check_parts(
+    path: str,
+    trainable: Sequence[Trainable],
+    importance: Mapping[str, torch.Tensor],
+    trust_remote_code: bool = False,
+) -> None:
+    """Whether the model in ``path`` has these parts and these units; of its shape alone, no weight
+    is read.
 
     Raises:
         UserError: it has not, or it is no causal language model.
@@ -155,7 +192,8 @@ def check_parts(path: str, trainable: Sequence[Trainable], importance: Mapping[s
 
 
 def with_frozen(model: PreTrainedModel, training: Training, seed: int) -> PreTrainedModel:
-    """The model with everything frozen that ``training.trainable`` and ``training.lora`` do not let move; it may be an ``empty`` one.
+    """The model with everything frozen that ``training.trainable`` and ``training.lora`` do not let
+    move; it may be an ``empty`` one.
 
     Raises:
         UserError: the model has no such layers or modules.
@@ -167,29 +205,51 @@ def with_frozen(model: PreTrainedModel, training: Training, seed: int) -> PreTra
     return _add_lora(model, training.lora, training.trainable, seed)
 
 
-def _add_lora(model: PreTrainedModel, settings: Lora, trainable: Trainable, seed: int) -> PreTrainedModel:
-    """Freeze the model and put trainable low-rank matrices beside its ``targets`` (peft changes it in place)."""
+def _add_lora(
+    model: PreTrainedModel, settings: Lora, trainable: Trainable, seed: int
+) -> PreTrainedModel:
+    """Freeze the model and put trainable low-rank matrices beside its ``targets`` (peft changes it
+    in place).
+    """
     from peft import LoraConfig, get_peft_model
 
     assert settings.rank is not None
     targets: Any = settings.targets[0] if settings.targets == ["all-linear"] else settings.targets
     if not trainable.everything:
         roots = chosen(model, trainable)
-        linear = {f"{root}.{path}".rstrip("."): part for root, module in roots.items() for path, part in module.named_modules()}
+        linear = {
+            f"{root}.{path}".rstrip("."): part
+            for root, module in roots.items()
+            for path, part in module.named_modules()
+        }
         found = [name for name, part in linear.items() if isinstance(part, torch.nn.Linear)]
-        targets = [name for name in found if targets == "all-linear" or name.rpartition(".")[2] in targets]
+        targets = [
+            name for name in found if targets == "all-linear" or name.rpartition(".")[2] in targets
+        ]
         if not targets:
-            raise UserError(f"training.lora.targets: none of {', '.join(settings.targets)} is among training.trainable.modules")
+            raise UserError(
+                f"training.lora.targets: none of {', '.join(settings.targets)} is among "
+                f"training.trainable.modules"
+            )
     config = LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets, task_type="CAUSAL_LM"
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
     )
     try:
         wrapped = get_peft_model(model, config)  # type: ignore[arg-type]
     except ValueError as error:
         raise UserError(f"training.lora.targets: {' '.join(str(error).split())}") from None
-    for name, part in (("input", model.get_input_embeddings()), ("output", model.get_output_embeddings())):
+    for name, part in (
+        ("input", model.get_input_embeddings()),
+        ("output", model.get_output_embeddings()),
+    ):
         if hasattr(part, "base_layer"):
-            raise UserError(f"training.lora.targets: the {name} embedding cannot have an adapter; leave it out")
+            raise UserError(
+                f"training.lora.targets: the {name} embedding cannot have an adapter; leave it out"
+            )
     wrapped.to(torch.float32)
     if not next(wrapped.parameters()).is_meta:
         begin_adapters(wrapped, seed)
@@ -197,16 +257,23 @@ def _add_lora(model: PreTrainedModel, settings: Lora, trainable: Trainable, seed
 
 
 def export(
-    model: PreTrainedModel, weights: dict[str, torch.Tensor], folder: Path, base: str, trust_remote_code: bool, training: Training
+    model: PreTrainedModel,
+    weights: dict[str, torch.Tensor],
+    folder: Path,
+    base: str,
+    trust_remote_code: bool,
+    training: Training,
 ) -> None:
     """Write a model folder (safetensors), in the precision that the base model is stored in.
 
     Args:
         weights: by the names of ``model.state_dict()``, whole and on the CPU; those that trained.
-        base: what ``model`` was loaded from. Where parts of it were frozen it is loaded anew, for a sharded model cannot be merged where
-            it is.
+        base: what ``model`` was loaded from. Where parts of it were frozen it is loaded anew, for a
+            sharded model cannot be merged where it is.
     """
-    stored = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code).dtype or torch.float32
+    stored = (
+        AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code).dtype or torch.float32
+    )
     if training.lora.rank is not None or not training.trainable.everything:
         model = with_frozen(load_model(base, trust_remote_code), training, 0)
         unknown = model.load_state_dict(weights, strict=False).unexpected_keys
@@ -217,9 +284,19 @@ def export(
                 return
             model = model.merge_and_unload()  # type: ignore[operator]
         weights = model.state_dict()
-    with torch.device("meta"):  # a model without weights, for its names and its configuration: the real one may be sharded
-        skeleton = AutoModelForCausalLM.from_config(model.config, dtype=stored, trust_remote_code=trust_remote_code)
+    # a model without weights, for its names and its configuration: the real one may be sharded
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(
+            model.config, dtype=stored, trust_remote_code=trust_remote_code
+        )
     skeleton.generation_config = model.generation_config
-    every, once = (dict(skeleton.named_parameters(remove_duplicate=single)).keys() for single in (False, True))
+    every, once = (
+        dict(skeleton.named_parameters(remove_duplicate=single)).keys() for single in (False, True)
+    )
     tied = every - once  # a head that is the embedding under another name
-    skeleton.save_pretrained(folder, state_dict={name: values.to(stored) for name, values in weights.items() if name not in tied})
+    skeleton.save_pretrained(
+        folder,
+        state_dict={
+            name: values.to(stored) for name, values in weights.items() if name not in tied
+        },
+    )

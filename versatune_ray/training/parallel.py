@@ -1,4 +1,6 @@
-"""One device, DDP or FSDP2 around the same module: everything that torch.distributed has to be told."""
+"""One device, DDP or FSDP2 around the same module: everything that torch.distributed has to be
+told.
+"""
 
 from __future__ import annotations
 
@@ -13,83 +15,114 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from versatune_ray.errors import UserError
+from versatune_ray.settings.recipe import Execution
 from versatune_ray.training.loss import ResponseLoss
-from versatune_ray.training.recipe import Setup
 
 Kind = Literal["single", "ddp", "fsdp"]
 _SLICE = 1 << 24  # numbers of all gradients together that are multiplied at a time
 
 
-def kind_of(setup: Setup, device: torch.device, world: int) -> Kind:
+def kind_of(execution: Execution, device: torch.device, world: int) -> Kind:
     """How a module is spread over ranks.
 
     Raises:
         UserError: a setting that this kind would not heed.
     """
-    kind: Kind = "fsdp" if setup.parallel == "fsdp" or (setup.parallel == "auto" and device.type == "cuda") else "ddp"
+    kind: Kind = (
+        "fsdp"
+        if execution.parallel == "fsdp" or (execution.parallel == "auto" and device.type == "cuda")
+        else "ddp"
+    )
     for name in ("cpu_offload", "no_sync", "shard_over"):
-        if kind != "fsdp" and getattr(setup, name):
+        if kind != "fsdp" and getattr(execution, name):
             raise UserError(
-                f"training.{name}={getattr(setup, name)}: this run uses {kind}, which has no such thing; write training.parallel=fsdp"
+                f"training.{name}={getattr(execution, name)}: this run uses {kind}, which has no "
+                f"such thing; write training.parallel=fsdp"
             )
-    if kind == "fsdp" and world % (setup.shard_over or world):
-        raise UserError(f"training.shard_over: {world} workers cannot be divided into groups of {setup.shard_over}; choose a divisor")
+    if kind == "fsdp" and world % (execution.shard_over or world):
+        raise UserError(
+            f"training.shard_over: {world} workers cannot be divided into groups of "
+            f"{execution.shard_over}; choose a divisor"
+        )
     return "single" if kind == "ddp" and world == 1 else kind
 
 
-def in_bf16(setup: Setup, device: torch.device) -> bool:
+def in_bf16(execution: Execution, device: torch.device) -> bool:
     """Whether forward and backward passes are computed in bf16."""
-    return device.type == "cuda" if setup.precision == "auto" else setup.precision == "bf16"
+    return device.type == "cuda" if execution.precision == "auto" else execution.precision == "bf16"
 
 
-def compiles(setup: Setup, device: torch.device) -> bool:
+def compiles(execution: Execution, device: torch.device) -> bool:
     """Whether layers and loss go through torch.compile."""
-    return device.type == "cuda" if setup.compile == "auto" else setup.compile
+    return device.type == "cuda" if execution.compile == "auto" else execution.compile
 
 
 class Parallel:
     """A ``ResponseLoss`` on this rank's device, ready for forward and backward passes.
 
-    ``module`` is what the optimizer and checkpoints see; gradients are averaged over ranks, as torch does by default. Under FSDP it may
-    come on the meta device: what it holds is then made here, and not yet filled.
+    ``module`` is what the optimizer and checkpoints see; gradients are averaged over ranks, as
+    torch does by default. Under FSDP it may come on the meta device: what it holds is then made
+    here, and not yet filled.
     """
 
-    def __init__(self, loss: ResponseLoss, setup: Setup, device: torch.device, rank: int, world: int):
-        self.rank, self.world, self.device, self.no_sync = rank, world, device, setup.no_sync
-        self.bf16, self.kind = in_bf16(setup, device), kind_of(setup, device, world)
-        prepare_layers(loss, setup, compiled=compiles(setup, device))
+    def __init__(
+        self, loss: ResponseLoss, execution: Execution, device: torch.device, rank: int, world: int
+    ):
+        self.rank, self.world, self.device, self.no_sync = rank, world, device, execution.no_sync
+        self.bf16, self.kind = in_bf16(execution, device), kind_of(execution, device, world)
+        prepare_layers(loss, execution, compiled=compiles(execution, device))
         layers = _layers(loss)
         self._shards: dist.ProcessGroup | None = None
         if self.kind == "fsdp":
-            self.module: nn.Module = self._sharded(loss, layers, setup)
+            self.module: nn.Module = self._sharded(loss, layers, execution)
         else:
             loss.to(device)
             self.module = loss if self.kind == "single" else DistributedDataParallel(loss)
 
-    def _sharded(self, loss: ResponseLoss, layers: Sequence[nn.Module], setup: Setup) -> nn.Module:
-        mesh = _mesh(self.device, self.world, setup.shard_over)
+    def _sharded(
+        self, loss: ResponseLoss, layers: Sequence[nn.Module], execution: Execution
+    ) -> nn.Module:
+        mesh = _mesh(self.device, self.world, execution.shard_over)
         self._shards = mesh.get_group(mesh.ndim - 1)
-        # Sums over ranks are made in float32; a single rank has nothing to sum, and micro-batches add up in float32 all the same.
+        # Sums over ranks are made in float32; a single rank has nothing to sum, and micro-batches
+        # add up in float32 all the same.
         reduced = torch.float32 if self.world > 1 else None
-        mixed = MixedPrecisionPolicy(torch.bfloat16 if self.bf16 else None, reduced, cast_forward_inputs=False)
-        offload = CPUOffloadPolicy() if setup.cpu_offload else OffloadPolicy()
+        mixed = MixedPrecisionPolicy(
+            torch.bfloat16 if self.bf16 else None, reduced, cast_forward_inputs=False
+        )
+        offload = CPUOffloadPolicy() if execution.cpu_offload else OffloadPolicy()
         options: dict[str, Any] = {"mesh": mesh, "mp_policy": mixed, "offload_policy": offload}
-        decoder, embedding, head = loss.model.get_decoder(), loss.model.get_input_embeddings(), loss.model.get_output_embeddings()
+        decoder, embedding, head = (
+            loss.model.get_decoder(),
+            loss.model.get_input_embeddings(),
+            loss.model.get_output_embeddings(),
+        )
         for layer in layers:
             fully_shard(layer, **options)  # type: ignore[arg-type]
-        if embedding.weight is not head.weight:  # tied, they stay with what is left for the whole of a step
+        # tied, they stay with what is left for the whole of a step
+        if embedding.weight is not head.weight:
             fully_shard(embedding, **options)
             fully_shard([decoder.norm, head], **options)  # type: ignore[union-attr, list-item]
         fully_shard(loss, **options)
-        where = torch.device("cpu") if setup.cpu_offload else self.device
-        loss._apply(lambda tensor: torch.empty_like(tensor, device=where) if tensor.is_meta else tensor.to(where))  # type: ignore[no-untyped-call]
-        if setup.cpu_offload:  # buffers are read on the device
+        where = torch.device("cpu") if execution.cpu_offload else self.device
+        loss._apply(
+            lambda tensor: (
+                torch.empty_like(tensor, device=where) if tensor.is_meta else tensor.to(where)
+            )
+        )  # type: ignore[no-untyped-call]
+        if execution.cpu_offload:  # buffers are read on the device
             for module in loss.modules():
                 for name, buffer in module.named_buffers(recurse=False):
                     setattr(module, name, buffer.to(self.device))
@@ -101,7 +134,9 @@ class Parallel:
         return self.kind == "fsdp" and self.world > 1
 
     def forward(self, batch: dict[str, Any], *, train: bool) -> Any:
-        """What ``ResponseLoss`` gives. Without ``train`` no rank waits for another, unless parameters are sharded."""
+        """What ``ResponseLoss`` gives. Without ``train`` no rank waits for another, unless
+        parameters are sharded.
+        """
         module = self.module.module if self.kind == "ddp" and not train else self.module
         half = self.bf16 and self.kind != "fsdp"
         with torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext():
@@ -109,7 +144,9 @@ class Parallel:
 
     @contextmanager
     def backward(self, last: bool) -> Iterator[None]:
-        """Around the passes of a micro-batch; where ranks keep whole gradients, those are reduced only in the ``last`` of a step."""
+        """Around the passes of a micro-batch; where ranks keep whole gradients, those are reduced
+        only in the ``last`` of a step.
+        """
         if isinstance(self.module, DistributedDataParallel):
             self.module.require_backward_grad_sync = last
         elif isinstance(self.module, FSDPModule):
@@ -117,10 +154,13 @@ class Parallel:
             self.module.set_is_last_backward(last)
         yield
 
-    def gradient_norm(self, masked: Sequence[tuple[nn.Parameter, torch.Tensor]] = ()) -> torch.Tensor:
+    def gradient_norm(
+        self, masked: Sequence[tuple[nn.Parameter, torch.Tensor]] = ()
+    ) -> torch.Tensor:
         """Euclidean norm of the whole gradient, float32 on the device, the same on all ranks.
 
-        ``masked``: parameters of which each number counts as much as it may move, and by which factor (local parts, within 0 and 1).
+        ``masked``: parameters of which each number counts as much as it may move, and by which
+            factor (local parts, within 0 and 1).
         """
         scales = {id(parameter): scale for parameter, scale in masked}
         parts = []
@@ -148,7 +188,8 @@ class Parallel:
         return values
 
     def take_gradients(self) -> list[torch.Tensor]:
-        """The gradients of this rank's part of the parameters, taken from them to the host: the next backward pass begins anew.
+        """The gradients of this rank's part of the parameters, taken from them to the host: the
+        next backward pass begins anew.
 
         There, because k of them may be more than a device holds.
         """
@@ -159,7 +200,9 @@ class Parallel:
         return taken
 
     def products(self, gradients: Sequence[Sequence[torch.Tensor]]) -> NDArray[np.float64]:
-        """Of every two of the k gradients taken, [k, k], the same on all ranks; a slice of all of them is on the device at a time."""
+        """Of every two of the k gradients taken, [k, k], the same on all ranks; a slice of all of
+        them is on the device at a time.
+        """
         k = len(gradients)
         found = torch.zeros(k, k, dtype=torch.float64, device=self.device)
         for parts in zip(*gradients, strict=True):
@@ -188,13 +231,17 @@ def local(tensor: torch.Tensor | None) -> Any:
 
 
 def _mesh(device: torch.device, world: int, shard_over: int | None) -> DeviceMesh:
-    """All ranks in one dimension; or, where fewer share a copy of the model, (copies, ranks of a copy)."""
+    """All ranks in one dimension; or, where fewer share a copy of the model, (copies, ranks of a
+    copy).
+    """
     if not dist.is_initialized():  # one process by itself
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     if shard_over is None or shard_over == world:
         return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
-    return init_device_mesh(device.type, (world // shard_over, shard_over), mesh_dim_names=("replicate", "shard"))
+    return init_device_mesh(
+        device.type, (world // shard_over, shard_over), mesh_dim_names=("replicate", "shard")
+    )
 
 
 def _layers(loss: ResponseLoss) -> list[nn.Module]:
@@ -202,13 +249,14 @@ def _layers(loss: ResponseLoss) -> list[nn.Module]:
     return list(loss.model.get_decoder().layers)  # type: ignore[union-attr, arg-type]
 
 
-def prepare_layers(loss: ResponseLoss, setup: Setup, *, compiled: bool) -> None:
-    """Compile the layers' forward passes, and compute again in the backward pass what ``setup`` says; hooks of a layer, FSDP's among them,
-    stay outside of both."""
+def prepare_layers(loss: ResponseLoss, execution: Execution, *, compiled: bool) -> None:
+    """Compile the layers' forward passes, and compute again in the backward pass what ``setup``
+    says; hooks of a layer, FSDP's among them, stay outside of both.
+    """
     for number, layer in enumerate(_layers(loss)):
         forward = layer.forward
         if compiled:
             forward = torch.compile(forward, dynamic=True)
-        if setup.recomputes(number):
+        if execution.recomputes(number):
             forward = partial(checkpoint, forward, use_reentrant=False)
         layer.forward = forward  # type: ignore[method-assign]

@@ -1,7 +1,9 @@
-"""Reference losses (the mastery ceiling): per domain, the lowest loss of a small model tuned on that domain alone.
+"""Reference losses (the mastery ceiling): per domain, the lowest loss of a small model tuned on
+that domain alone.
 
-Workers are long-lived actors that take one domain after another, so start-up is paid per worker and not per domain. Where the run shards
-its model over workers, so many of them tune one domain together: what does not fit on one GPU there does not fit here either.
+Workers are long-lived actors that take one domain after another, so start-up is paid per worker and
+not per domain. Where the run shards its model over workers, so many of them tune one domain
+together: what does not fit on one GPU there does not fit here either.
 """
 
 from __future__ import annotations
@@ -18,15 +20,17 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from versatune_ray.cache import cached, have, key_of, write_json
 from versatune_ray.domains import DomainData, DomainPaths, Records, load_domains
+from versatune_ray.mixture import LossSums
+from versatune_ray.runs.cache import cached, have, key_of, write_json
+from versatune_ray.runs.storage import fetch
 from versatune_ray.settings import Config, Reference
-from versatune_ray.storage import fetch, shown
+from versatune_ray.settings.location import shown
+from versatune_ray.settings.recipe import Execution, Recipe, Unit
 from versatune_ray.training.attention import choose
-from versatune_ray.training.core import Tuner
 from versatune_ray.training.model import fill, load_model
 from versatune_ray.training.parallel import in_bf16, kind_of
-from versatune_ray.training.recipe import LossSums, Recipe, Setup, Unit
+from versatune_ray.training.trainer import Trainer
 
 
 def tune_alone(
@@ -40,18 +44,24 @@ def tune_alone(
     rank: int = 0,
     world: int = 1,
 ) -> dict[str, Any]:
-    """Tune on one domain; returns ``curve`` (per epoch: held_out, train), and the lowest ``loss`` with its ``epoch``.
+    """Tune on one domain; returns ``curve`` (per epoch: held_out, train), and the lowest ``loss``
+    with its ``epoch``.
 
-    Attention, precision and sharding are those of the run (``config.training``). The answer is the same on every rank.
+    Attention, precision and sharding are those of the run (``config.training``). The answer is the
+    same on every rank.
 
-    Epoch 0 is the untuned model: where tuning only hurts, that is the ceiling. Stops after ``patience`` epochs without a new lowest
-    loss, which can only come later by chance once a small model overfits.
+    Epoch 0 is the untuned model: where tuning only hurts, that is the ceiling. Stops after
+    ``patience`` epochs without a new lowest loss, which can only come later by chance once a small
+    model overfits.
     """
     torch.manual_seed(config.seed)
     records = domain.train
     size = min(len(records), settings.max_records or len(records))
     if size < len(records):
-        records = Records(records.store, records.indices[np.sort(np.argsort(records.hashes, kind="stable")[:size])])
+        records = Records(
+            records.store,
+            records.indices[np.sort(np.argsort(records.hashes, kind="stable")[:size])],
+        )
         domain = DomainData(domain.name, records, domain.validation, domain.counts)
     steps_per_epoch = max(1, round(size / settings.batch_size))
     recipe = Recipe(
@@ -66,24 +76,36 @@ def tune_alone(
         unit=unit,
         optimizer=config.training.optimizer,
     )
-    setup = Setup.of(config.training)
-    if setup.shard_over is not None and world % setup.shard_over:  # fewer ranks than the run has
-        setup = replace(setup, shard_over=None)
-    empty = kind_of(setup, device, world) == "fsdp"
-    model = load_model(model_path, config.model.trust_remote_code, choose(setup.attention, device, in_bf16(setup, device)), empty=empty)
-    tuner = Tuner(model, [domain], recipe, device, rank, world, setup)
+    execution = Execution.of(config.training)
+    # fewer ranks than the run has
+    if execution.shard_over is not None and world % execution.shard_over:
+        execution = replace(execution, shard_over=None)
+    empty = kind_of(execution, device, world) == "fsdp"
+    model = load_model(
+        model_path,
+        config.model.trust_remote_code,
+        choose(execution.attention, device, in_bf16(execution, device)),
+        empty=empty,
+    )
+    trainer = Trainer(model, [domain], recipe, device, rank, world, execution)
     if empty:
         fill(model, model_path)
     curve: list[dict[str, Any]] = []
 
     def whole(part: LossSums) -> LossSums:
-        return sum(tuner.parallel.gather(part), LossSums.zeros(1))
+        return sum(trainer.parallel.gather(part), LossSums.zeros(1))
 
     def measure(epoch: int) -> None:
-        held_out = whole(tuner.held_out())
-        train = whole(tuner.take_counts()[0])
+        held_out = whole(trainer.held_out())
+        train = whole(trainer.take_counts()[0])
         train_loss = float(train.nats[0] / train.count[0]) if train.count[0] else None
-        curve.append({"epoch": epoch, "held_out": float(held_out.nats[0] / held_out.count[0]), "train": train_loss})
+        curve.append(
+            {
+                "epoch": epoch,
+                "held_out": float(held_out.nats[0] / held_out.count[0]),
+                "train": train_loss,
+            }
+        )
 
     def lowest() -> dict[str, Any]:
         counted = [point for point in curve if point[settings.measure] is not None]
@@ -92,7 +114,7 @@ def tune_alone(
     measure(0)
     for epoch in range(1, settings.epochs + 1):
         for step in range(steps_per_epoch):
-            tuner.step(np.ones(1))
+            trainer.step(np.ones(1))
             progress((epoch - 1) * steps_per_epoch + step + 1, recipe.steps, curve[-1]["held_out"])
         measure(epoch)
         if epoch - lowest()["epoch"] >= settings.patience:
@@ -102,13 +124,22 @@ def tune_alone(
 
 
 def reference_losses(
-    model_path: str, fingerprint: str, paths: Mapping[str, DomainPaths], config: Config, unit: Unit, cache: Path, *, gpu: bool
+    model_path: str,
+    fingerprint: str,
+    paths: Mapping[str, DomainPaths],
+    config: Config,
+    unit: Unit,
+    cache: Path,
+    *,
+    gpu: bool,
 ) -> tuple[dict[str, Any], bool]:
-    """All domains in one go; each domain is cached by itself. Returns the content of ``losses.json``, and whether all were cached."""
+    """All domains in one go; each domain is cached by itself. Returns the content of
+    ``losses.json``, and whether all were cached.
+    """
     import ray
 
-    from versatune_ray.cluster import fitting
-    from versatune_ray.progress import Bar
+    from versatune_ray.runtime.cluster import fitting
+    from versatune_ray.runtime.progress import Bar
 
     settings = config.reference
     common = {
@@ -118,12 +149,18 @@ def reference_losses(
         "seed": config.seed,
         "unit": unit,
     } | ({} if config.training.optimizer == "adamw" else {"optimizer": config.training.optimizer})
-    # Every domain's validation may remove records from any domain's training set: all the stores are part of each key.
+    # Every domain's validation may remove records from any domain's training set: all the stores
+    # are part of each key.
     stores = {name: [folder and folder.name for folder in pair] for name, pair in paths.items()}
-    keys = {name: common | {"domain": name, "stores": stores, "data": config.data.split(name)} for name in paths}
+    keys = {
+        name: common | {"domain": name, "stores": stores, "data": config.data.split(name)}
+        for name in paths
+    }
 
     class Worker:
-        """One rank of a group that tunes one domain after another; imports, data and cores are set up once."""
+        """One rank of a group that tunes one domain after another; imports, data and cores are set
+        up once.
+        """
 
         def __init__(self, rank: int, world: int) -> None:
             torch.set_num_threads(settings.cpus)
@@ -139,7 +176,9 @@ def reference_losses(
         def meet(self, address: str) -> None:
             backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
             timeout = timedelta(seconds=config.training.exchange_timeout)
-            dist.init_process_group(backend, init_method=address, rank=self.rank, world_size=self.world, timeout=timeout)
+            dist.init_process_group(
+                backend, init_method=address, rank=self.rank, world_size=self.world, timeout=timeout
+            )
 
         def tune(self, name: str) -> str:
             with Bar(f"reference {name}", 1, "step") as bar:
@@ -150,7 +189,9 @@ def reference_losses(
 
                 def measure() -> dict[str, Any]:
                     place = self.device, progress, self.rank, self.world
-                    return tune_alone(fetch(model_path), self.data[name], settings, config, unit, *place)
+                    return tune_alone(
+                        fetch(model_path), self.data[name], settings, config, unit, *place
+                    )
 
                 def build(work: Path) -> None:
                     self.all_ranks(True)
@@ -177,17 +218,29 @@ def reference_losses(
 
     missing = [name for name in paths if stored(name) is None]
     if missing:
-        # No more actors than fit at once: one that waits for another's place would wait until all domains are done.
+        # No more actors than fit at once: one that waits for another's place would wait until all
+        # domains are done.
         together = (
             config.training.least_and_most[0]
-            if kind_of(Setup.of(config.training), torch.device("cuda" if gpu else "cpu"), config.training.least_and_most[0]) == "fsdp"
+            if kind_of(
+                Execution.of(config.training),
+                torch.device("cuda" if gpu else "cpu"),
+                config.training.least_and_most[0],
+            )
+            == "fsdp"
             else 1
         )
-        room = fitting(together * min(settings.workers, len(missing)), settings.cpus, gpu, config.device)
+        room = fitting(
+            together * min(settings.workers, len(missing)), settings.cpus, gpu, config.device
+        )
         together = min(together, room)
         options = {"num_cpus": settings.cpus, "num_gpus": int(gpu)}
         groups = [
-            [ray.remote(Worker).options(**options).remote(rank, together) for rank in range(together)] for _ in range(room // together)
+            [
+                ray.remote(Worker).options(**options).remote(rank, together)
+                for rank in range(together)
+            ]
+            for _ in range(room // together)
         ]
         for group in groups if together > 1 else ():
             address = ray.get(group[0].meeting_point.remote())
@@ -203,4 +256,9 @@ def reference_losses(
         for worker in (worker for group in groups for worker in group):
             ray.kill(worker)
     domains = {name: stored(name) for name in paths}
-    return {"domains": domains, "model": shown(model_path), "unit": unit, "measure": settings.measure}, not missing
+    return {
+        "domains": domains,
+        "model": shown(model_path),
+        "unit": unit,
+        "measure": settings.measure,
+    }, not missing

@@ -1,4 +1,6 @@
-"""What every rank does by itself, and where one fails all have to hear of it: else the others wait for it until a time-out."""
+"""What every rank does by itself, and where one fails all have to hear of it: else the others wait
+for it until a time-out.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,12 @@ class UserErrorOfAll(UserError):
 
 @contextmanager
 def together(world: int, group: dist.ProcessGroup | None = None) -> Iterator[None]:
-    """Around what a rank does without the others. It ends when all ranks have come to its end, or one has met a user's mistake.
+    """Around what a rank does without the others. It ends when all ranks have come to its end, or
+    one has met a user's mistake.
 
     Raises:
-        UserErrorOfAll: on every rank, that of the first rank that has one; which ranks, where not all have it.
+        UserErrorOfAll: on every rank, that of the first rank that has one; which ranks, where not
+            all have it.
     """
     error: UserError | None = None
     try:

@@ -1,4 +1,6 @@
-"""A training run on a Ray Train worker: the controller is an actor, checkpoints go to Ray Train in the background."""
+"""A training run on a Ray Train worker: the controller is an actor, checkpoints go to Ray Train in
+the background.
+"""
 
 from __future__ import annotations
 
@@ -20,30 +22,32 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2.api.report_config import CheckpointUploadMode
 
 from versatune_ray.errors import UserError
-from versatune_ray.progress import Bar
+from versatune_ray.runtime.progress import Bar
 from versatune_ray.training.controller import Decision, Report
-from versatune_ray.training.core import Unrecoverable
 from versatune_ray.training.gauges import Gauges
 from versatune_ray.training.heartbeat import Heartbeat
+from versatune_ray.training.loggers import MetricLogger
 from versatune_ray.training.loop import Job, run
-from versatune_ray.training.sinks import Sink
 from versatune_ray.training.together import UserErrorOfAll
+from versatune_ray.training.trainer import Unrecoverable
 
 
 def train_loop(settings: dict[str, Any]) -> None:
     """The function that ``TorchTrainer`` runs on every rank."""
     job: Job = settings["job"]
     controller = settings["controller"]
-    if ray.get(controller.reason.remote()) is not None:  # an attempt that Ray Train makes because one rank alone had failed for good
+    # an attempt that Ray Train makes because one rank alone had failed for good
+    if ray.get(controller.reason.remote()) is not None:
         return
-    host = RayHost(job, controller)
-    with host.bar, host.heartbeat:
+    runtime = RayRuntime(job, controller)
+    with runtime.bar, runtime.heartbeat:
         try:
-            run(job, host)
-        except (Unrecoverable, UserErrorOfAll) as error:  # all ranks raise it, and the same would happen again
+            run(job, runtime)
+        # all ranks raise it, and the same would happen again
+        except (Unrecoverable, UserErrorOfAll) as error:
             ray.get(controller.stop.remote(str(error)))
         except UserError as error:
-            ray.get(controller.stop.remote(f"rank {host.rank}: {error}"))
+            ray.get(controller.stop.remote(f"rank {runtime.rank}: {error}"))
             raise  # or the others would wait until the time-out
 
 
@@ -57,7 +61,9 @@ class _Node:
         here = ray.train.get_context().get_node_rank()
         self.ranks = [rank for rank, node in enumerate(nodes) if node == here]
         if len(self.ranks) > 1:
-            self._group = dist.new_group(self.ranks, timedelta(seconds=timeout), "gloo", use_local_synchronization=True)
+            self._group = dist.new_group(
+                self.ranks, timedelta(seconds=timeout), "gloo", use_local_synchronization=True
+            )
 
     def gather(self, rank: int, report: Report) -> dict[int, Report] | None:
         """On the node's first rank: the reports of all; None elsewhere."""
@@ -74,8 +80,8 @@ class _Node:
         return told[0]
 
 
-class RayHost:
-    """``loop.Host`` on Ray Train."""
+class RayRuntime:
+    """``loop.Runtime`` on Ray Train."""
 
     def __init__(self, job: Job, controller: Any):
         context = ray.train.get_context()
@@ -85,7 +91,9 @@ class RayHost:
         self._run, self._keep_best = job.config.run, job.config.training.keep_best
         self._timeout = job.config.training.exchange_timeout
         self._controller, self._attempt = controller, 0
-        self.heartbeat = Heartbeat(self.rank, self.world, self._beat, self.missing, self.warn, self._timeout)
+        self.heartbeat = Heartbeat(
+            self.rank, self.world, self._beat, self.missing, self.warn, self._timeout
+        )
 
     def _beat(self, place: float) -> None:
         if self._attempt:
@@ -94,7 +102,7 @@ class RayHost:
     def watch(self, place: Callable[[], float]) -> None:
         self.heartbeat.place = place
 
-    def sink(self) -> Sink | None:
+    def logger(self) -> MetricLogger | None:
         return Gauges(self._run)
 
     def missing(self) -> list[int]:
@@ -111,7 +119,9 @@ class RayHost:
                 yield Path(folder)
 
     def begin(self, state: dict[str, Any] | None) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        begun = ray.get(self._controller.begin.remote(self.world, state)) if self.rank == 0 else None
+        begun = (
+            ray.get(self._controller.begin.remote(self.world, state)) if self.rank == 0 else None
+        )
         self._attempt, share, lines = broadcast_from_rank_zero(begun)
         self._node = _Node(self.world, self._timeout)
         return np.array(share), lines
@@ -138,7 +148,9 @@ class RayHost:
 
         def upload(checkpoint: Any, name: str) -> Any:
             written.result()
-            return ray.train.get_context().get_storage().persist_current_checkpoint(checkpoint, name)
+            return (
+                ray.train.get_context().get_storage().persist_current_checkpoint(checkpoint, name)
+            )
 
         try:
             ray.train.report(
@@ -148,7 +160,8 @@ class RayHost:
                 checkpoint_upload_fn=upload,
                 delete_local_checkpoint_after_upload=True,
             )
-        except RayTaskError as error:  # Ray Train waits for all ranks here, and says in many lines that one did not come
+        # Ray Train waits for all ranks here, and says in many lines that one did not come
+        except RayTaskError as error:
             raise RuntimeError(str(error.cause)) from error
 
     @contextmanager
@@ -157,7 +170,10 @@ class RayHost:
             yield None
             return
         reported = ray.train.get_all_reported_checkpoints()
-        best = min((one for one in reported if self._keep_best in one.metrics), key=lambda one: one.metrics[self._keep_best])
+        best = min(
+            (one for one in reported if self._keep_best in one.metrics),
+            key=lambda one: one.metrics[self._keep_best],
+        )
         with best.checkpoint.as_directory() as folder:
             yield Path(folder)
 

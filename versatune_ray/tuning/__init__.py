@@ -1,1 +1,3 @@
-"""Many fine-tunings compared: ``sweep`` (Ray Tune over settings), ``study`` (methods × seeds), ``lookahead`` (recorded losses)."""
+"""Many fine-tunings compared: ``sweep`` (Ray Tune over settings), ``study`` (methods × seeds),
+``lookahead`` (recorded losses).
+"""

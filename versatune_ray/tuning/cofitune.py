@@ -1,7 +1,9 @@
-"""CoFiTune (arXiv 2404.10306): which layers and modules should move for a domain, and which of their units others need.
+"""CoFiTune (arXiv 2404.10306): which layers and modules should move for a domain, and which of
+their units others need.
 
-Coarse, a tree of fine-tunings: ranges of layers, whole; of the best one its groups of modules; of the best group its projections. Only the
-best branch is expanded, and the best of all trials is what ``best.yaml`` has. Fine: unit importance on general data, for the soft mask.
+Coarse, a tree of fine-tunings: ranges of layers, whole; of the best one its groups of modules; of
+the best group its projections. Only the best branch is expanded, and the best of all trials is what
+``best.yaml`` has. Fine: unit importance on general data, for the soft mask.
 """
 
 from __future__ import annotations
@@ -11,14 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from versatune_ray.cache import cached
 from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.errors import UserError
 from versatune_ray.pipeline import Run
-from versatune_ray.run_folder import Step, say
-from versatune_ray.settings import CoFiTune, Config, Trainable, nearest
-from versatune_ray.storage import push
-from versatune_ray.training import plan as training_plan
+from versatune_ray.runs.cache import cached
+from versatune_ray.runs.folder import Step, say
+from versatune_ray.runs.storage import push
+from versatune_ray.settings import CoFiTune, Config, Trainable, nearest, semantics
 from versatune_ray.tuning.sweep import check_objective, write_results
 from versatune_ray.tuning.trials import Failure, finish, name_of, run_trials, with_artefacts
 
@@ -32,17 +33,20 @@ def check(config: Config) -> None:
     Raises:
         UserError: no targets to gain on, an unknown general domain, or one that is a target.
     """
-    names = training_plan.domain_names(config)
+    names = semantics.domain_names(config)
     check_objective(config, names)
     for name in config.cofitune.general:
         if name not in names:
             raise UserError(f"cofitune.general: unknown domain {name!r}; {nearest(name, names)}")
         if name in config.mixture.targets:
-            raise UserError(f"cofitune.general: {name!r} is a target; importance is for what should stay")
+            raise UserError(
+                f"cofitune.general: {name!r} is a target; importance is for what should stay"
+            )
 
 
 def cofitune(run: Run) -> Path:
-    """Run what is missing of the search, measure importance, and leave ``sweep/best.yaml``; returns the report.
+    """Run what is missing of the search, measure importance, and leave ``sweep/best.yaml``; returns
+    the report.
 
     Raises:
         Incomplete: some trials failed; the search went on without them.
@@ -54,10 +58,18 @@ def cofitune(run: Run) -> Path:
 
     def train(children: Mapping[str, Changes]) -> dict[str, float]:
         failed.update(run_trials(run, shared, children, "cofitune", settings.concurrency))
-        return {name: one["objectives"]["score"] for name in children if (one := shared.outcome(name)) is not None}
+        return {
+            name: one["objectives"]["score"]
+            for name in children
+            if (one := shared.outcome(name)) is not None
+        }
 
     search(settings, train)
-    more = {"training.soft_mask": [str(file) for file in importance(run, shared.stores)]} if settings.general else {}
+    more = (
+        {"training.soft_mask": [str(file) for file in importance(run, shared.stores)]}
+        if settings.general
+        else {}
+    )
     write_results(run, shared, [LAYERS, MODULES], failed, more)
     return finish(run, failed)
 
@@ -67,15 +79,22 @@ def _check_model(run: Run, settings: CoFiTune) -> None:
     from versatune_ray.training.model import check_parts
 
     whole = [Trainable(layers=layers) for layers in settings.layers]
-    parts = [Trainable(modules=names) for group, projections in settings.modules.items() for names in ([group], *projections)]
+    parts = [
+        Trainable(modules=names)
+        for group, projections in settings.modules.items()
+        for names in ([group], *projections)
+    ]
     check_parts(run.model, [*whole, *parts], {}, run.config.model.trust_remote_code)
 
 
-def search(settings: CoFiTune, train: Callable[[Mapping[str, Changes]], Mapping[str, float]]) -> list[Changes]:
+def search(
+    settings: CoFiTune, train: Callable[[Mapping[str, Changes]], Mapping[str, float]]
+) -> list[Changes]:
     """Walk down the tree; returns the best of each level that was reached.
 
     Args:
-        train: does fine-tunings, name → changes; returns the scores of those that ended well, by name.
+        train: does fine-tunings, name → changes; returns the scores of those that ended well, by
+            name.
     """
     left = math.inf if settings.trials is None else settings.trials
     best: list[Changes] = []
@@ -83,10 +102,16 @@ def search(settings: CoFiTune, train: Callable[[Mapping[str, Changes]], Mapping[
     def expand(level: str, children: Sequence[Changes]) -> bool:
         """Train a level and note its best; whether there was one."""
         nonlocal left
-        listed = {name_of(changes): changes for changes in children[: int(min(left, len(children)))]}
+        listed = {
+            name_of(changes): changes for changes in children[: int(min(left, len(children)))]
+        }
         left -= len(listed)
         if len(listed) < len(children):
-            say("cofitune", f"{level}: cofitune.trials leaves out {len(children) - len(listed)} of {len(children)}")
+            say(
+                "cofitune",
+                f"{level}: cofitune.trials leaves out {len(children) - len(listed)} of "
+                f"{len(children)}",
+            )
         scores = train(listed) if listed else {}
         if not scores:
             return False
@@ -104,11 +129,15 @@ def search(settings: CoFiTune, train: Callable[[Mapping[str, Changes]], Mapping[
 
 
 def _told(changes: Changes) -> str:
-    return f"layers {changes[LAYERS]}" + (f", {' + '.join(changes[MODULES])}" if changes[MODULES] else "")
+    return f"layers {changes[LAYERS]}" + (
+        f", {' + '.join(changes[MODULES])}" if changes[MODULES] else ""
+    )
 
 
 def importance(run: Run, stores: Mapping[str, DomainPaths]) -> list[Path]:
-    """A file of unit importance per general domain, in the run's folder; measured once per model, records and settings."""
+    """A file of unit importance per general domain, in the run's folder; measured once per model,
+    records and settings.
+    """
     import ray
 
     config, settings = run.config, run.config.cofitune
@@ -120,8 +149,11 @@ def importance(run: Run, stores: Mapping[str, DomainPaths]) -> list[Path]:
             key = {
                 "model": run.fingerprint,
                 "domain": name,
-                # Every domain's validation may remove records from any domain's training set: all the stores are part of the key.
-                "stores": {one: [folder and folder.name for folder in pair] for one, pair in stores.items()},
+                # Every domain's validation may remove records from any domain's training set: all
+                # the stores are part of the key.
+                "stores": {
+                    one: [folder and folder.name for folder in pair] for one, pair in stores.items()
+                },
                 "data": config.data.split(name),
                 "batch": config.training.micro_batch_tokens,
                 "records": settings.records,
@@ -130,10 +162,14 @@ def importance(run: Run, stores: Mapping[str, DomainPaths]) -> list[Path]:
             }
 
             def write(work: Path, name: str = name) -> None:
-                task = ray.remote(_measure).options(num_cpus=config.training.cpus_per_worker, num_gpus=1 if run.gpu else 0)
+                task = ray.remote(_measure).options(
+                    num_cpus=config.training.cpus_per_worker, num_gpus=1 if run.gpu else 0
+                )
                 from safetensors.torch import save
 
-                (work / "importance.safetensors").write_bytes(save(ray.get(task.remote(config, run.model, stores, name, run.gpu))))
+                (work / "importance.safetensors").write_bytes(
+                    save(ray.get(task.remote(config, run.model, stores, name, run.gpu)))
+                )
 
             folder, there = cached(config.cache_folder, "importance", key, write)
             reused = reused and there
@@ -148,14 +184,16 @@ def importance(run: Run, stores: Mapping[str, DomainPaths]) -> list[Path]:
     return files
 
 
-def _measure(config: Config, model: str, paths: Mapping[str, DomainPaths], name: str, gpu: bool) -> dict[str, Any]:
+def _measure(
+    config: Config, model: str, paths: Mapping[str, DomainPaths], name: str, gpu: bool
+) -> dict[str, Any]:
     """Unit importance on the training records of one domain, on a worker."""
     import numpy as np
     import torch
 
     from versatune_ray.mixture import chosen
-    from versatune_ray.progress import Bar
-    from versatune_ray.storage import fetch
+    from versatune_ray.runs.storage import fetch
+    from versatune_ray.runtime.progress import Bar
     from versatune_ray.training.batching import padded_rows
     from versatune_ray.training.importance import unit_importance
     from versatune_ray.training.model import load_model
@@ -163,9 +201,15 @@ def _measure(config: Config, model: str, paths: Mapping[str, DomainPaths], name:
     torch.set_num_threads(config.training.cpus_per_worker)
     domain, settings = load_domains(paths, config.data)[name], config.cofitune
     indices = chosen(len(domain.train), min(settings.records, len(domain.train)), config.seed, 0)
-    # Two forward passes are held at once, so each gets half of the tokens of a micro-batch; records of like length go together.
+    # Two forward passes are held at once, so each gets half of the tokens of a micro-batch; records
+    # of like length go together.
     batches = padded_rows(domain.train.lengths[indices], config.training.micro_batch_tokens // 2)
-    records = [[np.asarray(domain.train[int(index)][0], dtype=np.int64) for index in indices[batch]] for batch in batches]
-    loaded = load_model(str(fetch(model)), config.model.trust_remote_code).to("cuda" if gpu else "cpu")
+    records = [
+        [np.asarray(domain.train[int(index)][0], dtype=np.int64) for index in indices[batch]]
+        for batch in batches
+    ]
+    loaded = load_model(str(fetch(model)), config.model.trust_remote_code).to(
+        "cuda" if gpu else "cpu"
+    )
     with Bar(f"importance {name}", len(indices), "record") as bar:
         return unit_importance(loaded, records, settings.dropout, config.seed, bar.to)

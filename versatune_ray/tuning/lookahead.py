@@ -1,7 +1,8 @@
-"""Recorded losses through other policies and settings, in milliseconds: to discard hopeless ones before a sweep.
+"""Recorded losses through other policies and settings, in milliseconds: to discard hopeless ones
+before a sweep.
 
-The losses were made under the shares of the recorded run. What is shown is what another setting would have answered to them, not what
-training under its answers would have measured.
+The losses were made under the shares of the recorded run. What is shown is what another setting
+would have answered to them, not what training under its answers would have measured.
 """
 
 from __future__ import annotations
@@ -14,34 +15,49 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from versatune_ray.config import parse, with_keys
 from versatune_ray.errors import UserError
 from versatune_ray.mixture import needs_gradients, replay
 from versatune_ray.pipeline import Run
-from versatune_ray.run_folder import say
-from versatune_ray.settings import Config
-from versatune_ray.training import plan
+from versatune_ray.runs.folder import say
+from versatune_ray.settings import Config, semantics
+from versatune_ray.settings.loading import parse, with_keys
 
-CAVEAT = "These losses were recorded under the shares of the run itself; training under other shares would have measured others."
+CAVEAT = (
+    "These losses were recorded under the shares of the run itself; training under other shares "
+    "would have measured others."
+)
 
 
 def look_ahead(run: Run) -> Path:
-    """Answers of every setting to the recorded losses, in ``replay/trajectories.json``; returns the report, which draws them."""
+    """Answers of every setting to the recorded losses, in ``replay/trajectories.json``; returns the
+    report, which draws them.
+    """
     config = run.given_config
     log = Path(config.replay.losses or run.folder.path / "finetune" / "adjustments.jsonl")
     lines = _read(log)
     names = list(lines[0]["loss"])
     reference = _reference(config, log, lines, names)
-    trajectories = {"recorded": np.array([[line["share"][name] for name in names] for line in lines])}
+    trajectories = {
+        "recorded": np.array([[line["share"][name] for name in names] for line in lines])
+    }
     for name, changes in settings_of(config).items():
         trajectories[name] = _answers(
-            parse(with_keys(config.model_dump(mode="json"), changes)), lines, names, reference, trajectories["recorded"][0]
+            parse(with_keys(config.model_dump(mode="json"), changes)),
+            lines,
+            names,
+            reference,
+            trajectories["recorded"][0],
         )
     content = {name: shares.tolist() for name, shares in trajectories.items()}
-    run.folder.write("replay/trajectories.json", {"steps": [line["step"] for line in lines], "domains": names, "shares": content})
+    run.folder.write(
+        "replay/trajectories.json",
+        {"steps": [line["step"] for line in lines], "domains": names, "shares": content},
+    )
     width = max(map(len, trajectories))
     for name, shares in trajectories.items():
-        ends = ", ".join(f"{domain} {100 * share:.1f} %" for domain, share in zip(names, shares[-1], strict=True))
+        ends = ", ".join(
+            f"{domain} {100 * share:.1f} %" for domain, share in zip(names, shares[-1], strict=True)
+        )
         say("replay", f"{name:<{width}}  {ends}")
     say("replay", CAVEAT)
     return run.report()
@@ -51,14 +67,18 @@ def settings_of(config: Config) -> dict[str, dict[str, Any]]:
     """``replay.settings``; or each setting of the configured policy halved and doubled."""
     if config.replay.settings:
         return config.replay.settings
-    keys = {"versatune": ["sigma"], "expansion": ["sigma", "delta", "epsilon"]}.get(config.mixture.policy, [])
+    keys = {"versatune": ["sigma"], "expansion": ["sigma", "delta", "epsilon"]}.get(
+        config.mixture.policy, []
+    )
     found = {}
     for key in keys:
         for factor in (0.5, 2):
             value = getattr(config.mixture, key) * factor
             found[f"{key}={value:g}"] = {f"mixture.{key}": value}
     if not found:
-        raise UserError(f"replay.settings: missing; policy {config.mixture.policy} has no settings to vary")
+        raise UserError(
+            f"replay.settings: missing; policy {config.mixture.policy} has no settings to vary"
+        )
     return found
 
 
@@ -69,22 +89,42 @@ def _answers(
     reference: Mapping[str, float] | None,
     start: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Shares [t + 1, k] of one setting, from its own start where that needs no data, else from the recorded one."""
-    if plan.needs_reference(config) and reference is None:
-        raise UserError("replay.losses: no reference losses beside the log; name them with reference.losses=FILE")
-    if config.mixture.start in ("uniform", "specific", "uniform_remainder") or isinstance(config.mixture.start, dict):
-        start = plan.starting_shares(config, names, None, [1] * len(names))
+    """Shares [t + 1, k] of one setting, from its own start where that needs no data, else from the
+    recorded one.
+    """
+    if semantics.needs_reference(config) and reference is None:
+        raise UserError(
+            "replay.losses: no reference losses beside the log; name them with "
+            "reference.losses=FILE"
+        )
+    if config.mixture.start in ("uniform", "specific", "uniform_remainder") or isinstance(
+        config.mixture.start, dict
+    ):
+        start = semantics.starting_shares(config, names, None, [1] * len(names))
     losses = np.array([[line["loss"][name] for name in names] for line in lines])
     ceiling = None if reference is None else [reference[name] for name in names]
-    policy, told = plan.policy(config, names), lines[1:]
+    policy, told = semantics.policy(config, names), lines[1:]
     products = None
     if needs_gradients(policy):
         if any("gradient_products" not in line for line in told):
             raise UserError(
-                f"replay.losses: the log has no gradient_products, by which policy {config.mixture.policy} goes; take that of a run with it"
+                f"replay.losses: the log has no gradient_products, by which policy "
+                f"{config.mixture.policy} goes; take that of a run with it"
             )
-        products = [[[line["gradient_products"][one][other] for other in names] for one in names] for line in told]
-    return replay(policy, start, losses[1:], ceiling, losses[0], names, [line["step"] for line in told], products)
+        products = [
+            [[line["gradient_products"][one][other] for other in names] for one in names]
+            for line in told
+        ]
+    return replay(
+        policy,
+        start,
+        losses[1:],
+        ceiling,
+        losses[0],
+        names,
+        [line["step"] for line in told],
+        products,
+    )
 
 
 def _read(log: Path) -> list[dict[str, Any]]:
@@ -97,11 +137,16 @@ def _read(log: Path) -> list[dict[str, Any]]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"replay.losses: {log}: no log of a run: {error}") from None
     if any(line.get("stage") is not None for line in lines):
-        raise UserError(f"replay.losses: {log}: a run of stages, each with shares of its own; replay takes the log of a run without them")
+        raise UserError(
+            f"replay.losses: {log}: a run of stages, each with shares of its own; replay takes the "
+            f"log of a run without them"
+        )
     return lines
 
 
-def _reference(config: Config, log: Path, lines: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float] | None:
+def _reference(
+    config: Config, log: Path, lines: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> dict[str, float] | None:
     """Reference losses: those configured, or those of the recorded run."""
     file = Path(config.reference.losses or log.parents[1] / "reference" / "losses.json")
     if not file.is_file():

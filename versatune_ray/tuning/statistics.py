@@ -1,4 +1,6 @@
-"""Means over seeds with 95 % intervals, and differences between methods that shared their seeds (Student's t)."""
+"""Means over seeds with 95 % intervals, and differences between methods that shared their seeds
+(Student's t).
+"""
 
 from __future__ import annotations
 

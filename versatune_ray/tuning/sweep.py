@@ -1,4 +1,6 @@
-"""Search over ε, δ, σ, or any other key: a table of trials, those that no other beats, and the best as a configuration."""
+"""Search over ε, δ, σ, or any other key: a table of trials, those that no other beats, and the best
+as a configuration.
+"""
 
 from __future__ import annotations
 
@@ -13,57 +15,93 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from versatune_ray.config import dump
 from versatune_ray.errors import Incomplete, UserError
 from versatune_ray.pipeline import Run
-from versatune_ray.run_folder import say
-from versatune_ray.settings import Config
+from versatune_ray.runs.folder import say
+from versatune_ray.runs.storage import push
+from versatune_ray.settings import Config, semantics
+from versatune_ray.settings.loading import dump
 from versatune_ray.settings.tuning import BY_ACCURACY, OBJECTIVES, Sweep
-from versatune_ray.storage import push
-from versatune_ray.training import plan as training_plan
 from versatune_ray.tuning.objectives import pareto_front
-from versatune_ray.tuning.trials import Failure, Plan, finish, name_of, run_trials, told, with_artefacts
+from versatune_ray.tuning.trials import (
+    Failure,
+    Plan,
+    finish,
+    name_of,
+    run_trials,
+    told,
+    with_artefacts,
+)
 
 
 def check(config: Config) -> None:
     """Everything about a sweep that can be wrong before anything is computed.
 
     Raises:
-        UserError: an unknown key, a value out of range, a range where a grid needs values, or an objective without targets.
+        UserError: an unknown key, a value out of range, a range where a grid needs values, or an
+            objective without targets.
     """
     settings = config.sweep
     if not settings.space:
-        raise UserError("sweep.space: empty; name a key and its values, for example sweep.space.mixture.sigma=[0.5,1,2]")
+        raise UserError(
+            "sweep.space: empty; name a key and its values, for example "
+            "sweep.space.mixture.sigma=[0.5,1,2]"
+        )
     shared = _plan(config)
     for key, values in settings.space.items():
         if isinstance(values, Mapping) and settings.search == "grid":
-            raise UserError(f"sweep.space.{key}: a grid needs a list of values; sweep.search=random or optuna takes a range")
+            raise UserError(
+                f"sweep.space.{key}: a grid needs a list of values; sweep.search=random or optuna "
+                f"takes a range"
+            )
         for value in _values(values):
             changed = shared.config("check", {key: value})
-            training_plan.check(changed, training_plan.domain_names(changed))
-    check_objective(config, training_plan.domain_names(config))
+            semantics.check(changed, semantics.domain_names(changed))
+    check_objective(config, semantics.domain_names(config))
 
 
 def check_objective(config: Config, names: Sequence[str]) -> None:
     """Whether every trial can be scored.
 
     Raises:
-        UserError: ``sweep.objective`` wants targets, other domains, questions or benchmarks that are not there.
+        UserError: ``sweep.objective`` wants targets, other domains, questions or benchmarks that
+            are not there.
     """
-    aims, targets = [name for name, weight in config.sweep.objective.items() if weight], config.mixture.targets
+    aims, targets = (
+        [name for name, weight in config.sweep.objective.items() if weight],
+        config.mixture.targets,
+    )
     if needy := [aim for aim in aims if aim not in ("gain", "accuracy")]:
         if not targets:
-            raise UserError(f"sweep.objective: {needy[0]} needs mixture.targets; name the domains to expand, or weigh gain alone")
+            raise UserError(
+                f"sweep.objective: {needy[0]} needs mixture.targets; name the domains to expand, "
+                f"or weigh gain alone"
+            )
         if set(names) <= set(targets):
-            raise UserError(f"mixture.targets: every domain is one, so that {needy[0]} has nothing to compare; leave one out")
+            raise UserError(
+                f"mixture.targets: every domain is one, so that {needy[0]} has nothing to compare; "
+                f"leave one out"
+            )
     measured = [aim for aim in aims if aim in BY_ACCURACY]
     if measured and config.sweep.prune:
-        raise UserError(f"sweep.prune: {measured[0]} is measured at the end of a trial, so none can be stopped early by it")
-    asked = {name for name, domain in config.domains.items() if domain.questions} | set(config.evaluation.benchmarks)
-    of = {"accuracy": asked, "target_accuracy": asked & set(targets), "other_accuracy": asked - set(targets)}
+        raise UserError(
+            f"sweep.prune: {measured[0]} is measured at the end of a trial, so none can be stopped "
+            f"early by it"
+        )
+    asked = {name for name, domain in config.domains.items() if domain.questions} | set(
+        config.evaluation.benchmarks
+    )
+    of = {
+        "accuracy": asked,
+        "target_accuracy": asked & set(targets),
+        "other_accuracy": asked - set(targets),
+    }
     for aim in measured if config.domains else ():  # the microworld has questions for every domain
         if not of[aim]:
-            raise UserError(f"sweep.objective: {aim} needs domains.NAME.questions or evaluation.benchmarks.NAME; no such domain has any")
+            raise UserError(
+                f"sweep.objective: {aim} needs domains.NAME.questions or "
+                f"evaluation.benchmarks.NAME; no such domain has any"
+            )
 
 
 def sweep(run: Run) -> Path:
@@ -73,23 +111,46 @@ def sweep(run: Run) -> Path:
         Incomplete: some trials failed; the others are in the table.
     """
     config, settings = run.given_config, run.given_config.sweep
-    alternatives = [_plan(config).config("check", {key: value}) for key, values in settings.space.items() for value in _values(values)]
-    shared = with_artefacts(run, [config, *alternatives], config.mixture.targets, settings.objective)
+    alternatives = [
+        _plan(config).config("check", {key: value})
+        for key, values in settings.space.items()
+        for value in _values(values)
+    ]
+    shared = with_artefacts(
+        run, [config, *alternatives], config.mixture.targets, settings.objective
+    )
     search, scheduler = None, None
     listed: dict[str, dict[str, Any]] = {}
     if settings.search in ("grid", "random"):
-        combinations = _grid(settings) if settings.search == "grid" else _random(settings, config.seed)
+        combinations = (
+            _grid(settings) if settings.search == "grid" else _random(settings, config.seed)
+        )
         listed = {name_of(changes): changes for changes in combinations}
     else:
-        known = {name: one for name, one in _outcomes(shared, settings.space) if _within(one["changes"], settings)}
+        known = {
+            name: one
+            for name, one in _outcomes(shared, settings.space)
+            if _within(one["changes"], settings)
+        }
         listed = {name: one["changes"] for name, one in known.items()}
         search = _optuna(settings, config.seed, list(known.values()))
     more = 0 if search is None else max(0, settings.trials - len(listed))
     if settings.prune:
         from ray.tune.schedulers import ASHAScheduler
 
-        scheduler = ASHAScheduler(metric="score", mode="max", grace_period=settings.grace, max_t=10**6, reduction_factor=2)
-    failed = run_trials(run, shared, listed, "sweep", settings.concurrency, search=search, more=more, scheduler=scheduler)
+        scheduler = ASHAScheduler(
+            metric="score", mode="max", grace_period=settings.grace, max_t=10**6, reduction_factor=2
+        )
+    failed = run_trials(
+        run,
+        shared,
+        listed,
+        "sweep",
+        settings.concurrency,
+        search=search,
+        more=more,
+        scheduler=scheduler,
+    )
     write_results(run, shared, list(settings.space), failed)
     return finish(run, failed)
 
@@ -104,7 +165,9 @@ def _plan(config: Config) -> Plan:
 
 
 def _column(values: Sequence[Any]) -> pa.Array:
-    """Values of one type: a fraction such as 1/16 becomes a number beside numbers, and what else does not fit together becomes text."""
+    """Values of one type: a fraction such as 1/16 becomes a number beside numbers, and what else
+    does not fit together becomes text.
+    """
     try:
         return pa.array(values)
     except pa.ArrowException:
@@ -129,7 +192,11 @@ def _draw(values: Any, rng: np.random.Generator) -> Any:
     if not isinstance(values, Mapping):
         return values[int(rng.integers(len(values)))]
     low, high = float(values["min"]), float(values["max"])
-    value = float(np.exp(rng.uniform(np.log(low), np.log(high)))) if values.get("log") else float(rng.uniform(low, high))
+    value = (
+        float(np.exp(rng.uniform(np.log(low), np.log(high))))
+        if values.get("log")
+        else float(rng.uniform(low, high))
+    )
     return float(f"{value:.6g}")
 
 
@@ -142,30 +209,52 @@ def _optuna(settings: Sweep, seed: int, known: Sequence[Mapping[str, Any]]) -> A
     def domain(values: Any) -> Any:
         if not isinstance(values, Mapping):
             return tune.choice(values)
-        return (tune.loguniform if values.get("log") else tune.uniform)(float(values["min"]), float(values["max"]))
+        return (tune.loguniform if values.get("log") else tune.uniform)(
+            float(values["min"]), float(values["max"])
+        )
 
     def inside(key: str, value: Any) -> Any:
         limits = settings.space[key]  # a value rounded to six digits may lie just beyond
-        return min(max(value, limits["min"]), limits["max"]) if isinstance(limits, Mapping) else value
+        return (
+            min(max(value, limits["min"]), limits["max"]) if isinstance(limits, Mapping) else value
+        )
 
-    aims = {"score": 1.0} if settings.search == "optuna" else {name: weight for name, weight in settings.objective.items() if weight}
-    space = OptunaSearch.convert_search_space({key: domain(values) for key, values in settings.space.items()})
+    aims = (
+        {"score": 1.0}
+        if settings.search == "optuna"
+        else {name: weight for name, weight in settings.objective.items() if weight}
+    )
+    space = OptunaSearch.convert_search_space(
+        {key: domain(values) for key, values in settings.space.items()}
+    )
     storage, name = optuna.storages.InMemoryStorage(), "sweep"
-    directions: list[Literal["maximize", "minimize"]] = ["maximize" if weight > 0 else "minimize" for weight in aims.values()]
+    directions: list[Literal["maximize", "minimize"]] = [
+        "maximize" if weight > 0 else "minimize" for weight in aims.values()
+    ]
     before = optuna.create_study(storage=storage, study_name=name, directions=directions)
     for one in known:
         if one["pruned_at"] is None:
             params = {key: inside(key, value) for key, value in one["changes"].items()}
-            before.add_trial(optuna.trial.create_trial(params=params, distributions=space, values=[one["objectives"][aim] for aim in aims]))
+            before.add_trial(
+                optuna.trial.create_trial(
+                    params=params,
+                    distributions=space,
+                    values=[one["objectives"][aim] for aim in aims],
+                )
+            )
     modes = [direction[:3] for direction in directions]
     metric, mode = (list(aims), modes) if len(aims) > 1 else (next(iter(aims)), modes[0])
-    return OptunaSearch(space, metric=metric, mode=mode, storage=storage, study_name=name, seed=seed + len(known))
+    return OptunaSearch(
+        space, metric=metric, mode=mode, storage=storage, study_name=name, seed=seed + len(known)
+    )
 
 
 def _outcomes(shared: Plan, keys: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Finished and pruned trials that change these keys, this time's and earlier ones."""
     for file in sorted(shared.trials.glob("*/outcome.json")):
-        if json.loads(file.read_text(encoding="utf-8"))["changes"].keys() == set(keys) and (outcome := shared.outcome(file.parent.name)):
+        if json.loads(file.read_text(encoding="utf-8"))["changes"].keys() == set(keys) and (
+            outcome := shared.outcome(file.parent.name)
+        ):
             yield file.parent.name, outcome
 
 
@@ -177,21 +266,35 @@ def _within(changes: Mapping[str, Any], settings: Sweep) -> bool:
 def _is_in(value: Any, values: Any) -> bool:
     if not isinstance(values, Mapping):
         return value in values
-    slack = 1e-5 * max(abs(values["min"]), abs(values["max"]))  # drawn values are rounded to six digits
+    # drawn values are rounded to six digits
+    slack = 1e-5 * max(abs(values["min"]), abs(values["max"]))
     return bool(values["min"] - slack <= value <= values["max"] + slack)
 
 
 def write_results(
-    run: Run, shared: Plan, keys: Sequence[str], failed: Mapping[str, Failure], more: Mapping[str, Any] | None = None
+    run: Run,
+    shared: Plan,
+    keys: Sequence[str],
+    failed: Mapping[str, Failure],
+    more: Mapping[str, Any] | None = None,
 ) -> None:
-    """``sweep/results.parquet``, ``pareto.json`` and ``best.yaml`` of all trials that changed ``keys``; ``more``: keys for the best one."""
+    """``sweep/results.parquet``, ``pareto.json`` and ``best.yaml`` of all trials that changed
+    ``keys``; ``more``: keys for the best one.
+    """
     settings = run.config.sweep
     found = list(_outcomes(shared, keys))
     if not found:
         raise Incomplete(f"no trial is done; failed: {told(failed)}")
-    rows = [{"trial": name, **one["changes"], **one["objectives"], "pruned_at": one["pruned_at"], "error": None} for name, one in found] + [
-        {"trial": name, **one.changes, "error": one.reason} for name, one in failed.items()
-    ]
+    rows = [
+        {
+            "trial": name,
+            **one["changes"],
+            **one["objectives"],
+            "pruned_at": one["pruned_at"],
+            "error": None,
+        }
+        for name, one in found
+    ] + [{"trial": name, **one.changes, "error": one.reason} for name, one in failed.items()]
     folder = run.folder.path / "sweep"
     folder.mkdir(exist_ok=True)
     columns = [
@@ -201,25 +304,38 @@ def write_results(
         "pruned_at",
         "error",
     ]
-    pq.write_table(pa.table({column: _column([row.get(column) for row in rows]) for column in columns}), folder / "results.parquet")
+    pq.write_table(
+        pa.table({column: _column([row.get(column) for row in rows]) for column in columns}),
+        folder / "results.parquet",
+    )
     push(folder / "results.parquet")
     finished = [(name, one) for name, one in found if one["pruned_at"] is None]
     aims = [name for name, weight in settings.objective.items() if weight]
-    signed = [[np.sign(settings.objective[aim]) * one["objectives"][aim] for aim in aims] for _, one in finished]
-    front = [{"trial": finished[i][0], **finished[i][1]["changes"], **finished[i][1]["objectives"]} for i in pareto_front(signed)]
+    signed = [
+        [np.sign(settings.objective[aim]) * one["objectives"][aim] for aim in aims]
+        for _, one in finished
+    ]
+    front = [
+        {"trial": finished[i][0], **finished[i][1]["changes"], **finished[i][1]["objectives"]}
+        for i in pareto_front(signed)
+    ]
     run.folder.write("sweep/pareto.json", front)
     if not finished:
         return
     _, best = max(finished, key=lambda item: item[1]["objectives"]["score"])
-    config = shared.config("check", {**best["changes"], **(more or {})}).model_copy(update={"run": f"{run.config.run}-best"})
+    config = shared.config("check", {**best["changes"], **(more or {})}).model_copy(
+        update={"run": f"{run.config.run}-best"}
+    )
     file = folder / "best.yaml"
     file.write_text(
-        f"# the best of {len(finished)} trials of {run.config.run!r}: python jobs/finetune.py --config THIS\n" + dump(config),
+        f"# the best of {len(finished)} trials of {run.config.run!r}: python jobs/finetune.py "
+        f"--config THIS\n" + dump(config),
         encoding="utf-8",
     )
     push(file)
     changes = ", ".join(f"{key}={value}" for key, value in best["changes"].items())
     say(
         "sweep",
-        f"best: {changes} (score {best['objectives']['score']:.4f}); {len(front)} of {len(finished)} trials are beaten by none: {file}",
+        f"best: {changes} (score {best['objectives']['score']:.4f}); {len(front)} of "
+        f"{len(finished)} trials are beaten by none: {file}",
     )

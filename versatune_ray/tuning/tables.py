@@ -1,4 +1,6 @@
-"""A study's runs as the papers' tables: per-domain scores, their mean, and differences from a baseline. Pure."""
+"""A study's runs as the papers' tables: per-domain scores, their mean, and differences from a
+baseline. Pure.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ Values = Mapping[str, Mapping[int, Mapping[str, float]]]  # method → seed → 
 
 @dataclass(frozen=True)
 class Table:
-    """One row per method: an estimate per column, and the paired difference of ``of`` from the baseline (None in its own row)."""
+    """One row per method: an estimate per column, and the paired difference of ``of`` from the
+    baseline (None in its own row).
+    """
 
     title: str
     columns: tuple[str, ...]
@@ -33,7 +37,8 @@ class Table:
             told = "" if difference is None else shown(difference, self.digits, signed=True)
             if difference is not None and difference.sure:
                 told = f"**{told}**"
-            lines.append(f"| {' | '.join([method, *(shown(row[column], self.digits) for column in self.columns), told])} |")
+            cells = [method, *(shown(row[column], self.digits) for column in self.columns), told]
+            lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
 
     def csv(self) -> str:
@@ -45,12 +50,23 @@ class Table:
                 writer.writerow([method, column, one.mean, one.half_width, one.n])
             difference = self.differences[method]
             if difference is not None:
-                writer.writerow([method, f"{self.of} - {self.baseline}", difference.mean, difference.half_width, difference.n])
+                writer.writerow(
+                    [
+                        method,
+                        f"{self.of} - {self.baseline}",
+                        difference.mean,
+                        difference.half_width,
+                        difference.n,
+                    ]
+                )
         return text.getvalue()
 
 
-def table(title: str, values: Values, columns: Sequence[str], of: str, baseline: str, digits: int = 3) -> Table:
-    """Means over seeds with 95 % intervals, and differences paired over the seeds that a method shares with ``baseline``.
+def table(
+    title: str, values: Values, columns: Sequence[str], of: str, baseline: str, digits: int = 3
+) -> Table:
+    """Means over seeds with 95 % intervals, and differences paired over the seeds that a method
+    shares with ``baseline``.
 
     Raises:
         ValueError: the baseline has no run, or shares no seed with a method.
@@ -64,7 +80,9 @@ def table(title: str, values: Values, columns: Sequence[str], of: str, baseline:
         if seeds
     }
     differences: dict[str, Estimate | None] = {
-        method: None if method == baseline else paired_difference({seed: one[of] for seed, one in values[method].items()}, theirs)
+        method: None
+        if method == baseline
+        else paired_difference({seed: one[of] for seed, one in values[method].items()}, theirs)
         for method in rows
     }
     return Table(title, tuple(columns), rows, of, baseline, differences, digits)

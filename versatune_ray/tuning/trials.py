@@ -1,7 +1,8 @@
-"""Many fine-tunings of one run, each a whole run of its own in ``trials/NAME``, side by side under Ray Tune.
+"""Many fine-tunings of one run, each a whole run of its own in ``trials/NAME``, side by side under
+Ray Tune.
 
-A trial is named by what it changes, and leaves ``outcome.json``; one that has it is not done again, whatever ended the job before it
-was all done. So nothing of Tune's own state has to survive.
+A trial is named by what it changes, and leaves ``outcome.json``; one that has it is not done again,
+whatever ended the job before it was all done. So nothing of Tune's own state has to survive.
 """
 
 from __future__ import annotations
@@ -18,20 +19,22 @@ from typing import Any
 from ray import cloudpickle
 from ray.tune import Callback
 
-from versatune_ray.cache import key_of, write_json
-from versatune_ray.config import parse, with_keys
 from versatune_ray.domains import DomainPaths
 from versatune_ray.domains.records import Question
 from versatune_ray.errors import Incomplete, UserError, one_line
 from versatune_ray.pipeline import Run
-from versatune_ray.run_folder import RunFolder, Step, check_unchanged, say
-from versatune_ray.settings import Config
+from versatune_ray.runs.cache import key_of, write_json
+from versatune_ray.runs.folder import RunFolder, Step, check_unchanged, say
+from versatune_ray.runs.storage import push, remove
+from versatune_ray.settings import Config, semantics
+from versatune_ray.settings.loading import parse, with_keys
+from versatune_ray.settings.location import shown, uri_of
 from versatune_ray.settings.tuning import BY_ACCURACY, OBJECTIVES
-from versatune_ray.storage import push, remove, shown, uri_of
-from versatune_ray.training import plan as training_plan
 from versatune_ray.tuning.objectives import accuracies, achieved, by_epoch, score
 
-_MEMORY = 1 << 30  # bytes that Ray sets aside for the process that leads a trial; it takes no CPU, for it waits for its workers
+# bytes that Ray sets aside for the process that leads a trial; it takes no CPU, for it waits for
+# its workers
+_MEMORY = 1 << 30
 _FREE_TREE = ("sweep", "study", "cofitune", "replay")  # what a trial does not depend on
 
 
@@ -47,8 +50,10 @@ class Failure:
 class Plan:
     """What all trials of a job share.
 
-    base: the configuration that trials change, with model and artefacts filled in. stores: its token stores. questions: as they were read.
-    targets: domains that ``target_gain`` is of. weights: of the objectives in ``score``, by which trials are compared, where it is not 0.
+    base: the configuration that trials change, with model and artefacts filled in. stores: its
+    token stores. questions: as they were read.
+    targets: domains that ``target_gain`` is of. weights: of the objectives in ``score``, by which
+    trials are compared, where it is not 0.
     """
 
     base: Config
@@ -80,33 +85,58 @@ class Plan:
         if not file.is_file():
             return None
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        found["objectives"] = self.scored(found["objectives"])  # the weights may be others than then
-        if missing := [aim for aim in self.weights if aim not in found["objectives"] and found["pruned_at"] is None]:
-            raise UserError(f"{shown(file)}: {missing[0]} was not measured in this trial; choose another name with run=…")
+        # the weights may be others than then
+        found["objectives"] = self.scored(found["objectives"])
+        if missing := [
+            aim
+            for aim in self.weights
+            if aim not in found["objectives"] and found["pruned_at"] is None
+        ]:
+            raise UserError(
+                f"{shown(file)}: {missing[0]} was not measured in this trial; choose another name "
+                f"with run=…"
+            )
         return found
 
     def scored(self, objectives: Mapping[str, float]) -> dict[str, float]:
-        """Objectives with their ``score``, or without one where a weighted one is not there (yet)."""
+        """Objectives with their ``score``, or without one where a weighted one is not there
+        (yet).
+        """
         found = {name: value for name, value in objectives.items() if name != "score"}
-        return found | ({"score": score(found, self.weights)} if self.weights.keys() <= found.keys() else {})
+        return found | (
+            {"score": score(found, self.weights)} if self.weights.keys() <= found.keys() else {}
+        )
 
 
-def with_artefacts(run: Run, configs: Sequence[Config], targets: Sequence[str], weights: Mapping[str, float]) -> Plan:
-    """The plan of a run's trials: what ``configs`` need of token stores, detection and reference losses, made once for all of them.
+def with_artefacts(
+    run: Run, configs: Sequence[Config], targets: Sequence[str], weights: Mapping[str, float]
+) -> Plan:
+    """The plan of a run's trials: what ``configs`` need of token stores, detection and reference
+    losses, made once for all of them.
 
-    So trials with other seeds share them as well: what differs between two seeds is the fine-tuning alone.
+    So trials with other seeds share them as well: what differs between two seeds is the fine-tuning
+    alone.
     """
     from versatune_ray.evaluation.questions import load_questions
 
-    detect = any(training_plan.needs_detection(one) for one in configs)
-    run.needs_judge = detect and run.given_config.detection.distribution is None  # before ``run.config``, which makes one where it is
+    detect = any(semantics.needs_detection(one) for one in configs)
+    # before ``run.config``, which makes one where it is
+    run.needs_judge = detect and run.given_config.detection.distribution is None
     stores, questions = run.stores, load_questions(run.config)
     tree = run.config.model_dump(mode="json")
     if detect and run.detection:
-        tree["detection"]["distribution"] = str(run.folder.path / "detection" / Path(run.model).name / "distribution.json")
-    if any(training_plan.needs_reference(one) for one in configs) and run.reference:
+        tree["detection"]["distribution"] = str(
+            run.folder.path / "detection" / Path(run.model).name / "distribution.json"
+        )
+    if any(semantics.needs_reference(one) for one in configs) and run.reference:
         tree["reference"]["losses"] = str(run.folder.path / "reference" / "losses.json")
-    return Plan(parse(tree), stores, questions, tuple(targets), {aim: weight for aim, weight in weights.items() if weight})
+    return Plan(
+        parse(tree),
+        stores,
+        questions,
+        tuple(targets),
+        {aim: weight for aim, weight in weights.items() if weight},
+    )
 
 
 def name_of(changes: Mapping[str, Any]) -> str:
@@ -115,20 +145,35 @@ def name_of(changes: Mapping[str, Any]) -> str:
 
 
 def _whole_paths(config: Config, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``changes`` with paths as in ``config``, which they made: on another machine a relative one would count from another folder."""
-    paths = ("model.path", "mixture.trajectory", "training.soft_mask", "reference.losses", "reference.model")
-    return {key: attrgetter(key)(config) if key in paths else given for key, given in changes.items()}
+    """``changes`` with paths as in ``config``, which they made: on another machine a relative one
+    would count from another folder.
+    """
+    paths = (
+        "model.path",
+        "mixture.trajectory",
+        "training.soft_mask",
+        "reference.losses",
+        "reference.model",
+    )
+    return {
+        key: attrgetter(key)(config) if key in paths else given for key, given in changes.items()
+    }
 
 
 def concurrency(config: Config) -> int:
-    """How many trials the cluster has room for at once: nested trainers that wait for each other's CPUs would wait for ever."""
+    """How many trials the cluster has room for at once: nested trainers that wait for each other's
+    CPUs would wait for ever.
+    """
     import ray
 
-    from versatune_ray.cluster import use_gpus
+    from versatune_ray.runtime.cluster import use_gpus
 
     most = config.training.least_and_most[1]
     there = ray.cluster_resources()
-    fit = min(there.get("CPU", 0) // (most * config.training.cpus_per_worker), there.get("memory", 0) // _MEMORY)
+    fit = min(
+        there.get("CPU", 0) // (most * config.training.cpus_per_worker),
+        there.get("memory", 0) // _MEMORY,
+    )
     if use_gpus(config.device):
         fit = min(fit, there.get("GPU", 0) // most)
     return max(1, int(fit))
@@ -154,7 +199,11 @@ def run_trials(
     """
     from ray import tune
 
-    left = {name: _whole_paths(plan.config(name, changes), changes) for name, changes in listed.items() if plan.outcome(name) is None}
+    left = {
+        name: _whole_paths(plan.config(name, changes), changes)
+        for name, changes in listed.items()
+        if plan.outcome(name) is None
+    }
     for name in listed.keys() - left.keys():
         check_unchanged(plan.config(name, listed[name]))
     total, done = len(listed) + more, len(listed) - len(left)
@@ -165,9 +214,11 @@ def run_trials(
     account = _Account(plan, title, total, done)
     limit = at_once or concurrency(plan.base)
     say(title, f"{total - done} trials, {min(limit, total - done)} at a time")
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the job, as everywhere; Tune's own would return as if all was done
+    # Ctrl-C ends the job, as everywhere; Tune's own would return as if all was done
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths mean the same in a trial
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose reports of errors cannot be turned down; ours are one line
+    # whose reports of errors cannot be turned down; ours are one line
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(_train, plan=plan), {"CPU": 0, "memory": _MEMORY}),
         param_space={} if search is not None else {"trial": tune.grid_search(list(left.items()))},
@@ -176,24 +227,34 @@ def run_trials(
             search_alg=search,
             scheduler=scheduler,
             max_concurrent_trials=limit,
-            # The next trial starts in a process that has torch and transformers loaded; not where a scheduler may stop one in the middle,
-            # for a process that waits for its fine-tuning takes no other trial.
+            # The next trial starts in a process that has torch and transformers loaded; not where a
+            # scheduler may stop one in the middle, for a process that waits for its fine-tuning
+            # takes no other trial.
             reuse_actors=scheduler is None,
         ),
-        run_config=tune.RunConfig(name="tune", storage_path=uri_of(plan.base.run_folder / title), verbose=0, callbacks=[account]),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=uri_of(plan.base.run_folder / title),
+            verbose=0,
+            callbacks=[account],
+        ),
     )
     run.folder.step("trials", lambda: Step(tuner.fit(), False), more=True)
     for name in account.pruned:
-        _drop_checkpoints(plan.trials / name)  # its workers may have written one more before they were stopped
+        # its workers may have written one more before they were stopped
+        _drop_checkpoints(plan.trials / name)
     return account.failed
 
 
 class _Trial(Run):
-    """A run on model, stores and artefacts of the whole job: nothing of them is looked up or made again."""
+    """A run on model, stores and artefacts of the whole job: nothing of them is looked up or made
+    again.
+    """
 
     def __init__(self, folder: RunFolder, plan: Plan, callbacks: Sequence[Any]):
         super().__init__(folder, callbacks)
-        self.__dict__ |= {"config": folder.config, "stores": plan.stores}  # in the place of cached properties
+        # in the place of cached properties
+        self.__dict__ |= {"config": folder.config, "stores": plan.stores}
 
 
 def finish(run: Run, failed: Mapping[str, Failure]) -> Path:
@@ -204,7 +265,10 @@ def finish(run: Run, failed: Mapping[str, Failure]) -> Path:
     """
     page = run.report()
     if failed:
-        raise Incomplete(f"{len(failed)} trials failed ({told(failed)}); the same command tries them again. The others: {page}")
+        raise Incomplete(
+            f"{len(failed)} trials failed ({told(failed)}); the same command tries them again. The "
+            f"others: {page}"
+        )
     return page
 
 
@@ -222,19 +286,37 @@ def _train(params: Mapping[str, Any], plan: Plan) -> None:
     config = plan.config(name, changes)
 
     class Reports(TuneReportCallback):  # type: ignore[misc]
-        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        def after_report(
+            self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+        ) -> None:
             told = metrics[0]
-            after = {domain: told[f"loss.{domain}"] for domain in config.domains if f"loss.{domain}" in told}
+            after = {
+                domain: told[f"loss.{domain}"]
+                for domain in config.domains
+                if f"loss.{domain}" in told
+            }
             if after:
-                found = plan.scored(achieved({domain: told[f"loss_before.{domain}"] for domain in after}, after, plan.targets))
+                found = plan.scored(
+                    achieved(
+                        {domain: told[f"loss_before.{domain}"] for domain in after},
+                        after,
+                        plan.targets,
+                    )
+                )
                 if "score" in found:  # accuracies are measured at the end alone
                     super().after_report(run_context, [found | {"step": told["step"]}], None)
 
-    with RunFolder(config, wait=True) as folder:  # a search may choose the same values twice at once
+    # a search may choose the same values twice at once
+    with RunFolder(config, wait=True) as folder:
         outcome = plan.outcome(name)
         if outcome is None:
             run = _Trial(folder, plan, [Reports()])
-            lines = [json.loads(line) for line in (run.tuned.parent / "adjustments.jsonl").read_text(encoding="utf-8").splitlines()]
+            lines = [
+                json.loads(line)
+                for line in (run.tuned.parent / "adjustments.jsonl")
+                .read_text(encoding="utf-8")
+                .splitlines()
+            ]
             before, after = lines[0]["loss"], lines[-1]["loss"]
             accuracy = _accuracy(run, plan)
             outcome = {
@@ -243,7 +325,9 @@ def _train(params: Mapping[str, Any], plan: Plan) -> None:
                 "after": after,
                 "by_epoch": by_epoch(lines),
                 "accuracy": accuracy or None,
-                "objectives": plan.scored(achieved(before, after, plan.targets) | accuracies(accuracy, plan.targets)),
+                "objectives": plan.scored(
+                    achieved(before, after, plan.targets) | accuracies(accuracy, plan.targets)
+                ),
                 "pruned_at": None,
             }
             folder.write("outcome.json", outcome)
@@ -252,7 +336,8 @@ def _train(params: Mapping[str, Any], plan: Plan) -> None:
 
 
 def _accuracy(run: Run, plan: Plan) -> dict[str, float]:
-    """Accuracy of the tuned model per domain that has questions; or benchmarks, if the score asks for them.
+    """Accuracy of the tuned model per domain that has questions; or benchmarks, if the score asks
+    for them.
 
     Raises:
         Incomplete: a benchmark could not be measured.
@@ -265,14 +350,23 @@ def _accuracy(run: Run, plan: Plan) -> dict[str, float]:
     config = run.config
     found: dict[str, float] = {}
     if plan.questions:
-        asked = str(run.tuned), plan.questions, config.data.chat_template, config.model.trust_remote_code, run.gpu
-        # In a task of its own where there are GPUs: the trial's process has none, and those of its workers are free by now.
+        asked = (
+            str(run.tuned),
+            plan.questions,
+            config.data.chat_template,
+            config.model.trust_remote_code,
+            run.gpu,
+        )
+        # In a task of its own where there are GPUs: the trial's process has none, and those of its
+        # workers are free by now.
         of_gpu = ray.remote(num_cpus=config.training.cpus_per_worker, num_gpus=1)(greedy_accuracy)
         found = ray.get(of_gpu.remote(*asked)) if run.gpu else greedy_accuracy(*asked)
     if plan.weights.keys() & set(BY_ACCURACY):
         rows = scores(row for row in run.benchmarks if row["model"] == "tuned").get("tuned", {})
         if run.unmeasured:
-            raise Incomplete("; ".join(f"{name}: {reason}" for name, reason in run.unmeasured.items()))
+            raise Incomplete(
+                "; ".join(f"{name}: {reason}" for name, reason in run.unmeasured.items())
+            )
         found |= {name: one.value for name, one in rows.items() if name != AVERAGE}
     return found
 
@@ -285,16 +379,23 @@ def _drop_checkpoints(trial: Path) -> None:
 
 
 def _trial_of(params: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Name and changes of a trial from what Tune hands it: a listed one, or values that a search chose."""
+    """Name and changes of a trial from what Tune hands it: a listed one, or values that a search
+    chose.
+    """
     if "trial" in params:
         name, changes = params["trial"]
         return name, dict(changes)
-    changes = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in params.items()}
+    changes = {
+        key: float(f"{value:.6g}") if isinstance(value, float) else value
+        for key, value in params.items()
+    }
     return name_of(changes), changes
 
 
 class _Account(Callback):  # type: ignore[misc]
-    """Prints a line for every trial that ended, and keeps those that were pruned from being begun again."""
+    """Prints a line for every trial that ended, and keeps those that were pruned from being begun
+    again.
+    """
 
     def __init__(self, plan: Plan, title: str, total: int, done: int):
         self.plan, self.title, self.total, self.done = plan, title, total, done
@@ -311,17 +412,27 @@ class _Account(Callback):  # type: ignore[misc]
         objectives = {key: result[key] for key in (*OBJECTIVES, "score") if key in result}
         if pruned:
             file = self.plan.trials / name / "outcome.json"
-            write_json(file, {"changes": changes, "objectives": objectives, "pruned_at": result["step"]})
+            write_json(
+                file, {"changes": changes, "objectives": objectives, "pruned_at": result["step"]}
+            )
             push(file)
             self.pruned.append(name)
         _drop_checkpoints(self.plan.trials / name)
-        told = ", ".join(f"{key} {100 * value:.2f} %" for key, value in objectives.items() if key != "score")
-        self._tell(name, changes, f"stopped early at step {result['step']}" if pruned else "done", told)
+        told = ", ".join(
+            f"{key} {100 * value:.2f} %" for key, value in objectives.items() if key != "score"
+        )
+        self._tell(
+            name, changes, f"stopped early at step {result['step']}" if pruned else "done", told
+        )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name, changes = _trial_of(trial.config)
         file = trial.pickled_error_file
-        error = cloudpickle.loads(Path(file).read_bytes()) if file else RuntimeError("it ended without a word")
+        error = (
+            cloudpickle.loads(Path(file).read_bytes())
+            if file
+            else RuntimeError("it ended without a word")
+        )
         self.failed[name] = Failure(changes, one_line(error))
         self._tell(name, changes, "failed", self.failed[name].reason)
 

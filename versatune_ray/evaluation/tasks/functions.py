@@ -11,12 +11,22 @@ _ANSWER = re.compile(r"^正确答案：([A-D])")
 
 
 def lawbench(dataset: Any) -> Any:
-    """Records of instruction, question and answer (正确答案：X。); those with several right answers go."""
+    """Records of instruction, question and answer (正确答案：X。); those with several right answers
+    go.
+    """
     plain = dataset.filter(lambda row: re.match(r"^正确答案：[A-D]\W*$", row["answer"]))
     return plain.map(lambda row: {"answer": _ANSWER.match(row["answer"])[1]})  # type: ignore[index]
 
 
 def scieval(dataset: Any) -> Any:
-    """The multiple-choice questions of SciEval; their text ends with the listed choices and "Answer:"."""
-    chosen = dataset.filter(lambda row: row["type"] == "multiple-choice" and len(row["answer"]) == 1 and row["answer"][0] in "ABCD")
+    """The multiple-choice questions of SciEval; their text ends with the listed choices and
+    "Answer:".
+    """
+    chosen = dataset.filter(
+        lambda row: (
+            row["type"] == "multiple-choice"
+            and len(row["answer"]) == 1
+            and row["answer"][0] in "ABCD"
+        )
+    )
     return chosen.map(lambda row: {"right": row["answer"][0], "asked": row["question"].rstrip()})

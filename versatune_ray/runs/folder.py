@@ -1,4 +1,6 @@
-"""The folder of one run: held by one process at a time, with the configuration, the timings, and a log line per step."""
+"""The folder of one run: held by one process at a time, with the configuration, the timings, and a
+log line per step.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,17 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from versatune_ray.cache import write_json
-from versatune_ray.config import changed_keys, dump
+from versatune_ray.runs.cache import write_json
+from versatune_ray.settings.loading import changed_keys, dump
 from versatune_ray.errors import UserError
-from versatune_ray.lease import Lease
+from versatune_ray.runs.lock import Lease
 from versatune_ray.settings import Config
-from versatune_ray.storage import check, fetch, pull, push, shown, told
-from versatune_ray.training import plan
+from versatune_ray.runs.storage import check, fetch, pull, push, told
+from versatune_ray.settings.location import shown
+from versatune_ray.settings import semantics
 
-# Settings that a resumed run may change: they decide how fast or how robustly it runs, or what is measured afterwards.
+# Settings that a resumed run may change: they decide how fast or how robustly it runs, or what is
+# measured afterwards.
 _FREE = (
     "run", "storage", "device", "evaluation", "detection.engine", "detection.models", "detection.judge.engine", "detection.judge.http",
     "detection.judge.records", "reference.workers", "reference.cpus", "mixture.warn_passes", "training.workers",
@@ -50,8 +54,8 @@ class RunFolder:
     With ``wait``, it waits for another process of this machine that works on the same run.
 
     Raises:
-        UserError: on entry: the storage cannot be used, another process works on the same run, or its fine-tuning was begun with
-            other settings.
+        UserError: on entry: the storage cannot be used, another process works on the same run, or
+            its fine-tuning was begun with other settings.
     """
 
     def __init__(self, config: Config, wait: bool = False):
@@ -86,7 +90,9 @@ class RunFolder:
         self._resources.close()
 
     def write(self, name: str, value: Any) -> None:
-        """Write a JSON file of the run, unless it says the same already: its time tells when its content was last new."""
+        """Write a JSON file of the run, unless it says the same already: its time tells when its
+        content was last new.
+        """
         path = self.path / name
         if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(value, default=str)):
             self._lease.hold()
@@ -94,10 +100,12 @@ class RunFolder:
             push(path)
 
     def step(self, name: str, work: Callable[[], Step], more: bool = False) -> Any:
-        """Do a step, say so, and note its time; a reused step keeps the time that it once took in this run.
+        """Do a step, say so, and note its time; a reused step keeps the time that it once took in
+        this run.
 
         Args:
-            more: the step is one of several of this name, or goes on with an earlier one: its time is added to theirs.
+            more: the step is one of several of this name, or goes on with an earlier one: its time
+                is added to theirs.
         """
         say(name, "…")
         began = time.monotonic()
@@ -141,8 +149,9 @@ def check_unchanged(config: Config) -> None:
     before: Mapping[str, Any] = yaml.safe_load(saved.read_text(encoding="utf-8"))
     now = yaml.safe_load(dump(config))
     old = {key: value for key, value in before.items() if key != "versions"}
-    # What the fine-tuning does not use may change as well: a study that gets one more method makes what that needs.
-    used = {"detection": plan.needs_detection(config), "reference": plan.needs_reference(config)}
+    # What the fine-tuning does not use may change as well: a study that gets one more method makes
+    # what that needs.
+    used = {"detection": semantics.needs_detection(config), "reference": semantics.needs_reference(config)}
     free = (*_FREE, *(section for section, needed in used.items() if not needed))
     changed = [line for line in changed_keys(old, now) if not line.startswith(free)]
     inputs = json.loads((folder / "finetune" / "inputs.json").read_text(encoding="utf-8"))

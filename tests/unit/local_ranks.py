@@ -1,6 +1,7 @@
-"""``python -m versatune_ray.training`` as one of torchrun's processes, with something wrong on rank 1 (test_training_together.py).
+"""``python -m versatune_ray.training`` as one of torchrun's processes, with something wrong on rank
+1 (test_training_together.py).
 
-usage: torchrun … alone_ranks.py WHAT [arguments of versatune_ray.training]
+usage: torchrun … local_ranks.py WHAT [arguments of versatune_ray.training]
 """
 
 from __future__ import annotations
@@ -13,20 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ray.errors import UserError
-from versatune_ray.training import alone, heartbeat, loop
+from versatune_ray.training import heartbeat, local, loop
 from versatune_ray.training.__main__ import main
-from versatune_ray.training.core import Tuner
+from versatune_ray.training.trainer import Trainer
 
 what, rank = sys.argv.pop(1), int(os.environ["RANK"])
 heartbeat.PULSE = 0.2
-step = Tuner.step
+step = Trainer.step
 
 
 def mistaken(*_: Any) -> Any:
     raise UserError("data.chat_template: /node/b/chat.jinja: no such file")
 
 
-def hanging(self: Tuner, shares: Any, ahead: bool = False) -> float:
+def hanging(self: Trainer, shares: Any, ahead: bool = False) -> float:
     if self.steps_done == 2 and rank == 1:
         time.sleep(60)
     if self.steps_done == 2 and what == "aborted":  # as NCCL's watchdog does with those that wait
@@ -35,13 +36,13 @@ def hanging(self: Tuner, shares: Any, ahead: bool = False) -> float:
 
 
 if what == "mistake" and rank == 1:
-    alone.load_tokenizer = mistaken  # type: ignore[assignment]
+    local.load_tokenizer = mistaken  # type: ignore[assignment]
 elif what == "later" and rank == 1:
     loop.load_domains = mistaken  # type: ignore[assignment]
 elif what == "blind" and rank == 1:
     before = Path.is_dir
     Path.is_dir = lambda self: "step-" not in self.name and before(self)  # type: ignore[method-assign, assignment]
 elif what in ("hangs", "aborted"):
-    Tuner.step = hanging  # type: ignore[method-assign, assignment]
+    Trainer.step = hanging  # type: ignore[method-assign, assignment]
 
 sys.exit(main())

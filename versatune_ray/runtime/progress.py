@@ -1,4 +1,6 @@
-"""Progress of long work: workers tell a board, an actor; the driver prints its bars as lines that read well in a log too."""
+"""Progress of long work: workers tell a board, an actor; the driver prints its bars as lines that
+read well in a log too.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ class Board:
 
     def __init__(self) -> None:
         self.bars: dict[str, State] = {}
-        self.messages: dict[tuple[str, str], None] = {}  # a set in order: work done again after a failure says the same again
+        # a set in order: work done again after a failure says the same again
+        self.messages: dict[tuple[str, str], None] = {}
 
     def tell(self, name: str, state: State) -> None:
         self.bars[name] = state
@@ -42,7 +45,9 @@ class Board:
 
 
 class Bar:
-    """A named bar, in a driver, a task or an actor. Without a display (a test, a library user) it does nothing."""
+    """A named bar, in a driver, a task or an actor. Without a display (a test, a library user) it
+    does nothing.
+    """
 
     def __init__(self, name: str, total: int, unit: str = "step"):
         import ray
@@ -56,8 +61,12 @@ class Bar:
                 self._board = None
 
     def to(self, done: int, note: str = "", total: int | None = None) -> None:
-        """Move to ``done``, with a note such as the current loss; ``total`` where it was not known before."""
-        self._state = State(done, self._state.total if total is None else total, self._state.unit, note)
+        """Move to ``done``, with a note such as the current loss; ``total`` where it was not known
+        before.
+        """
+        self._state = State(
+            done, self._state.total if total is None else total, self._state.unit, note
+        )
         if time.monotonic() - self._told > _TELL_EVERY:
             self._tell()
 
@@ -69,7 +78,12 @@ class Bar:
     def __enter__(self) -> Bar:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._state.ended = True
         self._tell()
 
@@ -79,16 +93,29 @@ class Bar:
             self._board.tell.remote(self._name, self._state)
 
 
+def engine_bar(name: str, total: int) -> Bar:
+    """A bar over rows that an engine answers, which has to start first."""
+    bar = Bar(name, total, "row")
+    bar.to(0, "starting the engine")
+    return bar
+
+
 class Display:
-    """On the driver: starts the board and prints, every few seconds, the messages that are new and the bars that moved."""
+    """On the driver: starts the board and prints, every few seconds, the messages that are new and
+    the bars that moved.
+    """
 
     def __enter__(self) -> Display:
         import ray
 
-        from versatune_ray.cluster import beside_the_driver
+        from versatune_ray.runtime.cluster import beside_the_driver
 
         self._board: Any = (
-            ray.remote(Board).options(name=_BOARD, num_cpus=0, get_if_exists=True, scheduling_strategy=beside_the_driver()).remote()
+            ray.remote(Board)
+            .options(
+                name=_BOARD, num_cpus=0, get_if_exists=True, scheduling_strategy=beside_the_driver()
+            )
+            .remote()
         )
         self._stop = threading.Event()
         self._began: dict[str, tuple[float, int]] = {}

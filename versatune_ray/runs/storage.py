@@ -1,10 +1,13 @@
-"""Storage behind a URI: each machine keeps a mirror of those parts of it that it needs, and works in that.
+"""Storage behind a URI: each machine keeps a mirror of those parts of it that it needs, and works
+in that.
 
-A mirror is an ordinary folder whose name spells the URI, so a path in it says by itself what it mirrors. Such a path may travel to any
-machine: ``fetch`` turns it into the same place in that machine's own mirror and brings what is missing, once. ``push`` sends what was
-written. Where ``storage`` is a local folder there is no mirror, and all functions here do nothing but answer.
+A mirror is an ordinary folder whose name spells the URI, so a path in it says by itself what it
+mirrors. Such a path may travel to any machine: ``fetch`` turns it into the same place in that
+machine's own mirror and brings what is missing, once. ``push`` sends what was written. Where
+``storage`` is a local folder there is no mirror, and all functions here do nothing but answer.
 
-A folder that is pushed is followed by a manifest, ``.whole``, of what belongs to it: without one it is not there yet.
+A folder that is pushed is followed by a manifest, ``.whole``, of what belongs to it: without one it
+is not there yet.
 
 pyarrow is imported where there is a URI, and only there: a bare training machine has none.
 """
@@ -27,14 +30,11 @@ from urllib.parse import parse_qs, quote, unquote
 from filelock import FileLock
 
 from versatune_ray.errors import UserError
+from versatune_ray.settings.location import is_mirrored, mirrored, root, shown
 
-_MIRRORS = "versatune-mirrors"
 _WHOLE = ".whole"
-# Parameters that say where a storage is. All others are refused: some hold keys, and these belong in the environment.
-_PARAMETERS = {"scheme", "endpoint_override", "region", "project_id", "retry_limit_seconds", "enable_tls", "credential_kind"}
 _TRANSFERS = 8
 _CHUNK = 16 << 20  # bytes
-_NAME_BYTES = 255
 
 _Place = TypeVar("_Place", str, Path)
 
@@ -49,66 +49,18 @@ class Remote(NamedTuple):
         return Remote(self.fs, f"{self.path}/{name}")
 
 
-def resolve(storage: str) -> str:
-    """The setting as it is used: a URI, or the whole path of a local folder.
-
-    Raises:
-        UserError: a URI that holds credentials, or would be too long for a folder's name.
-    """
-    if "://" not in storage:
-        return str(Path(storage).expanduser().absolute())
-    place, mark, query = storage.partition("?")
-    unknown = sorted(set(parse_qs(query, keep_blank_values=True)) - _PARAMETERS)
-    if unknown or re.match(r"[^/]*//[^@]*:[^@]*@", storage):
-        what = f"the parameter {', '.join(unknown)}" if unknown else "a password"
-        raise UserError(f"storage: {shown(storage)}: {what} does not belong in a URI; credentials come from the environment")
-    uri = place.rstrip("/") + mark + query
-    if len(quote(uri, safe="")) > _NAME_BYTES:
-        raise UserError(f"storage: {shown(storage)}: this URI is too long")
-    return uri
-
-
-def root(storage: str) -> Path:
-    """The folder that stands for a resolved ``storage`` on this machine: the folder itself, or the URI's mirror.
-
-    Mirrors lie in ``$VERSATUNE_WORK``, or in the user's cache folder.
-    """
-    if "://" not in storage:
-        return Path(storage)
-    return Path(os.environ.get("VERSATUNE_WORK") or Path.home() / ".cache") / _MIRRORS / quote(storage, safe="")
-
-
-def shown(place: str | Path) -> str:
-    """A URI, or what a path in a mirror mirrors, for people and files: without parameters and credentials. Other paths as they are."""
-    found = _mirrored(Path(place)) if "://" not in str(place) else (str(place), "")
-    if found is None:
-        return str(place)
-    bare = re.sub(r"//[^?]*@", "//", found[0].partition("?")[0])
-    return f"{bare}/{found[1]}" if found[1] else bare
-
-
-def uri_of(path: Path) -> str:
-    """What ``path`` mirrors, as a URI that pyarrow and Ray take; a path in no mirror as it is."""
-    found = _mirrored(path)
-    if found is None:
-        return str(path)
-    place, mark, query = found[0].partition("?")
-    return f"{place}/{found[1]}{mark}{query}"
-
-
-def is_mirrored(path: str | Path) -> bool:
-    return _mirrored(Path(path)) is not None
-
-
 def check(storage: str) -> None:
-    """Raises ``UserError`` where files cannot be written and deleted in ``storage``, and says why."""
+    """Raises ``UserError`` where files cannot be written and deleted in ``storage``, and says why.
+    """
     if "://" in storage:
         with told(storage):
             clock(root(storage))
 
 
 def clock(folder: Path) -> Any:
-    """The time by the storage's own clock, which machines agree on: that of a small file, written and deleted."""
+    """The time by the storage's own clock, which machines agree on: that of a small file, written
+    and deleted.
+    """
     probe = folder / f".clock-{uuid.uuid4().hex[:8]}"
     write_small(probe, b"")
     written = read_small(probe)
@@ -131,12 +83,13 @@ def told(storage: str) -> Iterator[None]:
 
 def here(path: _Place) -> _Place:
     """The same place in this machine's mirror, whichever machine's mirror ``path`` is in."""
-    found = _mirrored(Path(path))
+    found = mirrored(Path(path))
     return path if found is None else type(path)(root(found[0]) / found[1])
 
 
 def fetch(path: _Place) -> _Place:
-    """``here``, and brought from the storage where it is missing. What is in no mirror, such as a model's id, is returned as it is.
+    """``here``, and brought from the storage where it is missing. What is in no mirror, such as a
+    model's id, is returned as it is.
 
     Raises:
         UserError: it is not in the storage.
@@ -150,7 +103,8 @@ def fetch(path: _Place) -> _Place:
 def bring(path: Path) -> bool:
     """Whether a file or folder is there whole, brought from the storage first if there is one.
 
-    A file that is here is taken as it is. A folder is compared by its manifest, or that of the folder it is in.
+    A file that is here is taken as it is. A folder is compared by its manifest, or that of the
+    folder it is in.
     """
     remote = _remote(path)
     if remote is None or path.is_file():
@@ -168,7 +122,8 @@ def bring(path: Path) -> bool:
 
 
 def pull(folder: Path, *, exact: bool = False, without: str = "") -> None:
-    """Bring the files of a folder that are not here as they are there (size and time), but for folders with a manifest of their own.
+    """Bring the files of a folder that are not here as they are there (size and time), but for
+    folders with a manifest of their own.
 
     Args:
         exact: files that are not there are removed here.
@@ -196,7 +151,8 @@ def pull(folder: Path, *, exact: bool = False, without: str = "") -> None:
 
 
 def push(path: Path, source: Path | None = None) -> None:
-    """Send a file or a folder to the storage, as ``path``, from ``source`` where it is about to be moved from there.
+    """Send a file or a folder to the storage, as ``path``, from ``source`` where it is about to be
+    moved from there.
 
     A folder gets a manifest once all is there, and what does not belong to it goes.
     """
@@ -232,7 +188,8 @@ def remove(path: Path) -> None:
 
 
 def read_small(path: Path) -> tuple[bytes, Any] | None:
-    """The bytes of a file in the storage and when it was written by the storage's clock, or None."""
+    """The bytes of a file in the storage and when it was written by the storage's clock, or None.
+    """
     remote = _remote(path)
     assert remote is not None
     content = _read(remote)
@@ -246,17 +203,8 @@ def write_small(path: Path, content: bytes) -> None:
     _write(remote, content)
 
 
-def _mirrored(path: Path) -> tuple[str, str] | None:
-    """URI of the storage and path within, of a path in a mirror of any machine."""
-    parts = path.parts
-    for place, part in enumerate(parts[1:], 1):
-        if parts[place - 1] == _MIRRORS and "%3A%2F%2F" in part:
-            return unquote(part), "/".join(parts[place + 1 :])
-    return None
-
-
 def _remote(path: Path) -> Remote | None:
-    found = _mirrored(path)
+    found = mirrored(path)
     if found is None:
         return None
     fs, base = _file_system(found[0])
@@ -311,7 +259,9 @@ def _write(remote: Remote, content: bytes) -> None:
 
 @contextmanager
 def _appearing(remote: Remote) -> Iterator[str]:
-    """Where to write a file that appears whole: object stores see to that, in a file system it is moved into its place."""
+    """Where to write a file that appears whole: object stores see to that, in a file system it is
+    moved into its place.
+    """
     if remote.fs.type_name != "local":
         yield remote.path
         return

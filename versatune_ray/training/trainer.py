@@ -1,7 +1,9 @@
-"""The training core, without Ray: one model, one optimizer that never restarts, global batches drawn by share.
+"""The training core, without Ray: one model, one optimizer that never restarts, global batches
+drawn by share.
 
-Loss is per response token: summed over the global batch and divided by the global token count, across ranks and micro-batches;
-``Recipe.length_correction`` weighs domains apart from the length of their answers.
+Loss is per response token: summed over the global batch and divided by the global token count,
+across ranks and micro-batches; ``Recipe.length_correction`` weighs domains apart from the length of
+their answers.
 """
 
 from __future__ import annotations
@@ -18,31 +20,36 @@ from transformers import PreTrainedModel
 
 from versatune_ray.domains import DomainData
 from versatune_ray.errors import UserError
-from versatune_ray.mixture import DomainSampler, chosen
+from versatune_ray.mixture import DomainSampler, LossSums, chosen
+from versatune_ray.settings.recipe import Execution, Recipe
 from versatune_ray.training import optimizer
 from versatune_ray.training.attention import kind_of
 from versatune_ray.training.batches import Layout, MicroBatch, Samples
 from versatune_ray.training.loss import ResponseLoss
 from versatune_ray.training.model import in_precision
 from versatune_ray.training.parallel import Parallel, compiles, in_bf16
-from versatune_ray.training.recipe import LossSums, Recipe, Setup
 from versatune_ray.training.trainable import SoftMask
 
 Array = NDArray[np.float64]
-_ORDERS = 0x9E3779B97F4A7C15  # between the seeds of two orders: no two of small seeds and few orders meet
+# between the seeds of two orders: no two of small seeds and few orders meet
+_ORDERS = 0x9E3779B97F4A7C15
 
 
 class Unrecoverable(Exception):
-    """What another attempt would meet again: a loss or a gradient that is no number (the message names step, domains and records;
-    the weights are those before the step), a sampler that has no more samples, or a decision that the controller refuses."""
+    """What another attempt would meet again: a loss or a gradient that is no number (the message
+    names step, domains and records; the weights are those before the step), a sampler that has no
+    more samples, or a decision that the controller refuses.
+    """
 
 
 @dataclass(frozen=True)
-class Made:
-    """An optimizer step, the same on every rank. lengths, responses: tokens and response tokens of its samples, [batch size].
+class StepStats:
+    """An optimizer step, the same on every rank. lengths, responses: tokens and response tokens of
+    its samples, [batch size].
 
-    nats, count: summed over all ranks per domain [k], and what they are divided by (tokens or bytes). norm: of the gradient before
-    clipping. rate: the learning rate. skipped: what ``on_nonfinite=skip`` left out, in words; None: nothing, the weights moved.
+    nats, count: summed over all ranks per domain [k], and what they are divided by (tokens or
+    bytes). norm: of the gradient before clipping. rate: the learning rate. skipped: what
+    ``on_nonfinite=skip`` left out, in words; None: nothing, the weights moved.
     """
 
     lengths: NDArray[np.int64]
@@ -67,8 +74,10 @@ class Drawn:
     batches: list[MicroBatch]
 
 
-class Tuner:
-    """One rank of a training run: ``step`` with shares, ``held_out`` to measure, ``checkpoint.save`` and ``load`` to resume exactly."""
+class Trainer:
+    """One rank of a training run: ``step`` with shares, ``held_out`` to measure,
+    ``checkpoint.save`` and ``load`` to resume exactly.
+    """
 
     def __init__(
         self,
@@ -78,40 +87,61 @@ class Tuner:
         device: torch.device,
         rank: int = 0,
         world: int = 1,
-        setup: Setup = Setup(),  # noqa: B008 - frozen
+        execution: Execution = Execution(),  # noqa: B008 - frozen
         records: Sequence[int] | None = None,
         importance: Mapping[str, torch.Tensor] | None = None,
     ):
-        """``model``: of ``load_model``, an ``empty`` one only under FSDP; ``records``: see ``begin``; ``importance``: see ``SoftMask``."""
+        """``model``: of ``load_model``, an ``empty`` one only under FSDP; ``records``: see
+        ``begin``; ``importance``: see ``SoftMask``.
+        """
         if recipe.batch_size < world:
-            raise UserError(f"training.batch_size: {recipe.batch_size} samples cannot be spread over {world} workers")
+            raise UserError(
+                f"training.batch_size: {recipe.batch_size} samples cannot be spread over {world} "
+                f"workers"
+            )
         self.data, self.device, self.rank, self.world = list(data), device, rank, world
         self.model = model
         self.attention = kind_of(model)
         parameters, _, width = model_size(model)
-        low = torch.bfloat16 if in_bf16(setup, device) else torch.float32
-        in_precision(model, frozen=low, trained=torch.bfloat16 if recipe.optimizer == "adamw_bf16" else torch.float32)
-        self.parallel = Parallel(ResponseLoss(model, compiles(setup, device)), setup, device, rank, world)
+        low = torch.bfloat16 if in_bf16(execution, device) else torch.float32
+        in_precision(
+            model,
+            frozen=low,
+            trained=torch.bfloat16 if recipe.optimizer == "adamw_bf16" else torch.float32,
+        )
+        self.parallel = Parallel(
+            ResponseLoss(model, compiles(execution, device)), execution, device, rank, world
+        )
         gpu = device.type == "cuda"
-        self._layout = Layout(self.attention, parameters, width, world, rank, self.parallel.in_step, pinned=gpu)
+        self._layout = Layout(
+            self.attention, parameters, width, world, rank, self.parallel.in_step, pinned=gpu
+        )
         self._mask = SoftMask(self.parallel.module, importance) if importance else None
         # While the device works on a step, a thread makes the batches of the next one.
-        self._thread = ThreadPoolExecutor(1, "batches", torch.cuda.set_device, (device,)) if gpu else None
+        self._thread = (
+            ThreadPoolExecutor(1, "batches", torch.cuda.set_device, (device,)) if gpu else None
+        )
         self._next: Future[Drawn] | None = None
         self.begin(recipe, records)
         self.steps_done = 0
         self.skipped = 0  # batches in a row that were left out
-        self.place = 0.0  # steps done, and a half more while this rank waits for the others' gradients
-        self.last: Made | None = None
-        # Since the last adjustment: this rank's training loss, and every rank's samples and response tokens per domain.
+        # steps done, and a half more while this rank waits for the others' gradients
+        self.place = 0.0
+        self.last: StepStats | None = None
+        # Since the last adjustment: this rank's training loss, and every rank's samples and
+        # response tokens per domain.
         self.train_loss = LossSums.zeros(len(self.data))
         self.samples = np.zeros(len(self.data), dtype=np.int64)
         self.tokens = np.zeros(len(self.data), dtype=np.int64)
 
-    def begin(self, recipe: Recipe, records: Sequence[int] | None = None, *, fresh: bool = True) -> None:
-        """Go on with the same weights by another recipe, on ``records`` of each domain's training records, [k] (None: all of them).
+    def begin(
+        self, recipe: Recipe, records: Sequence[int] | None = None, *, fresh: bool = True
+    ) -> None:
+        """Go on with the same weights by another recipe, on ``records`` of each domain's training
+        records, [k] (None: all of them).
 
-        Which records these are depends on their number and the seed alone. Unless ``fresh``, optimizer and schedule go on.
+        Which records these are depends on their number and the seed alone. Unless ``fresh``,
+        optimizer and schedule go on.
         """
         self.recipe = recipe
         if fresh:
@@ -122,15 +152,27 @@ class Tuner:
         sizes = [len(domain.train) for domain in self.data]
         self._counts = sizes if records is None else list(records)
         parts = enumerate(zip(sizes, self._counts, strict=True))
-        self._chosen = [None if count == size else chosen(size, count, recipe.seed, domain) for domain, (size, count) in parts]
+        self._chosen = [
+            None if count == size else chosen(size, count, recipe.seed, domain)
+            for domain, (size, count) in parts
+        ]
         names = [domain.name for domain in self.data]
         seed = (recipe.seed + recipe.order * _ORDERS) % 2**64
-        self.sampler = DomainSampler(self._counts, recipe.batch_size, seed, names=names, max_passes=recipe.max_passes, steps=recipe.steps)
+        self.sampler = DomainSampler(
+            self._counts,
+            recipe.batch_size,
+            seed,
+            names=names,
+            max_passes=recipe.max_passes,
+            steps=recipe.steps,
+        )
 
     def step(self, shares: Array, ahead: bool = False) -> float:
-        """One optimizer step on one global batch; returns the mean loss of all ranks in nats per response token (or byte).
+        """One optimizer step on one global batch; returns the mean loss of all ranks in nats per
+        response token (or byte).
 
-        ``ahead``: the next call is another step with the same shares, and nothing asks for the sampler in between.
+        ``ahead``: the next call is another step with the same shares, and nothing asks for the
+            sampler in between.
 
         Raises:
             Unrecoverable: on every rank, before the weights change.
@@ -139,33 +181,43 @@ class Tuner:
         try:
             drawn = waiting.result() if waiting is not None else self._draw(shares)
         except ValueError as error:
-            raise Unrecoverable(f"step {self.steps_done + 1}: {error}; the last checkpoint is intact") from error
+            raise Unrecoverable(
+                f"step {self.steps_done + 1}: {error}; the last checkpoint is intact"
+            ) from error
         if ahead and self._thread is not None:
             self._next = self._thread.submit(self._draw, shares)
         sums = self._backward(drawn.batches)
         norm = self.parallel.gradient_norm(self._mask.scales if self._mask else ())
         self._clip(norm)
         whole = self.parallel.total(sums)
-        read = torch.cat([sums, whole, norm.double()[None]]).cpu().numpy()  # all that the host waits for in a step
+        # all that the host waits for in a step
+        read = torch.cat([sums, whole, norm.double()[None]]).cpu().numpy()
         k = len(self.data)
         self._account(drawn, read[:k], read[k : 2 * k], float(read[-1]))
         assert self.last is not None
         return self.last.loss
 
     def gradient_products(self, records: int) -> Array:
-        """g_i · g_j of the domains' gradients at the present weights, [k, k], the same on every rank.
+        """g_i · g_j of the domains' gradients at the present weights, [k, k], the same on every
+        rank.
 
-        g_j is the gradient of the mean loss over the response tokens of ``records`` of domain j's training records (fewer if it has
-        fewer, but one for each rank), drawn anew at every step of the run without moving the sampler; of a domain that this recipe does
-        not draw from, 0. Costs a forward and a backward pass over k · ``records``, and host memory for k gradients.
+        g_j is the gradient of the mean loss over the response tokens of ``records`` of domain j's
+        training records (fewer if it has fewer, but one for each rank), drawn anew at every step of
+        the run without moving the sampler; of a domain that this recipe does not draw from, 0.
+        Costs a forward and a backward pass over k · ``records``, and host memory for k gradients.
         """
         k = len(self.data)
         drawn_from = [domain for domain in range(k) if self._counts[domain]]
         gradients = []
         for domain in drawn_from:
-            draw, size = np.random.default_rng([self.recipe.seed, self.steps_done, domain]), self._counts[domain]
+            draw, size = (
+                np.random.default_rng([self.recipe.seed, self.steps_done, domain]),
+                self._counts[domain],
+            )
             count = max(min(records, size), self.world)
-            samples = self._samples(np.full(count, domain), draw.choice(size, count, replace=count > size))
+            samples = self._samples(
+                np.full(count, domain), draw.choice(size, count, replace=count > size)
+            )
             weights = np.zeros(k)
             weights[domain] = 1 / samples.response_tokens.sum()
             self._backward(self._batches(samples, weights))
@@ -176,11 +228,17 @@ class Tuner:
 
     @torch.no_grad()
     def held_out(self, progress: Callable[[int], None] = lambda records: None) -> LossSums:
-        """This rank's part of every domain's validation records; the sum over ranks is the whole."""
+        """This rank's part of every domain's validation records; the sum over ranks is the
+        whole.
+        """
         self.parallel.module.eval()
         sizes = [len(domain.validation) for domain in self.data]
         domain = np.repeat(np.arange(len(sizes)), sizes)
-        samples = Samples([one.validation for one in self.data], domain, np.concatenate([np.arange(size) for size in sizes]))
+        samples = Samples(
+            [one.validation for one in self.data],
+            domain,
+            np.concatenate([np.arange(size) for size in sizes]),
+        )
         sums, count = self._zeros(), np.zeros(len(self.data))
         for batch in self._batches(samples, None):
             moved = batch.to(self.device)
@@ -190,7 +248,9 @@ class Tuner:
         return LossSums(sums.cpu().numpy(), count)
 
     def take_counts(self) -> tuple[LossSums, NDArray[np.int64], NDArray[np.int64]]:
-        """Training loss, samples and response tokens per domain since the last call; starts them anew."""
+        """Training loss, samples and response tokens per domain since the last call; starts them
+        anew.
+        """
         taken = self.train_loss, self.samples.copy(), self.tokens.copy()
         self.train_loss = LossSums.zeros(len(self.data))
         self.samples[:] = 0
@@ -212,12 +272,20 @@ class Tuner:
         return Samples([one.train for one in self.data], domain, place)
 
     def _batches(self, samples: Samples, weights: Array | None) -> list[MicroBatch]:
-        """This rank's micro-batches; ``weights``: of a response token of each domain in the loss, [k]."""
+        """This rank's micro-batches; ``weights``: of a response token of each domain in the loss,
+        [k].
+        """
         # Gradients are averaged over ranks; the loss is a sum over the global batch.
-        return self._layout.micro_batches(samples, None if weights is None else self.world * weights, self.recipe.micro_batch_tokens)
+        return self._layout.micro_batches(
+            samples,
+            None if weights is None else self.world * weights,
+            self.recipe.micro_batch_tokens,
+        )
 
     def _backward(self, batches: Sequence[MicroBatch]) -> torch.Tensor:
-        """Add up the gradient of the loss; returns this rank's nats per domain [k], on the device."""
+        """Add up the gradient of the loss; returns this rank's nats per domain [k], on the
+        device.
+        """
         self.parallel.module.train()
         sums = self._zeros()
         self.place = float(self.steps_done)
@@ -243,7 +311,11 @@ class Tuner:
         Raises:
             Unrecoverable: the gradient is not finite.
         """
-        samples, lengths, responses = drawn.samples, drawn.samples.lengths, drawn.samples.response_tokens
+        samples, lengths, responses = (
+            drawn.samples,
+            drawn.samples.lengths,
+            drawn.samples.response_tokens,
+        )
         rate = optimizer.learning_rate(self.recipe, self.scheduled)
         skipped, count = None, self._count(samples)
         if math.isfinite(norm):
@@ -259,11 +331,12 @@ class Tuner:
                 raise Unrecoverable(f"{skipped}; the last checkpoint is intact")
             if self.skipped > self.recipe.max_skipped:
                 raise Unrecoverable(
-                    f"{skipped}; {self.recipe.max_skipped} batches before it were left out already; the last checkpoint is intact"
+                    f"{skipped}; {self.recipe.max_skipped} batches before it were left out "
+                    f"already; the last checkpoint is intact"
                 )
             whole, count = np.zeros_like(whole), np.zeros_like(count)
         self.optimizer.zero_grad(set_to_none=True)
-        self.last = Made(lengths, responses, whole, count, norm, rate, skipped)
+        self.last = StepStats(lengths, responses, whole, count, norm, rate, skipped)
         k = len(self.data)
         self.samples += np.bincount(samples.domain, minlength=k)
         self.tokens += np.bincount(samples.domain, responses, k).astype(np.int64)
@@ -271,23 +344,31 @@ class Tuner:
         self.scheduled += 1
 
     def _token_weights(self, domain: NDArray[np.int64], tokens: NDArray[np.int64]) -> Array:
-        """What one response token of each domain counts in the loss of a batch, [k], from the domain and tokens of its samples [b].
+        """What one response token of each domain counts in the loss of a batch, [k], from the
+        domain and tokens of its samples [b].
 
-        The mean loss of domain j weighs as n_j^c · T_j^(1−c), for n_j samples of T_j tokens and a correction c: 0 is the mean over tokens.
+        The mean loss of domain j weighs as n_j^c · T_j^(1−c), for n_j samples of T_j tokens and a
+        correction c: 0 is the mean over tokens.
         """
         k, c = len(self.data), self.recipe.length_correction
         samples, in_domain = np.bincount(domain, minlength=k), np.bincount(domain, tokens, k)
         weight = samples**c * in_domain ** (1 - c)
-        found: Array = np.divide(weight / weight.sum(), in_domain, out=np.zeros(k), where=in_domain > 0)
+        found: Array = np.divide(
+            weight / weight.sum(), in_domain, out=np.zeros(k), where=in_domain > 0
+        )
         return found
 
     def _zeros(self) -> torch.Tensor:
-        """Nats per domain, summed on the device so that nothing waits for it. MPS and others without float64 are not supported."""
+        """Nats per domain, summed on the device so that nothing waits for it. MPS and others
+        without float64 are not supported.
+        """
         return torch.zeros(len(self.data), dtype=torch.float64, device=self.device)
 
     def _count(self, samples: Samples) -> Array:
         """What the nats of each domain are divided by, [k]."""
-        counted: Array = np.bincount(samples.domain, samples.counted(self.recipe.unit), len(self.data)).astype(np.float64)
+        counted: Array = np.bincount(
+            samples.domain, samples.counted(self.recipe.unit), len(self.data)
+        ).astype(np.float64)
         return counted
 
     @torch.no_grad()
@@ -298,9 +379,14 @@ class Tuner:
         if bad.any():
             for batch in drawn.batches:
                 samples = batch.samples.take(np.flatnonzero(bad[batch.samples.domain]))
-                # A single rank cannot go through a sharded model: all its samples of the domain are named.
+                # A single rank cannot go through a sharded model: all its samples of the domain are
+                # named.
                 single = () if self.parallel.in_step else self._batches_of_one(samples)
-                named = [one.samples for one in single if not torch.isfinite(self._nats(one)).all()] if single else [samples]
+                named = (
+                    [one.samples for one in single if not torch.isfinite(self._nats(one)).all()]
+                    if single
+                    else [samples]
+                )
                 mine += [
                     f"{self.data[domain].name}: {location}"
                     for found in named
@@ -308,10 +394,17 @@ class Tuner:
                 ]
         found = sorted({text for texts in self.parallel.gather(mine) for text in texts})
         shown = "; ".join(found[:8]) + (f"; and {len(found) - 8} more" if len(found) > 8 else "")
-        return f"the loss is not finite on {shown}" if found else "a gradient is not finite, though every loss is"
+        return (
+            f"the loss is not finite on {shown}"
+            if found
+            else "a gradient is not finite, though every loss is"
+        )
 
     def _batches_of_one(self, samples: Samples) -> list[MicroBatch]:
-        return [self._layout.collate(samples.take(np.array([place])), None) for place in range(len(samples))]
+        return [
+            self._layout.collate(samples.take(np.array([place])), None)
+            for place in range(len(samples))
+        ]
 
     def _nats(self, batch: MicroBatch) -> torch.Tensor:
         nats: torch.Tensor = self.parallel.forward(batch.to(self.device).inputs, train=False)
@@ -319,10 +412,19 @@ class Tuner:
 
 
 def model_size(model: PreTrainedModel) -> tuple[int, int, int]:
-    """Parameters that every token meets, embeddings aside; those of them that train; layers × heads × head size (``attention_cost``)."""
+    """Parameters that every token meets, embeddings aside; those of them that train; layers × heads
+    × head size (``attention_cost``).
+    """
     config = model.config
-    embeddings = {id(module.weight) for module in (model.get_input_embeddings(), model.get_output_embeddings())}
+    embeddings = {
+        id(module.weight)
+        for module in (model.get_input_embeddings(), model.get_output_embeddings())
+    }
     parameters = [parameter for parameter in model.parameters() if id(parameter) not in embeddings]
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return sum(parameter.numel() for parameter in parameters), trained, config.num_hidden_layers * config.num_attention_heads * head
+    return (
+        sum(parameter.numel() for parameter in parameters),
+        trained,
+        config.num_hidden_layers * config.num_attention_heads * head,
+    )

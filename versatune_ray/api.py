@@ -1,7 +1,9 @@
-"""The steps of a run as functions, for notebooks and scripts; the jobs do the same from a command line.
+"""The steps of a run as functions, for notebooks and scripts; the jobs do the same from a command
+line.
 
-Each takes a configuration (YAML file, several of them, or a mapping) and changes by dotted key, does what is missing of its step and of
-those before it, and returns a small result that shows itself as a table. Called again, it returns at once with what is there.
+Each takes a configuration (YAML file, several of them, or a mapping) and changes by dotted key,
+does what is missing of its step and of those before it, and returns a small result that shows
+itself as a table. Called again, it returns at once with what is there.
 """
 
 from __future__ import annotations
@@ -15,14 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from versatune_ray.cluster import connect
-from versatune_ray.config import load, parse, with_keys
 from versatune_ray.evaluation.scores import Score, scores
 from versatune_ray.pipeline import Run
-from versatune_ray.progress import Display
-from versatune_ray.run_folder import RunFolder
-from versatune_ray.settings import Config
-from versatune_ray.training import plan
+from versatune_ray.runs.folder import RunFolder
+from versatune_ray.runtime.cluster import connect
+from versatune_ray.runtime.progress import Display
+from versatune_ray.settings import Config, semantics
+from versatune_ray.settings.loading import load, parse, with_keys
 
 Settings = str | Path | Sequence[str | Path] | Mapping[str, Any]
 Table = Sequence[tuple[str, ...]]  # rows of texts, the head first
@@ -37,19 +38,27 @@ class _Shown(ABC):
     def __str__(self) -> str:
         rows = self._rows()
         widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-        return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+        return "\n".join(
+            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        )
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head, *rows = ["".join(f"<td>{html.escape(text)}</td>" for text in row) for row in self._rows()]
+        head, *rows = [
+            "".join(f"<td>{html.escape(text)}</td>" for text in row) for row in self._rows()
+        ]
         body = "".join(f"<tr>{row}</tr>" for row in rows)
-        return f"<table><thead><tr>{head.replace('td>', 'th>')}</tr></thead><tbody>{body}</tbody></table>"
+        head = head.replace("td>", "th>")
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 @dataclass(frozen=True, repr=False)
 class Detected(_Shown):
-    """What base models know. shares: model → domain → share, summing to 1. ci95: the same, (low, high). report: the page."""
+    """What base models know. shares: model → domain → share, summing to 1. ci95: the same, (low,
+    high). report: the page.
+    """
 
     shares: dict[str, dict[str, float]]
     ci95: dict[str, dict[str, tuple[float, float]]]
@@ -60,7 +69,16 @@ class Detected(_Shown):
         rows = [("model", *domains)]
         for name, share in self.shares.items():
             spans = self.ci95[name]
-            rows.append((name, *(f"{100 * share[key]:.1f} % ({100 * spans[key][0]:.1f}–{100 * spans[key][1]:.1f})" for key in domains)))
+            rows.append(
+                (
+                    name,
+                    *(
+                        f"{100 * share[key]:.1f} % "
+                        f"({100 * spans[key][0]:.1f}–{100 * spans[key][1]:.1f})"
+                        for key in domains
+                    ),
+                )
+            )
         return rows
 
 
@@ -72,12 +90,17 @@ class References(_Shown):
     unit: str
 
     def _rows(self) -> Table:
-        return [("domain", f"reference loss ({self.unit})"), *((name, f"{loss:.4f}") for name, loss in self.losses.items())]
+        return [
+            ("domain", f"reference loss ({self.unit})"),
+            *((name, f"{loss:.4f}") for name, loss in self.losses.items()),
+        ]
 
 
 @dataclass(frozen=True, repr=False)
 class Tuned(_Shown):
-    """A tuned model. model: its folder. adjustments: the lines of ``adjustments.jsonl``; losses in ``unit``."""
+    """A tuned model. model: its folder. adjustments: the lines of ``adjustments.jsonl``; losses in
+    ``unit``.
+    """
 
     model: Path
     adjustments: list[dict[str, Any]]
@@ -94,7 +117,9 @@ class Tuned(_Shown):
 
 @dataclass(frozen=True, repr=False)
 class Swept(_Shown):
-    """A sweep. trials: as in ``results.parquet``, the best score first. best: a configuration file for ``finetune``."""
+    """A sweep. trials: as in ``results.parquet``, the best score first. best: a configuration file
+    for ``finetune``.
+    """
 
     trials: list[dict[str, Any]]
     best: Path
@@ -102,12 +127,17 @@ class Swept(_Shown):
 
     def _rows(self) -> Table:
         columns = [name for name in self.trials[0] if name != "trial"]
-        return [tuple(columns), *(tuple(_short(one[name]) for name in columns) for one in self.trials)]
+        return [
+            tuple(columns),
+            *(tuple(_short(one[name]) for name in columns) for one in self.trials),
+        ]
 
 
 @dataclass(frozen=True, repr=False)
 class Evaluated(_Shown):
-    """Benchmarks. scores: model → domain (and ``average``) → score. rows: as in ``results.json``."""
+    """Benchmarks. scores: model → domain (and ``average``) → score. rows: as in
+    ``results.json``.
+    """
 
     scores: dict[str, dict[str, Score]]
     rows: list[dict[str, Any]]
@@ -115,14 +145,22 @@ class Evaluated(_Shown):
 
     def _rows(self) -> Table:
         columns = list(next(iter(self.scores.values()), {}))
-        return [("model", *columns), *((name, *(str(row[column]) for column in columns)) for name, row in self.scores.items())]
+        return [
+            ("model", *columns),
+            *(
+                (name, *(str(row[column]) for column in columns))
+                for name, row in self.scores.items()
+            ),
+        ]
 
 
 def detect(config: Settings, changes: Mapping[str, Any] | None = None) -> Detected:
-    """Find out what the base model knows, or each of ``detection.models``. Algorithm 1 of VersaTune (arXiv 2411.11266).
+    """Find out what the base model knows, or each of ``detection.models``. Algorithm 1 of VersaTune
+    (arXiv 2411.11266).
 
     Raises:
-        UserError: a mistake in configuration or data. Incomplete: some of several models could not be detected.
+        UserError: a mistake in configuration or data. Incomplete: some of several models could not
+            be detected.
     """
     with _run(config, changes) as run:
         page = run.detect()
@@ -130,8 +168,14 @@ def detect(config: Settings, changes: Mapping[str, Any] | None = None) -> Detect
             file.parent.name: json.loads(file.read_text(encoding="utf-8"))
             for file in sorted((run.folder.path / "detection").glob("*/distribution.json"))
         }
-        shares = {name: dict(zip(one["domains"], one["share"], strict=True)) for name, one in found.items()}
-        spans = {name: dict(zip(one["domains"], map(tuple, one["ci95"]), strict=True)) for name, one in found.items()}
+        shares = {
+            name: dict(zip(one["domains"], one["share"], strict=True))
+            for name, one in found.items()
+        }
+        spans = {
+            name: dict(zip(one["domains"], map(tuple, one["ci95"]), strict=True))
+            for name, one in found.items()
+        }
         return Detected(shares, spans, page)
 
 
@@ -143,11 +187,14 @@ def reference(config: Settings, changes: Mapping[str, Any] | None = None) -> Ref
     """
     with _run(config, changes) as run:
         found = run.reference
-        return References({name: one["loss"] for name, one in found["domains"].items()}, found["unit"])
+        return References(
+            {name: one["loss"] for name, one in found["domains"].items()}, found["unit"]
+        )
 
 
 def finetune(config: Settings, changes: Mapping[str, Any] | None = None) -> Tuned:
-    """Fine-tune with shares that follow the losses (Algorithms 2 and 3); detects and measures references first where they are missing.
+    """Fine-tune with shares that follow the losses (Algorithms 2 and 3); detects and measures
+    references first where they are missing.
 
     Raises:
         UserError: a mistake in configuration or data. Incomplete: the loss was no number.
@@ -173,7 +220,9 @@ def sweep(config: Settings, changes: Mapping[str, Any] | None = None) -> Swept:
         page = search(run)
         folder = run.folder.path / "sweep"
         trials = pq.read_table(folder / "results.parquet").to_pylist()
-        return Swept(sorted(trials, key=lambda one: -(one["score"] or 0)), folder / "best.yaml", page)
+        return Swept(
+            sorted(trials, key=lambda one: -(one["score"] or 0)), folder / "best.yaml", page
+        )
 
 
 def evaluate(config: Settings, changes: Mapping[str, Any] | None = None) -> Evaluated:
@@ -192,7 +241,7 @@ def evaluate(config: Settings, changes: Mapping[str, Any] | None = None) -> Eval
 @contextmanager
 def _run(config: Settings, changes: Mapping[str, Any] | None, check: Any = None) -> Iterator[Run]:
     settings = _load(config, changes or {})
-    plan.check(settings, plan.domain_names(settings))
+    semantics.check(settings, semantics.domain_names(settings))
     if check is not None:
         check(settings)
     with RunFolder(settings) as folder:
@@ -205,7 +254,9 @@ def _load(config: Settings, changes: Mapping[str, Any]) -> Config:
     if isinstance(config, Mapping):
         return parse(with_keys(config, changes))
     files = [config] if isinstance(config, str | Path) else config
-    return parse(with_keys(load(files).model_dump(mode="json"), changes)) if changes else load(files)
+    return (
+        parse(with_keys(load(files).model_dump(mode="json"), changes)) if changes else load(files)
+    )
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,6 @@
-"""``stages`` of the configuration, each as the configuration of a plain run over its own sources."""
+"""``stages`` of the configuration, each as the configuration of a plain run over its own
+sources.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +12,19 @@ from versatune_ray.settings import Config, Stage, nearest
 
 
 @dataclass(frozen=True)
-class Part:
-    """A stage, before any data is read; without ``stage`` the whole of a configuration that has none.
+class StageConfig:
+    """A stage, before any data is read; without ``stage`` the whole of a configuration that has
+    none.
 
-    config: of a plain run over ``sources`` (in domain order). rehearsed: those of them that only ``earlier`` stages name.
+    config: of a plain run over ``sources`` (in domain order). rehearsed: those of them that only
+    ``earlier`` stages name.
     """
 
     config: Config
     sources: tuple[str, ...]
     rehearsed: frozenset[str] = frozenset()
     stage: Stage | None = None
-    earlier: tuple[Part, ...] = ()
+    earlier: tuple[StageConfig, ...] = ()
 
     @property
     def name(self) -> str | None:
@@ -39,7 +43,9 @@ class Part:
 
         def count(stage: Stage, name: str) -> int:
             rehearsed = name in self.rehearsed
-            return stage.count(name, max(one.get(name, 0) for one in used) if rehearsed else sizes[name], rehearsed)
+            return stage.count(
+                name, max(one.get(name, 0) for one in used) if rehearsed else sizes[name], rehearsed
+            )
 
         return {name: count(self.stage, name) for name in self.sources}
 
@@ -48,54 +54,74 @@ class Part:
         start = self.config.mixture.start
         if not isinstance(start, dict):
             return self.config
-        mixture = self.config.mixture.model_copy(update={"start": {name: start[name] for name in sources if name in start}})
+        mixture = self.config.mixture.model_copy(
+            update={"start": {name: start[name] for name in sources if name in start}}
+        )
         return self.config.model_copy(update={"mixture": mixture})
 
 
-def parts(config: Config, names: Sequence[str]) -> list[Part]:
+def stage_configs(config: Config, names: Sequence[str]) -> list[StageConfig]:
     """The stages in order; of a configuration without any, the whole as one.
 
     Raises:
-        UserError: an unknown domain, or one that a stage does not train on; two stages of one name; or one that cannot go on with the
-            optimizer before it.
+        UserError: an unknown domain, or one that a stage does not train on; two stages of one name;
+            or one that cannot go on with the optimizer before it.
     """
-    found: list[Part] = []
+    found: list[StageConfig] = []
     for stage in config.stages:
         where = f"stages.{stage.name}"
-        counted = (value for value in (stage.records, stage.fraction, stage.start) if isinstance(value, Mapping))
+        counted = (
+            value
+            for value in (stage.records, stage.fraction, stage.start)
+            if isinstance(value, Mapping)
+        )
         for name in (*stage.sources, *(name for value in counted for name in value)):
             if name not in names:
                 raise UserError(f"{where}: unknown domain {name!r}; {nearest(name, names)}")
         own = set(stage.sources or names)
-        earlier = {name for part in found for name in part.sources} - own if stage.rehearses else set()
+        earlier = (
+            {name for part in found for name in part.sources} - own if stage.rehearses else set()
+        )
         sources = tuple(name for name in names if name in own | earlier)
         for key in ("records", "fraction", "start"):
             value = getattr(stage, key)
             for name in value if isinstance(value, Mapping) else ():
                 if name not in sources:
-                    raise UserError(f"{where}.{key}: this stage does not train on {name!r}, but on {', '.join(sources)}")
-        part = Part(_plain(config, stage), sources, frozenset(earlier), stage, tuple(found))
+                    raise UserError(
+                        f"{where}.{key}: this stage does not train on {name!r}, but on "
+                        f"{', '.join(sources)}"
+                    )
+        part = StageConfig(_plain(config, stage), sources, frozenset(earlier), stage, tuple(found))
         if any(other.name == stage.name for other in found):
             raise UserError(f"stages: two are called {stage.name!r}; choose another name")
         if not stage.fresh:
             if not found:
-                raise UserError(f"{where}.fresh: the first stage has no optimizer to go on with; leave it out")
+                raise UserError(
+                    f"{where}.fresh: the first stage has no optimizer to go on with; leave it out"
+                )
             if part.config.training.learning_rate != found[-1].config.training.learning_rate:
                 raise UserError(
-                    f"{where}.learning_rate: {part.config.training.learning_rate} differs from that of {found[-1].name!r}, "
+                    f"{where}.learning_rate: {part.config.training.learning_rate} differs from "
+                    f"that of {found[-1].name!r}, "
                     "whose schedule it goes on with; leave it out, or write fresh: true"
                 )
         found.append(part)
-    return found or [Part(config, tuple(names))]
+    return found or [StageConfig(config, tuple(names))]
 
 
 def _plain(config: Config, stage: Stage) -> Config:
     """What ``stage`` sets, in the places of a plain run."""
-    mixture = {key: value for key in ("start", "policy", "options") if (value := getattr(stage, key)) is not None}
+    mixture = {
+        key: value
+        for key in ("start", "policy", "options")
+        if (value := getattr(stage, key)) is not None
+    }
     if stage.options is None and stage.policy not in (None, config.mixture.policy):
         mixture["options"] = {}
     keys = ("epochs", "learning_rate", "batch_size")
-    training = {key: value for key in keys if (value := getattr(stage, key)) is not None} | {"samples_per_epoch": stage.samples_per_epoch}
+    training = {key: value for key in keys if (value := getattr(stage, key)) is not None} | {
+        "samples_per_epoch": stage.samples_per_epoch
+    }
     return config.model_copy(
         update={
             "stages": [],

@@ -1,7 +1,9 @@
-"""That one job at a time works on a run whose storage several machines see: an owner's file, renewed while the job lives.
+"""That one job at a time works on a run whose storage several machines see: an owner's file,
+renewed while the job lives.
 
-No file system behind a URI has locks, so this protects from what happens, a second job while the first one runs, and not from an
-attack or a machine that sleeps for minutes: a job that finds another owner stops.
+No file system behind a URI has locks, so this protects from what happens, a second job while the
+first one runs, and not from an attack or a machine that sleeps for minutes: a job that finds
+another owner stops.
 """
 
 from __future__ import annotations
@@ -18,17 +20,21 @@ from types import TracebackType
 from typing import Any
 
 from versatune_ray.errors import UserError
-from versatune_ray.storage import clock, is_mirrored, read_small, remove, write_small
+from versatune_ray.runs.storage import clock, read_small, remove, write_small
+from versatune_ray.settings.location import is_mirrored
 
 _RENEW = 30.0  # seconds
 _STALE = timedelta(seconds=4 * _RENEW)
-_SETTLE = 1.0  # of two jobs that start at the same moment the later writer is the owner, once both have written
+# of two jobs that start at the same moment the later writer is the owner, once both have written
+_SETTLE = 1.0
 
 
 class Lease:
-    """Holds ``{folder}/.owner.json`` in the storage, as a context manager; nothing where the storage is local.
+    """Holds ``{folder}/.owner.json`` in the storage, as a context manager; nothing where the
+    storage is local.
 
-    Its caller holds a lock on this machine's mirror, so an owner that worked in the same mirror has died.
+    Its caller holds a lock on this machine's mirror, so an owner that worked in the same mirror has
+    died.
 
     Raises:
         UserError: on entry: a job on another machine works there.
@@ -48,8 +54,10 @@ class Lease:
         owner, now = self._owner(), clock(self._file.parent)
         if owner is not None and owner[0]["machine"] != self._mine["machine"] and now - owner[1] < _STALE:
             raise UserError(
-                f"run {self._file.parent.name!r} is in use by {_name(owner[0])}; wait for it (a job that died is taken over "
-                f"{_STALE.seconds:.0f} s after its last sign of life), or choose another name with run=…"
+                f"run {self._file.parent.name!r} is in use by {_name(owner[0])}; wait for it (a "
+                f"job that died is taken over "
+                f"{_STALE.seconds:.0f} s after its last sign of life), or choose another name with "
+                f"run=…"
             )
         self._write()
         self._ended.wait(_SETTLE)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from versatune_ray.config import changed_keys, describe, dump, load, parse, with_keys
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Config, Detection
+from versatune_ray.settings.loading import changed_keys, describe, dump, load, parse, with_keys
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "jobs" / "configs").glob("*.yaml"))
 
@@ -26,7 +26,10 @@ def test_later_files_win_over_earlier_ones_and_overrides_over_files(tmp_path: Pa
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("training.lerning_rate=1", ["training.lerning_rate", "did you mean 'training.learning_rate'"]),
+        (
+            "training.lerning_rate=1",
+            ["training.lerning_rate", "did you mean 'training.learning_rate'"],
+        ),
         ("trainning.epochs=2", ["trainning", "did you mean 'training'"]),
         ("training.epochs=many", ["training.epochs", "'many'", "number"]),
         ("training.workers=0", ["training.workers", "0", "least ≤ most"]),
@@ -63,7 +66,7 @@ def test_names_that_would_clash_with_columns_or_folders_are_refused(name: str) -
 
 
 def parsed(tree: dict[str, object]) -> Config:
-    from versatune_ray.config import parse
+    from versatune_ray.settings.loading import parse
 
     return parse(tree)
 
@@ -82,20 +85,45 @@ def test_changed_keys_are_named_with_old_and_new_value() -> None:
 
 def test_help_lists_every_key_with_type_unit_and_default() -> None:
     text = describe()
-    for part in ("training.batch_size", "[samples] = 128", "detection.judge.engine.replicas", "domains.NAME.train", "true|false = true"):
+    for part in (
+        "training.batch_size",
+        "[samples] = 128",
+        "detection.judge.engine.replicas",
+        "domains.NAME.train",
+        "true|false = true",
+    ):
         assert part in text
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_shipped_configuration_is_valid(path: Path) -> None:
-    commands = [re.findall(r"--config \S*?(\w+\.yaml)", line) for line in path.read_text().splitlines() if line.startswith("#")]
-    below = next((files[: files.index(path.name)] for files in commands if path.name in files), [])  # it says what it goes on top of
+    commands = [
+        re.findall(r"--config \S*?(\w+\.yaml)", line)
+        for line in path.read_text().splitlines()
+        if line.startswith("#")
+    ]
+    # it says what it goes on top of
+    below = next((files[: files.index(path.name)] for files in commands if path.name in files), [])
     assert load([*(path.parent / name for name in below), path]).run
 
 
 def test_a_preset_of_the_mixture_gives_way_to_keys_beside_it_and_overrules_earlier_ones() -> None:
     config = load([], ["mixture.preset=balanced", "mixture.sigma=3"])
-    assert (config.mixture.start, config.mixture.length_correction, config.mixture.sigma) == ("uniform", 0.5, 3)
-    paper = parse(with_keys(config.model_dump(mode="json"), {"mixture.preset": "paper", "mixture.sigma": 0.5}))
-    assert (paper.mixture.start, paper.mixture.length_correction, paper.mixture.sigma) == ("detected", 0, 0.5)
-    assert load([], ["detection.preset=paper"]).detection.samples == Detection.model_validate({"preset": "paper"}).samples == 40_000
+    assert (config.mixture.start, config.mixture.length_correction, config.mixture.sigma) == (
+        "uniform",
+        0.5,
+        3,
+    )
+    paper = parse(
+        with_keys(config.model_dump(mode="json"), {"mixture.preset": "paper", "mixture.sigma": 0.5})
+    )
+    assert (paper.mixture.start, paper.mixture.length_correction, paper.mixture.sigma) == (
+        "detected",
+        0,
+        0.5,
+    )
+    assert (
+        load([], ["detection.preset=paper"]).detection.samples
+        == Detection.model_validate({"preset": "paper"}).samples
+        == 40_000
+    )

@@ -13,9 +13,11 @@ from versatune_ray.errors import UserError
 
 
 def connect(verbose: bool = False) -> None:
-    """Join the cluster named by ``RAY_ADDRESS`` or made by ``ray start`` on this machine; else start one for this process alone.
+    """Join the cluster named by ``RAY_ADDRESS`` or made by ``ray start`` on this machine; else
+    start one for this process alone.
 
-    Token authentication stays on. A cluster that was not started here is never stopped. With ``verbose``, the workers' logs are shown.
+    Token authentication stays on. A cluster that was not started here is never stopped. With
+    ``verbose``, the workers' logs are shown.
 
     Raises:
         UserError: Ray does not start on a machine that has too much to do.
@@ -29,7 +31,9 @@ def connect(verbose: bool = False) -> None:
 
     if ray.is_initialized():
         return
-    environment = {"TOKENIZERS_PARALLELISM": "false"} | ({} if verbose else {"VLLM_LOGGING_LEVEL": "ERROR"})
+    environment = {"TOKENIZERS_PARALLELISM": "false"} | (
+        {} if verbose else {"VLLM_LOGGING_LEVEL": "ERROR"}
+    )
     options: dict[str, Any] = {"runtime_env": {"env_vars": environment}, "log_to_driver": verbose}
     if not verbose:
         options["logging_level"] = logging.WARNING
@@ -37,24 +41,35 @@ def connect(verbose: bool = False) -> None:
     if address is not None:
         ray.init(address=address, **options)
     else:
-        folder = tempfile.mkdtemp(prefix="versatune-ray-")  # short: Ray puts sockets in it, whose paths must stay under 107 bytes
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away: a process less per training
-        os.environ["TMPDIR"] = folder  # what workers and engines leave behind, such as vLLM's sockets, goes with it
+        # short: Ray puts sockets in it, whose paths must stay under 107 bytes
+        folder = tempfile.mkdtemp(prefix="versatune-ray-")
+        # nobody takes this machine away: a process less per training
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # what workers and engines leave behind, such as vLLM's sockets, goes with it
+        os.environ["TMPDIR"] = folder
 
         def stop() -> None:
             ray.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
 
         atexit.register(stop)  # before the start, which may fail
-        # Ray's CPUs are logical: with fewer than four, a data stage and a worker group can wait for each other for ever.
+        # Ray's CPUs are logical: with fewer than four, a data stage and a worker group can wait for
+        # each other for ever.
         try:
-            ray.init("local", num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, _temp_dir=folder, **options)
+            ray.init(
+                "local",
+                num_cpus=max(4, os.cpu_count() or 1),
+                include_dashboard=False,
+                _temp_dir=folder,
+                **options,
+            )
         except Exception as error:  # Ray has no class for it
             if "timed out during startup" not in str(error):
                 raise
             busy = f"load {os.getloadavg()[0]:.0f} on {os.cpu_count()} CPUs"
             raise UserError(
-                f"Ray did not start within 30 s ({busy}); run the same command again when this machine has less to do"
+                f"Ray did not start within 30 s ({busy}); run the same command again when this "
+                f"machine has less to do"
             ) from None
     if not verbose:
         _quiet()
@@ -63,7 +78,8 @@ def connect(verbose: bool = False) -> None:
 def _running() -> str | None:
     """The cluster that ``RAY_ADDRESS`` names or ``ray start`` made here, or None.
 
-    Ray's own ``auto`` would also join a cluster that another job started for itself, and die with it.
+    Ray's own ``auto`` would also join a cluster that another job started for itself, and die with
+    it.
     """
     from ray._private.services import find_gcs_addresses
     from ray._private.utils import read_ray_address
@@ -84,12 +100,15 @@ def _quiet() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     for name in ("ray.data", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # their errors are raised too, or told by us, in one line
+        # their errors are raised too, or told by us, in one line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.disable(logging.INFO)
 
 
 def beside_the_driver() -> Any:
-    """Scheduling of an actor that has to live as long as the driver: on its node, which is not lost without it."""
+    """Scheduling of an actor that has to live as long as the driver: on its node, which is not lost
+    without it.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -97,14 +116,19 @@ def beside_the_driver() -> Any:
 
 
 def use_gpus(device: str) -> bool:
-    """What ``device`` means here: ``auto`` looks at the GPUs that are there now, which an autoscaling cluster may not have yet."""
+    """What ``device`` means here: ``auto`` looks at the GPUs that are there now, which an
+    autoscaling cluster may not have yet.
+    """
     import ray
 
-    return device == "cuda" or (device == "auto" and float(ray.cluster_resources().get("GPU", 0)) > 0)
+    return device == "cuda" or (
+        device == "auto" and float(ray.cluster_resources().get("GPU", 0)) > 0
+    )
 
 
 def fitting(wanted: int, cpus: int, gpu: bool, device: str) -> int:
-    """How many of ``wanted`` workers of ``cpus`` CPUs, and a GPU each if ``gpu``, fit at once, at least 1.
+    """How many of ``wanted`` workers of ``cpus`` CPUs, and a GPU each if ``gpu``, fit at once, at
+    least 1.
 
     With ``device: cuda`` the cluster may grow, so all are asked for.
     """

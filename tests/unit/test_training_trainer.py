@@ -17,13 +17,22 @@ from transformers import AutoModelForCausalLM
 from versatune_ray.domains import DomainData, DomainPaths, load_domains
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Data
+from versatune_ray.settings.recipe import Execution, Recipe
 from versatune_ray.training.checkpoint import Checkpoints
-from versatune_ray.training.core import Tuner, Unrecoverable
 from versatune_ray.training.model import load_model
 from versatune_ray.training.parallel import kind_of
-from versatune_ray.training.recipe import Recipe, Setup
+from versatune_ray.training.trainer import Trainer, Unrecoverable
 
-RECIPE = Recipe(steps=8, batch_size=6, micro_batch_tokens=40, learning_rate=1e-2, warmup=0.1, weight_decay=0.01, max_grad_norm=1.0, seed=3)
+RECIPE = Recipe(
+    steps=8,
+    batch_size=6,
+    micro_batch_tokens=40,
+    learning_rate=1e-2,
+    warmup=0.1,
+    weight_decay=0.01,
+    max_grad_norm=1.0,
+    seed=3,
+)
 SHARES = np.array([0.7, 0.3])
 
 
@@ -31,50 +40,63 @@ SHARES = np.array([0.7, 0.3])
 def data(tmp_path: Path) -> list[DomainData]:
     paths = {
         name: DomainPaths(
-            write_store(tmp_path / name, random_samples(seed, 30)), write_store(tmp_path / f"{name}-v", random_samples(seed + 9, 7))
+            write_store(tmp_path / name, random_samples(seed, 30)),
+            write_store(tmp_path / f"{name}-v", random_samples(seed + 9, 7)),
         )
         for seed, name in enumerate(("law", "code"))
     }
     return list(load_domains(paths, Data()).values())
 
 
-def tuner(model: Path, data: list[DomainData], recipe: Recipe = RECIPE) -> Tuner:
+def trainer(model: Path, data: list[DomainData], recipe: Recipe = RECIPE) -> Trainer:
     torch.manual_seed(0)
-    return Tuner(load_model(str(model)), data, recipe, torch.device("cpu"))
+    return Trainer(load_model(str(model)), data, recipe, torch.device("cpu"))
 
 
 def plain_nats(model: Path, tokens: np.ndarray, mask: np.ndarray) -> torch.Tensor:
-    """One sample, no padding, the library's own full logits: nats of every token that carries loss."""
+    """One sample, no padding, the library's own full logits: nats of every token that carries
+    loss.
+    """
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     logits = reference(torch.from_numpy(tokens.astype(np.int64))[None]).logits[0, :-1]
-    nats = functional.cross_entropy(logits, torch.from_numpy(tokens[1:].astype(np.int64)), reduction="none")
+    nats = functional.cross_entropy(
+        logits, torch.from_numpy(tokens[1:].astype(np.int64)), reduction="none"
+    )
     return nats[torch.from_numpy(mask[1:].copy())]
 
 
-def test_held_out_loss_is_the_plain_per_sample_loss(tiny_model: Path, data: list[DomainData]) -> None:
-    sums = tuner(tiny_model, data).held_out()
+def test_held_out_loss_is_the_plain_per_sample_loss(
+    tiny_model: Path, data: list[DomainData]
+) -> None:
+    sums = trainer(tiny_model, data).held_out()
     for place, domain in enumerate(data):
-        nats = torch.cat([plain_nats(tiny_model, *domain.validation[i]) for i in range(len(domain.validation))])
+        nats = torch.cat(
+            [plain_nats(tiny_model, *domain.validation[i]) for i in range(len(domain.validation))]
+        )
         assert sums.nats[place] == pytest.approx(nats.sum().item(), rel=1e-5)
         assert sums.count[place] == len(nats)
 
 
 def test_the_parts_of_two_ranks_sum_to_the_whole(tiny_model: Path, data: list[DomainData]) -> None:
-    whole = tuner(tiny_model, data).held_out()
+    whole = trainer(tiny_model, data).held_out()
     model = load_model(str(tiny_model))
     halves = []
     for rank in range(2):
-        half = Tuner(model, data, RECIPE, torch.device("cpu"))
+        half = Trainer(model, data, RECIPE, torch.device("cpu"))
         half._layout = replace(half._layout, rank=rank, world=2)
         halves.append(half.held_out())
     np.testing.assert_allclose((halves[0] + halves[1]).nats, whole.nats, rtol=1e-6)
     np.testing.assert_array_equal((halves[0] + halves[1]).count, whole.count)
 
 
-def test_a_step_follows_the_gradient_of_the_mean_over_all_response_tokens(tiny_model: Path, data: list[DomainData]) -> None:
-    plain = RECIPE.__class__(**{**RECIPE.__dict__, "max_grad_norm": 0.0, "warmup": 0.0, "weight_decay": 0.0})
-    ours = tuner(tiny_model, data, plain)
-    twin = tuner(tiny_model, data, plain)
+def test_a_step_follows_the_gradient_of_the_mean_over_all_response_tokens(
+    tiny_model: Path, data: list[DomainData]
+) -> None:
+    plain = RECIPE.__class__(
+        **{**RECIPE.__dict__, "max_grad_norm": 0.0, "warmup": 0.0, "weight_decay": 0.0}
+    )
+    ours = trainer(tiny_model, data, plain)
+    twin = trainer(tiny_model, data, plain)
     domain, index = twin.sampler.next_batch(SHARES)
     ours.step(SHARES)
 
@@ -83,13 +105,16 @@ def test_a_step_follows_the_gradient_of_the_mean_over_all_response_tokens(tiny_m
     for d, i in zip(domain, index, strict=True):
         tokens, mask = data[d].train[i]
         logits = model(torch.from_numpy(tokens.astype(np.int64))[None]).logits[0, :-1]
-        each = functional.cross_entropy(logits, torch.from_numpy(tokens[1:].astype(np.int64)), reduction="none")
+        each = functional.cross_entropy(
+            logits, torch.from_numpy(tokens[1:].astype(np.int64)), reduction="none"
+        )
         nats.append(each[torch.from_numpy(mask[1:].copy())])
     torch.cat(nats).mean().backward()
     optimizer = torch.optim.AdamW(model.parameters(), lr=plain.learning_rate, weight_decay=0.0)
     optimizer.step()
     for expected, got in zip(model.parameters(), ours.model.parameters(), strict=True):
-        # Adam's first step is lr · sign(g): entries whose gradient is rounding noise may differ in sign.
+        # Adam's first step is lr · sign(g): entries whose gradient is rounding noise may differ in
+        # sign.
         clear = expected.grad.abs() > 1e-6
         torch.testing.assert_close(got[clear], expected[clear], atol=1e-5, rtol=1e-4)
     train, samples, tokens = ours.take_counts()
@@ -98,8 +123,10 @@ def test_a_step_follows_the_gradient_of_the_mean_over_all_response_tokens(tiny_m
     assert tokens.sum() == train.count.sum() == sum(len(each) for each in nats)
 
 
-def test_a_loaded_tuner_goes_on_bit_for_bit(tiny_model: Path, data: list[DomainData], tmp_path: Path) -> None:
-    whole, first = tuner(tiny_model, data), tuner(tiny_model, data)
+def test_a_loaded_tuner_goes_on_bit_for_bit(
+    tiny_model: Path, data: list[DomainData], tmp_path: Path
+) -> None:
+    whole, first = trainer(tiny_model, data), trainer(tiny_model, data)
     for _ in range(8):
         whole.step(SHARES)
     for _ in range(3):
@@ -107,7 +134,7 @@ def test_a_loaded_tuner_goes_on_bit_for_bit(tiny_model: Path, data: list[DomainD
     saved = Checkpoints(first).save(tmp_path / "checkpoint")
     first.step(SHARES)  # while it is being written
     saved.result()
-    second = Tuner(load_model(str(tiny_model)), data, RECIPE, torch.device("cpu"))
+    second = Trainer(load_model(str(tiny_model)), data, RECIPE, torch.device("cpu"))
     Checkpoints(second).load(tmp_path / "checkpoint")
     assert second.steps_done == 3
     for _ in range(5):
@@ -119,27 +146,42 @@ def test_a_loaded_tuner_goes_on_bit_for_bit(tiny_model: Path, data: list[DomainD
 
 def test_losses_per_byte_divide_by_bytes(tiny_model: Path, data: list[DomainData]) -> None:
     per_byte = RECIPE.__class__(**{**RECIPE.__dict__, "unit": "nats/byte"})
-    sums = tuner(tiny_model, data, per_byte).held_out()
+    sums = trainer(tiny_model, data, per_byte).held_out()
     assert sums.count.tolist() == [domain.validation.response_bytes.sum() for domain in data]
 
 
-def test_a_batch_smaller_than_the_number_of_workers_is_refused(tiny_model: Path, data: list[DomainData]) -> None:
-    with pytest.raises(UserError, match=r"training\.batch_size: 6 samples cannot be spread over 7 workers"):
-        Tuner(load_model(str(tiny_model)), data, RECIPE, torch.device("cpu"), rank=0, world=7)
+def test_a_batch_smaller_than_the_number_of_workers_is_refused(
+    tiny_model: Path, data: list[DomainData]
+) -> None:
+    with pytest.raises(
+        UserError, match=r"training\.batch_size: 6 samples cannot be spread over 7 workers"
+    ):
+        Trainer(load_model(str(tiny_model)), data, RECIPE, torch.device("cpu"), rank=0, world=7)
 
 
 def test_the_core_imports_no_ray() -> None:
     import subprocess
     import sys
 
-    code = "import sys, versatune_ray.training.alone, versatune_ray.training.plan; sys.exit('ray' in sys.modules)"
+    code = (
+        "import sys, versatune_ray.training.local, versatune_ray.settings.semantics; "
+        "sys.exit('ray' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_bf16_forward_passes_leave_the_weights_in_float32(tiny_model: Path, data: list[DomainData]) -> None:
+def test_bf16_forward_passes_leave_the_weights_in_float32(
+    tiny_model: Path, data: list[DomainData]
+) -> None:
     exact, half = (
-        tuner(tiny_model, data),
-        Tuner(load_model(str(tiny_model)), data, RECIPE, torch.device("cpu"), setup=Setup(precision="bf16")),
+        trainer(tiny_model, data),
+        Trainer(
+            load_model(str(tiny_model)),
+            data,
+            RECIPE,
+            torch.device("cpu"),
+            execution=Execution(precision="bf16"),
+        ),
     )
     for _ in range(4):
         wanted, found = exact.step(SHARES), half.step(SHARES)
@@ -148,35 +190,57 @@ def test_bf16_forward_passes_leave_the_weights_in_float32(tiny_model: Path, data
     assert {parameter.dtype for parameter in half.model.parameters()} == {torch.float32}
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")
+@pytest.mark.skipif(
+    shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs"
+)
 def test_compiled_blocks_give_the_same_losses(tiny_model: Path, data: list[DomainData]) -> None:
     plain, compiled = (
-        tuner(tiny_model, data),
-        Tuner(load_model(str(tiny_model)), data, RECIPE, torch.device("cpu"), setup=Setup(compile=True)),
+        trainer(tiny_model, data),
+        Trainer(
+            load_model(str(tiny_model)),
+            data,
+            RECIPE,
+            torch.device("cpu"),
+            execution=Execution(compile=True),
+        ),
     )
     assert compiled.step(SHARES) == pytest.approx(plain.step(SHARES), rel=1e-5)
     assert compiled.step(SHARES) == pytest.approx(plain.step(SHARES), rel=1e-5)
 
 
-def test_batches_that_a_thread_makes_ahead_are_the_same(tiny_model: Path, data: list[DomainData]) -> None:
-    """As on a GPU, where it begins with the next step's batches while the device works on this one's."""
-    plain, ahead = tuner(tiny_model, data), tuner(tiny_model, data)
+def test_batches_that_a_thread_makes_ahead_are_the_same(
+    tiny_model: Path, data: list[DomainData]
+) -> None:
+    """As on a GPU, where it begins with the next step's batches while the device works on this
+    one's.
+    """
+    plain, ahead = trainer(tiny_model, data), trainer(tiny_model, data)
     ahead._thread = ThreadPoolExecutor(1)
     for number, shares in enumerate((SHARES, SHARES, SHARES, SHARES[::-1])):
         assert ahead.step(shares, ahead=number < 2) == plain.step(shares)
     assert ahead.sampler.state_dict() == plain.sampler.state_dict()
-    assert all(torch.equal(one, other) for one, other in zip(plain.model.parameters(), ahead.model.parameters(), strict=True))
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(plain.model.parameters(), ahead.model.parameters(), strict=True)
+    )
 
 
-def test_a_sampler_that_has_no_more_samples_is_final(tiny_model: Path, data: list[DomainData]) -> None:
-    short = tuner(tiny_model, data, replace(RECIPE, steps=100, max_passes=0.2))
-    with pytest.raises(Unrecoverable, match=r"^step \d+: max_passes: every domain with a share has reached 0\.2 passes"):
+def test_a_sampler_that_has_no_more_samples_is_final(
+    tiny_model: Path, data: list[DomainData]
+) -> None:
+    short = trainer(tiny_model, data, replace(RECIPE, steps=100, max_passes=0.2))
+    with pytest.raises(
+        Unrecoverable,
+        match=r"^step \d+: max_passes: every domain with a share has reached 0\.2 passes",
+    ):
         for _ in range(100):
             short.step(SHARES)
 
 
-def test_a_batch_that_is_no_number_is_left_out_and_told_but_not_too_many_in_a_row(tiny_model: Path, data: list[DomainData]) -> None:
-    one = tuner(tiny_model, data, replace(RECIPE, on_nonfinite="skip", max_skipped=2))
+def test_a_batch_that_is_no_number_is_left_out_and_told_but_not_too_many_in_a_row(
+    tiny_model: Path, data: list[DomainData]
+) -> None:
+    one = trainer(tiny_model, data, replace(RECIPE, on_nonfinite="skip", max_skipped=2))
     one.step(SHARES)
     healthy = {name: values.clone() for name, values in one.model.state_dict().items()}
     with torch.no_grad():
@@ -184,7 +248,9 @@ def test_a_batch_that_is_no_number_is_left_out_and_told_but_not_too_many_in_a_ro
     for number in (2, 3):
         one.step(SHARES)
         assert one.last is not None and one.last.skipped is not None and one.last.count.sum() == 0
-        assert one.last.skipped.startswith(f"step {number}: the loss is not finite on code: code.jsonl:")
+        assert one.last.skipped.startswith(
+            f"step {number}: the loss is not finite on code: code.jsonl:"
+        )
         assert one.steps_done == one.sampler.step == number
     one.model.load_state_dict(healthy)
     one.step(SHARES)
@@ -194,17 +260,28 @@ def test_a_batch_that_is_no_number_is_left_out_and_told_but_not_too_many_in_a_ro
         one.model.get_decoder().norm.weight[0] = torch.nan
     one.step(SHARES)
     one.step(SHARES)
-    with pytest.raises(Unrecoverable, match=r"step 7: .*; 2 batches before it were left out already"):
+    with pytest.raises(
+        Unrecoverable, match=r"step 7: .*; 2 batches before it were left out already"
+    ):
         one.step(SHARES)
 
 
 def test_a_setting_that_this_way_of_training_would_not_heed_is_refused() -> None:
     cpu = torch.device("cpu")
-    with pytest.raises(UserError, match=r"training\.cpu_offload=True: this run uses ddp, .*write training\.parallel=fsdp"):
-        kind_of(Setup(cpu_offload=True), cpu, 2)
-    with pytest.raises(UserError, match=r"training\.shard_over: 4 workers cannot be divided into groups of 3"):
-        kind_of(Setup(parallel="fsdp", shard_over=3), cpu, 4)
-    assert [kind_of(Setup(), torch.device(kind), world) for kind in ("cpu", "cuda") for world in (1, 2)] == [
+    with pytest.raises(
+        UserError,
+        match=r"training\.cpu_offload=True: this run uses ddp, .*write training\.parallel=fsdp",
+    ):
+        kind_of(Execution(cpu_offload=True), cpu, 2)
+    with pytest.raises(
+        UserError, match=r"training\.shard_over: 4 workers cannot be divided into groups of 3"
+    ):
+        kind_of(Execution(parallel="fsdp", shard_over=3), cpu, 4)
+    assert [
+        kind_of(Execution(), torch.device(kind), world)
+        for kind in ("cpu", "cuda")
+        for world in (1, 2)
+    ] == [
         "single",
         "ddp",
         "fsdp",
@@ -212,10 +289,14 @@ def test_a_setting_that_this_way_of_training_would_not_heed_is_refused() -> None
     ]
 
 
-def test_a_stage_goes_on_with_optimizer_and_schedule_or_begins_anew(tiny_model: Path, data: list[DomainData]) -> None:
-    """Two stages of 3 and 5 steps on one schedule: its rates are half a cosine over 8 steps, whatever stage they are in."""
+def test_a_stage_goes_on_with_optimizer_and_schedule_or_begins_anew(
+    tiny_model: Path, data: list[DomainData]
+) -> None:
+    """Two stages of 3 and 5 steps on one schedule: its rates are half a cosine over 8 steps,
+    whatever stage they are in.
+    """
     first, second = (replace(RECIPE, steps=steps, scheduled=8, warmup=0.0) for steps in (3, 5))
-    one, rates = tuner(tiny_model, data, first), []
+    one, rates = trainer(tiny_model, data, first), []
     for number in range(8):
         if number == 3:
             optimizer = one.optimizer
@@ -224,6 +305,8 @@ def test_a_stage_goes_on_with_optimizer_and_schedule_or_begins_anew(tiny_model: 
         one.step(SHARES)
         assert one.last is not None
         rates.append(one.last.rate)
-    np.testing.assert_allclose(rates, [RECIPE.learning_rate * (1 + np.cos(np.pi * number / 8)) / 2 for number in range(8)])
+    np.testing.assert_allclose(
+        rates, [RECIPE.learning_rate * (1 + np.cos(np.pi * number / 8)) / 2 for number in range(8)]
+    )
     one.begin(second)
     assert one.optimizer is not optimizer and not one.optimizer.state

@@ -1,4 +1,6 @@
-"""A run without Ray that is broken off at any moment and goes on: the same samples, the same log, the same bits."""
+"""A run without Ray that is broken off at any moment and goes on: the same samples, the same log,
+the same bits.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +16,18 @@ import torch
 from conftest import random_samples, write_store
 from safetensors.torch import load_file
 
-from versatune_ray.config import parse
 from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.mixture import DomainSampler
-from versatune_ray.training import plan
-from versatune_ray.training.alone import PlainHost
+from versatune_ray.settings import semantics
+from versatune_ray.settings.loading import parse
 from versatune_ray.training.controller import Decision, Refused, Report, WeightController
-from versatune_ray.training.core import Unrecoverable
+from versatune_ray.training.local import LocalRuntime
 from versatune_ray.training.loop import Job, run
+from versatune_ray.training.trainer import Unrecoverable
 
 NAMES = ("law", "code")
-STEPS, EVERY, SAVE = 9, 3, 2  # an epoch of both domains is 5 steps: resumes fall inside epochs and at their ends
+# an epoch of both domains is 5 steps: resumes fall inside epochs and at their ends
+STEPS, EVERY, SAVE = 9, 3, 2
 REFERENCE = np.array([1.0, 3.0])
 
 
@@ -32,7 +35,7 @@ class Broken(BaseException):
     """What ends a process, no error handler notwithstanding."""
 
 
-class Breaking(PlainHost):
+class Breaking(LocalRuntime):
     """Counts what happens, and breaks off at event number ``at``."""
 
     def __init__(self, *arguments: Any, at: int):
@@ -69,18 +72,31 @@ class Breaking(PlainHost):
 
 
 @pytest.fixture(scope="module")
-def attempt(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[list[Any], list[Any], Any]]:
+def attempt(
+    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., tuple[list[Any], list[Any], Any]]:
     folder = tmp_path_factory.mktemp("alone")
     paths = {
         name: DomainPaths(
-            write_store(folder / name, random_samples(seed, 20)), write_store(folder / f"{name}-v", random_samples(seed + 9, 5))
+            write_store(folder / name, random_samples(seed, 20)),
+            write_store(folder / f"{name}-v", random_samples(seed + 9, 5)),
         )
         for seed, name in enumerate(NAMES)
     }
 
-    def once(name: str, at: int = 0, stages: Sequence[dict[str, Any]] = (), **more: Any) -> tuple[list[Any], list[Any], Any]:
-        """Log without timings, samples drawn (step of the stage, domains, indices), and the tuned weights if the run ended."""
-        training = {"workers": 1, "epochs": 1, "samples_per_epoch": STEPS * 8, "batch_size": 8, "learning_rate": 1e-2}
+    def once(
+        name: str, at: int = 0, stages: Sequence[dict[str, Any]] = (), **more: Any
+    ) -> tuple[list[Any], list[Any], Any]:
+        """Log without timings, samples drawn (step of the stage, domains, indices), and the tuned
+        weights if the run ended.
+        """
+        training = {
+            "workers": 1,
+            "epochs": 1,
+            "samples_per_epoch": STEPS * 8,
+            "batch_size": 8,
+            "learning_rate": 1e-2,
+        }
         config = parse(
             {
                 "run": name,
@@ -89,11 +105,13 @@ def attempt(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
                 "domains": dict.fromkeys(NAMES, "x.jsonl"),
                 "mixture": {"start": "uniform", "sigma": 2.0},
                 "stages": list(stages),
-                "training": training | {"adjust_every": EVERY, "checkpoint_every": SAVE, "metrics": []} | more,
+                "training": training
+                | {"adjust_every": EVERY, "checkpoint_every": SAVE, "metrics": []}
+                | more,
             }
         )
         sizes = [len(domain.train) for domain in load_domains(paths, config.data).values()]
-        planned = plan.stages(config, NAMES, sizes, None, "nats/token")
+        planned = semantics.stages(config, NAMES, sizes, None, "nats/token")
         controller = WeightController(NAMES, planned, REFERENCE, 60)
         (config.run_folder / "finetune").mkdir(parents=True, exist_ok=True)
         job = Job(config, str(tiny_model), paths, planned, config.run_folder / "finetune")
@@ -114,7 +132,9 @@ def attempt(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
             except Broken:
                 host.finish()
                 return [], drawn, None
-        lines = [json.loads(line) for line in (job.folder / "adjustments.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(line) for line in (job.folder / "adjustments.jsonl").read_text().splitlines()
+        ]
         for line in lines:
             del line["seconds"]
         return lines, drawn, load_file(job.folder / "model" / "model.safetensors")
@@ -122,7 +142,9 @@ def attempt(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
     return once
 
 
-def test_a_run_that_is_broken_off_anywhere_ends_like_one_that_was_not(attempt: Callable[..., tuple[list[Any], list[Any], Any]]) -> None:
+def test_a_run_that_is_broken_off_anywhere_ends_like_one_that_was_not(
+    attempt: Callable[..., tuple[list[Any], list[Any], Any]],
+) -> None:
     log, drawn, weights = attempt("whole")
     assert [line["step"] for line in log] == [0, 3, 6, 9] and len(drawn) == STEPS
     events = 4 + 2 * 5 + STEPS  # adjustments; saves after 2, 4, 6, 8 and 9 steps; steps
@@ -131,32 +153,41 @@ def test_a_run_that_is_broken_off_anywhere_ends_like_one_that_was_not(attempt: C
         assert not ended, "every event breaks off a run"
         log_again, second, weights_again = attempt(f"broken-{at}")
         assert log_again == log
-        begun = second[0][0] if second else STEPS + 1  # what came after the checkpoint is drawn again
+        # what came after the checkpoint is drawn again
+        begun = second[0][0] if second else STEPS + 1
         assert [one for one in first if one[0] < begun] + second == drawn
-        assert begun > len(first) - SAVE - 1, "at most the steps since the last checkpoint are done again"
+        assert begun > len(first) - SAVE - 1, (
+            "at most the steps since the last checkpoint are done again"
+        )
         assert all(torch.equal(weights[name], weights_again[name]) for name in weights)
 
 
 def test_only_what_the_controller_refuses_is_final(
     attempt: Callable[..., tuple[list[Any], list[Any], Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torch raises a ValueError as well, where a rank's group is taken away while the workers are started again."""
+    """torch raises a ValueError as well, where a rank's group is taken away while the workers are
+    started again.
+    """
 
-    def gone(self: PlainHost, report: Report) -> Decision:
+    def gone(self: LocalRuntime, report: Report) -> Decision:
         raise ValueError("Group is not registered")
 
-    def refused(self: PlainHost, report: Report) -> Decision:
+    def refused(self: LocalRuntime, report: Report) -> Decision:
         raise Refused("law: loss is nan")
 
-    monkeypatch.setattr(PlainHost, "exchange", gone)
+    monkeypatch.setattr(LocalRuntime, "exchange", gone)
     with pytest.raises(ValueError, match="Group is not registered"):
         attempt("gone")
-    monkeypatch.setattr(PlainHost, "exchange", refused)
-    with pytest.raises(Unrecoverable, match="adjustment at step 0: law: loss is nan; the last checkpoint is intact"):
+    monkeypatch.setattr(LocalRuntime, "exchange", refused)
+    with pytest.raises(
+        Unrecoverable, match="adjustment at step 0: law: loss is nan; the last checkpoint is intact"
+    ):
         attempt("refused")
 
 
-def test_the_best_checkpoint_is_kept_and_exported(attempt: Callable[..., tuple[list[Any], list[Any], Any]], tiny_model: Path) -> None:
+def test_the_best_checkpoint_is_kept_and_exported(
+    attempt: Callable[..., tuple[list[Any], list[Any], Any]], tiny_model: Path
+) -> None:
     """At this rate losses fall, then rise; adjustments and checkpoints meet at steps 6 and 9."""
     log, _, best = attempt("best", learning_rate=0.05, keep_best="loss", keep_checkpoints=1)
     loss = {line["step"]: np.mean(list(line["loss"].values())) for line in log}
@@ -167,20 +198,50 @@ def test_the_best_checkpoint_is_kept_and_exported(attempt: Callable[..., tuple[l
 
 
 TWO_STAGES = (
-    {"name": "one", "sources": "code", "policy": "constant", "epochs": 1.2},  # 24 samples in 3 steps
-    {"name": "both", "rehearse": "1/4", "sources": "law", "start": "proportional", "epochs": 2, "fresh": False},  # 2 · (20 + 5) in 7
+    # 24 samples in 3 steps
+    {"name": "one", "sources": "code", "policy": "constant", "epochs": 1.2},
+    # 2 · (20 + 5) in 7
+    {
+        "name": "both",
+        "rehearse": "1/4",
+        "sources": "law",
+        "start": "proportional",
+        "epochs": 2,
+        "fresh": False,
+    },
 )
 
 
-def test_stages_that_are_broken_off_anywhere_end_like_ones_that_were_not(attempt: Callable[..., tuple[list[Any], list[Any], Any]]) -> None:
+def test_stages_that_are_broken_off_anywhere_end_like_ones_that_were_not(
+    attempt: Callable[..., tuple[list[Any], list[Any], Any]],
+) -> None:
     log, drawn, weights = attempt("stages", stages=TWO_STAGES)
-    # Each begins with a line of its own; the second adjusts 3 and 6 steps after it began, and at its end.
-    assert [(line["step"], line["stage"]) for line in log] == [(0, "one"), (3, "one"), (3, "both"), (6, "both"), (9, "both"), (10, "both")]
+    # Each begins with a line of its own; the second adjusts 3 and 6 steps after it began, and at
+    # its end.
+    assert [(line["step"], line["stage"]) for line in log] == [
+        (0, "one"),
+        (3, "one"),
+        (3, "both"),
+        (6, "both"),
+        (9, "both"),
+        (10, "both"),
+    ]
     assert log[1]["share"] == {"law": 0, "code": 1} and log[2]["share"] == {"law": 0.8, "code": 0.2}
     assert log[1]["loss"] == log[2]["loss"], "measured once where one ends and the next begins"
     assert [domain for _, domains, _ in drawn[:3] for domain in domains] == [1] * 24
-    assert len({index for _, domains, indices in drawn[3:] for domain, index in zip(domains, indices, strict=True) if domain == 1}) == 5
-    for at in range(1, 6 + 2 * 6 + 10 + 1):  # adjustments; saves after 2, 3, 4, 6, 8 and 10 steps; steps
+    assert (
+        len(
+            {
+                index
+                for _, domains, indices in drawn[3:]
+                for domain, index in zip(domains, indices, strict=True)
+                if domain == 1
+            }
+        )
+        == 5
+    )
+    # adjustments; saves after 2, 3, 4, 6, 8 and 10 steps; steps
+    for at in range(1, 6 + 2 * 6 + 10 + 1):
         assert not attempt(f"stages-{at}", at, stages=TWO_STAGES)[0], "every event breaks off a run"
         log_again, rest, weights_again = attempt(f"stages-{at}", stages=TWO_STAGES)
         assert log_again == log
@@ -188,20 +249,35 @@ def test_stages_that_are_broken_off_anywhere_end_like_ones_that_were_not(attempt
         assert all(torch.equal(weights[name], weights_again[name]) for name in weights)
 
 
-def test_rehearsing_nothing_is_mixed_sequential_sample_for_sample(attempt: Callable[..., tuple[list[Any], list[Any], Any]]) -> None:
-    first, then = {"name": "s", "sources": "code", "epochs": 1}, {"name": "g", "sources": "law", "epochs": 1}
+def test_rehearsing_nothing_is_mixed_sequential_sample_for_sample(
+    attempt: Callable[..., tuple[list[Any], list[Any], Any]],
+) -> None:
+    first, then = (
+        {"name": "s", "sources": "code", "epochs": 1},
+        {"name": "g", "sources": "law", "epochs": 1},
+    )
     mixed = attempt("mixed", stages=[first, then])
-    dmt = attempt("dmt-0", stages=[first, then | {"rehearse": "1/1000"}])  # of 20 records, which rounds to none
+    # of 20 records, which rounds to none
+    dmt = attempt("dmt-0", stages=[first, then | {"rehearse": "1/1000"}])
     assert dmt[:2] == mixed[:2]
     assert all(torch.equal(mixed[2][name], dmt[2][name]) for name in mixed[2])
-    # In each of the two parts of 24 samples, all 20 records of the one source come once before any comes again.
+    # In each of the two parts of 24 samples, all 20 records of the one source come once before any
+    # comes again.
     for part, source in ((mixed[1][:3], 1), (mixed[1][3:], 0)):
-        drawn = [(domain, index) for _, domains, indices in part for domain, index in zip(domains, indices, strict=True)]
+        drawn = [
+            (domain, index)
+            for _, domains, indices in part
+            for domain, index in zip(domains, indices, strict=True)
+        ]
         assert len(drawn) == 24 and sorted(drawn[:20]) == [(source, index) for index in range(20)]
 
 
-def test_a_stage_on_the_same_records_goes_through_them_in_another_order(attempt: Callable[..., tuple[list[Any], list[Any], Any]]) -> None:
-    two = [{"name": name, "sources": "law", "epochs": 1, "samples_per_epoch": 8} for name in ("a", "b")]
+def test_a_stage_on_the_same_records_goes_through_them_in_another_order(
+    attempt: Callable[..., tuple[list[Any], list[Any], Any]],
+) -> None:
+    two = [
+        {"name": name, "sources": "law", "epochs": 1, "samples_per_epoch": 8} for name in ("a", "b")
+    ]
     log, drawn, _ = attempt("twice", stages=two)
     (_, _, first), (_, _, second) = drawn
     assert first != second and log[-1]["passes"]["law"] == 0.8

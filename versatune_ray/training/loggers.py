@@ -1,4 +1,5 @@
-"""Where metrics go: TensorBoard, Weights & Biases, MLflow. Each behind a thread of its own, so that no step waits for a disk or a network.
+"""Where metrics go: TensorBoard, Weights & Biases, MLflow. Each behind a thread of its own, so that
+no step waits for a disk or a network.
 
 Imports neither torch nor Ray, and a tracker's package only where the settings name it.
 """
@@ -13,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -27,15 +27,19 @@ _LAST_PATIENCE = 60.0  # seconds that the end of a run waits for uploads
 
 
 class Row(NamedTuple):
-    """What was measured at one step; names are ``group/name``: ``train/loss``, or a kind and a domain, ``share/law``."""
+    """What was measured at one step; names are ``group/name``: ``train/loss``, or a kind and a
+    domain, ``share/law``.
+    """
 
     step: int
     time: float
     values: Mapping[str, float]
 
 
-class Sink(Protocol):
-    """Takes rows, in a thread of its own; whatever it raises is told once, and it is called again."""
+class MetricLogger(Protocol):
+    """Takes rows, in a thread of its own; whatever it raises is told once, and it is called
+    again.
+    """
 
     def write(self, rows: Sequence[Row]) -> None:
         """Called about once a second, also without new rows."""
@@ -45,10 +49,12 @@ class Sink(Protocol):
 
 
 class Background:
-    """A sink and its thread. A failing or hanging one never stops a run: ``warn`` gets one sentence, and later rows are tried again."""
+    """A logger and its thread. A failing or hanging one never stops a run: ``warn`` gets one
+    sentence, and later rows are tried again.
+    """
 
-    def __init__(self, name: str, sink: Sink, warn: Callable[[str], None]):
-        self._name, self._sink, self._warn = name, sink, warn
+    def __init__(self, name: str, logger: MetricLogger, warn: Callable[[str], None]):
+        self._name, self._sink, self._warn = name, logger, warn
         self._rows: deque[Row] = deque(maxlen=_KEPT)
         self._hurry, self._written = threading.Event(), threading.Event()
         self._ending, self._failed, self._told = False, False, False
@@ -59,7 +65,7 @@ class Background:
         self._rows.append(row)
 
     def flush(self) -> None:
-        """Wait until what was put before is written; not for a sink that had trouble before."""
+        """Wait until what was put before is written; not for a logger that had trouble before."""
         if self._told:
             return
         self._written.clear()
@@ -95,32 +101,26 @@ class Background:
     def _tell(self, what: str) -> None:
         if not self._told:
             self._told = True
-            self._warn(f"training.metrics: {self._name}: {what}; training goes on, and values may be missing there")
+            self._warn(
+                f"training.metrics: {self._name}: {what}; training goes on, and values may be "
+                f"missing there"
+            )
 
 
-def check(config: Config) -> None:
-    """Everything about the sinks that can be wrong before anything is computed.
-
-    Raises:
-        UserError: a package is not installed.
-    """
-    for name, package in (("wandb", "wandb"), ("mlflow", "mlflow-skinny")):
-        if name in config.training.metrics and find_spec(name) is None:
-            raise UserError(f"training.metrics: {name} is not installed; pip install {package}")
-
-
-def open_sinks(config: Config, folder: Path, first: int, warn: Callable[[str], None]) -> dict[str, Sink]:
-    """The configured sinks by name. A tracker that a fresh run cannot reach stops it; a resumed run goes on without, and says so.
+def open_loggers(
+    config: Config, folder: Path, first: int, warn: Callable[[str], None]
+) -> dict[str, MetricLogger]:
+    """The configured loggers by name. A tracker that a fresh run cannot reach stops it; a resumed
+    run goes on without, and says so.
 
     Args:
         folder: the run's ``finetune/``.
         first: the first step that this attempt measures; 0 in a fresh run.
 
     Raises:
-        UserError: a package or a key is missing, or a tracker does not answer a fresh run.
+        UserError: a key is missing, or a tracker does not answer a fresh run.
     """
-    check(config)
-    found: dict[str, Sink] = {}
+    found: dict[str, MetricLogger] = {}
     for name in dict.fromkeys(config.training.metrics):
         try:
             found[name] = _OPEN[name](config, folder, first)
@@ -132,10 +132,13 @@ def open_sinks(config: Config, folder: Path, first: int, warn: Callable[[str], N
 
 
 class TensorBoard:
-    """Event files in ``{folder}/tensorboard``; each attempt begins one that takes back what earlier ones wrote from its first step on."""
+    """Event files in ``{folder}/tensorboard``; each attempt begins one that takes back what earlier
+    ones wrote from its first step on.
+    """
 
     def __init__(self, config: Config, folder: Path, first: int):
-        # SummaryWriter puts a process queue and a thread of its own in between, and its flush() does not wait for them.
+        # SummaryWriter puts a process queue and a thread of its own in between, and its flush()
+        # does not wait for them.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2, summary_pb2
 
@@ -143,13 +146,21 @@ class TensorBoard:
         (folder / "tensorboard").mkdir(parents=True, exist_ok=True)
         self._writer = EventsWriter(str(folder / "tensorboard" / "events"), f".{first:08}")
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=first, session_log=start))  # SummaryWriter's purge_step
+        # SummaryWriter's purge_step
+        self._writer.write_event(
+            event_pb2.Event(wall_time=time.time(), step=first, session_log=start)
+        )
         self._writer.flush()
 
     def write(self, rows: Sequence[Row]) -> None:
         for row in rows:
-            values = [self._summary.Value(tag=name, simple_value=value) for name, value in row.values.items()]
-            self._writer.write_event(self._event(wall_time=row.time, step=row.step, summary=self._summary(value=values)))
+            values = [
+                self._summary.Value(tag=name, simple_value=value)
+                for name, value in row.values.items()
+            ]
+            self._writer.write_event(
+                self._event(wall_time=row.time, step=row.step, summary=self._summary(value=values))
+            )
         if rows:
             self._writer.flush()
 
@@ -158,13 +169,22 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of Weights & Biases, taken up again by its id; steps that it has already it does not take twice."""
+    """A run of Weights & Biases, taken up again by its id; steps that it has already it does not
+    take twice.
+    """
 
     def __init__(self, config: Config, folder: Path, first: int):
         import wandb
 
-        if not os.environ.get("WANDB_API_KEY") and os.environ.get("WANDB_MODE") not in ("offline", "disabled", "dryrun"):
-            raise UserError("WANDB_API_KEY is not in the environment of the worker (with Ray, set it before `ray start`)")
+        if not os.environ.get("WANDB_API_KEY") and os.environ.get("WANDB_MODE") not in (
+            "offline",
+            "disabled",
+            "dryrun",
+        ):
+            raise UserError(
+                "WANDB_API_KEY is not in the environment of the worker (with Ray, set it before "
+                "`ray start`)"
+            )
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "versatune"),
             name=config.run,
@@ -184,25 +204,43 @@ class WandB:
 
 
 class MLflow:
-    """A run of MLflow, found again by its tag; in ``{folder}/mlflow.db`` where MLFLOW_TRACKING_URI names no server."""
+    """A run of MLflow, found again by its tag; in ``{folder}/mlflow.db`` where MLFLOW_TRACKING_URI
+    names no server.
+    """
 
     def __init__(self, config: Config, folder: Path, first: int):
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
 
         self._metric = Metric
-        self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute()}/mlflow.db")
-        name, tag = os.environ.get("MLFLOW_EXPERIMENT_NAME", "versatune"), {"versatune_run": _identity(config, folder)}
+        self._client = MlflowClient(
+            os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute()}/mlflow.db"
+        )
+        name, tag = (
+            os.environ.get("MLFLOW_EXPERIMENT_NAME", "versatune"),
+            {"versatune_run": _identity(config, folder)},
+        )
         known = self._client.get_experiment_by_name(name)
         experiment = known.experiment_id if known else self._client.create_experiment(name)
-        runs = self._client.search_runs([experiment], f"tags.versatune_run = '{tag['versatune_run']}'", max_results=1)
-        run = runs[0] if runs else self._client.create_run(experiment, tags=tag, run_name=config.run)
+        runs = self._client.search_runs(
+            [experiment], f"tags.versatune_run = '{tag['versatune_run']}'", max_results=1
+        )
+        run = (
+            runs[0] if runs else self._client.create_run(experiment, tags=tag, run_name=config.run)
+        )
         self._id = run.info.run_id
         self._last: dict[str, int] = {}  # the last step that is there, by metric
         self._client.update_run(self._id, status="RUNNING")
         if not runs:
-            settings = {section: config.model_dump(mode="json", include={section})[section] for section in ("mixture", "training")}
-            params = [Param(f"{section}.{key}", str(value)[:500]) for section, keys in settings.items() for key, value in keys.items()]
+            settings = {
+                section: config.model_dump(mode="json", include={section})[section]
+                for section in ("mixture", "training")
+            }
+            params = [
+                Param(f"{section}.{key}", str(value)[:500])
+                for section, keys in settings.items()
+                for key, value in keys.items()
+            ]
             self._client.log_batch(self._id, params=params)
 
     def write(self, rows: Sequence[Row]) -> None:
@@ -218,18 +256,27 @@ class MLflow:
 
     def _known(self, key: str) -> int:
         if key not in self._last:
-            self._last[key] = max((metric.step for metric in self._client.get_metric_history(self._id, key)), default=-1)
+            self._last[key] = max(
+                (metric.step for metric in self._client.get_metric_history(self._id, key)),
+                default=-1,
+            )
         return self._last[key]
 
     def close(self, failed: bool) -> None:
         self._client.set_terminated(self._id, "FAILED" if failed else "FINISHED")
 
 
-_OPEN: dict[str, Callable[[Config, Path, int], Sink]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
+_OPEN: dict[str, Callable[[Config, Path, int], MetricLogger]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WandB,
+    "mlflow": MLflow,
+}
 
 
 def _identity(config: Config, folder: Path) -> str:
-    """What trackers know this run by: its name and, as another folder may hold a run of that name, a few letters kept in the folder."""
+    """What trackers know this run by: its name and, as another folder may hold a run of that name,
+    a few letters kept in the folder.
+    """
     file = folder / "tracking_id"
     with suppress(FileExistsError), file.open("x") as new:
         new.write(f"{config.run}-{secrets.token_hex(4)}")
@@ -238,4 +285,8 @@ def _identity(config: Config, folder: Path) -> str:
 
 def scalars(group: str, values: Mapping[str, Any] | None) -> dict[str, float]:
     """``values`` under ``group/``, without those that are not known."""
-    return {f"{group}/{name}": float(value) for name, value in (values or {}).items() if value is not None}
+    return {
+        f"{group}/{name}": float(value)
+        for name, value in (values or {}).items()
+        if value is not None
+    }

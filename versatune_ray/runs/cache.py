@@ -1,4 +1,6 @@
-"""Results kept under ``{storage}/.cache``, keyed by everything they depend on, built once even when two runs want them at once."""
+"""Results kept under ``{storage}/.cache``, keyed by everything they depend on, built once even when
+two runs want them at once.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from versatune_ray.storage import bring, here, is_mirrored, push, remove
+from versatune_ray.runs.storage import bring, here, push, remove
+from versatune_ray.settings.location import is_mirrored
 
 
 def key_of(parts: Mapping[str, Any]) -> str:
@@ -24,8 +27,9 @@ def key_of(parts: Mapping[str, Any]) -> str:
 def cached(root: Path, kind: str, parts: Mapping[str, Any], build: Callable[[Path], None]) -> tuple[Path, bool]:
     """The folder ``root/kind/<key of parts>``, made by ``build(work_folder)`` if it is not there.
 
-    A second process that wants the same entry waits for the first. The work folder survives a kill, so that ``build`` may go on
-    from what it finds there; it becomes the entry only when ``build`` returns.
+    A second process that wants the same entry waits for the first. The work folder survives a kill,
+    so that ``build`` may go on from what it finds there; it becomes the entry only when ``build``
+    returns.
 
     Returns:
         The folder, and whether it was there already.
@@ -48,7 +52,9 @@ def cached(root: Path, kind: str, parts: Mapping[str, Any], build: Callable[[Pat
 
 
 def have(entry: Path) -> bool:
-    """Whether an entry is there: brought from the storage if it is not here, sent to it if it is not there."""
+    """Whether an entry is there: brought from the storage if it is not here, sent to it if it is
+    not there.
+    """
     if bring(entry):
         return True
     if is_mirrored(entry) and entry.is_dir():
@@ -82,7 +88,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def place(source: Path, target: Path) -> None:
-    """Make ``target`` show the cached folder ``source``: hard links where the file system has them, else copies."""
+    """Make ``target`` show the cached folder ``source``: hard links where the file system has them,
+    else copies.
+    """
 
     def link(src: str, dst: str) -> None:
         try:

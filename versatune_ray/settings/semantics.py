@@ -1,4 +1,6 @@
-"""From configuration to the parts of a run: policy, starting shares, number of steps, adjustments."""
+"""From configuration to the parts of a run: policy, starting shares, number of steps,
+adjustments.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +20,13 @@ from numpy.typing import NDArray
 
 from versatune_ray import mixture as mix
 from versatune_ray.errors import UserError
-from versatune_ray.microworld.world import DOMAINS
-from versatune_ray.settings import Config, nearest
-from versatune_ray.training import sinks
-from versatune_ray.training.recipe import Recipe, Stage, Unit
-from versatune_ray.training.stages import parts
+from versatune_ray.settings import MICROWORLD, Config, nearest
+from versatune_ray.settings.recipe import Recipe, StagePlan, Unit
+from versatune_ray.settings.stage_config import stage_configs
 
-_GOOD_PASSES = 4.0  # up to which repeated records are nearly as good as new ones (Muennighoff et al. 2023, arXiv 2305.16264)
+# up to which repeated records are nearly as good as new ones (Muennighoff et al. 2023, arXiv
+# 2305.16264)
+_GOOD_PASSES = 4.0
 
 
 _RIVALS: dict[str, type[mix.Policy]] = {
@@ -46,27 +49,38 @@ def policy(config: Config, names: Sequence[str]) -> mix.Policy:
     """The configured policy.
 
     Raises:
-        UserError: an unknown target, floors that do not fit together, a class that is not there or is no policy, or options that it
-            does not take.
+        UserError: an unknown target, floors that do not fit together, a class that is not there or
+            is no policy, or options that it does not take.
     """
     settings = config.mixture
     if settings.min_share * len(names) > 1:
         raise UserError(
-            f"mixture.min_share: {settings.min_share} for each of {len(names)} domains is more than 1; at most {1 / len(names):.4g}"
+            f"mixture.min_share: {settings.min_share} for each of {len(names)} domains is more "
+            f"than 1; at most {1 / len(names):.4g}"
         )
     kind = _policy_class(settings.policy)
     if settings.policy not in _OURS:
         found = _with_options(kind, settings.policy, settings.options)
-        if isinstance(found, mix.SkillIt) and found.skills is not None and len(found.skills) != len(names):
-            raise UserError(f"mixture.options.skills: {len(found.skills)} rows for the {len(names)} domains {', '.join(names)}")
+        if (
+            isinstance(found, mix.SkillIt)
+            and found.skills is not None
+            and len(found.skills) != len(names)
+        ):
+            raise UserError(
+                f"mixture.options.skills: {len(found.skills)} rows for the {len(names)} domains "
+                f"{', '.join(names)}"
+            )
         return mix.Floored(found, settings.min_share) if settings.min_share else found
     if settings.options:
         raise UserError(
-            f"mixture.options: policy={settings.policy} takes its settings from the other keys of mixture; found {settings.options}"
+            f"mixture.options: policy={settings.policy} takes its settings from the other keys of "
+            f"mixture; found {settings.options}"
         )
     own = {name for name in inspect.signature(kind).parameters if name != "targets"}
     given = {name: getattr(settings, name) for name in own}
-    return kind(**given | ({"targets": targets(config, names)} if settings.policy == "expansion" else {}))
+    return kind(
+        **given | ({"targets": targets(config, names)} if settings.policy == "expansion" else {})
+    )
 
 
 def _policy_class(name: str) -> type[mix.Policy]:
@@ -78,11 +92,17 @@ def _policy_class(name: str) -> type[mix.Policy]:
         kind = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(
-            f"mixture.policy: {name}: {error}; is it on the Python path of every machine (installed, or in --working-dir)?"
+            f"mixture.policy: {name}: {error}; is it on the Python path of every machine "
+            f"(installed, or in --working-dir)?"
         ) from None
-    missing = [method for method in ("update", "guard_state") if not callable(getattr(kind, method, None))]
+    missing = [
+        method for method in ("update", "guard_state") if not callable(getattr(kind, method, None))
+    ]
     if missing or not isinstance(kind, type):
-        raise UserError(f"mixture.policy: {name} is no policy: it has no {' and no '.join(missing) or 'class'}; see mixture.Policy")
+        raise UserError(
+            f"mixture.policy: {name} is no policy: it has no "
+            f"{' and no '.join(missing) or 'class'}; see mixture.Policy"
+        )
     return kind
 
 
@@ -90,7 +110,10 @@ def _with_options(kind: type[mix.Policy], name: str, options: Mapping[str, Any])
     accepted = inspect.signature(kind).parameters
     for key in options:
         if key not in accepted:
-            raise UserError(f"mixture.options.{key}: {name} takes no such setting; {nearest(key, list(accepted))}")
+            raise UserError(
+                f"mixture.options.{key}: {name} takes no such setting; "
+                f"{nearest(key, list(accepted))}"
+            )
     try:
         return kind(**options)
     except (TypeError, ValueError) as error:
@@ -99,7 +122,7 @@ def _with_options(kind: type[mix.Policy], name: str, options: Mapping[str, Any])
 
 def domain_names(config: Config) -> list[str]:
     """Also of a configuration whose microworld is not filled in yet."""
-    return list(config.domains or config.base.corpora or DOMAINS)
+    return list(config.domains or config.base.corpora or MICROWORLD)
 
 
 def check(config: Config, names: Sequence[str]) -> None:
@@ -108,21 +131,31 @@ def check(config: Config, names: Sequence[str]) -> None:
     Raises:
         UserError: as ``policy`` and ``starting_shares``; or fewer samples per step than workers.
     """
-    sinks.check(config)
+    for name, package in (("wandb", "wandb"), ("mlflow", "mlflow-skinny")):
+        if name in config.training.metrics and find_spec(name) is None:
+            raise UserError(f"training.metrics: {name} is not installed; pip install {package}")
     for file in config.training.soft_mask:
         if not Path(file).is_file():
-            raise UserError(f"training.soft_mask: {file}: no such file; jobs/cofitune.py makes them")
-    for part in parts(config, names):
+            raise UserError(
+                f"training.soft_mask: {file}: no such file; jobs/cofitune.py makes them"
+            )
+    for part in stage_configs(config, names):
         own, k = part.sources, len(part.sources)
         with _told_of(part.name):
             policy(part.config, own)
             starting_shares(part.over(own), own, [1 / k] * k, [1] * k)
             batch, workers = part.config.training.batch_size, config.training.least_and_most[1]
             if batch < workers:
-                raise UserError(f"training.batch_size: {batch} is less than one sample for each of {workers} workers")
+                raise UserError(
+                    f"training.batch_size: {batch} is less than one sample for each of {workers} "
+                    f"workers"
+                )
     best = config.training.keep_best
     if best is not None and best not in ("loss", *(f"loss.{name}" for name in names)):
-        raise UserError(f"training.keep_best: {best!r}; valid: loss, {', '.join(f'loss.{name}' for name in names)}")
+        raise UserError(
+            f"training.keep_best: {best!r}; valid: loss, "
+            f"{', '.join(f'loss.{name}' for name in names)}"
+        )
 
 
 def targets(config: Config, names: Sequence[str]) -> tuple[int, ...]:
@@ -131,11 +164,15 @@ def targets(config: Config, names: Sequence[str]) -> tuple[int, ...]:
         raise UserError("mixture.targets: missing; name at least one domain to expand")
     unknown = set(config.mixture.targets) - set(names)
     if unknown:
-        raise UserError(f"mixture.targets: unknown domain {min(unknown)!r}; valid: {', '.join(names)}")
+        raise UserError(
+            f"mixture.targets: unknown domain {min(unknown)!r}; valid: {', '.join(names)}"
+        )
     return tuple(names.index(name) for name in config.mixture.targets)
 
 
-def starting_shares(config: Config, names: Sequence[str], detected: Sequence[float] | None, sizes: Sequence[int]) -> NDArray[np.float64]:
+def starting_shares(
+    config: Config, names: Sequence[str], detected: Sequence[float] | None, sizes: Sequence[int]
+) -> NDArray[np.float64]:
     """P(0), shape [k]: ``mixture.start`` applied.
 
     Raises:
@@ -144,7 +181,10 @@ def starting_shares(config: Config, names: Sequence[str], detected: Sequence[flo
     start, k = config.mixture.start, len(names)
     if isinstance(start, dict):
         if set(start) != set(names):
-            raise UserError(f"mixture.start: needs one share for each of {', '.join(names)}; found {', '.join(start)}")
+            raise UserError(
+                f"mixture.start: needs one share for each of {', '.join(names)}; found "
+                f"{', '.join(start)}"
+            )
         total = sum(start.values())
         if min(start.values()) < 0 or not 0 < total < math.inf:
             raise UserError(f"mixture.start: shares must be ≥ 0 and not all 0; found {start}")
@@ -164,7 +204,11 @@ def starting_shares(config: Config, names: Sequence[str], detected: Sequence[flo
             return mix.uniform_remainder(k, targets(config, names), config.mixture.target_share)
         assert detected is not None, "detected shares are needed"
         shares = np.asarray(detected, dtype=np.float64)
-        return shares if start == "detected" else mix.inverse(shares, "reciprocal" if start == "inverse" else "complement")
+        return (
+            shares
+            if start == "detected"
+            else mix.inverse(shares, "reciprocal" if start == "inverse" else "complement")
+        )
     except ValueError as error:
         raise UserError(f"mixture.start={start}: {error}") from None
 
@@ -173,16 +217,27 @@ def _trajectory(config: Config, names: Sequence[str]) -> NDArray[np.float64]:
     """The average mixture of the run that ``mixture.trajectory`` names."""
     file = Path(config.mixture.trajectory or "")
     if not file.is_file():
-        raise UserError(f"mixture.trajectory: {file}: no such file; name the adjustments.jsonl of a finished run")
+        raise UserError(
+            f"mixture.trajectory: {file}: no such file; name the adjustments.jsonl of a finished "
+            f"run"
+        )
     try:
         lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         shares = [[line["share"][name] for name in names] for line in lines]
         return mix.mean_shares([line["step"] for line in lines], shares, names)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"mixture.trajectory: {file}: no log of a run over {', '.join(names)}: {error}") from None
+        raise UserError(
+            f"mixture.trajectory: {file}: no log of a run over {', '.join(names)}: {error}"
+        ) from None
 
 
-def stages(config: Config, names: Sequence[str], sizes: Sequence[int], detected: Sequence[float] | None, unit: Unit) -> list[Stage]:
+def stages(
+    config: Config,
+    names: Sequence[str],
+    sizes: Sequence[int],
+    detected: Sequence[float] | None,
+    unit: Unit,
+) -> list[StagePlan]:
     """The stages of a run; one of a configuration without any.
 
     Args:
@@ -190,30 +245,36 @@ def stages(config: Config, names: Sequence[str], sizes: Sequence[int], detected:
         detected: detected shares [k], if a start needs them.
 
     Raises:
-        UserError: as ``parts``, ``policy``, ``starting_shares``, ``check_passes``; or a stage is left without records.
+        UserError: as ``parts``, ``policy``, ``starting_shares``, ``check_passes``; or a stage is
+            left without records.
     """
-    found: list[Stage] = []
-    for part in parts(config, names):
+    found: list[StagePlan] = []
+    for part in stage_configs(config, names):
         records = part.records(dict(zip(names, sizes, strict=True)))
         own = [name for name in part.sources if records[name]] if part.stage else list(part.sources)
         counts, places = [records[name] for name in own], [names.index(name) for name in own]
         with _told_of(part.name):
             if not sum(counts):
-                raise UserError(f"no record is left of {', '.join(part.sources)}; raise records or fraction")
+                raise UserError(
+                    f"no record is left of {', '.join(part.sources)}; raise records or fraction"
+                )
             alone = part.over(own)
             one = replace(recipe(alone, sum(counts), unit), order=len(found))
             check_passes(alone, own, counts, one)
             start = np.zeros(len(names))
-            start[places] = starting_shares(alone, own, None if detected is None else _among(detected, places), counts)
+            start[places] = starting_shares(
+                alone, own, None if detected is None else _among(detected, places), counts
+            )
             found.append(
-                Stage(
+                StagePlan(
                     name=part.name,
                     sources=tuple(places),
                     records=tuple(records.get(name, 0) for name in names),
                     start=start,
                     policy=policy(alone, own),
                     recipe=one,
-                    adjust_every=alone.training.adjust_every or max(1, round(one.steps / alone.training.epochs)),
+                    adjust_every=alone.training.adjust_every
+                    or max(1, round(one.steps / alone.training.epochs)),
                     epoch_samples=alone.training.samples_per_epoch or sum(counts),
                     fresh=part.fresh,
                     first=found[-1].last if found else 0,
@@ -226,15 +287,22 @@ def stages(config: Config, names: Sequence[str], sizes: Sequence[int], detected:
 def _among(shares: Sequence[float], places: Sequence[int]) -> list[float]:
     """Some domains' shares, summing to 1; equal ones where none of them has any."""
     chosen = np.asarray(shares, dtype=np.float64)[list(places)]
-    found: list[float] = (chosen / chosen.sum() if chosen.sum() > 0 else np.full(len(places), 1 / len(places))).tolist()
+    found: list[float] = (
+        chosen / chosen.sum() if chosen.sum() > 0 else np.full(len(places), 1 / len(places))
+    ).tolist()
     return found
 
 
-def _with_schedules(found: Sequence[Stage]) -> list[Stage]:
-    """Stages that go on with the schedule of the one before share one over the steps of all of them."""
+def _with_schedules(found: Sequence[StagePlan]) -> list[StagePlan]:
+    """Stages that go on with the schedule of the one before share one over the steps of all of
+    them.
+    """
     group = np.cumsum([stage.fresh for stage in found])
     steps = np.bincount(group, [stage.recipe.steps for stage in found])
-    return [replace(one, recipe=replace(one.recipe, scheduled=int(steps[g]))) for one, g in zip(found, group, strict=True)]
+    return [
+        replace(one, recipe=replace(one.recipe, scheduled=int(steps[g])))
+        for one, g in zip(found, group, strict=True)
+    ]
 
 
 @contextmanager
@@ -247,13 +315,20 @@ def _told_of(stage: str | None) -> Iterator[None]:
 
 
 def controller_arguments(
-    config: Config, names: Sequence[str], stages: Sequence[Stage], reference: Mapping[str, Any] | None
+    config: Config,
+    names: Sequence[str],
+    stages: Sequence[StagePlan],
+    reference: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """What ``WeightController`` is made of; ``reference``: content of ``losses.json``, if a policy needs it."""
+    """What ``WeightController`` is made of; ``reference``: content of ``losses.json``, if a policy
+    needs it.
+    """
     return {
         "domains": names,
         "stages": stages,
-        "reference_loss": None if reference is None else np.array([reference["domains"][name]["loss"] for name in names]),
+        "reference_loss": None
+        if reference is None
+        else np.array([reference["domains"][name]["loss"] for name in names]),
         "timeout": config.training.exchange_timeout,
         "warn_passes": config.mixture.warn_passes,
         "smoothing": config.mixture.smoothing,
@@ -261,12 +336,12 @@ def controller_arguments(
 
 
 def needs_detection(config: Config) -> bool:
-    starts = [part.config.mixture.start for part in parts(config, domain_names(config))]
+    starts = [part.config.mixture.start for part in stage_configs(config, domain_names(config))]
     return any(start in ("detected", "inverse", "inverse_complement") for start in starts)
 
 
 def needs_reference(config: Config) -> bool:
-    policies = {part.config.mixture.policy for part in parts(config, domain_names(config))}
+    policies = {part.config.mixture.policy for part in stage_configs(config, domain_names(config))}
     return any(getattr(_policy_class(policy), "needs_reference", False) for policy in policies)
 
 
@@ -294,38 +369,64 @@ def recipe(config: Config, train_records: int, unit: Unit) -> Recipe:
         optimizer=training.optimizer,
         on_nonfinite=training.on_nonfinite,
         max_skipped=training.max_skipped,
-        max_passes=max(_GOOD_PASSES, 2 * steps * training.batch_size / train_records) if cap == "auto" else cap,
+        max_passes=max(_GOOD_PASSES, 2 * steps * training.batch_size / train_records)
+        if cap == "auto"
+        else cap,
         length_correction=config.mixture.length_correction,
     )
 
 
-def check_passes(config: Config, names: Sequence[str], sizes: Sequence[int], recipe: Recipe) -> None:
+def check_passes(
+    config: Config, names: Sequence[str], sizes: Sequence[int], recipe: Recipe
+) -> None:
     """Whether the records last for the run under ``mixture.max_passes``, before it begins.
 
     Args:
         sizes: training records per domain, [k].
 
     Raises:
-        UserError: the run's samples are more than the cap allows over all domains that can have a share.
+        UserError: the run's samples are more than the cap allows over all domains that can have a
+            share.
     """
     cap = recipe.max_passes
     if cap is None:
         return
     drawn = _drawn(config, names, sizes)
-    allowed, asked = sum(math.floor(cap * size) for size in drawn.values()), recipe.steps * recipe.batch_size
+    allowed, asked = (
+        sum(math.floor(cap * size) for size in drawn.values()),
+        recipe.steps * recipe.batch_size,
+    )
     if asked > allowed:
         raise UserError(
-            f"mixture.max_passes: {cap:g} over the {sum(drawn.values()):,} records of {', '.join(drawn)} give {allowed:,} samples, "
-            f"but the run trains on {asked:,}; lower training.epochs, raise mixture.max_passes, or add records"
+            f"mixture.max_passes: {cap:g} over the {sum(drawn.values()):,} records of "
+            f"{', '.join(drawn)} give {allowed:,} samples, "
+            f"but the run trains on {asked:,}; lower training.epochs, raise mixture.max_passes, or "
+            f"add records"
         )
 
 
 def _drawn(config: Config, names: Sequence[str], sizes: Sequence[int]) -> dict[str, int]:
-    """Sizes of the domains that have a share or can get one: where a policy multiplies, 0 stays 0 but for a target or a floor."""
+    """Sizes of the domains that have a share or can get one: where a policy multiplies, 0 stays 0
+    but for a target or a floor.
+    """
     settings, all_ = config.mixture, dict(zip(names, sizes, strict=True))
-    multiplies = settings.policy in ("constant", "versatune", "expansion", "exponential_loss", "doge")
-    if needs_detection(config) or not multiplies or (settings.policy != "constant" and settings.min_share > 0):
+    multiplies = settings.policy in (
+        "constant",
+        "versatune",
+        "expansion",
+        "exponential_loss",
+        "doge",
+    )
+    if (
+        needs_detection(config)
+        or not multiplies
+        or (settings.policy != "constant" and settings.min_share > 0)
+    ):
         return all_
     start = starting_shares(config, names, None, sizes)
     raised = settings.targets if settings.policy == "expansion" else []
-    return {name: size for (name, size), share in zip(all_.items(), start, strict=True) if share > 0 or name in raised}
+    return {
+        name: size
+        for (name, size), share in zip(all_.items(), start, strict=True)
+        if share > 0 or name in raised
+    }

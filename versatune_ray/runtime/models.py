@@ -1,4 +1,6 @@
-"""What has to be known of a model folder or Hugging Face id before it is loaded: which one it is, and how much text it takes."""
+"""What has to be known of a model folder or Hugging Face id before it is loaded: which one it is,
+and how much text it takes.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ray.errors import UserError
-from versatune_ray.storage import fetch
+from versatune_ray.runs.storage import fetch
 
 _CONTENT = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
 
 
 def model_fingerprint(path: str) -> str:
-    """Identity of a model by content: the files' bytes of a folder, or the commit of a Hugging Face id.
+    """Identity of a model by content: the files' bytes of a folder, or the commit of a Hugging Face
+    id.
 
     Raises:
         UserError: neither a folder with a config.json nor a reachable id.
@@ -23,23 +26,35 @@ def model_fingerprint(path: str) -> str:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(f"{path}: no config.json in this folder; is it a Hugging Face model?")
-        files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.suffix in _CONTENT]
-        return _digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+        files = [
+            file for file in sorted(folder.rglob("*")) if file.is_file() and file.suffix in _CONTENT
+        ]
+        return _digest(
+            tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+        )
     if path.startswith(("/", ".", "~")) or path.count("/") != 1:
-        raise UserError(f"{path}: no such model folder, and no Hugging Face id of the form owner/name")
+        raise UserError(
+            f"{path}: no such model folder, and no Hugging Face id of the form owner/name"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        # The snapshot's folder is named by its commit; the weights come later, on the node that serves them.
+        # The snapshot's folder is named by its commit; the weights come later, on the node that
+        # serves them.
         return f"{path}@{Path(snapshot_download(path, allow_patterns=['*.json'])).name}"
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"{path}: no such folder, and the Hugging Face hub gave no such model: {' '.join(str(error).split())}") from None
+        raise UserError(
+            f"{path}: no such folder, and the Hugging Face hub gave no such model: "
+            f"{' '.join(str(error).split())}"
+        ) from None
 
 
 @lru_cache(maxsize=256)
 def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """SHA-256 over names and bytes of (file, size, time of change): once per process, for reading gigabytes takes minutes."""
+    """SHA-256 over names and bytes of (file, size, time of change): once per process, for reading
+    gigabytes takes minutes.
+    """
     digest = hashlib.sha256()
     for file, _, _ in files:
         digest.update(file.name.encode())
@@ -66,7 +81,8 @@ def check_weights(path: str) -> None:
 
 
 def check_length(key: str, tokens: int, model: str, trust_remote_code: bool) -> None:
-    """What is longer than a model's context fails deep inside vLLM, or trains positions that the model does not have.
+    """What is longer than a model's context fails deep inside vLLM, or trains positions that the
+    model does not have.
 
     Raises:
         UserError: ``tokens``, set by ``key``, are more than ``model`` takes.
@@ -76,7 +92,9 @@ def check_length(key: str, tokens: int, model: str, trust_remote_code: bool) -> 
     config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
     context = getattr(config, "max_position_embeddings", None)
     if context is not None and tokens > context:
-        raise UserError(f"{key}: this makes {tokens} tokens, more than the {context} that {model} takes")
+        raise UserError(
+            f"{key}: this makes {tokens} tokens, more than the {context} that {model} takes"
+        )
 
 
 @lru_cache(maxsize=2)

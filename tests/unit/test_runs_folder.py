@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from versatune_ray import run_folder
-from versatune_ray.config import load
 from versatune_ray.errors import UserError
-from versatune_ray.run_folder import RunFolder, Step, check_unchanged
+from versatune_ray.runs import folder as run_folder
+from versatune_ray.runs.folder import RunFolder, Step, check_unchanged
+from versatune_ray.settings.loading import load
 
 
-def test_the_time_of_a_step_is_kept_and_that_of_one_in_parts_is_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_a_step_is_kept_and_that_of_one_in_parts_is_added_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = iter([0, 5, 10, 11, 20, 27, 30, 33])  # began, ended: 5, 1, 7 and 3 seconds
     with RunFolder(load([], [f"storage={tmp_path}"])) as folder:
         monkeypatch.setattr(run_folder.time, "monotonic", lambda: next(clock))
@@ -31,17 +33,29 @@ def test_the_time_of_a_step_is_kept_and_that_of_one_in_parts_is_added_up(tmp_pat
     [
         (["mixture.start=uniform", "mixture.policy=constant"], "detection.samples=9", False),
         (["mixture.start=detected", "mixture.policy=constant"], "detection.samples=9", True),
-        (["mixture.start=uniform", "mixture.policy=constant"], "reference.losses=losses.json", False),
-        (["mixture.start=uniform", "mixture.policy=versatune"], "reference.losses=losses.json", True),
+        (
+            ["mixture.start=uniform", "mixture.policy=constant"],
+            "reference.losses=losses.json",
+            False,
+        ),
+        (
+            ["mixture.start=uniform", "mixture.policy=versatune"],
+            "reference.losses=losses.json",
+            True,
+        ),
         (["mixture.start=uniform", "mixture.policy=constant"], "training.epochs=9", True),
     ],
 )
-def test_a_run_goes_on_with_the_settings_that_its_training_uses(tmp_path: Path, begun: list[str], change: str, refused: bool) -> None:
+def test_a_run_goes_on_with_the_settings_that_its_training_uses(
+    tmp_path: Path, begun: list[str], change: str, refused: bool
+) -> None:
     begun = [f"storage={tmp_path}", *begun]
     with RunFolder(load([], begun)) as folder:
         folder.write("finetune/inputs.json", {})
     if refused:
-        with pytest.raises(UserError, match=rf"was begun with other settings \({change.partition('=')[0]}: "):
+        with pytest.raises(
+            UserError, match=rf"was begun with other settings \({change.partition('=')[0]}: "
+        ):
             check_unchanged(load([], [*begun, change]))
     else:
         check_unchanged(load([], [*begun, change]))

@@ -1,4 +1,6 @@
-"""A training run without Ray: the controller lives in rank 0, checkpoints are folders beside each other."""
+"""A training run without Ray: the controller lives in rank 0, checkpoints are folders beside each
+other.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +22,20 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from versatune_ray.cache import write_json
 from versatune_ray.domains import load_domains
 from versatune_ray.domains.chat import load_tokenizer, tokenizer_fingerprint
 from versatune_ray.domains.tokenize import build_stores
 from versatune_ray.errors import UserError
-from versatune_ray.progress import State, line
-from versatune_ray.run_folder import RunFolder
-from versatune_ray.settings import Config
-from versatune_ray.training import plan
+from versatune_ray.runs.cache import write_json
+from versatune_ray.runs.folder import RunFolder
+from versatune_ray.runtime.progress import State, line
+from versatune_ray.settings import Config, semantics
+from versatune_ray.settings.recipe import Unit
 from versatune_ray.training.controller import Decision, Report, WeightController
+from versatune_ray.training.given_losses import given_losses
 from versatune_ray.training.heartbeat import Heartbeat, Sign, held_up_by
+from versatune_ray.training.loggers import MetricLogger
 from versatune_ray.training.loop import Job, run
-from versatune_ray.training.recipe import Unit, given_losses
-from versatune_ray.training.sinks import Sink
 from versatune_ray.training.together import together
 from versatune_ray.training.trainable import read_importance
 
@@ -42,14 +44,17 @@ _TOKENISING = timedelta(days=1)  # longest wait for the first rank to make the t
 
 
 def finetune_alone(config: Config) -> Path:
-    """Train in this process, or as the rank that torchrun made it; returns the folder of the tuned model.
+    """Train in this process, or as the rank that torchrun made it; returns the folder of the tuned
+    model.
 
     Raises:
         UserError: something is missing that a job has to make first.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
+    device = (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
+    )
     if gpu:
         torch.cuda.set_device(device)
     if "RANK" in os.environ:
@@ -69,7 +74,10 @@ def finetune_alone(config: Config) -> Path:
 def _finetune(config: Config, rank: int, world: int, device: torch.device) -> Path:
     model, folder = config.model.path, config.run_folder / "finetune"
     if model is None or not config.domains:
-        raise UserError("model.path and domains: name a model and data; for the embedded microworld there is jobs/quickstart")
+        raise UserError(
+            "model.path and domains: name a model and data; for the embedded microworld there is "
+            "jobs/quickstart"
+        )
     # The others wait for as long as the first one tokenises, and not just for a step.
     patient = dist.new_group(timeout=_TOKENISING, backend="gloo") if world > 1 else None
     with together(world, patient):
@@ -81,17 +89,25 @@ def _finetune(config: Config, rank: int, world: int, device: torch.device) -> Pa
         names = list(paths)
         data = load_domains(paths, config.data)
         sizes = [len(data[name].train) for name in names]
-        tokenizer = tokenizer_fingerprint(load_tokenizer(model, config.data.chat_template, config.model.trust_remote_code))
-        detected = _detected(config, model) if plan.needs_detection(config) else None
-        reference = given_losses(_reference_file(config), names, tokenizer) if plan.needs_reference(config) else None
+        tokenizer = tokenizer_fingerprint(
+            load_tokenizer(model, config.data.chat_template, config.model.trust_remote_code)
+        )
+        detected = _detected(config, model) if semantics.needs_detection(config) else None
+        reference = (
+            given_losses(_reference_file(config), names, tokenizer)
+            if semantics.needs_reference(config)
+            else None
+        )
         unit: Unit = reference["unit"] if reference else "nats/token"
-        stages = plan.stages(config, names, sizes, detected, unit)
-        controller = WeightController(**plan.controller_arguments(config, names, stages, reference))
+        stages = semantics.stages(config, names, sizes, detected, unit)
+        controller = WeightController(
+            **semantics.controller_arguments(config, names, stages, reference)
+        )
         job = Job(config, model, paths, stages, folder, read_importance(config.training.soft_mask))
-    host = PlainHost(job, controller, rank, world, device)
-    with host.heartbeat:
-        run(job, host)
-    host.finish()
+    runtime = LocalRuntime(job, controller, rank, world, device)
+    with runtime.heartbeat:
+        run(job, runtime)
+    runtime.finish()
     return folder / "model"
 
 
@@ -103,21 +119,29 @@ def _detected(config: Config, model: str) -> list[float]:
         return starting_share(given(config.detection.distribution, list(config.domains)))
     file = config.run_folder / "detection" / Path(model).name / "distribution.json"
     if not file.is_file():
-        raise UserError(f"mixture.start={config.mixture.start}: no {file}; run jobs/detect.py with this configuration first")
+        raise UserError(
+            f"mixture.start={config.mixture.start}: no {file}; run jobs/detect.py with this "
+            f"configuration first"
+        )
     return starting_share(json.loads(file.read_text()))
 
 
 def _reference_file(config: Config) -> str:
     file = config.reference.losses or str(config.run_folder / "reference" / "losses.json")
     if not Path(file).is_file():
-        raise UserError(f"mixture.policy={config.mixture.policy}: no {file}; run jobs/reference.py with this configuration first")
+        raise UserError(
+            f"mixture.policy={config.mixture.policy}: no {file}; run jobs/reference.py with this "
+            f"configuration first"
+        )
     return file
 
 
-class PlainHost:
-    """``loop.Host`` of processes that torchrun started, or of one alone."""
+class LocalRuntime:
+    """``loop.Runtime`` of processes that torchrun started, or of one alone."""
 
-    def __init__(self, job: Job, controller: WeightController, rank: int, world: int, device: torch.device):
+    def __init__(
+        self, job: Job, controller: WeightController, rank: int, world: int, device: torch.device
+    ):
         self.rank, self.world, self.device = rank, world, device
         self._job, self._controller = job, controller
         self._folder = job.folder / "checkpoints"
@@ -137,7 +161,8 @@ class PlainHost:
         yield self._agreed(max(self._folder.glob("step-????????"), default=None))
 
     def _agreed(self, folder: Path | None) -> Path | None:
-        """What rank 0 found, on every rank: a node that does not see it may not begin anew while the others go on.
+        """What rank 0 found, on every rank: a node that does not see it may not begin anew while
+        the others go on.
 
         Raises:
             UserError: some rank does not see it.
@@ -147,10 +172,15 @@ class PlainHost:
             dist.broadcast_object_list(found)
         with together(self.world):
             if found[0] is not None and not found[0].is_dir():
-                raise UserError(f"storage: no {found[0]} here, which rank 0 goes on from; it has to be a folder that every node sees")
+                raise UserError(
+                    f"storage: no {found[0]} here, which rank 0 goes on from; it has to be a "
+                    f"folder that every node sees"
+                )
         return found[0]
 
-    def begin(self, state: dict[str, Any] | None) -> tuple[NDArray[np.float64], list[dict[str, Any]]]:
+    def begin(
+        self, state: dict[str, Any] | None
+    ) -> tuple[NDArray[np.float64], list[dict[str, Any]]]:
         _, share, lines = self._controller.begin(self.world, state)
         return np.array(share), lines
 
@@ -172,7 +202,8 @@ class PlainHost:
         place = self._folder / f"step-{metrics['step']:08}"
         partial = place.with_name(f".{place.name}")
         if self.rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed, with other workers perhaps
+            # of a run that was killed, with other workers perhaps
+            shutil.rmtree(partial, ignore_errors=True)
         if self.world > 1:
             dist.barrier()
         written = write(partial)
@@ -187,7 +218,9 @@ class PlainHost:
             pending.result()
 
     def _place(self, place: Path, written: Future[Any]) -> None:
-        """Once all is written, put a checkpoint in its place, and remove those that are not kept."""
+        """Once all is written, put a checkpoint in its place, and remove those that are not
+        kept.
+        """
         written.result()  # of rank 0: when all ranks have written theirs
         if self.rank == 0:
             place.with_name(f".{place.name}").rename(place)
@@ -208,7 +241,10 @@ class PlainHost:
         newest_first = sorted(self._folder.glob("step-????????"), reverse=True)
         if key is None:
             return newest_first
-        return sorted(newest_first, key=lambda folder: json.loads((folder / "metrics.json").read_text()).get(key, math.inf))
+        return sorted(
+            newest_first,
+            key=lambda folder: json.loads((folder / "metrics.json").read_text()).get(key, math.inf),
+        )
 
     def progress(self, step: int, note: str) -> None:
         if self._first < 0:
@@ -216,7 +252,11 @@ class PlainHost:
         if self.rank == 0 and time.monotonic() - self._printed > _PRINT_EVERY:
             self._printed = time.monotonic()
             state = State(step, self._job.steps, "step", note)
-            print(line("fine-tuning", state, self._printed - self._began, step - self._first), file=sys.stderr, flush=True)
+            print(
+                line("fine-tuning", state, self._printed - self._began, step - self._first),
+                file=sys.stderr,
+                flush=True,
+            )
 
     def watch(self, place: Callable[[], float]) -> None:
         self.heartbeat.place = place
@@ -224,7 +264,7 @@ class PlainHost:
     def missing(self) -> list[int]:
         return [] if self._signs is None else held_up_by(self._signs.all(), time.time())
 
-    def sink(self) -> Sink | None:
+    def logger(self) -> MetricLogger | None:
         return None
 
     def warn(self, text: str) -> None:
@@ -232,7 +272,9 @@ class PlainHost:
 
 
 class _Signs:
-    """How far every rank is, in the store under which torchrun's processes met; by a connection that waits for nothing else."""
+    """How far every rank is, in the store under which torchrun's processes met; by a connection
+    that waits for nothing else.
+    """
 
     def __init__(self, world: int):
         self._world = world
@@ -244,4 +286,8 @@ class _Signs:
 
     def all(self) -> dict[int, Sign]:
         keys = {rank: f"versatune/{rank}" for rank in range(self._world)}
-        return {rank: Sign(*json.loads(self._store.get(key))) for rank, key in keys.items() if self._store.check([key])}
+        return {
+            rank: Sign(*json.loads(self._store.get(key)))
+            for rank, key in keys.items()
+            if self._store.check([key])
+        }

@@ -1,13 +1,15 @@
-"""Run a Ray Data plan and keep every finished batch as a Parquet part at once, so that a killed job loses no finished row.
+"""Run a Ray Data plan and keep every finished batch as a Parquet part at once, so that a killed job
+loses no finished row.
 
-Ray Data's own job checkpointing does the same for plans from one read to one write, but it starts an actor pool that reserves
-a gibibyte, and writes to one place; the judge's pass writes to a folder per model.
+Ray Data's own job checkpointing does the same for plans from one read to one write, but it starts
+an actor pool that reserves a gibibyte, and writes to one place; the judge's pass writes to a folder
+per model.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,13 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from versatune_ray.errors import DiskFull, is_disk_full
-from versatune_ray.progress import Bar
-from versatune_ray.storage import here, pull, push
+from versatune_ray.runs.storage import here, pull, push
 
 
 def finished_ids(folder: Path) -> NDArray[np.int64]:
-    """The ``id`` of every row already in ``folder``, int64 [n], but for those that say their request ``failed``: it is made again."""
+    """The ``id`` of every row already in ``folder``, int64 [n], but for those that say their
+    request ``failed``: it is made again.
+    """
     pull(folder)
     found = [np.zeros(0, dtype=np.int64)]
     for part in folder.glob("*.parquet"):
@@ -36,7 +39,9 @@ def finished_ids(folder: Path) -> NDArray[np.int64]:
 
 
 def read_rows(folder: Path, schema: Mapping[str, pa.DataType], columns: Sequence[str]) -> pa.Table:
-    """``columns`` of all rows in ``folder``, each ``id`` once and in order; a request that failed gives way to its repetition."""
+    """``columns`` of all rows in ``folder``, each ``id`` once and in order; a request that failed
+    gives way to its repetition.
+    """
     files = sorted(map(str, folder.glob("*.parquet")))
     table = pyarrow.dataset.dataset(files, pa.schema(list(schema.items())), format="parquet").to_table(columns=[*columns, "failed"])
     table = table.sort_by([("id", "ascending"), ("failed", "ascending")])
@@ -44,11 +49,13 @@ def read_rows(folder: Path, schema: Mapping[str, pa.DataType], columns: Sequence
     return table.filter(pa.array(np.diff(ids, prepend=-1) != 0)).drop_columns([] if "failed" in columns else ["failed"])
 
 
-def write_parts(rows: Any, folders: Sequence[Path], schema: Mapping[str, pa.DataType], name: str, total: int) -> int:
-    """Execute the Ray Data plan ``rows`` and write its rows to parts; a bar called ``name`` counts up to ``total``.
+def write_parts(rows: Any, folders: Sequence[Path], schema: Mapping[str, pa.DataType], written: Callable[[int], None]) -> int:
+    """Execute the Ray Data plan ``rows`` and write its rows to parts; ``written`` is told how many
+    are.
 
-    A row has an ``id``, and where there are several folders, the number of its own in ``store``. A part is named by the ids in
-    it and appears whole or not at all: a batch that Ray computes twice is there once. Returns the number of rows written.
+    A row has an ``id``, and where there are several folders, the number of its own in ``store``. A
+    part is named by the ids in it and appears whole or not at all: a batch that Ray computes twice
+    is there once. Returns the number of rows written.
 
     Raises:
         DiskFull: what is written stays.
@@ -65,13 +72,12 @@ def write_parts(rows: Any, folders: Sequence[Path], schema: Mapping[str, pa.Data
             _write_part(batch.filter(pa.array(store == place)).select(arrow.names).cast(arrow), folders[place])
         return {"rows": np.array([batch.num_rows])}
 
-    rows.context.raise_original_map_exception = True  # or a UserError of a worker arrives as Ray's own advice
+    # or a UserError of a worker arrives as Ray's own advice
+    rows.context.raise_original_map_exception = True
     done = 0
-    with Bar(name, total, "row") as bar:
-        bar.to(0, "starting the engine")
-        for counts in rows.map_batches(write, batch_format="pyarrow", batch_size=None).iter_batches(batch_size=None, prefetch_batches=0):
-            done += int(counts["rows"].sum())
-            bar.to(done)
+    for counts in rows.map_batches(write, batch_format="pyarrow", batch_size=None).iter_batches(batch_size=None, prefetch_batches=0):
+        done += int(counts["rows"].sum())
+        written(done)
     for folder in folders:  # of what was written on other machines
         pull(folder)
     return done
@@ -88,7 +94,9 @@ def _write_part(table: pa.Table, folder: Path) -> None:
         temporary.replace(part)
     except OSError as error:
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)  # makes room for what still has to be written, such as logs
-        if is_disk_full(error):  # with one argument: Ray adds advice of its own to an exception's arguments
+            # makes room for what still has to be written, such as logs
+            temporary.unlink(missing_ok=True)
+        # with one argument: Ray adds advice of its own to an exception's arguments
+        if is_disk_full(error):
             raise DiskFull(f"{folder}: no space left on this disk; free some, and the same command goes on from here") from None
         raise
