@@ -55,10 +55,62 @@ def check_family(config: Any, path: str) -> None:
                 f"{path}: {name}={value!r} in its config.json is not supported: it would be lost "
                 f"in training"
             )
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = {one.get("rope_type") for one in (rope, *rope.values()) if isinstance(one, dict)}
-    if "dynamic" in kinds:
+    if getattr(config, "quantization_config", None):
+        raise UserError(
+            f"{path}: its weights are quantised (quantization_config in its config.json), and "
+            f"training needs them as they were before; take the model they were made from"
+        )
+    if "dynamic" in _rope_types(config):
         raise UserError(
             f"{path}: rope_type=dynamic in its config.json is not supported: each sample's "
             f"positions would depend on its batch"
         )
+
+
+def check_positions(config: Any, longest: int, path: str) -> None:
+    """Whether a sample's positions depend on itself alone, with samples of up to ``longest``
+    tokens.
+
+    ``longrope`` (Phi-3, Phi-4) takes other frequencies for a whole batch once one sample in it is
+    longer than the context that the model was first trained on.
+
+    Raises:
+        UserError: they would depend on the batch.
+    """
+    first = getattr(config, "original_max_position_embeddings", None) or next(
+        (
+            rope["original_max_position_embeddings"]
+            for rope in _ropes(config)
+            if rope.get("original_max_position_embeddings")
+        ),
+        None,
+    )
+    if "longrope" in _rope_types(config) and first is not None and longest > first:
+        raise UserError(
+            f"{path}: rope_type=longrope in its config.json gives a batch other positions once a "
+            f"sample is longer than {first:,} tokens, and the longest here has {longest:,}; write "
+            f"data.max_length={first} and data.too_long=cut"
+        )
+
+
+def check_own_code(model: Any, path: str) -> None:
+    """Whether transformers' own class is what was loaded, which our attention and loss are told of.
+
+    Raises:
+        UserError: it is code that came with the model.
+    """
+    if not type(model).__module__.startswith("transformers."):
+        raise UserError(
+            f"{path}: this model brings code of its own ({type(model).__name__}), of which "
+            f"training knows nothing; leave out model.trust_remote_code"
+        )
+
+
+def _ropes(config: Any) -> list[dict[str, Any]]:
+    """Rotary settings of the model, or of each kind of its layers."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return [one for one in (rope, *rope.values()) if isinstance(one, dict)]
+
+
+def _rope_types(config: Any) -> set[Any]:
+    return {rope.get("rope_type") for rope in _ropes(config)}

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Lora, Trainable, Training
 from versatune_ray.training.attention import IMPLEMENTATION, Kind
-from versatune_ray.training.families import check_family
+from versatune_ray.training.families import check_family, check_own_code
 from versatune_ray.training.trainable import check_importance, chosen, freeze
 
 
@@ -46,6 +46,7 @@ def load_model(
                 model = AutoModelForCausalLM.from_config(config, **options)
             with suppress(OSError):  # not every model has one
                 model.generation_config = GenerationConfig.from_pretrained(path)
+    check_own_code(model, path)
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
         raise UserError(f"{path}: an output embedding with a bias is not supported")
     return model
@@ -86,6 +87,12 @@ def fill(model: torch.nn.Module, path: str, *, frozen_only: bool = False) -> Non
         if key not in stored:
             raise UserError(
                 f"{path}: no {plain} in its .safetensors; are they of this config.json?"
+            )
+        kept = stored[key].properties.dtype
+        if not kept.is_floating_point or kept.itemsize < 2:
+            raise UserError(
+                f"{path}: {plain} is stored as {kept}: quantised weights "
+                f"cannot be trained; take the model they were made from"
             )
         if stored[key].size != parameter.shape:
             shapes = (

@@ -25,6 +25,7 @@ from versatune_ray.settings.recipe import Execution, Recipe
 from versatune_ray.training import optimizer
 from versatune_ray.training.attention import kind_of
 from versatune_ray.training.batches import Layout, MicroBatch, Samples
+from versatune_ray.training.families import check_positions
 from versatune_ray.training.loss import ResponseLoss
 from versatune_ray.training.model import in_precision
 from versatune_ray.training.parallel import Parallel, compiles, in_bf16
@@ -102,6 +103,9 @@ class Trainer:
         self.data, self.device, self.rank, self.world = list(data), device, rank, world
         self.model = model
         self.attention = kind_of(model)
+        lengths = [part.lengths for one in self.data for part in (one.train, one.validation)]
+        longest = max(int(part.max(initial=0)) for part in lengths)
+        check_positions(model.config, longest, model.name_or_path)
         parameters, _, width = model_size(model)
         low = torch.bfloat16 if in_bf16(execution, device) else torch.float32
         in_precision(
