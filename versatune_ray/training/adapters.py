@@ -1,0 +1,53 @@
+"""Adapters as whole models, for whatever loads nothing but whole models."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from versatune_ray.errors import UserError
+from versatune_ray.runs.cache import cached
+from versatune_ray.runs.folder import contents
+from versatune_ray.runs.storage import fetch
+from versatune_ray.runtime.models import model_fingerprint
+
+_ADAPTER = "adapter_config.json"
+
+
+def whole_model(path: str, cache: Path, trust_remote_code: bool) -> str:
+    """``path``; or where it is an adapter of peft, a model folder in the cache, merged once.
+
+    Raises:
+        UserError: the model that the adapter was made for cannot be found.
+    """
+    folder = Path(fetch(path))
+    if (folder / "config.json").is_file() or not (folder / _ADAPTER).is_file():
+        return path
+    base = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    files = [str(file) for file in sorted(folder.glob("adapter_*"))]
+    try:
+        parts = {"base": model_fingerprint(base), "adapter": contents(files)}
+    except UserError as error:
+        raise UserError(f"{path}: an adapter for another model: {error}") from None
+
+    def build(work: Path) -> None:
+        from peft import PeftModel
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        stored = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code).dtype
+        model = AutoModelForCausalLM.from_pretrained(
+            base,
+            dtype=torch.float32,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+        )
+        whole = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+        whole.to(stored or torch.float32).save_pretrained(work)
+        for file in folder.iterdir():  # the tokenizer, and the template that it was trained with
+            if file.is_file() and not file.name.startswith("adapter_") and file.suffix != ".md":
+                shutil.copy2(file, work / file.name)
+
+    return str(cached(cache, "merged", parts, build)[0])
