@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ray.detection.distribution import given
+from versatune_ray.detection.distribution_file import Distribution
 from versatune_ray.errors import Incomplete, UserError
 from versatune_ray.runs.folder import RunFolder, Step, contents, say
 from versatune_ray.runs.storage import fetch, push
@@ -172,7 +173,7 @@ class Run:
         Raises:
             Incomplete: some of several models could not be detected; the others are done.
         """
-        from versatune_ray.detection.summary import comparison, write_comparison
+        from versatune_ray.detection.account import comparison, write_comparison
 
         settings = self.given_config.detection
         self.needs_judge = settings.distribution is None
@@ -211,22 +212,22 @@ class Run:
             self.folder.write(f"detection/{Path(self.model).name}/distribution.json", known)
             return known
         found, _ = self._detect([Subject(path=self.model, engine=settings.engine)])
-        (distribution,) = found.values()
+        (distribution,) = (one.as_json() for one in found.values())
         shares = zip(names, distribution["share"], strict=True)
         say("detection", ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares))
         return distribution
 
     def _detect(
         self, subjects: Sequence[Subject]
-    ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    ) -> tuple[dict[str, Distribution], dict[str, str]]:
         """Distributions by name, placed in the run's folder, and why others are missing."""
-        from versatune_ray.detection.detect import detect
-        from versatune_ray.detection.summary import account, place_detection
+        from versatune_ray.detection.account import account, place_detection
+        from versatune_ray.detection.detect import detect_models
 
         settings = self.config.detection
 
         def run() -> Step:
-            done = detect(subjects, self.config, gpu=self.gpu)
+            done = detect_models(subjects, self.config, gpu=self.gpu)
             for name, one in done.detected.items():
                 place_detection(one, done.spec, settings, self._detection_folder(name))
             return Step(done, done.reused)
@@ -291,7 +292,7 @@ class Run:
     @cached_property
     def tuned(self) -> Path:
         """Folder of the tuned model."""
-        from versatune_ray.detection.summary import starting_share
+        from versatune_ray.detection.distribution_file import starting_share
         from versatune_ray.training.finetune import finetune
 
         detected = (
@@ -513,7 +514,7 @@ def _step(measured: tuple[list[dict[str, Any]], dict[str, str], bool]) -> Step:
 
 def plan_detection(config: Config) -> str:
     """What ``Run.detect`` would do, as text; nothing is started or made."""
-    from versatune_ray.detection.plan import plan as plan_of
+    from versatune_ray.detection.plan import describe_detection
     from versatune_ray.microworld.prepare import prepare
 
     if config.detection.distribution is not None:
@@ -522,14 +523,16 @@ def plan_detection(config: Config) -> str:
         config, not config.detection.models and config.model.path is None, True, make=False
     )
     if config.detection.models:
-        return plan_of(config, config.detection.models)
+        return describe_detection(config, config.detection.models)
     if config.model.path is None:
         asked = f"{config.detection.samples * config.detection.repeats:,} sequences"
         return (
             f"a tiny base model is trained first (minutes on a CPU); then it writes up to {asked}, "
             f"which a judge reads"
         )
-    return plan_of(config, [Subject(path=config.model.path, engine=config.detection.engine)])
+    return describe_detection(
+        config, [Subject(path=config.model.path, engine=config.detection.engine)]
+    )
 
 
 def plan_finetuning(config: Config) -> str:

@@ -82,7 +82,7 @@ def judge_source(model: str, engine: Mapping[str, Any]) -> Any:
     """What ``versatune_ray.detection.judge.judge`` takes; prompt and length of text as the tiny
     judge has them.
     """
-    from versatune_ray.detection.judge import JudgeSpec
+    from versatune_ray.detection.judge_spec import JudgeSpec
     from versatune_ray.detection.prompt import TINY_JUDGE_PROMPT, Question
     from versatune_ray.microworld.world import DOMAINS
     from versatune_ray.settings import Engine, Judge

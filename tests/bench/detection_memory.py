@@ -30,8 +30,8 @@ WORKERS = ("engine actor", "engine core", "engine worker", "map tasks")
 
 def detect(given: dict[str, Any]) -> Any:
     from versatune_ray.detection.generate import generate
-    from versatune_ray.detection.judge import Texts, judge
-    from versatune_ray.detection.judge_vllm import vllm_judge  # noqa: F401 - loaded now: the sources may change during a long run
+    from versatune_ray.detection.judge import judge
+    from versatune_ray.detection.texts import Texts
 
     count = given["count"]
     folder = Path(tempfile.mkdtemp())

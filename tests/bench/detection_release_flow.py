@@ -46,6 +46,7 @@ def ours(given: dict[str, Any]) -> Any:
     from versatune_ray.detection import generate as writing
     from versatune_ray.detection import judge as judging
     from versatune_ray.detection import judge_vllm
+    from versatune_ray.detection.texts import Texts
 
     found: dict[str, Any] = {}
     plain = writing.vllm_stage
@@ -66,9 +67,7 @@ def ours(given: dict[str, Any]) -> Any:
             )
             spec = detection.judge_source(given["models"]["judge"], engine)
             writing.generate(source, count, gpu=False)
-            (answered,) = judging.judge(
-                spec, [judging.Texts(folder / "parts", count, folder / "judged")]
-            )
+            (answered,) = judging.judge(spec, [Texts(folder / "parts", count, folder / "judged")])
             # an empty sequence, of which short ones are 3 %, is not judged
             assert answered >= 0.9 * count, answered
             begin, end = detection.window(folder / "written", folder / "parts")

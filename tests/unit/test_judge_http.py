@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from versatune_ray.detection.judge import JUDGED
 from versatune_ray.detection.judge_http import Endpoint, HttpJudge
+from versatune_ray.detection.judge_spec import JUDGED
 from versatune_ray.errors import UserError
 
 KEY = "sk-very+secret/0123456789"

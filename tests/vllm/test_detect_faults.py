@@ -35,7 +35,7 @@ from test_detect_job import (
     write_domains,
 )
 
-from versatune_ray.detection.detect import detect
+from versatune_ray.detection.detect import detect_models
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Config
 from versatune_ray.settings.loading import parse
@@ -329,9 +329,9 @@ def config_of(folder: Path, **detection: Any) -> Config:
 @pytest.mark.usefixtures("ray_cluster", "killed")
 def test_correction_by_a_judge_that_knows_nothing_says_how_little_is_known(folder: Path) -> None:
     config = config_of(folder, estimate="corrected")
-    done = detect(config.detection.models, config, gpu=False)
+    done = detect_models(config.detection.models, config, gpu=False)
     assert done.reused
-    found = done.detected["base-1"].distribution
+    found = done.detected["base-1"].distribution.as_json()
     low, high = np.transpose(found["corrected"]["ci95"])
     assert np.isclose(sum(found["corrected"]["share"]), 1)
     assert np.mean(high - low) > 0.4
@@ -354,11 +354,11 @@ def test_correction_by_a_judge_that_always_says_the_same_is_refused(folder: Path
         UserError,
         match=r"detection\.estimate: corrected cannot be had: .*cannot tell some domains apart",
     ) as caught:
-        detect(config.detection.models, config, gpu=False)
+        detect_models(config.detection.models, config, gpu=False)
     assert "\n" not in str(caught.value)
     config = config_of(folder, judge=judge)
-    done = detect(config.detection.models, config, gpu=False)
-    found = done.detected["base-1"].distribution
+    done = detect_models(config.detection.models, config, gpu=False)
+    found = done.detected["base-1"].distribution.as_json()
     np.testing.assert_allclose(found["share"], 1 / len(DOMAINS), atol=1e-9)
     assert "cannot tell some domains apart" in found["corrected"]["problem"]
     np.testing.assert_allclose(

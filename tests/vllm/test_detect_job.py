@@ -22,9 +22,10 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from versatune_ray.detection.detect import Detected, Detections, detect
+from versatune_ray.detection.account import place_detection
+from versatune_ray.detection.detect import Detections, detect_models
 from versatune_ray.detection.prompt import order_of
-from versatune_ray.detection.summary import place_detection
+from versatune_ray.detection.texts import Detected
 from versatune_ray.microworld.prepare import prepare
 from versatune_ray.settings import Config
 from versatune_ray.settings.loading import parse
@@ -248,7 +249,7 @@ def settings_of(storage: Path, **detection: Any) -> Config:
 
 
 def detect_here(config: Config) -> tuple[Detections, Detected]:
-    done = detect(config.detection.models, config, gpu=False)
+    done = detect_models(config.detection.models, config, gpu=False)
     return done, next(iter(done.detected.values()))
 
 
@@ -346,13 +347,13 @@ def test_more_samples_then_a_tolerance_make_only_what_is_missing(storage: Path) 
         and one.work["judged"] > 0
         and not done.reused
     )
-    assert one.distribution["work"]["generated"] == 400 - SAMPLES * REPEATS
-    assert one.distribution["samples"] == 400
+    assert one.distribution.as_json()["work"]["generated"] == 400 - SAMPLES * REPEATS
+    assert one.distribution.as_json()["samples"] == 400
 
     # A little less than what the first round of 400 gives: a second one has to follow.
-    asked = 0.85 * one.distribution["tolerance"]["reached"]
+    asked = 0.85 * one.distribution.as_json()["tolerance"]["reached"]
     done, one = detect_here(settings_of(storage, samples=1000, tolerance=asked))
-    found = one.distribution
+    found = one.distribution.as_json()
     assert found["tolerance"] == {
         "asked": asked,
         "reached": found["tolerance"]["reached"],
@@ -406,7 +407,7 @@ def test_names_that_begin_alike_take_several_requests_and_sum_to_one(
         assert np.isclose(sum(law), 1) and np.isclose(end + contract + criminal, 1)
     place_detection(one, done.spec, config.detection, tmp_path)
     table = samples(tmp_path / "samples")
-    assert_complete(table, one.distribution, SAMPLES * REPEATS)
+    assert_complete(table, one.distribution.as_json(), SAMPLES * REPEATS)
     number = min(texts)
     law, (end, contract, criminal) = rows[2 * number]["values"], rows[2 * number + 1]["values"]
     expected = [law[0] * end, law[0] * contract, law[0] * criminal, law[1]]
@@ -421,7 +422,7 @@ def test_options_in_every_order_show_what_the_judge_likes(storage: Path) -> None
         settings_of(storage, judge=vllm_judge(storage, prompt="{options} ? {text} answer"))
     )
     assert done.spec.question.orders == len(DOMAINS)
-    positions = one.distribution["positions"]
+    positions = one.distribution.as_json()["positions"]
     assert np.isclose(sum(positions["share"]), 1) and len(positions["share"]) == len(DOMAINS)
     assert min(positions["standard_error"]) > 0
     # What the judge gives to A, to B … counts for the domain that stood there.
@@ -433,7 +434,9 @@ def test_options_in_every_order_show_what_the_judge_likes(storage: Path) -> None
     ]
     np.testing.assert_allclose(positions["share"], np.mean(by_letter, axis=0), atol=1e-9)
     shares = [np.roll(row["values"], orders[number]) for number, row in rows.items()]
-    np.testing.assert_allclose(one.distribution["share"], np.mean(shares, axis=0), atol=1e-9)
+    np.testing.assert_allclose(
+        one.distribution.as_json()["share"], np.mean(shares, axis=0), atol=1e-9
+    )
 
 
 @pytest.mark.usefixtures("ray_cluster", "again")
@@ -451,7 +454,7 @@ def test_written_labels_count_whole_and_unreadable_answers_are_kept(
     assert all(np.isnan(row["values"]).all() for row in unread)
     place_detection(one, done.spec, config.detection, tmp_path)
     table = samples(tmp_path / "samples")
-    assert_complete(table, one.distribution, SAMPLES * REPEATS)
+    assert_complete(table, one.distribution.as_json(), SAMPLES * REPEATS)
     kept = {row["id"]: row for row in table.to_pylist()}
     for row in rows.values():
         assert (
@@ -459,7 +462,7 @@ def test_written_labels_count_whole_and_unreadable_answers_are_kept(
             and kept[row["id"]]["discarded"] == row["discarded"]
         )
     assert any(row["answer"].strip() for row in unread)
-    reasons = one.distribution["discarded"]["reasons"]
+    reasons = one.distribution.as_json()["discarded"]["reasons"]
     assert sum(reasons.get(reason, 0) for reason in {row["discarded"] for row in unread}) == len(
         unread
     )

@@ -24,8 +24,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from versatune_ray.detection.judge import JudgeSpec
 from versatune_ray.detection.judge_http import Endpoint, HttpJudge, http_stage
+from versatune_ray.detection.judge_spec import JudgeSpec
 from versatune_ray.detection.labels import parse_label
 from versatune_ray.detection.prompt import Question
 from versatune_ray.errors import UserError

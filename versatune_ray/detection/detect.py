@@ -13,16 +13,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
 from versatune_ray.detection.distribution import estimate, half_width, samples_needed
-from versatune_ray.detection.generate import GENERATED, Generator, generate, generator, text_row
-from versatune_ray.detection.judge import JudgeSpec, Texts, judge, judge_spec
-from versatune_ray.detection.summary import Labelled, judged_sequences, summarize
+from versatune_ray.detection.generate import GENERATED, generate, generator, text_row
+from versatune_ray.detection.judge import judge
+from versatune_ray.detection.judge_spec import JudgeSpec, judge_spec
+from versatune_ray.detection.summary import judged_sequences, summarize
+from versatune_ray.detection.texts import Detected, Labelled
 from versatune_ray.domains.labelled import labelled_sources, labelled_texts
 from versatune_ray.domains.sources import expand, fingerprint
 from versatune_ray.errors import UserError, is_disk_full, one_line
@@ -36,20 +37,6 @@ _PART_ROWS = 128
 
 
 @dataclass
-class Detected:
-    """One model: its sequences, the judge's answers about them, and its distribution as in
-    ``distribution.json``.
-    """
-
-    source: Generator
-    judged: Path
-    count: int = 0
-    rounds: int = 0
-    work: dict[str, int] = field(default_factory=lambda: {"generated": 0, "judged": 0})
-    distribution: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
 class Detections:
     """The models of a job: those that were detected, by name, and why others were not."""
 
@@ -60,7 +47,7 @@ class Detections:
     seconds: dict[str, float] = field(default_factory=lambda: {"generation": 0.0, "judging": 0.0})
 
 
-def detect(subjects: Sequence[Subject], config: Config, *, gpu: bool) -> Detections:
+def detect_models(subjects: Sequence[Subject], config: Config, *, gpu: bool) -> Detections:
     """Detect what every model knows. A model that cannot be detected does not stop the others.
 
     Raises:
@@ -70,8 +57,7 @@ def detect(subjects: Sequence[Subject], config: Config, *, gpu: bool) -> Detecti
     settings, cache = config.detection, config.cache_folder
     result = Detections(judge_spec(config, gpu=gpu))
     spec = result.spec
-    # labels that the judge's tokenizer cannot tell apart are told before anything is spent
-    assert spec.requests
+    spec.check_labels()  # before anything is spent
     alone = len(subjects) == 1
     for subject in subjects:
         name = subject.name or Path(subject.path).name
@@ -96,9 +82,9 @@ def detect(subjects: Sequence[Subject], config: Config, *, gpu: bool) -> Detecti
                 with _Failing(name, result, alone):
                     wanted[name] = _wanted(spec, result.detected[name], config)
         targets = {name: count for name, count in wanted.items() if count > targets[name]}
-    for name, one in list(result.detected.items()):
+    for name, detected in list(result.detected.items()):
         with _Failing(name, result, alone):
-            one.distribution = summarize(one, spec, settings, labelled)
+            detected.distribution = summarize(detected, spec, settings, labelled)
     return result
 
 
@@ -114,73 +100,65 @@ def _round(
     all of them in one pass.
     """
     for number, (name, count) in enumerate(targets.items(), 1):
-        one = result.detected[name]
+        model = result.detected[name]
         began = time.monotonic()
         with _Failing(name, result, alone):
-            made = generate(one.source, count, gpu=result.spec.gpu)
-            one.count, one.rounds = count, one.rounds + 1
-            one.work["generated"] += made
-            place = f" ({number} of {len(targets)})" if len(targets) > 1 else ""
+            made = generate(model.source, count, gpu=result.spec.gpu)
+            model.count, model.rounds = count, model.rounds + 1
+            model.work["generated"] += made
+            which = f" ({number} of {len(targets)})" if len(targets) > 1 else ""
             say(
                 "detection",
-                f"{name}{place}: {made:,} sequences generated, {count - made:,} were there before",
+                f"{name}{which}: {made:,} sequences generated, {count - made:,} were there before",
             )
         result.seconds["generation"] += time.monotonic() - began
-    there = [result.detected[name] for name in targets if name in result.detected]
-    if not there:
+    models = [result.detected[name] for name in targets if name in result.detected]
+    if not models:
         return
-    texts = [Texts(one.source.folder, one.count, one.judged, exclude_degenerate) for one in there]
+    texts = [model.texts(exclude_degenerate=exclude_degenerate) for model in models]
     if labelled is not None:
-        texts.append(Texts(labelled.folder, len(labelled.truth), labelled.judged))
+        texts.append(labelled.texts)
     began = time.monotonic()
-    answered = judge(result.spec, texts)
+    judged = judge(result.spec, texts)
     result.seconds["judging"] += time.monotonic() - began
-    for one, number in zip(there, answered, strict=False):
-        one.work["judged"] += number
+    for model, texts_judged in zip(models, judged, strict=False):
+        model.work["judged"] += texts_judged
     say(
         "detection",
-        f"{sum(answered):,} texts judged"
-        + (", labelled ones among them" if labelled is not None and answered[-1] else ""),
+        f"{sum(judged):,} texts judged"
+        + (", labelled ones among them" if labelled is not None and judged[-1] else ""),
     )
-    result.reused = (
-        result.reused and not any(answered) and not any(one.work["generated"] for one in there)
-    )
+    generated = any(model.work["generated"] for model in models)
+    result.reused = result.reused and not any(judged) and not generated
 
 
-def _wanted(spec: JudgeSpec, one: Detected, config: Config) -> int:
+def _wanted(spec: JudgeSpec, detected: Detected, config: Config) -> int:
     """Sequences needed for the tolerance, at most N × T; those that are there, if it is reached or
     not asked for.
     """
     settings = config.detection
     if settings.tolerance is None:
-        return one.count
+        return detected.count
     sequences = judged_sequences(
-        spec,
-        one.source.folder,
-        one.judged,
-        one.count,
-        exclude_degenerate=settings.exclude_degenerate,
+        spec, detected.texts(exclude_degenerate=settings.exclude_degenerate)
     )
     kept = sequences.kept
     if kept.sum() < 2:
-        return one.count  # told by the summary
-    found = estimate(
-        sequences.shares[kept], sequences.ids[kept] % settings.repeats, settings.repeats
-    )
-    reached = half_width(found)
+        return detected.count  # told by the summary
+    shares = sequences.shares[kept]
+    so_far = estimate(shares, sequences.ids[kept] % settings.repeats, settings.repeats)
+    reached = half_width(so_far)
     say(
         "detection",
-        f"{one.source.name}: {one.count:,} sequences, widest interval ± {100 * reached:.2f} % of "
-        f"{100 * settings.tolerance:g} %",
+        f"{detected.source.name}: {detected.count:,} sequences, widest interval "
+        f"± {100 * reached:.2f} % of {100 * settings.tolerance:g} %",
     )
     if reached <= settings.tolerance:
-        return one.count
-    needed = (
-        samples_needed(found, sequences.shares[kept], settings.tolerance)
-        * one.count
-        / int(kept.sum())
-    )
-    return min(settings.samples * settings.repeats, max(one.count + 1, round(_MARGIN * needed)))
+        return detected.count
+    per_kept = detected.count / int(kept.sum())
+    needed = samples_needed(so_far, shares, settings.tolerance) * per_kept
+    cap = settings.samples * settings.repeats
+    return min(cap, max(detected.count + 1, round(_MARGIN * needed)))
 
 
 def _labelled(config: Config, spec: JudgeSpec) -> Labelled | None:
@@ -209,15 +187,15 @@ def _labelled(config: Config, spec: JudgeSpec) -> Labelled | None:
     def build(work: Path) -> None:
         texts = labelled_texts(config.domains, config.data, limit)
         rows = [
-            text_row(0, text, 0, False) | {"truth": place}
-            for place, name in enumerate(texts)
+            text_row(0, text, 0, False) | {"truth": domain}
+            for domain, name in enumerate(texts)
             for text in texts[name]
         ]
         schema = pa.schema([*GENERATED.items(), ("truth", pa.int64())])
         for start in range(0, len(rows), _PART_ROWS):
             numbered = [
-                row | {"id": start + place}
-                for place, row in enumerate(rows[start : start + _PART_ROWS])
+                row | {"id": number}
+                for number, row in enumerate(rows[start : start + _PART_ROWS], start)
             ]
             pyarrow.parquet.write_table(
                 pa.Table.from_pylist(numbered, schema), work / f"{start:06}.parquet"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from versatune_ray.detection.judge import JUDGED, JudgeSpec
+from versatune_ray.detection.judge_spec import JUDGED, JudgeSpec
 from versatune_ray.errors import UserError
 from versatune_ray.runs.storage import fetch
 
@@ -73,7 +73,7 @@ class Classifier:
 
 
 def classifier_stage(spec: JudgeSpec, rows: Any) -> Any:
-    """The plan that answers ``rows``: see ``judge.stage``.
+    """The plan that answers ``rows``: see ``judge.KINDS``.
 
     Raises:
         UserError: a domain has no class of its own.

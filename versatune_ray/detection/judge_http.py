@@ -18,7 +18,7 @@ import openai
 import pyarrow as pa
 from pydantic import BaseModel, Field, ValidationError
 
-from versatune_ray.detection.judge import JUDGED, JudgeSpec
+from versatune_ray.detection.judge_spec import JUDGED, JudgeSpec
 from versatune_ray.detection.labels import label_of_token, parse_label
 from versatune_ray.errors import UserError
 
@@ -230,7 +230,7 @@ class HttpJudge:
 
 
 def http_stage(spec: JudgeSpec, rows: Any) -> Any:
-    """The plan that answers ``rows``: see ``judge.stage``."""
+    """The plan that answers ``rows``: see ``judge.KINDS``."""
     from ray.data import ActorPoolStrategy
 
     settings, at, question = spec.settings, spec.settings.http, spec.question

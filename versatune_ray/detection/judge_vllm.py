@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from versatune_ray.detection.judge import JudgeSpec
+from versatune_ray.detection.judge_spec import JudgeSpec
 from versatune_ray.detection.labels import parse_label
 from versatune_ray.detection.prompt import render
 from versatune_ray.runtime.engine import vllm_stage
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 def vllm_judge(spec: JudgeSpec, rows: Any) -> Any:
-    """The plan that answers ``rows``: see ``judge.stage``.
+    """The plan that answers ``rows``: see ``judge.KINDS``.
 
     Raises:
         UserError: prompt, text and answer are longer than the judge's context.

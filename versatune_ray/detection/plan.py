@@ -7,8 +7,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from versatune_ray.detection.answers import unjudged
 from versatune_ray.detection.generate import generator
-from versatune_ray.detection.judge import JudgeSpec, Texts, judge_spec, unjudged_parts
+from versatune_ray.detection.judge_spec import JudgeSpec, judge_spec
+from versatune_ray.detection.texts import Texts
 from versatune_ray.domains.labelled import labelled_sources
 from versatune_ray.errors import one_line
 from versatune_ray.runs.parts import finished_ids
@@ -18,7 +20,7 @@ _RUNNING = 256  # sequences that vLLM runs at once on most GPUs, if its options 
 _GIB = 2**30
 
 
-def plan(config: Config, subjects: Sequence[Subject]) -> str:
+def describe_detection(config: Config, subjects: Sequence[Subject]) -> str:
     """Models, sequences, tokens, replicas, memory per device, and what is cached, as text. Starts
     neither Ray nor an engine.
     """
@@ -35,17 +37,17 @@ def plan(config: Config, subjects: Sequence[Subject]) -> str:
         "",
     ]
     has_labelled = all(labelled_sources(domain)[1] for domain in config.domains.values())
-    unjudged = labelled = settings.judge.records * len(config.domains) if has_labelled else 0
+    to_read = labelled = settings.judge.records * len(config.domains) if has_labelled else 0
     failed = 0
     for subject in subjects:
         name = subject.name or Path(subject.path).name
         try:
             lines += _model(name, subject, config, cap)
-            unjudged += _unasked(spec, subject, name, config, cap)
+            to_read += _unasked(spec, subject, name, config, cap)
         except Exception as error:  # the same that would set this model aside in the job
             lines.append(f"{name}: cannot be detected: {one_line(error)}")
             failed += 1
-    lines += ["", *_judge(spec, config, unjudged, labelled)]
+    lines += ["", *_judge(spec, config, to_read, labelled)]
     if failed:
         lines.append(f"{failed} of {len(subjects)} models cannot be detected")
     return "\n".join(lines)
@@ -53,25 +55,25 @@ def plan(config: Config, subjects: Sequence[Subject]) -> str:
 
 def _model(name: str, subject: Subject, config: Config, cap: int) -> list[str]:
     source = generator(name, subject.path, subject.engine, config)
-    there = int((finished_ids(source.folder) < cap).sum())
-    left, longest = cap - there, source.generation.max_tokens
+    cached = int((finished_ids(source.folder) < cap).sum())
+    left, longest = cap - cached, source.generation.max_tokens
     return [
-        f"{name}: {left:,} sequences to generate, {there:,} cached; at most {left * longest:,} "
+        f"{name}: {left:,} sequences to generate, {cached:,} cached; at most {left * longest:,} "
         f"tokens, from {source.start_is}",
         f"  {_placed(subject.engine)}; {memory(subject.path, subject.engine, longest + 1, config)}",
     ]
 
 
-def _judge(spec: JudgeSpec | None, config: Config, unjudged: int, labelled: int) -> list[str]:
+def _judge(spec: JudgeSpec | None, config: Config, texts: int, labelled: int) -> list[str]:
     if spec is None:
-        return [f"judge: the tiny one, trained first; up to {unjudged:,} texts"]
+        return [f"judge: the tiny one, trained first; up to {texts:,} texts"]
     shown, written = (
         spec.settings.max_text_tokens,
         1 if spec.settings.answer == "probabilities" else spec.settings.answer_tokens,
     )
-    requests = unjudged * spec.requests
+    requests = texts * spec.requests
     lines = [
-        f"judge {spec.model} ({spec.settings.kind}): up to {unjudged:,} texts, {labelled:,} of "
+        f"judge {spec.model} ({spec.settings.kind}): up to {texts:,} texts, {labelled:,} of "
         f"them labelled; {requests:,} requests "
         f"of up to {shown:,} tokens of text and {written} written"
     ]
@@ -99,7 +101,7 @@ def _unasked(spec: JudgeSpec | None, subject: Subject, name: str, config: Config
         spec.folder(config.cache_folder, source.folder.name),
         config.detection.exclude_degenerate,
     )
-    return left + sum(len(part.ids) for part in unjudged_parts(spec, 0, texts)) // spec.requests
+    return left + sum(len(file.ids) for file in unjudged(spec, 0, texts)) // spec.requests
 
 
 def _placed(engine: Engine) -> str:

@@ -113,7 +113,7 @@ def _finetune(config: Config, rank: int, world: int, device: torch.device) -> Pa
 
 def _detected(config: Config, model: str) -> list[float]:
     from versatune_ray.detection.distribution import given
-    from versatune_ray.detection.summary import starting_share
+    from versatune_ray.detection.distribution_file import starting_share
 
     if config.detection.distribution is not None:
         return starting_share(given(config.detection.distribution, list(config.domains)))
