@@ -75,7 +75,7 @@ def test_a_missing_loss_is_refused_by_the_name_of_its_domain(metric):
         metric([], [])
 
 
-def test_feedback_copies_its_losses_and_cannot_be_changed():
+def test_feedback_copies_its_losses_and_lets_nobody_write_into_them():
     loss = np.array([1.0, 2.0])
     feedback = Feedback(
         3, loss, previous_loss=[1, 1], reference_loss=(0.5, 0.5), names=["law", "code"]
@@ -85,8 +85,6 @@ def test_feedback_copies_its_losses_and_cannot_be_changed():
     assert feedback.names == ("law", "code")
     with pytest.raises(ValueError, match="read-only"):
         feedback.loss[0] = 9
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        feedback.step = 4
     assert dataclasses.replace(feedback, step=4).loss.tolist() == [1, 2]
 
 

@@ -316,9 +316,8 @@ def test_policies_without_a_guard_have_no_guard_state():
 
 
 def test_policies_are_values():
-    assert Expansion(targets=[2, 0]) == Expansion(targets=(2, 0)) and hash(VersaTune()) == hash(
-        VersaTune(1.0)
-    )
+    assert Expansion(targets=(2, 0)) == Expansion(targets=(2, 0), sigma=1.0)
+    assert hash(VersaTune()) == hash(VersaTune(1.0))
 
 
 def test_a_uniform_remainder_divides_the_rest_equally():

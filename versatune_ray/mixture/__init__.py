@@ -2,8 +2,9 @@
 pure NumPy.
 
 Read in this order: ``metrics`` (Eq. 2, Eq. 3) → ``feedback`` → ``policies`` (Algorithms 2 and 3) →
-``sampler``. ``shares`` holds starting points, ``baselines`` the rules of others, ``replay`` runs a
-policy over recorded losses, ``diagnostics`` reads signs of trouble off a log. Every array is in the
+``sampler``. ``shares`` holds starting points, ``baselines`` the rules of others, ``registry`` the
+names of all of them, ``replay`` runs a policy over recorded losses, ``diagnostics`` reads signs of
+trouble off a log. Every array is in the
 order of the configured domain list. Equations and algorithms are those of VersaTune (arXiv
 2411.11266); a choice the paper leaves open is named as ours where it is made.
 """
@@ -30,6 +31,7 @@ from versatune_ray.mixture.policies import (
     apply_policy,
     needs_gradients,
 )
+from versatune_ray.mixture.registry import POLICIES, STARTS, Rule, Start
 from versatune_ray.mixture.replay import mean_shares, replay
 from versatune_ray.mixture.sampler import DomainSampler, chosen
 from versatune_ray.mixture.shares import (
@@ -43,6 +45,8 @@ from versatune_ray.mixture.shares import (
 )
 
 __all__ = [
+    "POLICIES",
+    "STARTS",
     "Balanced",
     "Constant",
     "DoGE",
@@ -57,7 +61,9 @@ __all__ = [
     "LossSums",
     "OnlineDataMixing",
     "Policy",
+    "Rule",
     "SkillIt",
+    "Start",
     "VersaTune",
     "apply_policy",
     "check_shares",

@@ -22,6 +22,7 @@ from versatune_ray.mixture.shares import check_shares, normalised
 class _Rival:
     needs_reference: ClassVar[bool] = False
     needs_gradients: ClassVar[bool] = False
+    multiplicative: ClassVar[bool] = False
 
     def guard_state(self, shares: npt.ArrayLike, feedback: Feedback) -> None:
         return None
@@ -32,6 +33,8 @@ class ExponentialLoss(_Rival):
     """What the released code of VersaTune does in place of Algorithm 2: P_j ∝ P_j(t−1)·exp(ℓ_j(t)).
     No reference, no σ, no settings.
     """
+
+    multiplicative: ClassVar[bool] = True
 
     def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
         before = check_shares(shares, feedback.loss.size, feedback.names)
@@ -128,10 +131,10 @@ class OnlineDataMixing(_Rival):
     warmup: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha < 1:
-            raise ValueError(f"alpha: {self.alpha} is not a number of at least 0 and below 1")
-        if self.warmup < 0:
-            raise ValueError(f"warmup: {self.warmup} is negative")
+        if not _is_number(self.alpha) or not 0 <= self.alpha < 1:
+            raise ValueError(f"alpha: {self.alpha!r} is not a number of at least 0 and below 1")
+        if not _is_number(self.warmup, int) or self.warmup < 0:
+            raise ValueError(f"warmup: {self.warmup!r} is not a whole number of at least 0")
 
     def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
         before = check_shares(shares, feedback.loss.size, feedback.names)
@@ -166,8 +169,8 @@ class SkillIt(_Rival):
 
     def __post_init__(self) -> None:
         _positive("eta", self.eta)
-        if not isinstance(self.window, int) or self.window < 1:
-            raise ValueError(f"window: {self.window} is not a whole number of at least 1")
+        if not _is_number(self.window, int) or self.window < 1:
+            raise ValueError(f"window: {self.window!r} is not a whole number of at least 1")
         if self.skills is not None:
             try:
                 graph = np.asarray(self.skills, dtype=np.float64)
@@ -208,6 +211,7 @@ class DoGE(_Rival):
     """
 
     needs_gradients: ClassVar[bool] = True
+    multiplicative: ClassVar[bool] = True
 
     eta: float = 5e-4
     mu: float = 0.05
@@ -241,11 +245,15 @@ def _mixed(shares: FloatArray, part: float) -> FloatArray:
     return normalised((1 - part) * shares + part / shares.size)
 
 
+def _is_number(value: object, kind: type | tuple[type, ...] = (int, float)) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def _positive(name: str, value: float) -> None:
-    if not (value > 0 and np.isfinite(value)):
-        raise ValueError(f"{name}: {value} is not a finite number above 0")
+    if not (_is_number(value) and value > 0 and np.isfinite(value)):
+        raise ValueError(f"{name}: {value!r} is not a finite number above 0")
 
 
 def _share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}: {value} is not within 0 and 1")
+    if not (_is_number(value) and 0 <= value <= 1):
+        raise ValueError(f"{name}: {value!r} is not within 0 and 1")

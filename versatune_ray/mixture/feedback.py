@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import index
 
 import numpy as np
@@ -13,9 +13,9 @@ from versatune_ray.mixture import metrics
 from versatune_ray.mixture.arrays import FloatArray, square, vector
 
 
-@dataclass(frozen=True, eq=False, init=False)
+@dataclass(eq=False, init=False)
 class Feedback:
-    """The losses of one adjustment, validated and read-only, in domain order.
+    """The losses of one adjustment, validated, in domain order; the arrays are read-only.
 
     Attributes:
         step: optimizer steps done so far, ≥ 0; where a run has several stages, those of the present
@@ -37,11 +37,11 @@ class Feedback:
 
     step: int
     loss: FloatArray
-    previous_loss: FloatArray | None = None
-    reference_loss: FloatArray | None = None
-    names: tuple[str, ...] | None = None
-    history: FloatArray = field(default_factory=lambda: np.empty((0, 0)))
-    gradient_products: FloatArray | None = None
+    previous_loss: FloatArray | None
+    reference_loss: FloatArray | None
+    names: tuple[str, ...] | None
+    history: FloatArray
+    gradient_products: FloatArray | None
 
     def __init__(
         self,
@@ -63,32 +63,24 @@ class Feedback:
             array.flags.writeable = False
             return array
 
-        object.__setattr__(self, "step", index(step))
-        object.__setattr__(self, "loss", read(loss, "loss"))
-        object.__setattr__(
-            self,
-            "previous_loss",
-            None if previous_loss is None else read(previous_loss, "previous loss"),
-        )
-        object.__setattr__(
-            self,
-            "reference_loss",
-            None if reference_loss is None else read(reference_loss, "reference loss"),
-        )
+        def known_as(values: npt.ArrayLike | None, what: str) -> FloatArray | None:
+            return None if values is None else read(values, what)
+
         rows = [
             read(row, f"history, row {number}")
             for number, row in enumerate(np.asarray(history, dtype=np.float64))
         ]
-        object.__setattr__(self, "history", np.stack(rows) if rows else np.empty((0, k)))
-        object.__setattr__(self, "names", known)
-        products = (
-            None
-            if gradient_products is None
-            else square(gradient_products, f"step {step}: gradient products", k)
-        )
-        if products is not None:
+        products = None
+        if gradient_products is not None:
+            products = square(gradient_products, f"step {step}: gradient products", k)
             products.flags.writeable = False
-        object.__setattr__(self, "gradient_products", products)
+        self.step = index(step)
+        self.loss = read(loss, "loss")
+        self.previous_loss = known_as(previous_loss, "previous loss")
+        self.reference_loss = known_as(reference_loss, "reference loss")
+        self.names = known
+        self.history = np.stack(rows) if rows else np.empty((0, k))
+        self.gradient_products = products
 
     def of(self, domains: Sequence[int], since: int = 0) -> Feedback:
         """What is told of some domains alone, in the order of ``domains``, with steps counted from

@@ -1,8 +1,8 @@
 """Policies: shares and feedback in, the next shares out. All are pure, frozen and without state of
 their own.
 
-Updates multiply, so a share of 0 stays 0 for ever: only δ on a target, or a ``min_share``, can
-bring a domain back.
+Where updates multiply (``multiplicative``), a share of 0 stays 0 for ever: only δ on a target, or a
+``min_share``, can bring a domain back.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class GuardState:
 
 class Policy(Protocol):
     """How shares follow the losses. Two methods and a flag; a class of your own that has them can
-    be named in ``mixture.policy``.
+    be named in ``mixture.policy``. Two more flags it may have: ``needs_gradients``, where it goes
+    by ``feedback.gradient_products``, and ``multiplicative``, where it leaves a share of 0 at 0.
     """
 
     @property
@@ -120,6 +121,7 @@ class Constant:
     """
 
     needs_reference: ClassVar[bool] = False
+    multiplicative: ClassVar[bool] = True
 
     def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
         return check_shares(shares, feedback.loss.size, feedback.names)
@@ -146,6 +148,7 @@ class VersaTune:
     """
 
     needs_reference: ClassVar[bool] = True
+    multiplicative: ClassVar[bool] = True
 
     sigma: float = 1.0
     min_share: float = 0.0
@@ -259,6 +262,7 @@ class Expansion:
     """
 
     needs_reference: ClassVar[bool] = True
+    multiplicative: ClassVar[bool] = True
 
     targets: Sequence[int]
     sigma: float = 1.0
@@ -272,7 +276,7 @@ class Expansion:
     heed_overfitting: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "targets", check_targets(self.targets))
+        check_targets(self.targets)
         _check("sigma", self.sigma, self.sigma >= 0, "≥ 0")
         _check("delta", self.delta, 0 < self.delta < 1, "above 0 and below 1")
         _check("epsilon", self.epsilon, self.epsilon >= 0, "≥ 0")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
+from versatune_ray.mixture import POLICIES, STARTS, Constant, Rule, Start
 from versatune_ray.settings.cofitune import CoFiTune, Trainable
 from versatune_ray.settings.common import (
     Betas,
@@ -470,12 +471,11 @@ class Config(Section):
                 for name in given:
                     if name not in names:
                         raise ValueError(f"{key}: unknown domain {name!r}; {nearest(name, names)}")
-        if self.mixture.targets == [] and (
-            self.mixture.policy == "expansion"
-            or self.mixture.start in ("specific", "uniform_remainder")
-        ):
+        rule = POLICIES.get(self.mixture.policy, Rule(Constant))
+        start = STARTS.get(str(self.mixture.start), Start())
+        if self.mixture.targets == [] and (rule.needs_targets or start.needs_targets):
             raise ValueError("mixture.targets: missing; name at least one domain to expand")
-        if self.mixture.start == "trajectory" and self.mixture.trajectory is None:
+        if start.needs_trajectory and self.mixture.trajectory is None:
             raise ValueError(
                 "mixture.trajectory: missing; name the adjustments.jsonl of the run whose average "
                 "mixture to start from"

@@ -4,24 +4,55 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Collection, Mapping, Sequence
+from types import UnionType
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Union,
+    get_args,
+    get_origin,
+)
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 Shares = dict[str, float]
 
 
-def setting(default: Any, description: str, unit: str = "", **constraints: Any) -> Any:
-    """Declare one key: default (or a zero-argument factory of one), meaning, unit, pydantic
-    constraints.
+def setting(
+    default: Any,
+    description: str,
+    unit: str = "",
+    *,
+    resumable: bool = False,
+    results: bool = True,
+    **constraints: Any,
+) -> Any:
+    """Declare one key, or a section of them.
+
+    Args:
+        default: its value, or a factory of it without arguments.
+        unit: of a number, for the help.
+        resumable: whether it may change when a run goes on. results: whether what a run computes
+            depends on it; False for what changes its speed, its place or its account, and such a
+            key is resumable too. Both count for all keys of a section.
+        constraints: pydantic's.
     """
-    extra: Any = {"unit": unit} if unit else None
-    if callable(default):
-        return Field(
-            default_factory=default, description=description, json_schema_extra=extra, **constraints
-        )
-    return Field(default=default, description=description, json_schema_extra=extra, **constraints)
+    extra: Any = {"unit": unit} if unit else {}
+    extra |= {"resumable": True} if resumable or not results else {}
+    extra |= {} if results else {"results": False}
+    given: Any = {"default_factory": default} if callable(default) else {"default": default}
+    return Field(**given, description=description, json_schema_extra=extra or None, **constraints)
 
 
 def _as_list(value: object) -> object:
@@ -47,8 +78,57 @@ Betas = Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2,
 Loggers = Annotated[list[Literal["tensorboard", "wandb", "mlflow"]], BeforeValidator(_as_list)]
 
 
+def kinds(annotation: Any) -> set[Any]:
+    """The plain types that a value of ``annotation`` may be of: ``int | Literal["auto"]`` gives int
+    and str. Containers and sections count as themselves.
+    """
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return kinds(args[0])
+    if origin is Literal:
+        return {type(value) for value in args}
+    if origin in (Union, UnionType):
+        return set().union(*(kinds(arg) for arg in args))
+    return {origin or annotation}
+
+
+class OneOf:
+    """Validator of a text that is one of ``names``, and in the help the list of them; ``other``
+    checks what is none of them.
+    """
+
+    def __init__(self, names: Collection[str], other: re.Pattern[str] | None = None, way: str = ""):
+        self.names, self.other, self.way = tuple(names), other, way
+
+    def __call__(self, value: Any) -> Any:
+        if not isinstance(value, str):
+            raise ValueError(f"one of {', '.join(self.names)}{self.way}")
+        if value in self.names or (self.other is not None and self.other.fullmatch(value)):
+            return value
+        raise ValueError(f"{nearest(value, self.names)}{self.way}")
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_truth(cls, value: Any, info: ValidationInfo) -> Any:
+        """pydantic takes ``yes`` and 1 for true, and true for 1."""
+        expected = kinds(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool):
+            if expected & {int, float} and bool not in expected:
+                raise ValueError("a number is needed")
+        elif bool in expected and isinstance(value, int | float):
+            raise ValueError("true or false is needed")
+        elif bool in expected and str(value).lower() in _TRUTHS:
+            raise ValueError("write true or false")
+        return value
+
+
+_TRUTHS = ("yes", "no", "on", "off", "y", "n", "t", "f", "true", "false", "1", "0")
 
 
 class WithPreset(Section):
@@ -80,17 +160,18 @@ def _under(given: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """A hint; a wrong branch (``train.epochs``) is found by its last part as well as by the whole
-    key.
+    """A hint; a key in a wrong branch (``train.epochs``, ``epochs``) is found by its last part as
+    well as by the whole.
     """
+    tail = name.rpartition(".")[2]
+    named_alike = [key for key in names if key.rpartition(".")[2] == tail]
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if named_alike and name not in named_alike:
+        close = difflib.get_close_matches(name, named_alike, n=1, cutoff=0) or named_alike
     if not close:
         tails = {key.rpartition(".")[2]: key for key in reversed(names)}
         close = [
-            tails[tail]
-            for tail in difflib.get_close_matches(
-                name.rpartition(".")[2], list(tails), n=1, cutoff=0.6
-            )
+            tails[match] for match in difflib.get_close_matches(tail, list(tails), n=1, cutoff=0.6)
         ]
     return (
         f"did you mean {close[0]!r}?"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import BeforeValidator, Field
 
-from versatune_ray.settings.common import Paths, Shares, WithPreset, setting
+from versatune_ray.mixture import POLICIES, STARTS
+from versatune_ray.settings.common import OneOf, Paths, Shares, WithPreset, setting
 
 # balanced is what won in our studies (README). Its shares are derived in ``mixture.Balanced``. Why
 # a length correction of one half: where the mean loss over domains is what counts, each domain's
@@ -35,41 +36,12 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def _class_path(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
-        raise ValueError("a class as package.module:Class")
-    return value
+_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
-
-Start = (
-    Literal[
-        "detected",
-        "uniform",
-        "inverse",
-        "inverse_complement",
-        "proportional",
-        "temperature",
-        "specific",
-        "uniform_remainder",
-        "trajectory",
-    ]
-    | Shares
-)
-Rule = (
-    Literal[
-        "constant",
-        "versatune",
-        "balanced",
-        "expansion",
-        "exponential_loss",
-        "doremi",
-        "dynamic_loading",
-        "odm",
-        "skill_it",
-        "doge",
-    ]
-    | Annotated[str, AfterValidator(_class_path)]
-)
+StartName = Annotated[str, BeforeValidator(OneOf(STARTS))]
+PolicyName = Annotated[
+    str, BeforeValidator(OneOf(POLICIES, _CLASS, "; or a class as package.module:Class"))
+]
 
 
 class Mixture(WithPreset):
@@ -81,8 +53,10 @@ class Mixture(WithPreset):
         "balanced: what won in our studies; paper: its settings to the letter; for every key not "
         "set here",
     )
-    start: Start = setting("detected", "shares before step 1: a rule, or a share per domain")
-    policy: Rule = setting(
+    start: StartName | Shares = setting(
+        "detected", "shares before step 1: a rule, or a share per domain"
+    )
+    policy: PolicyName = setting(
         "versatune",
         "how shares follow the losses: a rule, or a class of your own as package.module:Class",
     )
@@ -168,6 +142,7 @@ class Mixture(WithPreset):
         "data",
         "passes",
         gt=0,
+        results=False,
     )
     max_passes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] | None = (
         setting(

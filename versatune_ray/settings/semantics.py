@@ -5,7 +5,6 @@ adjustments.
 from __future__ import annotations
 
 import importlib
-import inspect
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,22 +28,6 @@ from versatune_ray.settings.stage_config import stage_configs
 _GOOD_PASSES = 4.0
 
 
-_RIVALS: dict[str, type[mix.Policy]] = {
-    "exponential_loss": mix.ExponentialLoss,
-    "doremi": mix.DoReMi,
-    "dynamic_loading": mix.DynamicLoading,
-    "odm": mix.OnlineDataMixing,
-    "skill_it": mix.SkillIt,
-    "doge": mix.DoGE,
-}
-_OURS: dict[str, type[mix.Policy]] = {
-    "constant": mix.Constant,
-    "versatune": mix.VersaTune,
-    "balanced": mix.Balanced,
-    "expansion": mix.Expansion,
-}
-
-
 def policy(config: Config, names: Sequence[str]) -> mix.Policy:
     """The configured policy.
 
@@ -58,35 +41,49 @@ def policy(config: Config, names: Sequence[str]) -> mix.Policy:
             f"mixture.min_share: {settings.min_share} for each of {len(names)} domains is more "
             f"than 1; at most {1 / len(names):.4g}"
         )
-    kind = _policy_class(settings.policy)
-    if settings.policy not in _OURS:
-        found = _with_options(kind, settings.policy, settings.options)
-        if (
-            isinstance(found, mix.SkillIt)
-            and found.skills is not None
-            and len(found.skills) != len(names)
-        ):
-            raise UserError(
-                f"mixture.options.skills: {len(found.skills)} rows for the {len(names)} domains "
-                f"{', '.join(names)}"
-            )
-        return mix.Floored(found, settings.min_share) if settings.min_share else found
-    if settings.options:
+    rule = _rule(settings.policy)
+    known = settings.policy in mix.POLICIES
+    if known and settings.options and not rule.options:
         raise UserError(
             f"mixture.options: policy={settings.policy} takes its settings from the other keys of "
             f"mixture; found {settings.options}"
         )
-    own = {name for name in inspect.signature(kind).parameters if name != "targets"}
-    given = {name: getattr(settings, name) for name in own}
-    return kind(
-        **given | ({"targets": targets(config, names)} if settings.policy == "expansion" else {})
-    )
+    for key in settings.options if known else ():
+        if key not in rule.options:
+            raise UserError(
+                f"mixture.options.{key}: {settings.policy} takes no such setting; "
+                f"{nearest(key, rule.options)}"
+            )
+    given = {key: getattr(settings, key) for key in rule.keys} | settings.options
+    if rule.needs_targets:
+        given["targets"] = targets(config, names)
+    try:
+        found = rule.kind(**given)
+    except (TypeError, ValueError) as error:
+        where = "mixture.options" if settings.options else "mixture"
+        raise UserError(f"{where}: {settings.policy}: {error}") from None
+    if (
+        isinstance(found, mix.SkillIt)
+        and found.skills is not None
+        and len(found.skills) != len(names)
+    ):
+        raise UserError(
+            f"mixture.options.skills: {len(found.skills)} rows for the {len(names)} domains "
+            f"{', '.join(names)}"
+        )
+    if settings.min_share and not rule.floor and not rule.fixed:
+        return mix.Floored(found, settings.min_share)
+    return found
 
 
-def _policy_class(name: str) -> type[mix.Policy]:
-    known = _OURS | _RIVALS
-    if name in known:
-        return known[name]
+def _rule(name: str) -> mix.Rule:
+    """A policy of ``mixture.POLICIES``, or a class of the user's.
+
+    Raises:
+        UserError: a class that is not there, or is no policy.
+    """
+    if name in mix.POLICIES:
+        return mix.POLICIES[name]
     module, _, attribute = name.partition(":")
     try:
         kind = getattr(importlib.import_module(module), attribute)
@@ -103,21 +100,7 @@ def _policy_class(name: str) -> type[mix.Policy]:
             f"mixture.policy: {name} is no policy: it has no "
             f"{' and no '.join(missing) or 'class'}; see mixture.Policy"
         )
-    return kind
-
-
-def _with_options(kind: type[mix.Policy], name: str, options: Mapping[str, Any]) -> mix.Policy:
-    accepted = inspect.signature(kind).parameters
-    for key in options:
-        if key not in accepted:
-            raise UserError(
-                f"mixture.options.{key}: {name} takes no such setting; "
-                f"{nearest(key, list(accepted))}"
-            )
-    try:
-        return kind(**options)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"mixture.options: {name}: {error}") from None
+    return mix.Rule(kind)
 
 
 def domain_names(config: Config) -> list[str]:
@@ -337,12 +320,12 @@ def controller_arguments(
 
 def needs_detection(config: Config) -> bool:
     starts = [part.config.mixture.start for part in stage_configs(config, domain_names(config))]
-    return any(start in ("detected", "inverse", "inverse_complement") for start in starts)
+    return any(isinstance(start, str) and mix.STARTS[start].needs_detection for start in starts)
 
 
 def needs_reference(config: Config) -> bool:
     policies = {part.config.mixture.policy for part in stage_configs(config, domain_names(config))}
-    return any(getattr(_policy_class(policy), "needs_reference", False) for policy in policies)
+    return any(_rule(policy).needs_reference for policy in policies)
 
 
 def recipe(config: Config, train_records: int, unit: Unit) -> Recipe:
@@ -410,21 +393,12 @@ def _drawn(config: Config, names: Sequence[str], sizes: Sequence[int]) -> dict[s
     but for a target or a floor.
     """
     settings, all_ = config.mixture, dict(zip(names, sizes, strict=True))
-    multiplies = settings.policy in (
-        "constant",
-        "versatune",
-        "expansion",
-        "exponential_loss",
-        "doge",
-    )
-    if (
-        needs_detection(config)
-        or not multiplies
-        or (settings.policy != "constant" and settings.min_share > 0)
-    ):
+    rule = _rule(settings.policy)
+    lifted = settings.min_share > 0 and not rule.fixed
+    if needs_detection(config) or lifted or not rule.multiplicative:
         return all_
     start = starting_shares(config, names, None, sizes)
-    raised = settings.targets if settings.policy == "expansion" else []
+    raised = settings.targets if rule.needs_targets else []
     return {
         name: size
         for (name, size), share in zip(all_.items(), start, strict=True)

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
-from versatune_ray.settings.common import Paths, Section, setting
-from versatune_ray.settings.mixture import Rule, Start
+from versatune_ray.settings.common import Paths, Section, Shares, setting
+from versatune_ray.settings.mixture import PolicyName, StartName
 
 
 def _fraction(value: float | str) -> float | str:
@@ -54,10 +54,10 @@ class Stage(Section):
         "k of DMT: the fraction of what earlier stages used of their other sources that is mixed "
         "in again",
     )
-    start: Start | None = setting(
+    start: StartName | Shares | None = setting(
         None, "shares it starts with; none: mixture.start, over its sources"
     )
-    policy: Rule | None = setting(None, "how they follow the losses; none: mixture.policy")
+    policy: PolicyName | None = setting(None, "how they follow the losses; none: mixture.policy")
     options: dict[str, Any] | None = setting(
         None,
         "settings of this policy, as mixture.options; none: those where the policy is "

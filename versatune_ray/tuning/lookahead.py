@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from versatune_ray.errors import UserError
-from versatune_ray.mixture import needs_gradients, replay
+from versatune_ray.mixture import POLICIES, STARTS, Start, needs_gradients, replay
 from versatune_ray.pipeline import Run
 from versatune_ray.runs.folder import say
 from versatune_ray.settings import Config, semantics
@@ -67,11 +67,8 @@ def settings_of(config: Config) -> dict[str, dict[str, Any]]:
     """``replay.settings``; or each setting of the configured policy halved and doubled."""
     if config.replay.settings:
         return config.replay.settings
-    keys = {"versatune": ["sigma"], "expansion": ["sigma", "delta", "epsilon"]}.get(
-        config.mixture.policy, []
-    )
     found = {}
-    for key in keys:
+    for key in POLICIES[config.mixture.policy].varied if config.mixture.policy in POLICIES else ():
         for factor in (0.5, 2):
             value = getattr(config.mixture, key) * factor
             found[f"{key}={value:g}"] = {f"mixture.{key}": value}
@@ -97,9 +94,8 @@ def _answers(
             "replay.losses: no reference losses beside the log; name them with "
             "reference.losses=FILE"
         )
-    if config.mixture.start in ("uniform", "specific", "uniform_remainder") or isinstance(
-        config.mixture.start, dict
-    ):
+    chosen = config.mixture.start
+    if isinstance(chosen, dict) or STARTS[chosen] in (Start(), Start(needs_targets=True)):
         start = semantics.starting_shares(config, names, None, [1] * len(names))
     losses = np.array([[line["loss"][name] for name in names] for line in lines])
     ceiling = None if reference is None else [reference[name] for name in names]
