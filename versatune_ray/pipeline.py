@@ -490,7 +490,7 @@ class Run:
         return page
 
     def _build_stores(self, tokenizer: str) -> Step:
-        from versatune_ray.domains.tokenize import build_stores
+        from versatune_ray.domains.tokenizing import build_stores
 
         began = int(time.time())
         paths = build_stores(self.config, self.config.domains, tokenizer, self.cache)
@@ -537,7 +537,7 @@ def plan_finetuning(config: Config) -> str:
     it, which the run would do as well.
     """
     from versatune_ray.domains import load_domains
-    from versatune_ray.domains.tokenize import build_stores, small_enough_for_a_look
+    from versatune_ray.domains.tokenizing import build_stores, small_enough_for_a_look
     from versatune_ray.microworld.prepare import prepare
     from versatune_ray.training.budget import outlook
 

@@ -22,9 +22,9 @@ from versatune_ray.domains import (
     content_hash,
     load_domains,
     to_conversation,
-    tokenize,
+    tokenizing,
 )
-from versatune_ray.domains.tokenize import build_stores
+from versatune_ray.domains.tokenizing import build_stores
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Config
 from versatune_ray.settings.loading import parse
@@ -83,7 +83,7 @@ def test_domains_of_all_formats_become_stores_in_order_and_once(
     tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # many blocks, so that order has to be kept
-    monkeypatch.setattr(tokenize, "_BLOCK_BYTES", 20_000)
+    monkeypatch.setattr(tokenizing, "_BLOCK_BYTES", 20_000)
     everything = rows(0, 3000)
     folder = tmp_path / "law"
     folder.mkdir()

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from versatune_ray.domains import expand, fingerprint, read_records, read_texts
-from versatune_ray.domains.sources import Input
+from versatune_ray.domains.spec import Input
 from versatune_ray.errors import UserError
 
 KEY = "domains.law.train"

@@ -23,8 +23,9 @@ from versatune_ray.detection.distribution import estimate, half_width, samples_n
 from versatune_ray.detection.generate import GENERATED, Generator, generate, generator, text_row
 from versatune_ray.detection.judge import JudgeSpec, Texts, judge, judge_spec
 from versatune_ray.detection.summary import Labelled, judged_sequences, summarize
+from versatune_ray.domains.fingerprint import fingerprint
 from versatune_ray.domains.labelled import labelled_sources, labelled_texts
-from versatune_ray.domains.sources import expand, fingerprint
+from versatune_ray.domains.spec import expand
 from versatune_ray.errors import UserError, is_disk_full, one_line
 from versatune_ray.runs.cache import cached
 from versatune_ray.runs.folder import say

@@ -1,8 +1,9 @@
 """Domain spec → records → chat → token store.
 
-``sources`` reads, ``records`` recognises shapes, ``chat`` renders and tokenises, ``store`` keeps
-tokens on disk, ``split`` decides what trains and what measures. ``tokenize`` runs all of it on Ray
-Data and alone imports ray: import it by name.
+``spec`` says which files a source stands for, ``readers`` read them, ``records`` and ``shapes``
+recognise what a record says, ``chat`` renders and tokenises, ``store`` keeps tokens on disk,
+``split`` decides what trains and what measures. ``tokenizing`` runs all of it on Ray Data and alone
+imports ray: import it by name.
 """
 
 from versatune_ray.domains.chat import (
@@ -13,6 +14,8 @@ from versatune_ray.domains.chat import (
     encode_prompt,
     load_tokenizer,
 )
+from versatune_ray.domains.fingerprint import fingerprint
+from versatune_ray.domains.readers import Located, read_records, read_texts
 from versatune_ray.domains.records import (
     BadRecord,
     Conversation,
@@ -22,14 +25,7 @@ from versatune_ray.domains.records import (
     read_questions,
     to_conversation,
 )
-from versatune_ray.domains.sources import (
-    Input,
-    Located,
-    expand,
-    fingerprint,
-    read_records,
-    read_texts,
-)
+from versatune_ray.domains.spec import Input, expand
 from versatune_ray.domains.split import DomainData, DomainPaths, DomainStores, load_domains, split
 from versatune_ray.domains.store import Batch, Records, TokenStore, TokenStoreWriter
 

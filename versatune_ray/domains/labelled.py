@@ -5,7 +5,9 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator, Mapping
 
-from versatune_ray.domains import records, sources
+from versatune_ray.domains import records
+from versatune_ray.domains.readers import read_records, read_texts
+from versatune_ray.domains.spec import expand
 from versatune_ray.settings import Data, Domain
 
 
@@ -47,7 +49,7 @@ def _texts(domain: Domain, data: Data, name: str) -> Iterator[tuple[int, str]]:
     side, specs = labelled_sources(domain)
     key = f"domains.{name}.{side}"
     if side == "labelled":
-        for _, text in sources.read_texts(specs, key):
+        for _, text in read_texts(specs, key):
             yield text_hash(text), text
         return
     below = int(data.validation_fraction * 2.0**64) if side == "train" else 2**64
@@ -68,8 +70,8 @@ def text_hash(text: str) -> int:
 
 
 def _conversations(specs: list[str], key: str) -> Iterator[records.Conversation]:
-    for source in (source for spec in specs for source in sources.expand(spec, key)):
-        for item in sources.read_records(source):
+    for source in (source for spec in specs for source in expand(spec, key)):
+        for item in read_records(source):
             if item.record is not None:
                 try:
                     yield records.to_conversation(item.record)

@@ -22,7 +22,8 @@ from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any, Literal, NamedTuple, TypedDict
 
-from versatune_ray.domains.sources import expand, read_records
+from versatune_ray.domains.readers import read_records
+from versatune_ray.domains.spec import expand
 from versatune_ray.errors import UserError
 
 Role = Literal["system", "user", "assistant"]

@@ -31,7 +31,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from versatune_ray.domains.sources import Input
+from versatune_ray.domains.spec import Input
 from versatune_ray.runs.storage import fetch, push
 
 # part of every cache key: raise it whenever the same records would give other files

@@ -21,8 +21,9 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from versatune_ray.domains.readers import read_records
 from versatune_ray.domains.records import BadRecord, chosen, to_conversation
-from versatune_ray.domains.sources import expand, read_records
+from versatune_ray.domains.spec import expand
 from versatune_ray.errors import UserError
 from versatune_ray.evaluation.questions import is_match
 from versatune_ray.evaluation.sandbox import passes

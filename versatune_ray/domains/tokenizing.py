@@ -22,7 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from versatune_ray.domains import chat, records, sources
+from versatune_ray.domains import chat, records
+from versatune_ray.domains.fingerprint import fingerprint
+from versatune_ray.domains.readers import read_records
+from versatune_ray.domains.spec import Input, expand
 from versatune_ray.domains.split import DomainPaths
 from versatune_ray.domains.store import STORE_FORMAT, Batch, TokenStore, TokenStoreWriter
 from versatune_ray.errors import UserError
@@ -54,7 +57,7 @@ class _Job:
     """One list of sources and the store it becomes."""
 
     key: str
-    inputs: list[sources.Input]
+    inputs: list[Input]
     folder: Path
 
 
@@ -100,8 +103,8 @@ def build_stores(
     }
 
     def job(key: str, specs: Sequence[str]) -> _Job:
-        inputs = [source for spec in specs for source in sources.expand(spec, key)]
-        parts = variant | {"content": sources.fingerprint(inputs)}
+        inputs = [source for spec in specs for source in expand(spec, key)]
+        parts = variant | {"content": fingerprint(inputs)}
         return _Job(key, inputs, (cache / "tokens" / key_of(parts)).absolute())
 
     jobs = {
@@ -322,7 +325,7 @@ def _encode_table(table: pa.Table, encoding: _Encoding) -> pa.Table:
 def _read(item: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
     """Rows with a conversation or a problem, ``_READ_ROWS`` at a time."""
     rows: list[dict[str, Any]] = []
-    for row in _read_input(sources.Input(**json.loads(item["source"]))):
+    for row in _read_input(Input(**json.loads(item["source"]))):
         rows.append(
             {
                 "store": item["store"],
@@ -339,9 +342,9 @@ def _read(item: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
     yield rows
 
 
-def _read_input(source: sources.Input) -> Iterator[dict[str, Any]]:
+def _read_input(source: Input) -> Iterator[dict[str, Any]]:
     try:
-        for item in sources.read_records(source):
+        for item in read_records(source):
             problem, conversation = item.problem, ""
             if item.record is not None:
                 try:
