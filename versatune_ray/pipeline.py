@@ -124,11 +124,11 @@ class Run:
             self.config.model.trust_remote_code,
         )
         paths = self.folder.step("token store", lambda: self._build_stores(self.model))
-        counts = {
-            name: domain.counts for name, domain in load_domains(paths, self.config.data).items()
-        }
+        loaded = load_domains(paths, self.config.data)
+        counts = {name: domain.counts for name, domain in loaded.items()}
+        accounts = {name: domain.counts | domain.account for name, domain in loaded.items()}
         self.folder.write(
-            "data.json", {"domains": counts, "tokenizer": shown(self.model), "unit": self.unit}
+            "data.json", {"domains": accounts, "tokenizer": shown(self.model), "unit": self.unit}
         )
         listed = ", ".join(
             f"{name} {count['train']}+{count['validation']}" for name, count in counts.items()
@@ -138,7 +138,16 @@ class Run:
             odd = {
                 what: n
                 for what, n in count.items()
-                if what in ("bad", "cut", "over_long_kept", "duplicates_removed", "train_unused")
+                if what
+                in (
+                    "bad",
+                    "left_out",
+                    "cut",
+                    "over_long_kept",
+                    "duplicates_removed",
+                    "train_unused",
+                    "train_repeated",
+                )
                 and n
             }
             if odd:
@@ -146,6 +155,12 @@ class Run:
                     "data",
                     f"{name}: "
                     + ", ".join(f"{n} {what.replace('_', ' ')}" for what, n in odd.items()),
+                )
+            if unused := loaded[name].account["unused_fields"]:
+                say(
+                    "data",
+                    f"{name}: fields that are not read: "
+                    + ", ".join(f"{field} in {n} records" for field, n in unused.items()),
                 )
             if count["validation"] < _FEW:
                 way_out = (
