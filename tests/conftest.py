@@ -104,7 +104,7 @@ def write_store(folder: Path, samples: Sequence[tuple[Sequence[int], int]]) -> P
     """A token store of ``(tokens, length of the prompt)`` pairs; every token after the prompt
     carries loss, one byte each.
     """
-    from versatune_ray.domains.sources import Input
+    from versatune_ray.domains.spec import Input
     from versatune_ray.domains.store import Batch, TokenStoreWriter
 
     with TokenStoreWriter(

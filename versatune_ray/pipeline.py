@@ -125,11 +125,11 @@ class Run:
             self.config.model.trust_remote_code,
         )
         paths = self.folder.step("token store", lambda: self._build_stores(self.model))
-        counts = {
-            name: domain.counts for name, domain in load_domains(paths, self.config.data).items()
-        }
+        loaded = load_domains(paths, self.config.data)
+        counts = {name: domain.counts for name, domain in loaded.items()}
+        accounts = {name: domain.counts | domain.account for name, domain in loaded.items()}
         self.folder.write(
-            "data.json", {"domains": counts, "tokenizer": shown(self.model), "unit": self.unit}
+            "data.json", {"domains": accounts, "tokenizer": shown(self.model), "unit": self.unit}
         )
         listed = ", ".join(
             f"{name} {count['train']}+{count['validation']}" for name, count in counts.items()
@@ -139,7 +139,16 @@ class Run:
             odd = {
                 what: n
                 for what, n in count.items()
-                if what in ("bad", "cut", "over_long_kept", "duplicates_removed", "train_unused")
+                if what
+                in (
+                    "bad",
+                    "left_out",
+                    "cut",
+                    "over_long_kept",
+                    "duplicates_removed",
+                    "train_unused",
+                    "train_repeated",
+                )
                 and n
             }
             if odd:
@@ -147,6 +156,12 @@ class Run:
                     "data",
                     f"{name}: "
                     + ", ".join(f"{n} {what.replace('_', ' ')}" for what, n in odd.items()),
+                )
+            if unused := loaded[name].account["unused_fields"]:
+                say(
+                    "data",
+                    f"{name}: fields that are not read: "
+                    + ", ".join(f"{field} in {n} records" for field, n in unused.items()),
                 )
             if count["validation"] < _FEW:
                 way_out = (
@@ -491,7 +506,7 @@ class Run:
         return page
 
     def _build_stores(self, tokenizer: str) -> Step:
-        from versatune_ray.domains.tokenize import build_stores
+        from versatune_ray.domains.tokenizing import build_stores
 
         began = int(time.time())
         paths = build_stores(self.config, self.config.domains, tokenizer, self.cache)
@@ -540,7 +555,7 @@ def plan_finetuning(config: Config) -> str:
     it, which the run would do as well.
     """
     from versatune_ray.domains import load_domains
-    from versatune_ray.domains.tokenize import build_stores, small_enough_for_a_look
+    from versatune_ray.domains.tokenizing import build_stores, small_enough_for_a_look
     from versatune_ray.microworld.prepare import prepare
     from versatune_ray.training.budget import outlook
 

@@ -52,7 +52,7 @@ def encoded(
             for domain in lengths
         ]
         return made, "made-up log-normal lengths (no test data here; see VERSATUNE_DATA)"
-    from versatune_ray.domains import BadRecord, cut, encode, load_tokenizer, to_conversation
+    from versatune_ray.domains import BadRecord, cut, encode, load_tokenizer, to_example
 
     tokenizer = load_tokenizer(str(folder / "models" / "qwen2.5_tokenizer"))
     domains = []
@@ -62,7 +62,7 @@ def encoded(
             for line in lines:
                 with suppress(BadRecord):
                     tokens, mask, _ = cut(
-                        tokenizer, encode(tokenizer, to_conversation(json.loads(line))), max_length
+                        tokenizer, encode(tokenizer, to_example(json.loads(line))), max_length
                     )
                     found.append(
                         (1 + np.array(tokens, np.int32) % (vocabulary - 1), np.array(mask))

@@ -16,7 +16,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from versatune_ray.domains import DomainData, DomainPaths, load_domains
-from versatune_ray.domains.sources import Input
+from versatune_ray.domains.spec import Input
 from versatune_ray.domains.store import Batch, TokenStoreWriter
 from versatune_ray.settings import Data
 

@@ -21,10 +21,10 @@ from versatune_ray.domains import (
     TokenStore,
     content_hash,
     load_domains,
-    to_conversation,
-    tokenize,
+    to_example,
+    tokenizing,
 )
-from versatune_ray.domains.tokenize import build_stores
+from versatune_ray.domains.tokenizing import build_stores
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Config
 from versatune_ray.settings.loading import parse
@@ -83,7 +83,7 @@ def test_domains_of_all_formats_become_stores_in_order_and_once(
     tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # many blocks, so that order has to be kept
-    monkeypatch.setattr(tokenize, "_BLOCK_BYTES", 20_000)
+    monkeypatch.setattr(tokenizing, "_BLOCK_BYTES", 20_000)
     everything = rows(0, 3000)
     folder = tmp_path / "law"
     folder.mkdir()
@@ -118,7 +118,7 @@ def test_domains_of_all_formats_become_stores_in_order_and_once(
     assert before.execution_options.preserve_order is False
 
     law = TokenStore(paths["law"].train)
-    assert law.hashes.tolist() == [content_hash(to_conversation(row)) for row in everything]
+    assert law.hashes.tolist() == [content_hash(to_example(row)) for row in everything]
     for index, place in (
         (0, "a.jsonl:1"),
         (1000, "b.json#1"),
@@ -223,7 +223,7 @@ def test_sources_with_nothing_to_use_are_named_with_their_key(
 ) -> None:
     good = write_lines(tmp_path / "good.jsonl", rows(0, 3))
     empty = write_lines(tmp_path / "empty.jsonl", [])
-    useless = write_lines(tmp_path / "useless.jsonl", [{"text": "x"}])
+    useless = write_lines(tmp_path / "useless.jsonl", [{"body": "x"}])
     broken = tmp_path / "broken.parquet"
     broken.write_text("no parquet", encoding="utf-8")
     cases = [
@@ -231,7 +231,7 @@ def test_sources_with_nothing_to_use_are_named_with_their_key(
         (
             useless,
             r"domains\.law\.validation: 1 of 1 records are bad: .*useless\.jsonl:1: unknown shape: "
-            r"fields text.*none is left to use",
+            r"fields body.*none is left to use",
         ),
         (str(broken), r"^/.*broken\.parquet: cannot be read: .*\(domains\.law\.validation\)"),
         (

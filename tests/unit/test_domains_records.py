@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from versatune_ray.domains import BadRecord, Question, content_hash, read_questions, to_conversation
+from versatune_ray.domains import BadRecord, Question, content_hash, read_questions, to_example
 from versatune_ray.errors import UserError
 
 
 def turns(record: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(turn["role"], turn["content"]) for turn in to_conversation(record)]
+    return [(turn["role"], turn["content"]) for turn in to_example(record).messages]
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,8 @@ def test_choices_are_appended_with_letters_and_the_answer_is_the_choice() -> Non
         ({"messages": ["hello"]}, "turn 1 is no object"),
         ({"messages": [{"role": "user", "content": "Why?"}]}, "no assistant turn"),
         (
-            {"messages": [{"role": "user", "content": "Why?"}, {"role": "tool", "content": "x"}]},
-            "unknown role 'tool' in turn 2",
+            {"messages": [{"role": "user", "content": "Why?"}, {"role": "judge", "content": "x"}]},
+            "unknown role 'judge' in turn 2",
         ),
         (
             {
@@ -118,7 +118,7 @@ def test_choices_are_appended_with_letters_and_the_answer_is_the_choice() -> Non
                     {"role": "assistant", "content": None},
                 ]
             },
-            "no answer (turn 2 is empty)",
+            "no answer (turn 2 is empty",
         ),
         (
             {
@@ -131,26 +131,29 @@ def test_choices_are_appended_with_letters_and_the_answer_is_the_choice() -> Non
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
-            "turn 1 holds parts that are no text",
+            "turn 1 holds a part of type 'image'",
         ),
         (
             {"question": "Which?", "choices": ["red"], "answer": 1},
             "answer is 1, but the choices count from 0 to 0",
         ),
         ({"question": "Which?", "choices": ["red"], "answer": "green"}, "none of the choices"),
-        ({"question": "Which?", "choices": "red", "answer": 0}, "choices must be a list"),
+        (
+            {"question": "Which?", "choices": "red", "answer": 0},
+            "choices is text, and no JSON list of texts",
+        ),
     ],
 )
 def test_a_bad_record_says_why(record: dict[str, Any], reason: str) -> None:
     with pytest.raises(BadRecord) as error:
-        to_conversation(record)
+        to_example(record)
     assert reason in str(error.value)
 
 
 def test_the_hash_ignores_shape_and_outer_white_space_but_not_roles_or_words() -> None:
-    one = content_hash(to_conversation({"prompt": "Why?", "completion": "So."}))
+    one = content_hash(to_example({"prompt": "Why?", "completion": "So."}))
     assert 0 <= one < 2**64
-    assert content_hash(to_conversation({"instruction": " Why?\n", "output": "So. "})) == one
+    assert content_hash(to_example({"instruction": " Why?\n", "output": "So. "})) == one
     others = [
         {"prompt": "Why?", "completion": "So"},
         {"prompt": "Why?So.", "completion": "."},
@@ -162,7 +165,7 @@ def test_the_hash_ignores_shape_and_outer_white_space_but_not_roles_or_words() -
             ]
         },
     ]
-    assert len({one, *(content_hash(to_conversation(record)) for record in others)}) == 5
+    assert len({one, *(content_hash(to_example(record)) for record in others)}) == 5
 
 
 def test_questions_are_read_in_order_up_to_the_limit(tmp_path: Path) -> None:

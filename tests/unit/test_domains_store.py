@@ -157,13 +157,14 @@ def adds_up(counts: dict[str, int]) -> bool:
     parts = (
         "bad",
         "train",
+        "left_out",
         "train_unused",
         "validation",
         "duplicates_removed",
         "validation_duplicates",
         "validation_unused",
     )
-    return counts["read"] == sum(counts[part] for part in parts)
+    return counts["read"] + counts["train_repeated"] == sum(counts[part] for part in parts)
 
 
 def test_the_hash_decides_what_is_held_out(tmp_path: Path) -> None:
@@ -194,12 +195,14 @@ def test_every_record_is_accounted_for(tmp_path: Path) -> None:
     }
     data = split(domains, Data(validation_fraction=0.25, max_validation=2))
     assert data["law"].counts == {
-        "read": 8, "bad": 2, "train": 1, "train_unused": 0, "validation": 2,
+        "read": 8, "bad": 2, "left_out": 0, "train": 1, "train_repeated": 0, "train_unused": 0,
+        "validation": 2,
         "duplicates_removed": 1, "validation_duplicates": 1,
         "validation_unused": 1, "cut": 0, "over_long_kept": 0,
     }  # fmt: skip
     assert data["code"].counts == {
-        "read": 8, "bad": 1, "train": 2, "train_unused": 0, "validation": 2,
+        "read": 8, "bad": 1, "left_out": 0, "train": 2, "train_repeated": 0, "train_unused": 0,
+        "validation": 2,
         "duplicates_removed": 2, "validation_duplicates": 1,
         "validation_unused": 0, "cut": 0, "over_long_kept": 0,
     }  # fmt: skip

@@ -24,8 +24,9 @@ from versatune_ray.detection.judge import judge
 from versatune_ray.detection.judge_spec import JudgeSpec, judge_spec
 from versatune_ray.detection.summary import judged_sequences, summarize
 from versatune_ray.detection.texts import Detected, Labelled
+from versatune_ray.domains.fingerprint import fingerprint
 from versatune_ray.domains.labelled import labelled_sources, labelled_texts
-from versatune_ray.domains.sources import expand, fingerprint
+from versatune_ray.domains.spec import expand
 from versatune_ray.errors import UserError, is_disk_full, one_line
 from versatune_ray.runs.cache import cached
 from versatune_ray.runs.folder import say

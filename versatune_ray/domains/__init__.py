@@ -1,8 +1,9 @@
 """Domain spec → records → chat → token store.
 
-``sources`` reads, ``records`` recognises shapes, ``chat`` renders and tokenises, ``store`` keeps
-tokens on disk, ``split`` decides what trains and what measures. ``tokenize`` runs all of it on Ray
-Data and alone imports ray: import it by name.
+``spec`` says which files a source stands for, ``readers`` read them, ``records`` and ``shapes``
+recognise what a record says, ``chat`` renders and tokenises, ``store`` keeps tokens on disk,
+``split`` decides what trains and what measures. ``tokenizing`` runs all of it on Ray Data and alone
+imports ray: import it by name.
 """
 
 from versatune_ray.domains.chat import (
@@ -13,23 +14,21 @@ from versatune_ray.domains.chat import (
     encode_prompt,
     load_tokenizer,
 )
+from versatune_ray.domains.fingerprint import fingerprint
+from versatune_ray.domains.readers import Located, read_records, read_texts
 from versatune_ray.domains.records import (
     BadRecord,
-    Conversation,
+    Example,
+    LeftOut,
     Message,
     Question,
+    Rules,
     content_hash,
+    interpret,
     read_questions,
-    to_conversation,
+    to_example,
 )
-from versatune_ray.domains.sources import (
-    Input,
-    Located,
-    expand,
-    fingerprint,
-    read_records,
-    read_texts,
-)
+from versatune_ray.domains.spec import Input, expand
 from versatune_ray.domains.split import DomainData, DomainPaths, DomainStores, load_domains, split
 from versatune_ray.domains.store import Batch, Records, TokenStore, TokenStoreWriter
 
@@ -37,16 +36,18 @@ __all__ = [
     "PLAIN_TEMPLATE",
     "BadRecord",
     "Batch",
-    "Conversation",
     "DomainData",
     "DomainPaths",
     "DomainStores",
     "Encoded",
+    "Example",
     "Input",
+    "LeftOut",
     "Located",
     "Message",
     "Question",
     "Records",
+    "Rules",
     "TokenStore",
     "TokenStoreWriter",
     "content_hash",
@@ -55,11 +56,12 @@ __all__ = [
     "encode_prompt",
     "expand",
     "fingerprint",
+    "interpret",
     "load_domains",
     "load_tokenizer",
     "read_questions",
     "read_records",
     "read_texts",
     "split",
-    "to_conversation",
+    "to_example",
 ]

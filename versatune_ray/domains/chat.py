@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from versatune_ray.domains.records import BadRecord, Message
+from versatune_ray.domains.records import BadRecord, Example, Message
 from versatune_ray.errors import UserError
 from versatune_ray.runs.storage import fetch
 
@@ -120,16 +120,26 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def encode(tokenizer: Any, conversation: Sequence[Message]) -> Encoded:
-    """Tokenise a conversation; only its assistant turns, each with its end-of-turn token, carry
-    loss.
+def encode(tokenizer: Any, example: Example | Sequence[Message]) -> Encoded:
+    """Tokenise an example (turns alone: all of the assistant's are learned). Only assistant turns
+    that are learned carry loss, each with its end-of-turn token; of a raw text every token, and the
+    EOS behind it.
 
     Raises:
         BadRecord: the template refuses the conversation, or renders a turn otherwise once others
             follow.
     """
+    if not isinstance(example, Example):
+        example = Example.chat(example)
+    if example.text is not None:
+        ids = tokenizer(example.text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids += [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        tokens = _with_bos(tokenizer, ids)
+        learned = [False] * (len(tokens) - len(ids)) + [True] * len(ids)
+        return Encoded(tokens, learned, len(example.text.encode()))
+    conversation = example.messages
     text = _render(tokenizer, conversation)
-    spans = _assistant_spans(tokenizer, conversation, text)
+    spans = _assistant_spans(tokenizer, example, text)
     batch = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     mask = []
     reached, span = 0, 0
@@ -143,7 +153,9 @@ def encode(tokenizer: Any, conversation: Sequence[Message]) -> Encoded:
         reached = max(reached, end)
     tokens = _with_bos(tokenizer, batch["input_ids"])
     response_bytes = sum(
-        len(turn["content"].encode()) for turn in conversation if turn["role"] == "assistant"
+        len(turn["content"].encode())
+        for turn, trains in zip(conversation, example.trains, strict=True)
+        if trains
     )
     return Encoded(tokens, [False] * (len(tokens) - len(mask)) + mask, response_bytes)
 
@@ -195,15 +207,13 @@ def _render(tokenizer: Any, conversation: Sequence[Message], prompt: bool = Fals
         raise BadRecord(f"the chat template refuses it: {_one_line(error)}") from error
 
 
-def _assistant_spans(
-    tokenizer: Any, conversation: Sequence[Message], text: str
-) -> list[tuple[int, int]]:
-    """Character spans ``[start, end)`` of the assistant turns in ``text``, the rendering of the
-    whole conversation.
+def _assistant_spans(tokenizer: Any, example: Example, text: str) -> list[tuple[int, int]]:
+    """Character spans ``[start, end)`` of the assistant turns that are learned in ``text``, the
+    rendering of the whole conversation.
     """
-    spans = []
-    for index, turn in enumerate(conversation):
-        if turn["role"] != "assistant":
+    spans, conversation = [], example.messages
+    for index, (turn, trains) in enumerate(zip(conversation, example.trains, strict=True)):
+        if not trains:
             continue
         last = index == len(conversation) - 1
         through = text if last else _render(tokenizer, conversation[: index + 1])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator, Mapping
 
-from versatune_ray.domains import records, sources
+from versatune_ray.domains import records
+from versatune_ray.domains.readers import read_records, read_texts
+from versatune_ray.domains.spec import expand
 from versatune_ray.settings import Data, Domain
 
 
@@ -15,7 +17,7 @@ def labelled_sources(domain: Domain) -> tuple[str, list[str]]:
     """
     sides = ("labelled", "validation", "train")
     return next(
-        ((side, specs) for side in sides if (specs := getattr(domain, side))), ("labelled", [])
+        ((side, specs) for side in sides if (specs := domain.specs(side))), ("labelled", [])
     )
 
 
@@ -47,31 +49,35 @@ def _texts(domain: Domain, data: Data, name: str) -> Iterator[tuple[int, str]]:
     side, specs = labelled_sources(domain)
     key = f"domains.{name}.{side}"
     if side == "labelled":
-        for _, text in sources.read_texts(specs, key):
+        for _, text in read_texts(specs, key):
             yield text_hash(text), text
         return
     below = int(data.validation_fraction * 2.0**64) if side == "train" else 2**64
-    for conversation in _conversations(specs, key):
-        number = records.content_hash(conversation)
+    for example in _examples(domain, data, specs, key):
+        number = records.content_hash(example)
         if number < below:
-            yield (
-                number,
-                "\n".join(
-                    turn["content"].strip() for turn in conversation if turn["role"] != "system"
-                ),
-            )
+            yield number, plain_text(example)
+
+
+def plain_text(example: records.Example) -> str:
+    """What is asked and answered, or the raw text."""
+    if example.text is not None:
+        return example.text.strip()
+    said = (turn["content"].strip() for turn in example.messages if turn["role"] != "system")
+    return "\n".join(said)
 
 
 def text_hash(text: str) -> int:
     """64 bits of a text, stripped."""
-    return records.content_hash([records.Message(role="user", content=text)])
+    return records.content_hash(records.Example.chat([{"role": "user", "content": text}]))
 
 
-def _conversations(specs: list[str], key: str) -> Iterator[records.Conversation]:
-    for source in (source for spec in specs for source in sources.expand(spec, key)):
-        for item in sources.read_records(source):
+def _examples(domain: Domain, data: Data, specs: list[str], key: str) -> Iterator[records.Example]:
+    rules = records.Rules(domain.fields, domain.allowed, data.preference)
+    for source in (source for spec in specs for source in expand(spec, key)):
+        for item in read_records(source):
             if item.record is not None:
                 try:
-                    yield records.to_conversation(item.record)
+                    yield records.to_example(item.record, rules)
                 except records.BadRecord:
                     continue

@@ -1,102 +1,147 @@
-"""Record shapes → conversations.
-
-| shape | fields |
-|---|---|
-| chat | ``messages``: turns of ``role`` and ``content``; or ``conversations``: turns of ``from``
-and ``value`` |
-| instruction | ``instruction``, optional ``input``, and ``output`` or ``response`` |
-| prompt | ``prompt``, and ``completion`` or ``response`` |
-| question | ``question``, and ``answer`` or ``response``; with ``choices`` the answer may be an
-index, counted from 0 |
-
-The first shape that fits counts, chat before the others; fields that are null count as absent.
-Every shape may carry ``system``.
-"""
+"""Records → examples, by rules that a configuration gives (see ``shapes`` for what is read)."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 from collections.abc import Mapping, Sequence
-from string import ascii_uppercase
-from typing import Any, Literal, NamedTuple, TypedDict
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from versatune_ray.domains.sources import expand, read_records
+from versatune_ray.domains.example import (
+    BadRecord,
+    Example,
+    LeftOut,
+    Message,
+    Role,
+    content_hash,
+)
+from versatune_ray.domains.readers import read_records
+from versatune_ray.domains.shapes import CHATS, FLAT, chosen, recognise
+from versatune_ray.domains.spec import expand
 from versatune_ray.errors import UserError
 
-Role = Literal["system", "user", "assistant"]
+__all__ = [
+    "BadRecord",
+    "Example",
+    "LeftOut",
+    "Message",
+    "Question",
+    "Reading",
+    "Role",
+    "Rules",
+    "chosen",
+    "content_hash",
+    "interpret",
+    "read_questions",
+    "to_example",
+]
+
+# names of which a record's shape needs one; a mapped one stands for all of its kind
+_KINDS = (
+    {*CHATS, *FLAT, "text", "chosen"},
+    {name for names in FLAT.values() for name in names},
+)
 
 
-class Message(TypedDict):
-    role: Role
-    content: str
+@dataclass(frozen=True)
+class Rules:
+    """What a configuration says of the records of a domain.
+
+    fields: our name → column (``domains.NAME.fields``). where: column → values, of which a record
+    has to have one (``domains.NAME.where``). preference: ``chosen`` where records with ``chosen``
+    and ``rejected`` train (``data.preference``).
+    """
+
+    fields: dict[str, str] = field(default_factory=dict)
+    where: dict[str, list[Any]] = field(default_factory=dict)
+    preference: str | None = None
 
 
-Conversation = list[Message]
+class Reading(NamedTuple):
+    """An example, the name of its record's shape, the fields that hold something and were not read,
+    all answers that are right where the record names several, and mapped columns that it lacks.
+    """
+
+    example: Example
+    shape: str
+    unused: tuple[str, ...]
+    answers: tuple[str, ...]
+    missing: tuple[str, ...] = ()
 
 
 class Question(NamedTuple):
-    """A question as it is put to the model (choices appended as lettered lines), and the expected
-    answer text.
+    """A question as it is put to the model (choices appended as lettered lines), the expected
+    answer text, and others that are as right.
     """
 
     question: str
     answer: str
+    others: tuple[str, ...] = ()
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """All that are accepted."""
+        return (self.answer, *self.others)
 
 
-class BadRecord(Exception):
-    """This record cannot be trained on; the message says why and is counted. It never ends a job by
-    itself.
-    """
-
-
-_FLAT: dict[str, tuple[str, ...]] = {
-    "instruction": ("output", "response"),
-    "prompt": ("completion", "response"),
-    "question": ("answer", "response"),
-}
-_EXPECTED = "instruction/output, prompt/completion, question/answer, messages or conversations"
-_ROLES: dict[str, Role] = {
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "bing", "bard"), "assistant"),
-}
-
-
-def to_conversation(record: Mapping[str, Any]) -> Conversation:
-    """Turn one record into its conversation, whatever its shape (see the module's table).
+def to_example(record: Mapping[str, Any], rules: Rules | None = None) -> Example:
+    """Turn one record into an example, whatever its shape.
 
     Texts keep their own white space; empty system turns are dropped; several turns of one role in a
     row are kept.
 
     Raises:
         BadRecord: unknown shape, an empty or ill-typed text, an unknown role, or no assistant turn.
+        LeftOut: it is not to be learned by its own word or by ``rules.where``.
     """
-    fields = {name: value for name, value in record.items() if value is not None}
-    for name in ("messages", "conversations"):
-        if name in fields:
-            return _with_system(_chat(fields[name], name), fields)
-    for prompt, answers in _FLAT.items():
-        present = [name for name in answers if name in fields] or [
-            name for name in answers if name in record
-        ]
-        if prompt in fields and present:
-            return _with_system(_flat(fields, prompt, present[0]), fields)
-    names = ", ".join(map(str, record)) or "none"
-    raise BadRecord(f"unknown shape: fields {names}; expected {_EXPECTED}")
+    return interpret(record, rules).example
 
 
-def content_hash(conversation: Sequence[Message]) -> int:
-    """64-bit BLAKE2b over roles and stripped contents: equal for records that differ only in outer
-    white space or shape.
+def interpret(record: Mapping[str, Any], rules: Rules | None = None) -> Reading:
+    """``to_example``, with the name of the shape and the fields that were not read."""
+    if rules is None:
+        rules = Rules()
+    for name, values in rules.where.items():
+        if _plain(record.get(name)) not in [_plain(value) for value in values]:
+            raise LeftOut(f"another {name} than domains.NAME.where asks for")
+    given, dropped = record, ()
+    if rules.fields:
+        record, dropped = _renamed(record, rules.fields)
+    missing = tuple(column for column in rules.fields.values() if column not in given)
+    example, shape, fields = recognise(record, rules.preference, tuple(rules.where))
+    fields.seen.update(rules.where)
+    return Reading(example, shape, (*fields.unused, *dropped), tuple(fields.answers), missing)
+
+
+def _renamed(
+    record: Mapping[str, Any], names: Mapping[str, str]
+) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """The record under our names, and its own fields that would compete with them. Where it has
+    none of the columns, it is left as it is.
     """
-    normal = json.dumps([[turn["role"], turn["content"].strip()] for turn in conversation])
-    return int.from_bytes(hashlib.blake2b(normal.encode(), digest_size=8).digest(), "big")
+    found = {ours: column for ours, column in names.items() if column in record}
+    if not found:
+        return record, ()
+    rest = {name: value for name, value in record.items() if name not in found.values()}
+    rivals = set(found).union(*(kind for kind in _KINDS if not kind.isdisjoint(found)))
+    dropped = tuple(name for name in rest if name in rivals and rest[name] not in (None, ""))
+    kept = {name: value for name, value in rest.items() if name not in rivals}
+    return {ours: record[column] for ours, column in found.items()} | kept, dropped
+
+
+def _plain(value: Any) -> str:
+    """A value as one compares it: text files know no numbers and no true or false."""
+    if isinstance(value, bool) or (isinstance(value, str) and value in ("True", "False")):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return "null" if value is None else str(value)
 
 
 def read_questions(
-    specs: Sequence[str], limit: int | None = None, key: str = "questions"
+    specs: Sequence[str],
+    limit: int | None = None,
+    key: str = "questions",
+    rules: Rules | None = None,
 ) -> list[Question]:
     """Read the first ``limit`` (default: all) question/answer records of the sources, in order.
 
@@ -112,135 +157,17 @@ def read_questions(
             if item.record is None:
                 raise UserError(f"{item.location}: {item.problem} ({key})")
             try:
-                conversation = to_conversation(item.record)
+                reading = interpret(item.record, rules)
             except BadRecord as error:
                 raise UserError(f"{item.location}: {error} ({key})") from None
-            if [turn["role"] for turn in conversation] != ["user", "assistant"]:
+            turns = reading.example.messages
+            if [turn["role"] for turn in turns] != ["user", "assistant"]:
                 raise UserError(
                     f"{item.location}: expected one question and one answer, no further turns "
                     f"({key})"
                 )
-            questions.append(
-                Question(conversation[0]["content"], conversation[1]["content"].strip())
-            )
+            answer = turns[1]["content"].strip()
+            others = dict.fromkeys(other.strip() for other in reading.answers if other.strip())
+            others.pop(answer, None)
+            questions.append(Question(turns[0]["content"], answer, tuple(others)))
     return questions
-
-
-def _flat(fields: Mapping[str, Any], prompt: str, answer: str) -> Conversation:
-    if prompt == "question" and "choices" in fields:
-        question, reply = _multiple_choice(fields, answer)
-    else:
-        question, reply = text(fields[prompt], prompt), text(fields.get(answer), answer)
-    if prompt == "instruction":
-        parts = [question, text(fields.get("input"), "input")]
-        question = "\n\n".join(part for part in parts if part.strip())
-    if not question.strip():
-        raise BadRecord(f"no question ({prompt} is empty)")
-    if not reply.strip():
-        raise BadRecord(f"no answer ({answer} is empty)")
-    return [Message(role="user", content=question), Message(role="assistant", content=reply)]
-
-
-def chosen(fields: Mapping[str, Any], answer: str = "answer") -> tuple[str, list[str], int]:
-    """Question, choices and the index of the right one, of a record with ``choices``.
-
-    Raises:
-        BadRecord: the choices are no texts, or the answer is none of them.
-    """
-    if not isinstance(fields["choices"], list) or not 0 < len(fields["choices"]) <= len(
-        ascii_uppercase
-    ):
-        raise BadRecord(f"choices must be a list of 1 to {len(ascii_uppercase)} texts")
-    choices = [
-        text(choice, f"choice {letter}")
-        for letter, choice in zip(ascii_uppercase, fields["choices"], strict=False)
-    ]
-    question, given = text(fields.get("question"), "question"), fields.get(answer)
-    if not question.strip():
-        raise BadRecord("no question (question is empty)")
-    if isinstance(given, int):
-        if not 0 <= given < len(choices):
-            raise BadRecord(
-                f"{answer} is {given}, but the choices count from 0 to {len(choices) - 1}"
-            )
-        return question, choices, given
-    reply = text(given, answer)
-    if not reply.strip():
-        raise BadRecord(f"no answer ({answer} is empty)")
-    if reply in choices:
-        return question, choices, choices.index(reply)
-    letters = ascii_uppercase[: len(choices)]
-    if len(reply.strip()) != 1 or reply.strip() not in letters:
-        raise BadRecord(f"{answer} is none of the choices; give its index, its letter or its text")
-    return question, choices, letters.index(reply.strip())
-
-
-def _multiple_choice(fields: Mapping[str, Any], answer: str) -> tuple[str, str]:
-    question, choices, right = chosen(fields, answer)
-    lines = [
-        f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, choices, strict=False)
-    ]
-    return "\n".join([question, *lines]), choices[right]
-
-
-def _chat(turns: Any, name: str) -> Conversation:
-    if not isinstance(turns, list) or not turns:
-        raise BadRecord(f"{name} must be a list of turns with something in it")
-    conversation: Conversation = []
-    for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, Mapping):
-            raise BadRecord(f"turn {number} is no object with a role and a content")
-        given = turn.get("role", turn.get("from"))
-        role = _ROLES.get(str(given).lower())
-        if role is None:
-            raise BadRecord(
-                f"unknown role {given!r} in turn {number}; expected system, user or assistant"
-            )
-        content = text(turn.get("content", turn.get("value")), f"turn {number}")
-        if content.strip():
-            conversation.append(Message(role=role, content=content))
-        elif role != "system":
-            raise BadRecord(
-                f"no answer (turn {number} is empty)"
-                if role == "assistant"
-                else f"turn {number} ({role}) is empty"
-            )
-    if not any(turn["role"] == "assistant" for turn in conversation):
-        raise BadRecord("no assistant turn")
-    return conversation
-
-
-def _with_system(conversation: Conversation, fields: Mapping[str, Any]) -> Conversation:
-    system = text(fields.get("system"), "system")
-    if not system.strip() or conversation[0]["role"] == "system":
-        return conversation
-    return [Message(role="system", content=system), *conversation]
-
-
-def text(value: Any, name: str) -> str:
-    """A field as text: null and NaN are empty, numbers are written out, lists of text parts are
-    joined.
-
-    Raises:
-        BadRecord: naming the field, for anything else or for text that is not valid Unicode.
-    """
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, list):
-        parts = [
-            part.get("text")
-            if isinstance(part, Mapping) and part.get("type", "text") == "text"
-            else part
-            for part in value
-        ]
-        if not all(isinstance(part, str) for part in parts):
-            raise BadRecord(f"{name} holds parts that are no text")
-        value = "".join(map(str, parts))
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise BadRecord(f"{name} is no text ({type(value).__name__})")
-    result = str(value)
-    try:
-        result.encode()
-    except UnicodeEncodeError:
-        raise BadRecord(f"{name} holds half a Unicode character (a lone surrogate)") from None
-    return result

@@ -1,16 +1,17 @@
 """Token stores → what is trained on and what is measured, per domain, with every record accounted
 for.
 
-``read = bad + train + train_unused + validation + duplicates_removed + validation_duplicates +
-validation_unused`` holds for each domain.
+``read = bad + left_out + (train − train_repeated) + train_unused + validation + duplicates_removed
++ validation_duplicates + validation_unused`` holds for each domain.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,35 +25,42 @@ Indices = NDArray[np.int64]
 
 class DomainPaths(NamedTuple):
     """Folders of one domain's token stores; ``validation`` is None where a part of ``train`` is to
-    be held out.
+    be held out. ``sources``: where sources have weights, the weight of each and the number of its
+    inputs, in the order of the store.
     """
 
     train: Path
     validation: Path | None
+    sources: tuple[tuple[float, int], ...] | None = None
 
 
 class DomainStores(NamedTuple):
     train: TokenStore
     validation: TokenStore | None
+    sources: tuple[tuple[float, int], ...] | None = None
 
 
 @dataclass(frozen=True)
 class DomainData:
     """One domain, ready to train. ``counts`` has the terms of the module's identity, and ``cut``
-    and ``over_long_kept``.
+    and ``over_long_kept``; ``account`` says how many records had which shape, which of their
+    fields were not read, and why some were left out.
     """
 
     name: str
     train: Records
     validation: Records
     counts: dict[str, int]
+    account: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def load_domains(paths: Mapping[str, DomainPaths], data: Data) -> dict[str, DomainData]:
     """Open the stores and split them: what every worker does, with the same result everywhere."""
     stores = {
         name: DomainStores(
-            TokenStore(path.train), None if path.validation is None else TokenStore(path.validation)
+            TokenStore(path.train),
+            None if path.validation is None else TokenStore(path.validation),
+            path.sources,
         )
         for name, path in paths.items()
     }
@@ -67,7 +75,8 @@ def split(domains: Mapping[str, DomainStores], data: Data) -> dict[str, DomainDa
     copies of a record on one side. (Where that leaves one side empty, the lowest hash is held out,
     or the highest trains.) Held-out copies count once, and the ``data.max_validation`` lowest
     hashes are measured. A training record whose content is held out in any domain is removed from
-    training, measured or not. Of the others, the ``data.max_train`` lowest hashes train.
+    training, measured or not. Of the others, the ``data.max_train`` lowest hashes train. Where
+    sources have weights, each gives its part of as many samples (see ``_weighted``).
 
     Raises:
         UserError: a domain has too few distinct records for both sides.
@@ -95,20 +104,22 @@ def split(domains: Mapping[str, DomainStores], data: Data) -> dict[str, DomainDa
                 f"mend domains.{name}.train or domains.{name}.validation"
             )
         most = data.most_train(name)
-        used = (
-            kept
-            if most is None
-            else np.sort(kept[np.argsort(stores.train.hashes[kept], kind="stable")[:most]])
-        )
+        if stores.sources is not None:
+            used = _weighted(name, stores.train, kept, stores.sources, most)
+        else:
+            used = kept if most is None else _lowest(stores.train, kept, most)
+        distinct = len(used) if stores.sources is None else len(np.unique(used))
         store = _validation_store(stores)
         by_hash = unique[name][np.argsort(store.hashes[unique[name]])]
         measured = np.sort(by_hash[: data.max_validation])
-        metas = [part.meta for part in stores if part is not None]
+        metas = [part.meta for part in (stores.train, stores.validation) if part is not None]
         counts = {
             "read": sum(meta["read"] for meta in metas),
-            "bad": sum(meta["read"] - meta["kept"] for meta in metas),
+            "bad": sum(sum(meta["bad"].values()) for meta in metas),
+            "left_out": sum(sum(meta["left_out"].values()) for meta in metas),
             "train": len(used),
-            "train_unused": len(kept) - len(used),
+            "train_repeated": len(used) - distinct,
+            "train_unused": len(kept) - distinct,
             "validation": len(measured),
             "duplicates_removed": len(train) - len(kept),
             "validation_duplicates": len(held_out) - len(by_hash),
@@ -117,7 +128,7 @@ def split(domains: Mapping[str, DomainStores], data: Data) -> dict[str, DomainDa
             "over_long_kept": sum(meta["over_long_kept"] for meta in metas),
         }
         result[name] = DomainData(
-            name, Records(stores.train, used), Records(store, measured), counts
+            name, Records(stores.train, used), Records(store, measured), counts, _account(metas)
         )
     return result
 
@@ -147,6 +158,53 @@ def _parts(name: str, stores: DomainStores, fraction: float) -> tuple[Indices, I
     elif held_out.all():
         held_out = hashes != hashes.max()
     return everything[~held_out], everything[held_out]
+
+
+def _lowest(store: TokenStore, rows: Indices, count: int) -> Indices:
+    return np.sort(rows[np.argsort(store.hashes[rows], kind="stable")[:count]])
+
+
+def _weighted(
+    name: str,
+    store: TokenStore,
+    kept: Indices,
+    sources: tuple[tuple[float, int], ...],
+    most: int | None,
+) -> Indices:
+    """Samples of which each source gives the part that its weight is of the sum of all: as many as
+    there are records (at most ``most``). A source that has too few is repeated whole as often as
+    goes, and what is left of its part are its records of the lowest hashes; one that has too many
+    gives those of the lowest hashes. No chance is involved.
+    """
+    weights = np.array([weight for weight, _ in sources])
+    ends = np.cumsum([inputs for _, inputs in sources])
+    source = np.searchsorted(ends, store.inputs[kept], side="right")
+    total = len(kept) if most is None else min(most, len(kept))
+    exact = total * weights / weights.sum()
+    counts = np.floor(exact).astype(np.int64)
+    largest = np.argsort(counts - exact, kind="stable")[: total - counts.sum()]
+    counts[largest] += 1
+    parts = []
+    for place, count in enumerate(counts):
+        rows = kept[source == place]
+        if not len(rows):
+            raise UserError(
+                f"domains.{name}.train: source {place + 1} of {len(sources)} has no record to "
+                f"train on, so it cannot give its part"
+            )
+        passes, rest = divmod(int(count), len(rows))
+        parts += [*[rows] * passes, _lowest(store, rows, rest)]
+    return np.sort(np.concatenate(parts))
+
+
+def _account(metas: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    total: dict[str, dict[str, int]] = {}
+    for kind in ("shapes", "unused_fields", "left_out"):
+        counts: Counter[str] = Counter()
+        for meta in metas:
+            counts.update(meta[kind])
+        total[kind] = dict(counts)
+    return total
 
 
 def _validation_store(stores: DomainStores) -> TokenStore:

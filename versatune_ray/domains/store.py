@@ -10,8 +10,10 @@ where a token carries loss |
 | ``response_tokens.npy``, ``response_bytes.npy`` | int64, n: tokens that carry loss, and UTF-8
 bytes of the answers they spell |
 | ``locations.npy`` | int64, n × 2: input (index into ``inputs`` of the meta file) and line or row |
-| ``meta.json`` | inputs, settings, and the counts: ``read = kept + Σ bad``; ``cut`` and
-``over_long_kept`` are part of ``kept`` |
+| ``weights.npy`` | float32, n: what a record's loss counts, 1 unless it says otherwise |
+| ``meta.json`` | inputs, settings, and the counts: ``read = kept + Σ bad + Σ left_out``; ``cut``
+and ``over_long_kept`` are part of ``kept``; a text that is cut into rows counts once for each;
+``shapes`` and ``unused_fields`` count records |
 
 A folder that exists is complete: it is written beside its place and moved there in one step.
 """
@@ -31,11 +33,11 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from versatune_ray.domains.sources import Input
+from versatune_ray.domains.spec import Input
 from versatune_ray.runs.storage import fetch, push
 
 # part of every cache key: raise it whenever the same records would give other files
-STORE_FORMAT = 1
+STORE_FORMAT = 2
 
 _COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "tokens": ("<i4", ()),
@@ -44,6 +46,7 @@ _COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "hashes": ("<u8", ()),
     "response_tokens": ("<i8", ()),
     "response_bytes": ("<i8", ()),
+    "weights": ("<f4", ()),
     "locations": ("<i8", (2,)),
 }
 _EXAMPLES = 20
@@ -52,7 +55,7 @@ _REASONS = 100
 
 class Batch(NamedTuple):
     """Records to append: ``tokens`` and ``mask`` flat over the b records, the others one entry
-    (``locations``: a pair) each.
+    (``locations``: a pair) each. ``weights``: none: 1.
     """
 
     tokens: NDArray[np.int32]
@@ -61,6 +64,7 @@ class Batch(NamedTuple):
     hashes: NDArray[np.uint64]
     response_bytes: NDArray[np.int64]
     locations: NDArray[np.int64]
+    weights: NDArray[np.float32] | None = None
 
 
 class TokenStoreWriter:
@@ -89,6 +93,12 @@ class TokenStoreWriter:
             self._header(name)
         self._append("offsets", np.zeros(1, np.int64))
         self._bad: dict[str, int] = {}
+        self._account: dict[str, dict[str, int]] = {
+            "left_out": {},
+            "shapes": {},
+            "unused_fields": {},
+            "missing_columns": {},
+        }
         self._examples: list[tuple[int, int, str]] = []
         self._counts = {"cut": 0, "over_long_kept": 0, "response_tokens": 0}
 
@@ -112,16 +122,21 @@ class TokenStoreWriter:
         self._append("response_tokens", response_tokens)
         for name in ("tokens", "mask", "hashes", "response_bytes", "locations"):
             self._append(name, getattr(batch, name))
+        self._append("weights", np.ones(len(ends)) if batch.weights is None else batch.weights)
         self._counts["cut"] += cut
         self._counts["over_long_kept"] += over_long_kept
         self._counts["response_tokens"] += int(response_tokens.sum())
 
     def reject(self, source: int, number: int, reason: str) -> None:
         """Count a bad record of input ``source`` at line or row ``number``."""
-        kind = reason if reason in self._bad or len(self._bad) < _REASONS else "other reasons"
-        self._bad[kind] = self._bad.get(kind, 0) + 1
+        reason = printable(reason)
+        _add(self._bad, reason)
         if len(self._examples) < _EXAMPLES:
             self._examples.append((source, number, reason))
+
+    def account(self, kind: str, name: str, count: int = 1) -> None:
+        """Count under ``left_out``, ``shapes``, ``unused_fields`` or ``missing_columns``."""
+        _add(self._account[kind], printable(name), count)
 
     def finish(self) -> Path:
         """Complete the store, move it to its place and return that."""
@@ -130,10 +145,11 @@ class TokenStoreWriter:
         self._close()
         kept = self._rows["hashes"]
         meta = self._meta | {
-            "read": kept + sum(self._bad.values()),
+            "read": kept + sum(self._bad.values()) + sum(self._account["left_out"].values()),
             "kept": kept,
             "bad": self._bad,
             "bad_examples": self._examples,
+            **self._account,
             "tokens": self._rows["tokens"],
             **self._counts,
         }
@@ -183,6 +199,16 @@ class TokenStoreWriter:
             file.close()
 
 
+def printable(text: str) -> str:
+    """Text that any file can hold: half characters (lone surrogates) are written as their code."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _add(counts: dict[str, int], name: str, count: int = 1) -> None:
+    name = name if name in counts or len(counts) < _REASONS else "others"
+    counts[name] = counts.get(name, 0) + count
+
+
 class TokenStore:
     """A finished store, opened read-only. Pickles as its path: each process maps the files itself,
     its machine fetches them once.
@@ -216,6 +242,11 @@ class TokenStore:
         """
         offsets = self.offsets
         return self._mask[offsets[index] : offsets[index + 1]]
+
+    @cached_property
+    def inputs(self) -> NDArray[np.int64]:
+        """Which input each record was read from, int64[n]."""
+        return self._locations[:, 0]
 
     def location(self, index: int) -> str:
         """``file:line`` or ``file#row`` of record ``index``, the file as it was named when the
@@ -256,6 +287,11 @@ class TokenStore:
     def response_bytes(self) -> NDArray[np.int64]:
         """UTF-8 bytes of each record's answers, int64[n]."""
         return self._load("response_bytes")
+
+    @cached_property
+    def weights(self) -> NDArray[np.float32]:
+        """What the loss of each record counts, float32[n]."""
+        return self._load("weights")
 
     @cached_property
     def _tokens(self) -> NDArray[np.int32]:
@@ -316,6 +352,11 @@ class Records:
     def response_bytes(self) -> NDArray[np.int64]:
         """UTF-8 bytes of the answers per record, in view order."""
         return self.store.response_bytes[self.indices]
+
+    @cached_property
+    def weights(self) -> NDArray[np.float32]:
+        """What the loss of each record counts, in view order."""
+        return self.store.weights[self.indices]
 
     @cached_property
     def hashes(self) -> NDArray[np.uint64]:

@@ -21,8 +21,9 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from versatune_ray.domains.records import BadRecord, chosen, to_conversation
-from versatune_ray.domains.sources import expand, read_records
+from versatune_ray.domains.readers import read_records
+from versatune_ray.domains.records import BadRecord, chosen, to_example
+from versatune_ray.domains.spec import expand
 from versatune_ray.errors import UserError
 from versatune_ray.evaluation.questions import is_match
 from versatune_ray.evaluation.sandbox import passes
@@ -303,7 +304,7 @@ def _row(record: Mapping[str, Any], choices: str) -> Row:
                 f"no {error.args[0]}; a code record has prompt, test and entry_point, or text and "
                 f"test_list"
             ) from None
-    turns = to_conversation(fields)
+    turns = to_example(fields).messages
     if [turn["role"] for turn in turns] != ["user", "assistant"]:
         raise BadRecord("expected one question and one answer, no further turns")
     return {"question": turns[0]["content"], "answer": turns[1]["content"].strip()}

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.dataset
 
 from versatune_ray.domains.chat import encode_prompt, load_tokenizer
-from versatune_ray.domains.records import Question, read_questions
+from versatune_ray.domains.records import Question, Rules, read_questions
 from versatune_ray.runs.cache import cached
 from versatune_ray.runs.parts import finished_ids, write_parts
 from versatune_ray.runs.storage import remove
@@ -26,7 +26,12 @@ Row = dict[str, Any]
 def load_questions(config: Config) -> dict[str, list[Question]]:
     """Questions of every domain that has some."""
     return {
-        name: read_questions(domain.questions, config.evaluation.limit, f"domains.{name}.questions")
+        name: read_questions(
+            domain.questions,
+            config.evaluation.limit,
+            f"domains.{name}.questions",
+            Rules(domain.fields),
+        )
         for name, domain in config.domains.items()
         if domain.questions
     }
@@ -134,7 +139,7 @@ def exact_match(answers: Sequence[str], questions: Sequence[Question]) -> dict[s
     n = len(questions)
     p = (
         sum(
-            is_match(answer, question.answer)
+            any(is_match(answer, expected) for expected in question.answers)
             for answer, question in zip(answers, questions, strict=True)
         )
         / n

@@ -15,7 +15,7 @@ import numpy as np
 
 from versatune_ray.detection.prompt import TINY_JUDGE_PROMPT
 from versatune_ray.domains.labelled import text_hash
-from versatune_ray.domains.sources import read_texts
+from versatune_ray.domains.readers import read_texts
 from versatune_ray.errors import UserError
 from versatune_ray.microworld.world import MIXTURE, SPECS, World
 from versatune_ray.runs.cache import cached, have, key_of

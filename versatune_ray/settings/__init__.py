@@ -23,6 +23,7 @@ from versatune_ray.settings.common import (
     setting,
 )
 from versatune_ray.settings.detection import Detection, Engine, Generation, Http, Judge, Subject
+from versatune_ray.settings.domains import Data, Domain, Source
 from versatune_ray.settings.evaluation import Benchmark, Evaluation
 from versatune_ray.settings.location import root
 from versatune_ray.settings.mixture import Mixture
@@ -55,6 +56,7 @@ __all__ = [
     "Replay",
     "Section",
     "Shares",
+    "Source",
     "Stage",
     "Study",
     "Subject",
@@ -127,68 +129,6 @@ class Microworld(Section):
 
     facts: int = setting(100, "facts per domain", ge=4)
     seed: int = setting(0, "seed of the world; another seed is another world")
-
-
-class Domain(Section):
-    train: Paths = setting(
-        list, "training records: files, folders, URIs or Hugging Face dataset ids"
-    )
-    validation: Paths = setting(list, "held-out records; none: a stable hash split of `train`")
-    questions: Paths = setting(
-        list, "question/answer records for exact match before and after; none: loss only"
-    )
-    labelled: Paths = setting(
-        list,
-        "texts (a `text` field, or .txt) that the judge is measured on; none: the held-out records",
-    )
-    description: str = setting("", "what belongs to the domain, in words, for the judge's prompt")
-
-
-class Data(Section):
-    max_length: int = setting(2048, "longest record, prompt and answers together", "tokens", ge=8)
-    too_long: Literal["cut", "keep", "refuse"] = setting(
-        "cut",
-        "records longer than max_length: cut at it, keep whole, or refuse as bad; counted in each "
-        "case",
-    )
-    max_bad_fraction: float = setting(
-        0.0, "tolerated fraction of bad records per domain; above it the job stops", ge=0, le=1
-    )
-    validation_fraction: float = setting(
-        0.05, "records held out by hash where no validation is given", gt=0, lt=1
-    )
-    max_validation: int = setting(512, "held-out records measured per domain", "records", ge=1)
-    max_train: int | dict[str, int] | None = setting(
-        None,
-        "training records used per domain, chosen by hash: one number for all, or one per domain "
-        "name; none: all",
-        "records",
-    )
-    chat_template: str | None = setting(
-        None, "file with a Jinja chat template; none: the tokenizer's, else a plain one"
-    )
-
-    @field_validator("max_train")
-    @classmethod
-    def _some(cls, value: int | dict[str, int] | None) -> int | dict[str, int] | None:
-        values = (
-            value.values() if isinstance(value, dict) else [value or 0] if value is not None else []
-        )
-        if min(values, default=1) < 1:
-            raise ValueError(f"at least one record is needed; found {value}")
-        return value
-
-    def most_train(self, name: str) -> int | None:
-        """The cap on the training records of domain ``name``, if there is one."""
-        return self.max_train.get(name) if isinstance(self.max_train, dict) else self.max_train
-
-    def split(self, name: str) -> dict[str, Any]:
-        """What decides which records of domain ``name`` train and which measure, beside the records
-        themselves: part of a cache's key.
-        """
-        return self.model_dump(include={"validation_fraction", "max_validation"}) | {
-            "max_train": self.most_train(name)
-        }
 
 
 class Reference(Section):

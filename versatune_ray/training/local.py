@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from versatune_ray.domains import load_domains
 from versatune_ray.domains.chat import load_tokenizer, tokenizer_fingerprint
-from versatune_ray.domains.tokenize import build_stores
+from versatune_ray.domains.tokenizing import build_stores
 from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import write_json
 from versatune_ray.runs.folder import RunFolder

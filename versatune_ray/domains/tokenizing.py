@@ -8,9 +8,11 @@ token stores are written by the driver alone.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
@@ -22,9 +24,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from versatune_ray.domains import chat, records, sources
+from versatune_ray.domains import chat, records
+from versatune_ray.domains.fingerprint import fingerprint
+from versatune_ray.domains.readers import read_records, remarks
+from versatune_ray.domains.spec import Input, expand
 from versatune_ray.domains.split import DomainPaths
-from versatune_ray.domains.store import STORE_FORMAT, Batch, TokenStore, TokenStoreWriter
+from versatune_ray.domains.store import (
+    STORE_FORMAT,
+    Batch,
+    TokenStore,
+    TokenStoreWriter,
+    printable,
+)
 from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import have, held, key_of
 from versatune_ray.settings import Config, Domain
@@ -35,6 +46,7 @@ if TYPE_CHECKING:
 # one encoding task's work: a second or two, so that a single large file keeps every CPU busy
 _BLOCK_BYTES = 2 << 20
 _READ_ROWS = 256
+_EMPTY = {"example": "", "account": "", "problem": "", "fatal": False, "left_out": False}
 _A_LOOK = 32 << 20  # bytes of records that are read for a look at what a run would do
 
 
@@ -51,10 +63,14 @@ class _Encoding:
 
 @dataclass(frozen=True)
 class _Job:
-    """One list of sources and the store it becomes."""
+    """One list of sources, how their records are read, and the store it becomes. sizes: inputs of
+    each source.
+    """
 
     key: str
-    inputs: list[sources.Input]
+    inputs: list[Input]
+    sizes: list[int]
+    rules: records.Rules
     folder: Path
 
 
@@ -99,16 +115,20 @@ def build_stores(
         "too_long": data.too_long,
     }
 
-    def job(key: str, specs: Sequence[str]) -> _Job:
-        inputs = [source for spec in specs for source in sources.expand(spec, key)]
-        parts = variant | {"content": sources.fingerprint(inputs)}
-        return _Job(key, inputs, (cache / "tokens" / key_of(parts)).absolute())
+    def job(name: str, domain: Domain, side: str) -> _Job:
+        key = f"domains.{name}.{side}"
+        groups = [expand(spec, key) for spec in domain.specs(side)]
+        inputs = [source for group in groups for source in group]
+        rules = records.Rules(domain.fields, domain.allowed, data.preference)
+        parts = variant | {"content": fingerprint(inputs), "rules": asdict(rules)}
+        folder = (cache / "tokens" / key_of(parts)).absolute()
+        return _Job(key, inputs, [len(group) for group in groups], rules, folder)
 
     jobs = {
-        (name, side): job(f"domains.{name}.{side}", specs)
+        (name, side): job(name, domain, side)
         for name, domain in domains.items()
-        for side, specs in (("train", domain.train), ("validation", domain.validation))
-        if specs
+        for side in ("train", "validation")
+        if domain.specs(side)
     }
     _build_missing({one.folder: one for one in jobs.values()}, encoding, distributed)
     for one in jobs.values():
@@ -117,14 +137,22 @@ def build_stores(
         name: DomainPaths(
             jobs[name, "train"].folder,
             jobs[name, "validation"].folder if (name, "validation") in jobs else None,
+            None
+            if domain.weights is None
+            else tuple(zip(domain.weights, jobs[name, "train"].sizes, strict=True)),
         )
-        for name in domains
+        for name, domain in domains.items()
     }
 
 
 def small_enough_for_a_look(domains: Mapping[str, Domain]) -> bool:
     """Whether all records lie in files of this machine that are tokenised in seconds."""
-    specs = [spec for domain in domains.values() for spec in (*domain.train, *domain.validation)]
+    specs = [
+        spec
+        for domain in domains.values()
+        for side in ("train", "validation")
+        for spec in domain.specs(side)
+    ]
     files = [Path(spec).expanduser() for spec in specs]
     return (
         all(file.is_file() for file in files)
@@ -147,8 +175,16 @@ def _build(jobs: Sequence[_Job], encoding: _Encoding, distributed: bool) -> None
     """Run the pipeline over all ``jobs`` and write each store as soon as its last record is
     there.
     """
+    for job in jobs:
+        for remark in remarks(job.inputs):
+            print(f"[data] {remark} ({job.key})", flush=True)
     items = [
-        {"store": store, "input": number, "source": json.dumps(asdict(source))}
+        {
+            "store": store,
+            "input": number,
+            "source": json.dumps(asdict(source)),
+            "rules": json.dumps(asdict(job.rules)),
+        }
         for store, job in enumerate(jobs)
         for number, source in enumerate(job.inputs)
     ]
@@ -169,13 +205,16 @@ def _build(jobs: Sequence[_Job], encoding: _Encoding, distributed: bool) -> None
 @dataclass(frozen=True)
 class _Part:
     """Encoded records of one store. bad: (input, number, problem) of each that is none; fatal: why
-    its file cannot be read at all.
+    its file cannot be read at all; left_out: reasons; accounts: shape and unused fields of the good
+    ones, as JSON.
     """
 
     store: int
     fatal: str | None
     bad: list[tuple[int, int, str]]
+    left_out: Mapping[str, int]
     good: Batch | None
+    accounts: Mapping[str, int]
     too_long: int
 
 
@@ -215,9 +254,11 @@ def _alone(items: list[dict[str, Any]], encoding: _Encoding) -> Generator[_Part]
                 bad=[
                     (row["input"], row["number"], row["problem"])
                     for row in encoded
-                    if row["problem"]
+                    if row["problem"] and not row["left_out"]
                 ],
+                left_out=Counter(row["problem"] for row in encoded if row["left_out"]),
                 good=_batch(good) if good else None,
+                accounts=Counter(row["account"] for row in good),
                 too_long=sum(row["too_long"] for row in good),
             )
 
@@ -230,6 +271,7 @@ def _batch(rows: list[dict[str, Any]]) -> Batch:
         hashes=np.array([row["hash"] for row in rows], np.uint64),
         response_bytes=np.array([row["response_bytes"] for row in rows], np.int64),
         locations=np.array([(row["input"], row["number"]) for row in rows], np.int64),
+        weights=np.array([row["weight"] for row in rows], np.float32),
     )
 
 
@@ -242,6 +284,18 @@ def _write(writer: TokenStoreWriter, part: _Part, job: _Job, encoding: _Encoding
         raise UserError(f"{part.fatal} ({job.key})")
     for bad in part.bad:
         writer.reject(*bad)
+    for reason, count in part.left_out.items():
+        writer.account("left_out", reason, count)
+    for account, count in part.accounts.items():
+        if account:  # rows of a text behind its first have none
+            shape, unused, missing = json.loads(account)
+            for kind, names in (
+                ("shapes", [shape]),
+                ("unused_fields", unused),
+                ("missing_columns", missing),
+            ):
+                for name in names:
+                    writer.account(kind, name, count)
     if part.good is not None:
         cut = encoding.too_long == "cut"
         writer.append(
@@ -262,7 +316,9 @@ def _part_of(store: int, table: pa.Table) -> _Part:
     import pyarrow.compute as pc
 
     fatal = table.filter(table["fatal"])
-    bad = table.filter(pc.not_equal(table["problem"], "")).select(["input", "number", "problem"])
+    left_out = table.filter(table["left_out"])
+    bad = table.filter(pc.and_not(pc.not_equal(table["problem"], ""), table["left_out"]))
+    bad = bad.select(["input", "number", "problem"])
     rejected = [(row["input"], row["number"], row["problem"]) for row in bad.to_pylist()]
     good = table.filter(pc.equal(table["problem"], "")).combine_chunks()
     batch = None
@@ -275,14 +331,21 @@ def _part_of(store: int, table: pa.Table) -> _Part:
             hashes=good["hash"].to_numpy(),
             response_bytes=good["response_bytes"].to_numpy(),
             locations=np.stack([good["input"].to_numpy(), good["number"].to_numpy()], axis=1),
+            weights=good["weight"].to_numpy(),
         )
     return _Part(
         store,
         fatal["problem"][0].as_py() if fatal.num_rows else None,
         rejected,
+        _counted(left_out["problem"]),
         batch,
+        _counted(good["account"]),
         int(pc.sum(good["too_long"]).as_py() or 0),
     )
+
+
+def _counted(column: Any) -> dict[str, int]:
+    return {row["values"]: row["counts"] for row in column.value_counts().to_pylist()}
 
 
 def _schemas() -> tuple[pa.Schema, pa.Schema]:
@@ -295,6 +358,8 @@ def _schemas() -> tuple[pa.Schema, pa.Schema]:
         ("number", pa.int64()),
         ("problem", pa.string()),
         ("fatal", pa.bool_()),
+        ("left_out", pa.bool_()),
+        ("account", pa.string()),
     ]
     encoded = [
         ("tokens", pa.list_(pa.int32())),
@@ -302,12 +367,13 @@ def _schemas() -> tuple[pa.Schema, pa.Schema]:
         ("hash", pa.uint64()),
         ("response_bytes", pa.int64()),
         ("too_long", pa.bool_()),
+        ("weight", pa.float32()),
     ]
-    return pa.schema([*where, ("conversation", pa.string())]), pa.schema([*where, *encoded])
+    return pa.schema([*where, ("example", pa.string())]), pa.schema([*where, *encoded])
 
 
 def _read_tables(items: pa.Table) -> Iterator[pa.Table]:
-    """UDF: inputs → rows with a conversation or a problem."""
+    """UDF: inputs → rows with an example or a problem."""
     schema, _ = _schemas()
     for item in items.to_pylist():
         for rows in _read(item):
@@ -315,65 +381,119 @@ def _read_tables(items: pa.Table) -> Iterator[pa.Table]:
 
 
 def _encode_table(table: pa.Table, encoding: _Encoding) -> pa.Table:
-    """UDF: rows with a conversation → rows with tokens, or a problem."""
+    """UDF: rows with an example → rows with tokens, or a problem."""
     return type(table).from_pylist(_encode(table.to_pylist(), encoding), _schemas()[1])
 
 
 def _read(item: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
-    """Rows with a conversation or a problem, ``_READ_ROWS`` at a time."""
+    """Rows with an example or a problem, ``_READ_ROWS`` at a time."""
     rows: list[dict[str, Any]] = []
-    for row in _read_input(sources.Input(**json.loads(item["source"]))):
-        rows.append(
-            {
-                "store": item["store"],
-                "input": item["input"],
-                "conversation": "",
-                "problem": "",
-                "fatal": False,
-            }
-            | row
-        )
+    rules = records.Rules(**json.loads(item["rules"]))
+    for row in _read_input(Input(**json.loads(item["source"])), rules):
+        rows.append({"store": item["store"], "input": item["input"]} | _EMPTY | row)
         if len(rows) == _READ_ROWS:
             yield rows
             rows = []
     yield rows
 
 
-def _read_input(source: sources.Input) -> Iterator[dict[str, Any]]:
+def _read_input(source: Input, rules: records.Rules) -> Iterator[dict[str, Any]]:
     try:
-        for item in sources.read_records(source):
-            problem, conversation = item.problem, ""
-            if item.record is not None:
+        for item in read_records(source):
+            row: dict[str, Any] = {"number": item.number}
+            if item.record is None:
+                row["problem"] = item.problem
+            else:
                 try:
-                    conversation = json.dumps(records.to_conversation(item.record))
+                    read = records.interpret(item.record, rules)
+                    row["example"] = _packed(read.example)
+                    row["account"] = json.dumps([read.shape, read.unused, read.missing])
                 except records.BadRecord as error:
-                    problem = str(error)
-            yield {"number": item.number, "conversation": conversation, "problem": problem or ""}
+                    row["problem"] = printable(str(error))
+                    row["left_out"] = isinstance(error, records.LeftOut)
+            yield row
     # as a row: an exception would reach the driver wrapped in Ray's traceback
     except UserError as error:
-        yield {"number": 0, "problem": str(error), "fatal": True}
+        yield {"number": 0, "problem": printable(str(error)), "fatal": True}
+
+
+def _packed(example: records.Example) -> str:
+    return json.dumps(
+        [example.messages, example.trains, example.tools, example.weight, example.text]
+    )
+
+
+def _unpacked(packed: str) -> records.Example:
+    messages, trains, tools, weight, text = json.loads(packed)
+    return records.Example(tuple(messages), tuple(trains), tools, weight, text)
 
 
 def _encode(rows: Sequence[dict[str, Any]], encoding: _Encoding) -> list[dict[str, Any]]:
-    """Rows with a conversation → rows with tokens, or a problem."""
+    """Rows with an example → rows with tokens, or a problem; a text may become several."""
     tokenizer = _tokenizer(encoding)
     empty = {"tokens": [], "mask": [], "hash": 0, "response_bytes": 0, "too_long": False}
     encoded_rows = []
-    for row in ({**row, **empty} for row in rows):
-        conversation = row.pop("conversation")
-        encoded_rows.append(row)
+    for row in ({**row, **empty, "weight": 1.0} for row in rows):
+        packed = row.pop("example")
         if row["problem"]:
+            encoded_rows.append(row)
             continue
         try:
-            turns = json.loads(conversation)
-            encoded, too_long = _fit(tokenizer, chat.encode(tokenizer, turns), encoding)
+            example = _unpacked(packed)
+            encoded = chat.encode(tokenizer, example)
+            if example.text is not None and encoding.too_long == "cut":
+                fitted, too_long = _pieces(tokenizer, encoded, encoding.max_length), False
+            else:
+                one, too_long = _fit(tokenizer, encoded, encoding)
+                fitted = [one]
         except records.BadRecord as error:
-            row["problem"] = str(error)
+            encoded_rows.append({**row, "problem": printable(str(error))})
             continue
-        row["tokens"], row["response_bytes"] = encoded.tokens, encoded.response_bytes
-        row["mask"] = np.array(encoded.loss_mask, np.uint8)
-        row["hash"], row["too_long"] = records.content_hash(turns), too_long
+        for number, piece in enumerate(fitted):
+            hashed = records.content_hash(example) if len(fitted) == 1 else _hash(piece.tokens)
+            encoded_rows.append(
+                row
+                | {
+                    "tokens": piece.tokens,
+                    "mask": np.array(piece.loss_mask, np.uint8),
+                    "response_bytes": piece.response_bytes,
+                    "hash": hashed,
+                    "too_long": too_long,
+                    "weight": example.weight,
+                    "account": "" if number else row["account"],
+                }
+            )
     return encoded_rows
+
+
+def _pieces(tokenizer: Any, encoded: chat.Encoded, limit: int) -> list[chat.Encoded]:
+    """A text in rows of at most ``limit`` tokens that are records of their own. Each begins with
+    the last token of the one before, as context, so that every token is learned once; the first of
+    all cannot be.
+    """
+    tokens, mask = encoded.tokens, [False, *encoded.loss_mask[1:]]
+    if len(tokens) <= 1:
+        raise records.BadRecord("the text has no token to learn")
+    if len(tokens) <= limit:
+        return [chat.Encoded(tokens, mask, encoded.response_bytes)]
+    pieces, left = [], encoded.response_bytes
+    for start in range(0, len(tokens) - 1, limit - 1):
+        piece, learned = tokens[start : start + limit], mask[start : start + limit]
+        own = tokenizer.decode(
+            piece[1:] if start else piece,
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+        last = start + limit >= len(tokens)
+        size = left if last else min(left, len(own.removesuffix("\ufffd").encode()))
+        pieces.append(chat.Encoded(piece, [False, *learned[1:]], size))
+        left -= size
+    return pieces
+
+
+def _hash(tokens: Sequence[int]) -> int:
+    digest = hashlib.blake2b(np.asarray(tokens, np.int32).tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
 
 
 def _fit(tokenizer: Any, encoded: chat.Encoded, encoding: _Encoding) -> tuple[chat.Encoded, bool]:
@@ -400,11 +520,17 @@ def _tokenizer(encoding: _Encoding) -> Any:
 def _check(job: _Job, tolerated: float) -> None:
     """Hold a store against ``data.max_bad_fraction``, however long ago it was written."""
     store = TokenStore(job.folder)
-    read, bad = store.meta["read"], store.meta["read"] - store.meta["kept"]
+    read, bad = store.meta["read"], sum(store.meta["bad"].values())
+    names = ", ".join(source.label for source in job.inputs)
     if read == 0:
-        raise UserError(
-            f"{', '.join(source.label for source in job.inputs)}: no record in it ({job.key})"
-        )
+        raise UserError(f"{names}: no record in it ({job.key})")
+    if not bad and not len(store):
+        reasons = ", ".join(f"{n} × {reason}" for reason, n in store.meta["left_out"].items())
+        raise UserError(f"{names}: all {read} records are left out: {reasons} ({job.key})")
+    for column, n in store.meta["missing_columns"].items():
+        if n == sum(store.meta["shapes"].values()):
+            name = job.key.split(".")[1]
+            raise UserError(f"domains.{name}.fields: no record has a column {column!r} ({job.key})")
     if bad == 0 or (bad <= tolerated * read and len(store)):
         return
     examples = store.bad_examples(job.inputs)[:3]

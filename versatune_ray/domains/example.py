@@ -1,0 +1,75 @@
+"""What a record becomes: turns of a conversation of which some are learned, or a plain text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class Message(TypedDict, total=False):
+    """One turn, as chat templates take it. ``content`` is "" where an assistant only calls a
+    tool.
+    """
+
+    role: Role
+    content: str
+    tool_calls: list[dict[str, Any]]
+    reasoning_content: str
+    name: str
+    tool_call_id: str
+
+
+class BadRecord(Exception):
+    """This record cannot be trained on; the message says why and is counted. It never ends a job by
+    itself.
+    """
+
+
+class LeftOut(BadRecord):
+    """The record itself says that it is not to be trained on: counted apart from the bad ones."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One record, ready for the chat template.
+
+    messages: empty for raw text. trains: one per message, true for assistant turns that carry loss.
+    tools: what the template is told of tools, as JSON schemas. weight: what the record's loss
+    counts, ≥ 0. text: raw text, of which every token trains.
+    """
+
+    messages: tuple[Message, ...]
+    trains: tuple[bool, ...]
+    tools: list[dict[str, Any]] | None = None
+    weight: float = 1.0
+    text: str | None = None
+
+    @classmethod
+    def chat(cls, messages: Sequence[Message]) -> Example:
+        """A conversation of which every assistant turn is learned."""
+        return cls(tuple(messages), tuple(turn["role"] == "assistant" for turn in messages))
+
+
+def content_hash(example: Example) -> int:
+    """64-bit BLAKE2b over roles and stripped contents: equal for records that differ only in outer
+    white space or shape, or in which turns are learned.
+    """
+    if example.text is not None:
+        normal: list[Any] = [["text", example.text.strip()]]
+    else:
+        normal = [_content(turn) for turn in example.messages]
+    if example.tools:
+        normal.append(example.tools)
+    digest = hashlib.blake2b(json.dumps(normal).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
+def _content(turn: Message) -> list[Any]:
+    said = [turn["role"], turn["content"].strip()]
+    more = {name: value for name, value in turn.items() if name not in ("role", "content")}
+    return [*said, more] if more else said
