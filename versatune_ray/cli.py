@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -35,6 +37,67 @@ def main(
     cannot do, before anything starts. Exit status: 0 done, 1 failed or done in part, 2 wrong input
     (one line says what and how to mend it), 130 interrupted, 143 ended.
     """
+    parser = _parser(description)
+    if plan_of is not None:
+        parser.add_argument(
+            "--plan",
+            action="store_true",
+            help="print what would be done and what it needs, and stop",
+        )
+    arguments = parser.parse_intermixed_args()
+    with _told(arguments.debug):
+        config = _load(arguments)
+        # a wrong target, start or floor is told before anything is spent
+        semantics.check(config, semantics.domain_names(config))
+        if check is not None:
+            check(config)
+        if plan_of is not None and arguments.plan:
+            print(plan_of(config))
+            sys.exit(0)
+        with RunFolder(config) as folder:
+            if needs_ray:
+                connect(verbose=arguments.debug)
+                # Ray's own may end the process before its temporary folder is gone
+                signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+            with Display() if needs_ray else nullcontext():
+                made = job(Run(folder))
+        print(f"\n{shown(made)}", flush=True)
+    sys.exit(0)
+
+
+def preview(description: str) -> NoReturn:
+    """Print what would train; exit statuses as ``main``'s."""
+    from versatune_ray.domains.preview import preview as look
+    from versatune_ray.domains.preview import screen
+
+    parser = _parser(description)
+    parser.add_argument("--records", type=int, default=3, metavar="N", help="examples per domain")
+    parser.add_argument(
+        "--all", action="store_true", help="read every record, not the first 1,000 of each file"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole account to FILE")
+    arguments = parser.parse_intermixed_args()
+    with _told(arguments.debug):
+        if arguments.records < 0:
+            raise UserError(f"--records: {arguments.records} is below 0")
+        found, warnings = look(_load(arguments), arguments.records, everything=arguments.all)
+        colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        print(screen(found, warnings, colour=colour), flush=True)
+        if arguments.json is not None:
+            domains = {name: one.as_json() for name, one in found.items()}
+            content = {"domains": domains, "warnings": warnings}
+            try:
+                arguments.json.write_text(
+                    json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n",
+                    encoding="utf-8",
+                )
+            except OSError as error:
+                raise UserError(f"--json: {arguments.json}: {error.strerror}") from None
+    sys.exit(0)
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    """What every job understands."""
     parser = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -56,44 +119,32 @@ def main(
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved configuration and stop"
     )
-    if plan_of is not None:
-        parser.add_argument(
-            "--plan",
-            action="store_true",
-            help="print what would be done and what it needs, and stop",
-        )
     parser.add_argument(
         "--debug", action="store_true", help="full tracebacks and all logs of the workers"
     )
-    arguments = parser.parse_intermixed_args()
-    try:
-        config = load(arguments.config or [QUICKSTART], arguments.overrides)
-        if arguments.print_config:
-            print(dump(config), end="")
-            sys.exit(0)
-        # a wrong target, start or floor is told before anything is spent
-        semantics.check(config, semantics.domain_names(config))
-        if check is not None:
-            check(config)
-        if plan_of is not None and arguments.plan:
-            print(plan_of(config))
-            sys.exit(0)
-        with RunFolder(config) as folder:
-            if needs_ray:
-                connect(verbose=arguments.debug)
-                # Ray's own may end the process before its temporary folder is gone
-                signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-            with Display() if needs_ray else nullcontext():
-                made = job(Run(folder))
-        print(f"\n{shown(made)}", flush=True)
+    return parser
+
+
+def _load(arguments: argparse.Namespace) -> Config:
+    config = load(arguments.config or [QUICKSTART], arguments.overrides)
+    if arguments.print_config:
+        print(dump(config), end="")
         sys.exit(0)
+    return config
+
+
+@contextmanager
+def _told(debug: bool) -> Iterator[None]:
+    """Whatever goes wrong becomes one line and an exit status."""
+    try:
+        yield
     except UserError as error:
-        _fail(error, arguments.debug, 2)
+        _fail(error, debug, 2)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        _fail(error, arguments.debug, 1)
+        _fail(error, debug, 1)
 
 
 def _fail(error: BaseException, debug: bool, status: int) -> NoReturn:

@@ -44,6 +44,11 @@ class Samples:
     def response_tokens(self) -> NDArray[np.int64]:
         return self._column("response_tokens")
 
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """What each counts in the loss, 1 unless its record says otherwise."""
+        return self._column("weights", np.float64)
+
     def counted(self, unit: str) -> NDArray[np.int64]:
         """What the loss of each is divided by: response tokens, or bytes of the answers."""
         return self._column("response_tokens" if unit == "nats/token" else "response_bytes")
@@ -54,8 +59,8 @@ class Samples:
             for domain, index in zip(self.domain, self.index, strict=True)
         ]
 
-    def _column(self, name: str) -> NDArray[np.int64]:
-        found = np.empty(len(self), np.int64)
+    def _column(self, name: str, kind: Any = np.int64) -> NDArray[Any]:
+        found = np.empty(len(self), kind)
         for domain in np.unique(self.domain):
             of_domain = self.domain == domain
             found[of_domain] = getattr(self.records[domain], name)[self.index[of_domain]]
@@ -109,7 +114,7 @@ class Layout:
         self, samples: Samples, weights: NDArray[np.float64] | None, capacity: int
     ) -> list[MicroBatch]:
         """This rank's part of ``samples``; ``weights``: of a response token of each domain [k],
-        where a gradient is asked for.
+        where a gradient is asked for. A record's own weight multiplies it.
         """
         lengths = samples.lengths
         costs = attention_cost(lengths, self.parameters, self.width)
@@ -144,9 +149,9 @@ class Layout:
         )
         inputs = {"tokens": grid, "kept": np.concatenate(kept), "targets": np.concatenate(targets)}
         if weights is not None:
-            inputs["weights"] = (weights[domain] if len(samples) else np.zeros(len(domain))).astype(
-                np.float32
-            )
+            counted = [len(places) for places in kept]
+            each = samples.weights if len(samples) else np.zeros(1)
+            inputs["weights"] = (weights[domain] * np.repeat(each, counted)).astype(np.float32)
         more: dict[str, Any] = {}
         if packed:  # what fills the row up is one segment more
             segments = (

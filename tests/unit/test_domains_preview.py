@@ -1,0 +1,98 @@
+"""What ``jobs/preview.py`` shows is what would train."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from versatune_ray import cli
+from versatune_ray.domains.preview import preview, screen
+from versatune_ray.errors import UserError
+from versatune_ray.settings import Config
+from versatune_ray.settings.loading import load
+
+
+@pytest.fixture
+def config(tiny_model: Path, tmp_path: Path) -> Config:
+    law = [
+        {"question": "w3 w4", "answer": "w5 w6", "source": "web"},
+        {"question": "w3 w4", "answer": "w5 w6", "source": "book"},
+        {"question": "w7", "answer": ""},
+        {"messages": [{"role": "user", "content": "w8"}, {"role": "assistant", "content": "w9"}]},
+    ]
+    lines = [json.dumps(record) for record in law]
+    (tmp_path / "law.jsonl").write_text("\n".join([*lines, '{"torn']) + "\n")
+    code = {"prompt": "w3 " * 30, "completion": "w4 \x1b[31m"}
+    (tmp_path / "code.jsonl").write_text(json.dumps(code) + "\n")
+    (tmp_path / "chat.jinja").write_text(
+        "{% for m in messages %}{{ 'w10 ' if m.role == 'user' else 'w11 ' }}{{ m.content }}"
+        "{{ ' </s> ' if m.role == 'assistant' else ' ' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'w11 ' }}{% endif %}"
+    )
+    given = [f"domains.{name}={tmp_path / name}.jsonl" for name in ("law", "code")]
+    template = f"data.chat_template={tmp_path / 'chat.jinja'}"
+    return load([], [f"model.path={tiny_model}", "data.max_length=35", template, *given])
+
+
+def test_counts_examples_and_warnings_are_those_of_the_files(config: Config) -> None:
+    found, warnings = preview(config, 9)
+    law, code = found["law"].as_json(), found["code"].as_json()
+    assert (law["read"], law["whole"], law["bad_count"], law["duplicates"]) == (5, True, 2, 1)
+    assert list(law["shapes"].values()) == [2, 1] and law["unused_fields"] == {"source": 2}
+    assert [bad["location"].rpartition(":")[2] for bad in law["bad"]] == ["3", "5"]
+    first = law["samples"][0]
+    # <s> w10 w3 w4 w11 w5 w6 </s>, of which the last three carry loss
+    assert (first["tokens"], first["trained_tokens"]) == (8, 3)
+    assert first["trained"] == ["w5 w6 </s>"] and first["location"].endswith("law.jsonl:1")
+    assert first["turns"] == [
+        {"role": "user", "content": "w3 w4"},
+        {"role": "assistant", "content": "w5 w6"},
+    ]
+    # <s> w10, thirty words, w11, w4 and an unknown word, </s>
+    assert (code["cut"], code["tokens"]["most"]) == (1, 36)
+    text = "\n".join(warnings)
+    assert "2 of 5 records are bad" in text and "'source' of 2 records is not read" in text
+    assert "domains.code: 1 records are cut" in text
+
+
+def test_a_look_reads_the_beginning_of_a_file_and_says_so(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("versatune_ray.domains.preview._LOOK", 2)
+    found, warnings = preview(config, 1)
+    assert (found["law"].read, found["law"].whole, len(found["law"].samples)) == (2, False, 1)
+    assert "--all reads them" in screen(found, warnings, colour=False)
+    assert preview(config, 1, everything=True)[0]["law"].read == 5
+
+
+def test_the_screen_marks_what_trains_and_lets_no_control_character_through(
+    config: Config,
+) -> None:
+    found, warnings = preview(config, 9)
+    text = screen(found, warnings, colour=False)
+    assert "⟦w5 w6 </s>⟧" in text and "\x1b" not in text
+    assert "\x1b[32mw5 w6 </s>\x1b[0m" in screen(found, warnings, colour=True)
+
+
+def test_the_job_writes_the_account_and_ends_with_its_status(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(cli, "load", lambda *_: config)
+    for arguments, status in ((["--json", f"{tmp_path}/x.json"], 0), (["--records", "-1"], 2)):
+        monkeypatch.setattr("sys.argv", ["preview.py", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.preview("")
+        assert ended.value.code == status
+    assert "--records: -1 is below 0" in capsys.readouterr().err
+    written = json.loads((tmp_path / "x.json").read_text())
+    assert set(written) == {"domains", "warnings"} and list(written["domains"]) == ["law", "code"]
+
+
+def test_without_domains_or_a_model_there_is_nothing_to_see(config: Config) -> None:
+    with pytest.raises(UserError, match=r"^domains: none given"):
+        preview(config.model_copy(update={"domains": {}}))
+    bare = config.model_copy(update={"model": config.model.model_copy(update={"path": None})})
+    with pytest.raises(UserError, match=r"^model\.path: none given"):
+        preview(bare)
