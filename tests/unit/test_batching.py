@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from conftest import write_store
 
+from versatune_ray.domains import Records, TokenStore
+from versatune_ray.training.batches import Layout, Samples
 from versatune_ray.training.batching import (
     attention_cost,
     micro_batches,
@@ -83,3 +88,16 @@ def test_ranks_get_about_the_same_work() -> None:
 def test_attention_costs_what_the_formula_says() -> None:
     # 100 tokens at 1,000 parameters and width 20: 100 · (1 + 100 · 20 / 1000) = 300.
     np.testing.assert_allclose(attention_cost(np.array([100, 1]), 1000, 20), [300, 1.02])
+
+
+def test_a_records_weight_multiplies_that_of_its_tokens(tmp_path: Path) -> None:
+    folder = write_store(tmp_path / "law", [([3, 4, 5], 1), ([6, 7, 8, 9], 2), ([3, 5], 1)])
+    np.save(folder / "weights.npy", np.array([1, 0.5, 3], np.float32))
+    store = TokenStore(folder)
+    samples = Samples(
+        [Records(store, np.arange(3))], np.zeros(3, np.int64), np.array([0, 1, 2], np.int64)
+    )
+    layout = Layout("sdpa", 1000, 8, 1, 0, equal=False, pinned=False)
+    found = layout.collate(samples, np.array([0.25])).inputs["weights"]
+    # two, two and one tokens carry loss
+    assert found.tolist() == [0.25, 0.25, 0.125, 0.125, 0.75]
