@@ -196,13 +196,13 @@ def test_every_record_is_accounted_for(tmp_path: Path) -> None:
     data = split(domains, Data(validation_fraction=0.25, max_validation=2))
     assert data["law"].counts == {
         "read": 8, "bad": 2, "left_out": 0, "train": 1, "train_repeated": 0, "train_unused": 0,
-        "validation": 2,
+        "validation": 2, "near_duplicates_removed": 0,
         "duplicates_removed": 1, "validation_duplicates": 1,
         "validation_unused": 1, "cut": 0, "over_long_kept": 0,
     }  # fmt: skip
     assert data["code"].counts == {
         "read": 8, "bad": 1, "left_out": 0, "train": 2, "train_repeated": 0, "train_unused": 0,
-        "validation": 2,
+        "validation": 2, "near_duplicates_removed": 0,
         "duplicates_removed": 2, "validation_duplicates": 1,
         "validation_unused": 0, "cut": 0, "over_long_kept": 0,
     }  # fmt: skip
@@ -280,3 +280,52 @@ def test_workers_open_the_same_split_from_paths(tmp_path: Path) -> None:
         "law": (2, 1),
         "code": (2, 1),
     }
+
+
+def test_records_that_ask_the_same_are_on_one_side(tmp_path: Path) -> None:
+    low, high = 1, 2 * QUARTER
+    # eleven answers to one question are an instruction, two are duplicates
+    hashes = [low, high, low + 1, *(high + 1 + n for n in range(10)), low + 2, high + 50]
+    asked = [7, 7, *[8] * 11, 9, 10]
+    with TokenStoreWriter(tmp_path / "s", INPUTS) as writer:
+        rows = batch([[number, 7, 7] for number in range(len(hashes))], hashes)
+        writer.append(rows._replace(prompts=np.array(asked, np.uint64)))
+    found = split(
+        {"law": DomainStores(TokenStore(tmp_path / "s"), None)}, Data(validation_fraction=0.25)
+    )["law"]
+    held_out = set(found.validation.indices.tolist())
+    # of the two that ask 7 one decides; of those that ask 8 each decides for itself
+    assert held_out in ({0, 1, 2, 13}, {2, 13}) and adds_up(found.counts)
+    assert set(found.train.indices.tolist()) == set(range(15)) - held_out
+
+
+def test_what_is_measured_is_not_asked_in_training(tmp_path: Path) -> None:
+    def asking(folder: str, hashes: list[int], prompts: list[int]) -> TokenStore:
+        with TokenStoreWriter(tmp_path / folder, INPUTS) as writer:
+            rows = batch([[number, 7, 7] for number in range(len(hashes))], hashes)
+            writer.append(rows._replace(prompts=np.array(prompts, np.uint64)))
+        return TokenStore(tmp_path / folder)
+
+    train = asking("train", [1, 2, 3, 4], [10, 11, 12, 13])
+    domains = {"law": DomainStores(train, asking("validation", [5, 4], [11, 13]))}
+    found = split(domains, Data())["law"]
+    # 4 is a copy; 2 asks what 5 asks, and answers otherwise
+    assert found.train.hashes.tolist() == [1, 3] and adds_up(found.counts)
+    assert (found.counts["duplicates_removed"], found.counts["near_duplicates_removed"]) == (2, 1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_share_held_out_stays_what_was_asked_for_where_many_ask_the_same(
+    seed: int, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(seed)
+    hashes = random.integers(0, 2**63, 6000, dtype=np.uint64) * np.uint64(2)
+    with TokenStoreWriter(tmp_path / "s", INPUTS) as writer:
+        rows = batch([[1, 7, 7]] * 6000, hashes.tolist())
+        writer.append(rows._replace(prompts=random.integers(0, 1500, 6000).astype(np.uint64)))
+    found = split(
+        {"law": DomainStores(TokenStore(tmp_path / "s"), None)},
+        Data(validation_fraction=0.2, max_validation=6000),
+    )["law"]
+    # 1500 groups of about four: the share of records has a standard error of about 0.012
+    assert 0.2 - 0.05 < len(found.validation) / 6000 < 0.2 + 0.05

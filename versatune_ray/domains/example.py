@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
@@ -65,6 +66,21 @@ def content_hash(example: Example) -> int:
         normal = [_content(turn) for turn in example.messages]
     if example.tools:
         normal.append(example.tools)
+    digest = hashlib.blake2b(json.dumps(normal).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
+def prompt_key(example: Example) -> int:
+    """64-bit BLAKE2b of what stands before the first answer that is learned (of a raw text: all of
+    it), but for case, white space and the Unicode form: equal for records that ask the same.
+    """
+    if example.text is not None:
+        said = [example.text]
+    else:
+        first = example.trains.index(True) if True in example.trains else len(example.trains)
+        turns = example.messages[:first] or example.messages
+        said = [part for turn in turns for part in (turn["role"], turn["content"])]
+    normal = [" ".join(unicodedata.normalize("NFKC", part).casefold().split()) for part in said]
     digest = hashlib.blake2b(json.dumps(normal).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 

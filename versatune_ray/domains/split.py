@@ -2,7 +2,8 @@
 for.
 
 ``read = bad + left_out + (train − train_repeated) + train_unused + validation + duplicates_removed
-+ validation_duplicates + validation_unused`` holds for each domain.
++ validation_duplicates + validation_unused`` holds for each domain; ``near_duplicates_removed`` is
+a part of ``duplicates_removed``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from versatune_ray.errors import UserError
 from versatune_ray.settings import Data
 
 Indices = NDArray[np.int64]
+_GENERAL = 10  # records that ask the same and are still taken for duplicates
+_MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 class DomainPaths(NamedTuple):
@@ -71,12 +74,13 @@ def split(domains: Mapping[str, DomainStores], data: Data) -> dict[str, DomainDa
     """Decide for each record whether it trains, measures, or is left out.
 
     Where no validation is given, a record is held out iff its content hash / 2⁶⁴ <
-    ``data.validation_fraction``: independent of order, of other records and of any seed, with all
-    copies of a record on one side. (Where that leaves one side empty, the lowest hash is held out,
-    or the highest trains.) Held-out copies count once, and the ``data.max_validation`` lowest
-    hashes are measured. A training record whose content is held out in any domain is removed from
-    training, measured or not. Of the others, the ``data.max_train`` lowest hashes train. Where
-    sources have weights, each gives its part of as many samples (see ``_weighted``).
+    ``data.validation_fraction``: independent of order and of any seed. Copies of a record, and
+    records that ask the same (see ``_groups``), share a side: that of one of them. (Where that
+    leaves one side empty, the lowest hash is held out, or the highest trains.) Held-out copies
+    count once, and the ``data.max_validation`` lowest hashes are measured. A training record whose
+    content or question is held out in any domain is removed from training, measured or not. Of the
+    others, the ``data.max_train`` lowest hashes train. Where sources have weights, each gives its
+    part of as many samples (see ``_weighted``).
 
     Raises:
         UserError: a domain has too few distinct records for both sides.
@@ -88,15 +92,17 @@ def split(domains: Mapping[str, DomainStores], data: Data) -> dict[str, DomainDa
         name: _first_of_each(_validation_store(domains[name]), held_out)
         for name, (_, held_out) in parts.items()
     }
-    held_out_hashes = np.unique(
-        np.concatenate(
-            [_validation_store(domains[name]).hashes[rows] for name, rows in unique.items()]
-        )
+    there = {name: _validation_store(stores) for name, stores in domains.items()}
+    contents, prompts = (
+        np.unique(np.concatenate([getattr(there[name], of)[rows] for name, rows in unique.items()]))
+        for of in ("hashes", "prompts")
     )
     result = {}
     for name, stores in domains.items():
         train, held_out = parts[name]
-        kept = train[~np.isin(stores.train.hashes[train], held_out_hashes)]
+        copied = np.isin(stores.train.hashes[train], contents)
+        asked = ~_is_general(stores.train)[train] & np.isin(stores.train.prompts[train], prompts)
+        kept = train[~(copied | asked)]
         if not len(kept):
             raise UserError(
                 f"domain {name!r}: all {len(train)} training records are held out in this or "
@@ -109,7 +115,7 @@ def split(domains: Mapping[str, DomainStores], data: Data) -> dict[str, DomainDa
         else:
             used = kept if most is None else _lowest(stores.train, kept, most)
         distinct = len(used) if stores.sources is None else len(np.unique(used))
-        store = _validation_store(stores)
+        store = there[name]
         by_hash = unique[name][np.argsort(store.hashes[unique[name]])]
         measured = np.sort(by_hash[: data.max_validation])
         metas = [part.meta for part in (stores.train, stores.validation) if part is not None]
@@ -122,6 +128,7 @@ def split(domains: Mapping[str, DomainStores], data: Data) -> dict[str, DomainDa
             "train_unused": len(kept) - distinct,
             "validation": len(measured),
             "duplicates_removed": len(train) - len(kept),
+            "near_duplicates_removed": int((asked & ~copied).sum()),
             "validation_duplicates": len(held_out) - len(by_hash),
             "validation_unused": len(by_hash) - len(measured),
             "cut": sum(meta["cut"] for meta in metas),
@@ -145,8 +152,11 @@ def _parts(name: str, stores: DomainStores, fraction: float) -> tuple[Indices, I
                 f"{len(stores.validation)} held out"
             )
         return everything, np.arange(len(stores.validation), dtype=np.int64)
-    hashes = stores.train.hashes
+    hashes = _groups(stores.train)
     distinct = len(np.unique(hashes))
+    if distinct < 2:  # all ask the same: their answers differ
+        hashes = stores.train.hashes
+        distinct = len(np.unique(hashes))
     if distinct < 2:
         raise UserError(
             f"domain {name!r} has only {distinct} usable records that differ; it needs 2: one to "
@@ -205,6 +215,28 @@ def _account(metas: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
             counts.update(meta[kind])
         total[kind] = dict(counts)
     return total
+
+
+def _is_general(store: TokenStore) -> NDArray[np.bool_]:
+    """Whether more than ``_GENERAL`` records ask what a record asks: then it is an instruction, and
+    they are no duplicates; bool [n].
+    """
+    _, group, counts = np.unique(store.prompts, return_inverse=True, return_counts=True)
+    found: NDArray[np.bool_] = counts[group] > _GENERAL
+    return found
+
+
+def _groups(store: TokenStore) -> NDArray[np.uint64]:
+    """Content hashes [n] for the split; of records that ask the same, that of one of them."""
+    hashes = store.hashes
+    keys = np.where(_is_general(store), hashes, store.prompts)
+    with np.errstate(over="ignore"):
+        mixed = hashes * _MIX  # which of them it is does not depend on which side it is on
+    order = np.lexsort((mixed, keys))
+    _, first, group = np.unique(keys[order], return_index=True, return_inverse=True)
+    found = np.empty_like(hashes)
+    found[order] = hashes[order][first][group]
+    return found
 
 
 def _validation_store(stores: DomainStores) -> TokenStore:

@@ -7,6 +7,7 @@ worker.
 where a token carries loss |
 | ``offsets.npy`` | int64, n + 1: record i is ``[offsets[i], offsets[i + 1])`` |
 | ``hashes.npy`` | uint64, n: content hash, equal for duplicates |
+| ``prompts.npy`` | uint64, n: hash of what is asked, equal for records that ask the same |
 | ``response_tokens.npy``, ``response_bytes.npy`` | int64, n: tokens that carry loss, and UTF-8
 bytes of the answers they spell |
 | ``locations.npy`` | int64, n × 2: input (index into ``inputs`` of the meta file) and line or row |
@@ -44,6 +45,7 @@ _COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "mask": ("|b1", ()),
     "offsets": ("<i8", ()),
     "hashes": ("<u8", ()),
+    "prompts": ("<u8", ()),
     "response_tokens": ("<i8", ()),
     "response_bytes": ("<i8", ()),
     "weights": ("<f4", ()),
@@ -55,7 +57,8 @@ _REASONS = 100
 
 class Batch(NamedTuple):
     """Records to append: ``tokens`` and ``mask`` flat over the b records, the others one entry
-    (``locations``: a pair) each. ``weights``: none: 1.
+    (``locations``: a pair) each. ``weights``: none: 1;
+    ``prompts``: none: those of ``hashes``.
     """
 
     tokens: NDArray[np.int32]
@@ -65,6 +68,7 @@ class Batch(NamedTuple):
     response_bytes: NDArray[np.int64]
     locations: NDArray[np.int64]
     weights: NDArray[np.float32] | None = None
+    prompts: NDArray[np.uint64] | None = None
 
 
 class TokenStoreWriter:
@@ -123,6 +127,7 @@ class TokenStoreWriter:
         for name in ("tokens", "mask", "hashes", "response_bytes", "locations"):
             self._append(name, getattr(batch, name))
         self._append("weights", np.ones(len(ends)) if batch.weights is None else batch.weights)
+        self._append("prompts", batch.hashes if batch.prompts is None else batch.prompts)
         self._counts["cut"] += cut
         self._counts["over_long_kept"] += over_long_kept
         self._counts["response_tokens"] += int(response_tokens.sum())
@@ -287,6 +292,11 @@ class TokenStore:
     def response_bytes(self) -> NDArray[np.int64]:
         """UTF-8 bytes of each record's answers, int64[n]."""
         return self._load("response_bytes")
+
+    @cached_property
+    def prompts(self) -> NDArray[np.uint64]:
+        """What each record asks, as a hash, uint64[n]: see ``example.prompt_key``."""
+        return self._load("prompts")
 
     @cached_property
     def weights(self) -> NDArray[np.float32]:
