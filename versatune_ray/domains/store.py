@@ -239,7 +239,7 @@ class TokenStore:
     def tokens(self, index: int) -> NDArray[np.int32]:
         """Token ids of record ``index``, int32[L], a view of the mapped file."""
         offsets = self.offsets
-        return self._tokens[offsets[index] : offsets[index + 1]]
+        return self.flat_tokens[offsets[index] : offsets[index + 1]]
 
     def mask(self, index: int) -> NDArray[np.bool_]:
         """True where a token of record ``index`` carries loss, bool[L], a view of the mapped
@@ -304,7 +304,8 @@ class TokenStore:
         return self._load("weights")
 
     @cached_property
-    def _tokens(self) -> NDArray[np.int32]:
+    def flat_tokens(self) -> NDArray[np.int32]:
+        """The tokens of all records, one after another, int32."""
         return self._load("tokens")
 
     @cached_property

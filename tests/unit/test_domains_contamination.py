@@ -1,0 +1,78 @@
+"""Training records that hold what is asked later are found by their question and by their text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_store
+from transformers import AutoTokenizer
+
+from versatune_ray.domains import contamination
+from versatune_ray.domains.contamination import Asked, contaminated
+from versatune_ray.domains.example import Example, prompt_key
+from versatune_ray.domains.records import Question
+from versatune_ray.domains.store import TokenStore
+
+RUN = list(range(10, 23))  # thirteen tokens
+
+
+@pytest.fixture
+def asked(tiny_model: Path) -> Asked:
+    question = "w5 " + " ".join(f"w{token}" for token in RUN)
+    return Asked(
+        [Question(question, "w6"), Question("w30 w31", "w7")],
+        AutoTokenizer.from_pretrained(tiny_model),
+    )
+
+
+def store(folder: Path, rows: list[list[int]]) -> TokenStore:
+    return TokenStore(write_store(folder, [(row, 1) for row in rows]))
+
+
+@pytest.mark.parametrize("chunk", [1, 20, 1 << 22])
+def test_thirteen_tokens_in_a_row_are_a_copy_and_twelve_are_not(
+    asked: Asked, tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contamination, "_CHUNK", chunk)
+    rows = [
+        [1, *RUN, 2],
+        [1, *RUN[:12], 2, 3],
+        [3, 3],
+        # the run is there, but of two records
+        [9, 8, *RUN[:6]],
+        [*RUN[6:], 4],
+        RUN,
+        [1, 5, *RUN[:-1], 40],  # with w5 before it, it is another run of the same question
+    ]
+    exact, shared = contaminated(store(tmp_path / "s", rows), asked)
+    assert shared.tolist() == [True, False, False, False, False, True, True]
+    assert not exact.any()
+
+
+def test_a_run_that_many_records_have_is_a_phrase(asked: Asked, tmp_path: Path) -> None:
+    ten, eleven = ([[number, *RUN] for number in range(23, 23 + n)] for n in (10, 11))
+    assert contaminated(store(tmp_path / "ten", ten), asked)[1].all()
+    assert not contaminated(store(tmp_path / "eleven", eleven), asked)[1].any()
+
+
+def test_the_same_question_in_other_case_and_spacing_is_the_same(
+    asked: Asked, tmp_path: Path
+) -> None:
+    folder = write_store(tmp_path / "s", [([3, 4, 5], 1), ([3, 4, 6], 1)])
+    keys = [
+        prompt_key(
+            Example.chat([{"role": "user", "content": text}, {"role": "assistant", "content": "a"}])
+        )
+        for text in (" W30\n w31 ", "w30 w32")
+    ]
+    np.save(folder / "prompts.npy", np.array(keys, np.uint64))
+    exact, shared = contaminated(TokenStore(folder), asked)
+    assert exact.tolist() == [True, False] and not shared.any()
+
+
+def test_nothing_asked_is_nothing_found(tiny_model: Path, tmp_path: Path) -> None:
+    nothing = Asked([], AutoTokenizer.from_pretrained(tiny_model))
+    for found in contaminated(store(tmp_path / "s", [RUN, RUN]), nothing):
+        assert found.tolist() == [False, False]

@@ -1,0 +1,74 @@
+"""Which training records hold what a model is asked later: a question that is copied, or a run of
+tokens that both share (13-grams, as in Brown et al. 2020, arXiv 2005.14165, appendix C; theirs are
+of words, these of tokens, which needs no text of a store).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from versatune_ray.domains.example import Example, prompt_key
+from versatune_ray.domains.records import Question
+from versatune_ray.domains.store import TokenStore
+
+GRAM = 13  # tokens
+_COMMON = 10  # records that share a run before it is taken for a phrase of the language
+_CHUNK = 1 << 22  # tokens looked at together
+_BASE = np.uint64(0x9E3779B97F4A7C15)
+
+
+class Asked:
+    """What is asked: the hashes of the questions, and of all runs of 13 tokens in them and in
+    their answers.
+    """
+
+    def __init__(self, questions: Sequence[Question], tokenizer: Any):
+        chats = [Example.chat([{"role": "user", "content": one.question}]) for one in questions]
+        self.prompts = np.unique(np.array([prompt_key(chat) for chat in chats], dtype=np.uint64))
+        texts = [text for one in questions for text in (one.question, *one.answers)]
+        rows = (
+            tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        )
+        runs = [grams(np.array(row, dtype=np.int64)) for row in rows]
+        self.grams = np.unique(np.concatenate([np.zeros(0, np.uint64), *runs]))
+
+
+def contaminated(store: TokenStore, asked: Asked) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Of each record of ``store``: whether it asks a question of ``asked``, and whether it shares a
+    run of 13 tokens with one; both bool [n]. Runs that more than ten records have do not count.
+    """
+    exact: NDArray[np.bool_] = np.isin(store.prompts, asked.prompts)
+    offsets, found = store.offsets, []
+    first = 0
+    while first < len(store):
+        # as many whole records as a chunk has room for, at least one
+        last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + _CHUNK, "right")) - 1)
+        start, end = int(offsets[first]), int(offsets[last])
+        runs = grams(store.flat_tokens[start:end].astype(np.int64))
+        places = np.flatnonzero(np.isin(runs, asked.grams)) + start
+        record = np.searchsorted(offsets, places, "right") - 1
+        within = places + GRAM <= offsets[record + 1]
+        found.append(np.stack([runs[places - start][within], record[within].astype(np.uint64)]))
+        first = last
+    shared = np.zeros(len(store), dtype=np.bool_)
+    if found:
+        pairs = np.unique(np.concatenate(found, axis=1), axis=1)
+        _, gram, records = np.unique(pairs[0], return_inverse=True, return_counts=True)
+        shared[pairs[1][records[gram] <= _COMMON].astype(np.int64)] = True
+    return exact, shared
+
+
+def grams(tokens: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """A hash of every run of 13 tokens, uint64 [max(0, L − 12)]: a polynomial modulo 2⁶⁴."""
+    count = max(0, len(tokens) - GRAM + 1)
+    found = np.zeros(count, dtype=np.uint64)
+    values = tokens.astype(np.uint64) + np.uint64(1)
+    with np.errstate(over="ignore"):
+        for place in range(GRAM):
+            found = found * _BASE + values[place : place + count]
+            found ^= found >> np.uint64(29)
+    return found
