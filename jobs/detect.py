@@ -8,11 +8,12 @@ usage: python jobs/detect.py [--config FILE] [--plan] [key=value …]      leave
 from pathlib import Path
 
 from versatune_ray.cli import main
-from versatune_ray.pipeline import Run, plan_detection
+from versatune_ray.pipeline import Run
+from versatune_ray.pipeline.plans import plan_detection
 
 
 def job(run: Run) -> Path:
-    return run.detect()
+    return run.detect_all()
 
 
 if __name__ == "__main__":

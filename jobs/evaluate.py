@@ -13,7 +13,7 @@ from versatune_ray.pipeline import Run
 
 
 def job(run: Run) -> Path:
-    return run.measure()
+    return run.measure_all()
 
 
 if __name__ == "__main__":

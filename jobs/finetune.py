@@ -8,11 +8,12 @@ usage: python jobs/finetune.py [--config FILE] [--plan] [key=value …]      lea
 from pathlib import Path
 
 from versatune_ray.cli import main
-from versatune_ray.pipeline import Run, plan_finetuning
+from versatune_ray.pipeline import Run
+from versatune_ray.pipeline.plans import plan_finetuning
 
 
 def job(run: Run) -> Path:
-    return run.tuned
+    return run.finetune()
 
 
 if __name__ == "__main__":

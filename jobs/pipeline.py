@@ -8,12 +8,13 @@ from pathlib import Path
 
 from versatune_ray.cli import main
 from versatune_ray.evaluation.benchmarks import check
-from versatune_ray.pipeline import Run, plan_pipeline
+from versatune_ray.pipeline import Run
+from versatune_ray.pipeline.plans import plan_pipeline
 from versatune_ray.settings import Config
 
 
 def job(run: Run) -> Path:
-    assert run.evaluation
+    run.evaluate()
     return run.report()
 
 

@@ -12,7 +12,7 @@ from versatune_ray.pipeline import Run
 
 
 def job(run: Run) -> Path:
-    assert run.reference
+    run.measure_references()
     return run.folder.path / "reference" / "losses.json"
 
 

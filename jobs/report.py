@@ -14,7 +14,7 @@ from pathlib import Path
 
 from versatune_ray.errors import UserError
 from versatune_ray.report import build_report, compare_runs
-from versatune_ray.report.data import read_run
+from versatune_ray.report.run_files import read_run
 from versatune_ray.runs.storage import pull, push, told
 from versatune_ray.settings.location import root, shown
 

@@ -163,7 +163,7 @@ def detect(config: Settings, changes: Mapping[str, Any] | None = None) -> Detect
             be detected.
     """
     with _run(config, changes) as run:
-        page = run.detect()
+        page = run.detect_all()
         found = {
             file.parent.name: json.loads(file.read_text(encoding="utf-8"))
             for file in sorted((run.folder.path / "detection").glob("*/distribution.json"))
@@ -186,7 +186,7 @@ def reference(config: Settings, changes: Mapping[str, Any] | None = None) -> Ref
         UserError: a mistake in configuration or data.
     """
     with _run(config, changes) as run:
-        found = run.reference
+        found = run.measure_references()
         return References(
             {name: one["loss"] for name, one in found["domains"].items()}, found["unit"]
         )
@@ -200,9 +200,9 @@ def finetune(config: Settings, changes: Mapping[str, Any] | None = None) -> Tune
         UserError: a mistake in configuration or data. Incomplete: the loss was no number.
     """
     with _run(config, changes) as run:
-        model = run.tuned
+        model = run.finetune()
         lines = (model.parent / "adjustments.jsonl").read_text(encoding="utf-8").splitlines()
-        return Tuned(model, [json.loads(line) for line in lines], run.unit)
+        return Tuned(model, [json.loads(line) for line in lines], run.unit())
 
 
 def sweep(config: Settings, changes: Mapping[str, Any] | None = None) -> Swept:
@@ -234,8 +234,8 @@ def evaluate(config: Settings, changes: Mapping[str, Any] | None = None) -> Eval
     from versatune_ray.evaluation.benchmarks import check
 
     with _run(config, changes, check) as run:
-        page = run.measure()
-        return Evaluated(scores(run.benchmarks), run.benchmarks, page)
+        page, rows = run.measure_all(), run.measure_benchmarks().rows
+        return Evaluated(scores(rows), rows, page)
 
 
 @contextmanager

@@ -61,7 +61,7 @@ class Caller:
 def report(step: int, rank: int) -> Any:
     import numpy as np
 
-    from versatune_ray.training.controller import Report
+    from versatune_ray.training.adjustment import Report
 
     rng = np.random.default_rng([step, rank])
     count = rng.integers(100, 1000, K).astype(float)

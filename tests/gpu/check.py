@@ -30,7 +30,8 @@ from versatune_ray.training.batches import Samples
 from versatune_ray.training.checkpoint import Checkpoints
 from versatune_ray.training.families import FAMILIES
 from versatune_ray.training.model import begin_adapters, fill, load_model, with_frozen
-from versatune_ray.training.trainer import Trainer, Unrecoverable
+from versatune_ray.training.step import Unrecoverable
+from versatune_ray.training.trainer import Trainer
 
 SHARES = np.array([0.5, 0.5])
 RECIPE = Recipe(

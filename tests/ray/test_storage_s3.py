@@ -200,7 +200,7 @@ def test_a_job_on_machines_without_a_shared_disk_gives_the_same_numbers(
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         config = parse(job | {"storage": bucket.uri("two")})
         with RunFolder(config) as folder:
-            model = Run(folder).tuned
+            model = Run(folder).finetune()
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -14,7 +14,8 @@ import pytest
 
 from versatune_ray.mixture import Constant, DoGE, Expansion, VersaTune
 from versatune_ray.settings.recipe import Recipe, StagePlan
-from versatune_ray.training.controller import Refused, Report, WeightController
+from versatune_ray.training.adjustment import Refused, Report
+from versatune_ray.training.controller import WeightController
 
 START = np.array([0.5, 0.5])
 

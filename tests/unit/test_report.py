@@ -20,7 +20,7 @@ from plotly.offline import get_plotlyjs
 from versatune_ray.errors import UserError
 from versatune_ray.report import build_report
 from versatune_ray.report.build import script_json
-from versatune_ray.report.data import read_run
+from versatune_ray.report.run_files import read_run
 
 SIX = ("law", "medicine", "finance", "science", "code", "general")
 

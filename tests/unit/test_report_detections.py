@@ -19,10 +19,11 @@ from test_report import HOSTILE, body_of, cells_of, fabricate_run, figures_of
 
 from versatune_ray.report import build_report
 from versatune_ray.report.comparison import comparison, comparison_table
-from versatune_ray.report.data import RunData, read_run
+from versatune_ray.report.data import RunData
 from versatune_ray.report.detected import detected_shares, facts
 from versatune_ray.report.detections import Corrected, Detection, Published
 from versatune_ray.report.outcome import outcomes
+from versatune_ray.report.run_files import read_run
 from versatune_ray.report.summary import summary
 
 DOMAINS = ("law", "medicine", "finance", "science", "code", "general")

@@ -8,9 +8,8 @@ import pytest
 
 from versatune_ray.report.data import Adjustment, RunData
 from versatune_ray.report.detections import Detection
-from versatune_ray.report.doubts import doubts, told
+from versatune_ray.report.doubts import doubts, told, warnings
 from versatune_ray.report.outcome import outcomes
-from versatune_ray.report.summary import warnings
 
 QUALITY = {
     "records": [50, 50],

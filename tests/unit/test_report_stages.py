@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 from versatune_ray.report.build import build_report
-from versatune_ray.report.data import Adjustment, RunData, read_run
+from versatune_ray.report.data import Adjustment, RunData
 from versatune_ray.report.figures import losses, passes
+from versatune_ray.report.run_files import read_run
 from versatune_ray.report.stages import Span, spans, stage_table, with_bands
 
 MADE = (

@@ -17,9 +17,10 @@ import pytest
 from test_report import HOSTILE, body_of, cells_of, fabricate_run, figures_of
 
 from versatune_ray.report import build_report
-from versatune_ray.report.data import Adjustment, Guard, RunData, read_run
-from versatune_ray.report.figures import guard
+from versatune_ray.report.data import Adjustment, Guard, RunData
+from versatune_ray.report.guard import guard
 from versatune_ray.report.replay import CAVEAT
+from versatune_ray.report.run_files import read_run
 
 Rows = list[dict[str, Any]]
 COLUMNS = ("gain", "target_gain", "forgetting", "score", "pruned_at", "error")

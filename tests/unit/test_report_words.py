@@ -6,8 +6,9 @@ import pytest
 
 from versatune_ray.report.data import Adjustment, Evaluation, Guard, Result, RunData
 from versatune_ray.report.detections import Detection
+from versatune_ray.report.doubts import warnings
 from versatune_ray.report.outcome import outcomes
-from versatune_ray.report.summary import summary, warnings
+from versatune_ray.report.summary import summary
 from versatune_ray.report.writing import (
     clean,
     count,

@@ -20,10 +20,11 @@ from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.mixture import DomainSampler
 from versatune_ray.settings import semantics
 from versatune_ray.settings.loading import parse
-from versatune_ray.training.controller import Decision, Refused, Report, WeightController
+from versatune_ray.training.adjustment import Decision, Refused, Report
+from versatune_ray.training.controller import WeightController
 from versatune_ray.training.local import LocalRuntime
 from versatune_ray.training.loop import Job, run
-from versatune_ray.training.trainer import Unrecoverable
+from versatune_ray.training.step import Unrecoverable
 
 NAMES = ("law", "code")
 # an epoch of both domains is 5 steps: resumes fall inside epochs and at their ends

@@ -26,7 +26,8 @@ from versatune_ray.training import loss as loss_module
 from versatune_ray.training.attention import choose
 from versatune_ray.training.checkpoint import Checkpoints
 from versatune_ray.training.model import export, load_model, with_frozen
-from versatune_ray.training.trainer import Trainer, Unrecoverable
+from versatune_ray.training.step import Unrecoverable
+from versatune_ray.training.trainer import Trainer
 
 SHAPE = {
     "vocab_size": 64,

@@ -21,7 +21,8 @@ from versatune_ray.settings.recipe import Execution, Recipe
 from versatune_ray.training.checkpoint import Checkpoints
 from versatune_ray.training.model import load_model
 from versatune_ray.training.parallel import kind_of
-from versatune_ray.training.trainer import Trainer, Unrecoverable
+from versatune_ray.training.step import Unrecoverable
+from versatune_ray.training.trainer import Trainer
 
 RECIPE = Recipe(
     steps=8,

@@ -128,7 +128,10 @@ def _judge(distribution: Distribution) -> list[str]:
 def _beside(distribution: Distribution) -> dict[str, list[float]]:
     """Shares to compare with, by what they are."""
     published = distribution.published
-    shares = {"known": distribution.known, "published": published and published.share}
+    shares = {
+        "known": distribution.known,
+        "published": None if published is None else published.share,
+    }
     return {label: share for label, share in shares.items() if share is not None}
 
 

@@ -36,6 +36,17 @@ class DomainPaths(NamedTuple):
     validation: Path | None
     sources: tuple[tuple[float, int], ...] | None = None
 
+    @property
+    def folders(self) -> list[Path]:
+        """Those that are there."""
+        return [self.train] if self.validation is None else [self.train, self.validation]
+
+    @property
+    def key(self) -> list[Any]:
+        """What stands for records and sources in a cache's key."""
+        stores = [self.train.name, self.validation and self.validation.name]
+        return stores if self.sources is None else [*stores, self.sources]
+
 
 class DomainStores(NamedTuple):
     train: TokenStore

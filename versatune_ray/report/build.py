@@ -24,16 +24,20 @@ from plotly.offline import get_plotlyjs
 from versatune_ray.report import colours, figures, tables
 from versatune_ray.report.benchmarks import benchmark_section
 from versatune_ray.report.comparison import comparison, comparison_table
-from versatune_ray.report.data import Answer, RunData, read_run
-from versatune_ray.report.detected import judge_section, model_section
-from versatune_ray.report.doubts import judges
+from versatune_ray.report.data import Answer, RunData
+from versatune_ray.report.detected import model_section
+from versatune_ray.report.doubts import judges, warnings
 from versatune_ray.report.figures import Figure
 from versatune_ray.report.generations import CHARACTERS, PER_DOMAIN, PER_REASON
+from versatune_ray.report.guard import guard
+from versatune_ray.report.judge_quality import judge_section
 from versatune_ray.report.outcome import outcomes
 from versatune_ray.report.replay import replayed
+from versatune_ray.report.run_files import read_run
+from versatune_ray.report.settings_table import settings_table
 from versatune_ray.report.stages import stage_table, with_bands
 from versatune_ray.report.study import study_section
-from versatune_ray.report.summary import summary, warnings
+from versatune_ray.report.summary import summary
 from versatune_ray.report.sweep import sweep_section
 from versatune_ray.report.writing import cut, duration, setting
 
@@ -65,39 +69,6 @@ _SECTIONS = (  # anchor, what a link to it says, and the parts whose problems ar
     ("settings", "Settings", ("config",)),
     ("timings", "Time", ("timings",)),
 )
-_TRAINING_SETTINGS = {
-    "mixture.policy": "policy",
-    "mixture.start": "starting shares",
-    "mixture.sigma": "σ",
-    "mixture.delta": "δ",
-    "mixture.epsilon": "ε",
-    "mixture.targets": "targets",
-    "mixture.feedback": "feedback",
-    "training.epochs": "epochs",
-    "training.batch_size": "batch size",
-    "training.learning_rate": "peak learning rate",
-    "training.adjust_every": "adjust every",
-    "training.workers": "workers",
-    "seed": "seed",
-}
-_EVALUATION_SETTINGS = {
-    "model.path": "model",
-    "evaluation.limit": "questions per benchmark",
-    "evaluation.chat": "as a chat",
-    "evaluation.run_code": "programs run",
-    "seed": "seed",
-}
-_DETECTION_SETTINGS = {
-    "detection.samples": "sequences per repeat",
-    "detection.repeats": "repeats",
-    "detection.tolerance": "tolerance",
-    "detection.estimate": "estimate",
-    "detection.generation.temperature": "temperature",
-    "detection.generation.top_p": "top-p",
-    "detection.generation.max_tokens": "tokens per sequence",
-    "detection.judge.path": "judge",
-    "seed": "seed",
-}
 
 
 def build_report(run_folder: Path, refresh: int | None = None) -> Path:
@@ -155,7 +126,7 @@ def render(run: RunData, refresh: int | None = None) -> str:
         figures.losses,
         figures.learnable_potential,
         figures.forgetting_degree,
-        figures.guard,
+        guard,
         figures.passes,
     )
     training = [with_bands(run, figure) for build in made if (figure := build(run)) is not None]
@@ -226,7 +197,7 @@ def render(run: RunData, refresh: int | None = None) -> str:
         per_domain=PER_DOMAIN,
         per_reason=PER_REASON,
         characters=CHARACTERS,
-        settings=_settings(run),
+        settings=settings_table(run),
         timings=timings,
     )
 
@@ -328,36 +299,3 @@ def _answer(run: RunData, answer: Answer) -> dict[str, Any]:
 
 def _bare(text: str | None) -> str:
     return " ".join((text or "").split()).rstrip(".").casefold()
-
-
-def _varied(run: RunData) -> set[str]:
-    """Keys that a sweep or a study gives each of its runs another value of."""
-    methods = run.setting("study.methods") if run.study and run.compares else None
-    changed = (
-        {key for changes in methods.values() if isinstance(changes, dict) for key in changes}
-        if isinstance(methods, dict)
-        else set()
-    )
-    return changed | set(run.sweep.keys if run.sweep and run.compares else ())
-
-
-def _settings(run: RunData) -> list[tuple[str, str]]:
-    shown = (
-        _DETECTION_SETTINGS
-        if run.detects_only
-        else _EVALUATION_SETTINGS
-        if run.measures_only
-        else _TRAINING_SETTINGS
-    )
-    found = [(name, run.setting(key)) for key, name in shown.items() if key not in _varied(run)]
-    if shown is _TRAINING_SETTINGS and isinstance(stages := run.setting("stages"), list):
-        found += [
-            (
-                f"stage {one['name']}",
-                {key: value for key, value in one.items() if key != "name" and value},
-            )
-            for one in stages
-        ]
-    versions = run.setting("versions")
-    found += list(versions.items()) if isinstance(versions, dict) else []
-    return [(str(name), setting(value)) for name, value in found if value not in (None, [], {})]

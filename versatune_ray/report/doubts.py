@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from versatune_ray.report.data import Adjustment
+from versatune_ray.report.data import Adjustment, RunData
 from versatune_ray.report.detections import Detection, JudgeQuality
+from versatune_ray.report.outcome import Outcomes
 from versatune_ray.report.writing import count, decimal, listing, ordinal, percent, short
 
 _LEFT_OUT = 0.05  # part of the generations that may be discarded, or degenerate, without a word
@@ -226,3 +227,54 @@ def _moved(detection: Detection) -> str:
 
 def _part(some: int | None, total: int | None) -> str:
     return percent(some / total) if some is not None and total and some > _LEFT_OUT * total else ""
+
+
+def warnings(run: RunData, result: Outcomes) -> tuple[str, ...]:
+    """What a careful reader should look at twice: doubtful detections, what fine-tuning warned of,
+    and failure signs.
+    """
+    found = doubts(run.detections, run.failed) + told(run.adjustments)
+    lost = [trial for trial in run.sweep.trials if trial.error is not None] if run.sweep else []
+    if lost:
+        told_how = (
+            "its error is in the table of trials"
+            if len(lost) == 1
+            else "their errors are in the table of trials"
+        )
+        found.append(
+            f"{count(len(lost))} of {count(len(run.sweep.trials if run.sweep else ()))} trials "
+            f"failed; {told_how}."
+        )
+    changes = [row.loss_change for row in result.domains if row.loss_change is not None]
+    if len(changes) > 1 and all(change > 0 for change in changes):
+        found.append(
+            "The held-out loss rose in every domain. Check the learning rate, the data, and "
+            "whether the detected shares are right."
+        )
+    if run.adjustments:
+        last = run.adjustments[-1]
+        start = next(one for one in run.adjustments if one.stage == last.stage).share
+        starved = [
+            short(name)
+            for name, share in last.share.items()
+            if share is not None and share < 0.001 <= (start.get(name) or 0)
+        ]
+        if starved:
+            found.append(
+                f"The final share of {listing(starved)} is below {percent(0.001)}: hardly any "
+                f"sample of it is drawn any more."
+            )
+    repeated = [short(name) for name, passes in _last_passes(run).items() if passes > 10]
+    if repeated:
+        found.append(
+            f"Records of {listing(repeated)} were repeated more than ten times; watch for "
+            f"memorising."
+        )
+    return tuple(found)
+
+
+def _last_passes(run: RunData) -> dict[str, float]:
+    for adjustment in reversed(run.adjustments):
+        if adjustment.passes:
+            return {name: value for name, value in adjustment.passes.items() if value is not None}
+    return {}

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ray.report.build import fill, write_page
-from versatune_ray.report.data import RunData, read_run
+from versatune_ray.report.data import RunData
 from versatune_ray.report.figures import Figure
 from versatune_ray.report.outcome import Outcomes, outcomes
+from versatune_ray.report.run_files import read_run
 from versatune_ray.report.tables import Cell, Table
 from versatune_ray.report.traces import Trace, bare_layout, label
 from versatune_ray.report.writing import (

@@ -6,9 +6,8 @@ from versatune_ray.evaluation.scores import AVERAGE
 from versatune_ray.report.benchmarks import scores_of
 from versatune_ray.report.data import RunData
 from versatune_ray.report.detections import Detection
-from versatune_ray.report.doubts import doubts, told
 from versatune_ray.report.outcome import Outcomes
-from versatune_ray.report.sweep import told_changes
+from versatune_ray.report.sweep_charts import changes_text
 from versatune_ray.report.tuning import StudyTable
 from versatune_ray.report.writing import (
     count,
@@ -36,50 +35,6 @@ def summary(run: RunData, result: Outcomes) -> tuple[str, ...]:
     sentences = [*opening, *_compared(run), *_detections(run), *_shares(run)]
     sentences += [*_losses(result), *_accuracy(result), *_forgetting(run), *_benchmarks(run)]
     return tuple(sentence for sentence in sentences if sentence)
-
-
-def warnings(run: RunData, result: Outcomes) -> tuple[str, ...]:
-    """What a careful reader should look at twice: doubtful detections, what fine-tuning warned of,
-    and failure signs.
-    """
-    found = doubts(run.detections, run.failed) + told(run.adjustments)
-    lost = [trial for trial in run.sweep.trials if trial.error is not None] if run.sweep else []
-    if lost:
-        told_how = (
-            "its error is in the table of trials"
-            if len(lost) == 1
-            else "their errors are in the table of trials"
-        )
-        found.append(
-            f"{count(len(lost))} of {count(len(run.sweep.trials if run.sweep else ()))} trials "
-            f"failed; {told_how}."
-        )
-    changes = [row.loss_change for row in result.domains if row.loss_change is not None]
-    if len(changes) > 1 and all(change > 0 for change in changes):
-        found.append(
-            "The held-out loss rose in every domain. Check the learning rate, the data, and "
-            "whether the detected shares are right."
-        )
-    if run.adjustments:
-        last = run.adjustments[-1]
-        start = next(one for one in run.adjustments if one.stage == last.stage).share
-        starved = [
-            short(name)
-            for name, share in last.share.items()
-            if share is not None and share < 0.001 <= (start.get(name) or 0)
-        ]
-        if starved:
-            found.append(
-                f"The final share of {listing(starved)} is below {percent(0.001)}: hardly any "
-                f"sample of it is drawn any more."
-            )
-    repeated = [short(name) for name, passes in _last_passes(run).items() if passes > 10]
-    if repeated:
-        found.append(
-            f"Records of {listing(repeated)} were repeated more than ten times; watch for "
-            f"memorising."
-        )
-    return tuple(found)
 
 
 def _opening(run: RunData) -> str:
@@ -152,7 +107,7 @@ def _compared(run: RunData) -> list[str]:
         best = run.sweep.best
         found += (
             [
-                f"The best had {short(told_changes(best), 120)}, with a score of "
+                f"The best had {short(changes_text(best), 120)}, with a score of "
                 f"{percent(best.score, 2)}."
             ]
             if best
@@ -377,10 +332,3 @@ def _forgetting(run: RunData) -> list[str]:
         f"The largest forgetting between two measurements was a loss rise of {percent(largest)} in "
         f"{short(name)}, at step {step:,}."
     ]
-
-
-def _last_passes(run: RunData) -> dict[str, float]:
-    for adjustment in reversed(run.adjustments):
-        if adjustment.passes:
-            return {name: value for name, value in adjustment.passes.items() if value is not None}
-    return {}

@@ -220,3 +220,20 @@ def _replay(file: Path) -> Replay:
                 f"shares.{short(name)} has {odd} shares in a row for {len(replay.domains)} domains"
             )
     return replay
+
+
+def number_of(trial: Trial, key: str) -> float | None:
+    """What a trial has for a key, if that is a number."""
+    value = trial.changes.get(key)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def values_of(sweep: Sweep, key: str) -> list[float]:
+    """The different numbers that a key takes, rising; nothing for a key of other values."""
+    found = [trial.changes[key] for trial in sweep.trials if key in trial.changes]
+    numbers = {number for trial in sweep.trials if (number := number_of(trial, key)) is not None}
+    return (
+        sorted(numbers)
+        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in found)
+        else []
+    )

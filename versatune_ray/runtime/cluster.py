@@ -76,19 +76,13 @@ def connect(verbose: bool = False) -> None:
 
 
 def _running() -> str | None:
-    """The cluster that ``RAY_ADDRESS`` names or ``ray start`` made here, or None.
-
-    Ray's own ``auto`` would also join a cluster that another job started for itself, and die with
-    it.
-    """
-    from ray._private.services import find_gcs_addresses
-    from ray._private.utils import read_ray_address
+    """The cluster that ``RAY_ADDRESS`` names or ``ray start`` made here, or None."""
+    from versatune_ray.runtime.private_ray import started_here
 
     named = os.environ.get("RAY_ADDRESS")
     if named:
         return None if named == "local" else named
-    address = read_ray_address()
-    return address if address in find_gcs_addresses() else None
+    return started_here()
 
 
 def _quiet() -> None:

@@ -20,8 +20,8 @@ from versatune_ray.settings.loading import load
 
 def main() -> int:
     from versatune_ray.training.local import finetune_alone
+    from versatune_ray.training.step import Unrecoverable
     from versatune_ray.training.together import UserErrorOfAll
-    from versatune_ray.training.trainer import Unrecoverable
 
     parser = argparse.ArgumentParser(
         prog="python -m versatune_ray.training",

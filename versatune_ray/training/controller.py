@@ -3,7 +3,7 @@ with the same numbered shares.
 
 Ranks of one node report together, so that a thousand ranks are about a hundred calls.
 
-A plain class; ``WeightControllerActor`` at the end makes it an actor. Its state rides in the
+A plain class; ``start_actor`` at the end makes it an actor. Its state rides in the
 checkpoint, so that shares roll back with the model: losing the actor, a worker or a node loses no
 decision and repeats none.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,55 +28,8 @@ from versatune_ray.mixture import (
     new_warnings,
 )
 from versatune_ray.settings.recipe import StagePlan
+from versatune_ray.training.adjustment import Array, Decision, Refused, Report
 from versatune_ray.training.heartbeat import Sign, held_up_by
-
-Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What one rank tells at one adjustment. Sums are this rank's own part; the rest is the same on
-    every rank.
-
-    stage: the number of the stage that it belongs to, from 0.
-    loss_sums, token_counts: held-out nats and their divisor (tokens or bytes) per domain [k]; None
-    with training feedback. train_loss_sums, train_token_counts: the same of the training batches
-    since the last adjustment. samples, tokens: samples and response tokens drawn per domain by all
-    ranks since the last adjustment.
-    passes: of this stage over the records that it draws from, so far. seconds: timings, for the log
-    only.
-    gradient_products: of the domains' gradients [k, k], where the stage's policy asks for them.
-    """
-
-    stage: int
-    step: int
-    epoch: float
-    loss_sums: Array | None
-    token_counts: Array | None
-    train_loss_sums: Array
-    train_token_counts: Array
-    samples: NDArray[np.int64]
-    tokens: NDArray[np.int64]
-    passes: Array
-    seconds: dict[str, float] = field(default_factory=dict)
-    gradient_products: Array | None = None
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Numbered shares [k], the same for every rank, and for rank 0 the line for
-    ``adjustments.jsonl``.
-    """
-
-    number: int
-    share: Array
-    line: dict[str, Any]
-
-
-class Refused(ValueError):
-    """What the controller cannot decide on, and could not in another attempt: a loss that is none,
-    or a policy that fails.
-    """
 
 
 class WeightController:

@@ -9,10 +9,13 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
-from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
 
 from versatune_ray.errors import one_line
+from versatune_ray.runtime.private_ray import (
+    ControllerCallback,
+    ReschedulingState,
+    RestartingState,
+)
 from versatune_ray.runtime.progress import Bar
 
 _PATIENCE = 5.0  # seconds that the controller may take to answer
@@ -22,8 +25,7 @@ class Failures(ControllerCallback):  # type: ignore[misc]
     """Tells on the driver's screen why the workers are started again; Ray Train itself tells only
     its log.
 
-    Not a ``UserCallback``: that one hears of errors of workers only, and so neither of a preemption
-    whose deadline passed before any worker failed nor of workers that did not start.
+    Why it is no ``UserCallback``: see ``private_ray``.
     """
 
     def __init__(self, title: str, controller: Any) -> None:

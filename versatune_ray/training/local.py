@@ -31,7 +31,8 @@ from versatune_ray.runs.folder import RunFolder
 from versatune_ray.runtime.progress import State, line
 from versatune_ray.settings import Config, semantics
 from versatune_ray.settings.recipe import Unit
-from versatune_ray.training.controller import Decision, Report, WeightController
+from versatune_ray.training.adjustment import Decision, Report
+from versatune_ray.training.controller import WeightController
 from versatune_ray.training.given_losses import given_losses
 from versatune_ray.training.heartbeat import Heartbeat, Sign, held_up_by
 from versatune_ray.training.loggers import MetricLogger

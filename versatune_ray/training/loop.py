@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,16 +22,17 @@ from versatune_ray.mixture import LossSums, needs_gradients
 from versatune_ray.runs.storage import fetch, here, push
 from versatune_ray.settings import Config
 from versatune_ray.settings.recipe import Execution, StagePlan
+from versatune_ray.training.adjustment import Refused, Report
 from versatune_ray.training.attention import choose
 from versatune_ray.training.budget import check_room
 from versatune_ray.training.checkpoint import Checkpoints, steps_in
-from versatune_ray.training.controller import Decision, Refused, Report
-from versatune_ray.training.loggers import MetricLogger
 from versatune_ray.training.metrics import Metrics
 from versatune_ray.training.model import begin_adapters, export, fill, load_model, with_frozen
 from versatune_ray.training.parallel import in_bf16, kind_of
+from versatune_ray.training.runtime import Runtime
+from versatune_ray.training.step import Unrecoverable
 from versatune_ray.training.together import together
-from versatune_ray.training.trainer import Trainer, Unrecoverable
+from versatune_ray.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -56,55 +57,6 @@ class Job:
         the one that ends.
         """
         return next(number for number, stage in enumerate(self.stages) if step <= stage.last)
-
-
-class Runtime(Protocol):
-    """What a run needs of the place where it runs: Ray Train (``worker``), or plain processes
-    (``__main__``).
-    """
-
-    rank: int
-    world: int
-    device: torch.device
-
-    def resume(self) -> AbstractContextManager[Path | None]:
-        """The last checkpoint, as a local folder."""
-
-    def begin(self, state: dict[str, Any] | None) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """Start the controller from its ``state`` in that checkpoint; returns the shares in force
-        and the log so far.
-        """
-
-    def exchange(self, report: Report) -> Decision:
-        """This rank's part of an adjustment; the same answer on every rank."""
-
-    def state(self) -> dict[str, Any] | None:
-        """The controller's state on rank 0, which rides in the checkpoint; None elsewhere."""
-
-    def save(self, write: Callable[[Path], Future[Any]], metrics: dict[str, Any]) -> None:
-        """Keep a checkpoint that ``write`` begins to write into a folder. Returns as soon as
-        training may go on.
-        """
-
-    def best(self) -> AbstractContextManager[Path | None]:
-        """The kept checkpoint of the lowest ``training.keep_best``, as a local folder; None where
-        the last model counts.
-        """
-
-    def progress(self, step: int, note: str) -> None:
-        """For a person who waits."""
-
-    def watch(self, place: Callable[[], float]) -> None:
-        """From now on, ``place()`` says how far this rank is (see ``Trainer.place``)."""
-
-    def missing(self) -> list[int]:
-        """Ranks that others wait for, as far as it is known."""
-
-    def warn(self, text: str) -> None:
-        """One sentence that a person should read now, told by rank 0 alone."""
-
-    def logger(self) -> MetricLogger | None:
-        """Where metrics go here, besides ``training.metrics``."""
 
 
 def run(job: Job, runtime: Runtime) -> None:

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 
 from versatune_ray.settings import Config
 from versatune_ray.training.loggers import Background, MetricLogger, Row, open_loggers, scalars
-from versatune_ray.training.trainer import Trainer, model_size
+from versatune_ray.training.model import model_size
+from versatune_ray.training.trainer import Trainer
 
 # Dense bf16 operations per second of tensor cores, in units of 1e12: NVIDIA's and AMD's data
 # sheets, halved where those count sparsity.

@@ -307,3 +307,22 @@ def export(
             name: values.to(stored) for name, values in weights.items() if name not in tied
         },
     )
+
+
+def model_size(model: PreTrainedModel) -> tuple[int, int, int]:
+    """Parameters that every token meets, embeddings aside; those of them that train; layers × heads
+    × head size (``attention_cost``).
+    """
+    config = model.config
+    embeddings = {
+        id(module.weight)
+        for module in (model.get_input_embeddings(), model.get_output_embeddings())
+    }
+    parameters = [parameter for parameter in model.parameters() if id(parameter) not in embeddings]
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return (
+        sum(parameter.numel() for parameter in parameters),
+        trained,
+        config.num_hidden_layers * config.num_attention_heads * head,
+    )

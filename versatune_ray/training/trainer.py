@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,52 +26,20 @@ from versatune_ray.training.attention import kind_of
 from versatune_ray.training.batches import Layout, MicroBatch, Samples
 from versatune_ray.training.families import check_positions
 from versatune_ray.training.loss import ResponseLoss
-from versatune_ray.training.model import in_precision
+from versatune_ray.training.model import in_precision, model_size
 from versatune_ray.training.parallel import Parallel, compiles, in_bf16
+from versatune_ray.training.step import (
+    Array,
+    Drawn,
+    StepStats,
+    Unrecoverable,
+    not_finite,
+    token_weights,
+)
 from versatune_ray.training.trainable import SoftMask
 
-Array = NDArray[np.float64]
 # between the seeds of two orders: no two of small seeds and few orders meet
 _ORDERS = 0x9E3779B97F4A7C15
-
-
-class Unrecoverable(Exception):
-    """What another attempt would meet again: a loss or a gradient that is no number (the message
-    names step, domains and records; the weights are those before the step), a sampler that has no
-    more samples, or a decision that the controller refuses.
-    """
-
-
-@dataclass(frozen=True)
-class StepStats:
-    """An optimizer step, the same on every rank. lengths, responses: tokens and response tokens of
-    its samples, [batch size].
-
-    nats, count: summed over all ranks per domain [k], and what they are divided by (tokens or
-    bytes). norm: of the gradient before clipping. rate: the learning rate. skipped: what
-    ``on_nonfinite=skip`` left out, in words; None: nothing, the weights moved.
-    """
-
-    lengths: NDArray[np.int64]
-    responses: NDArray[np.int64]
-    nats: Array
-    count: Array
-    norm: float
-    rate: float
-    skipped: str | None = None
-
-    @property
-    def loss(self) -> float:
-        """Mean over what all ranks trained on, in the unit of ``count``."""
-        return float(self.nats.sum() / max(1.0, self.count.sum()))
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A global batch, and this rank's micro-batches of it in host memory."""
-
-    samples: Samples
-    batches: list[MicroBatch]
 
 
 class Trainer:
@@ -214,10 +181,8 @@ class Trainer:
         drawn_from = [domain for domain in range(k) if self._counts[domain]]
         gradients = []
         for domain in drawn_from:
-            draw, size = (
-                np.random.default_rng([self.recipe.seed, self.steps_done, domain]),
-                self._counts[domain],
-            )
+            size = self._counts[domain]
+            draw = np.random.default_rng([self.recipe.seed, self.steps_done, domain])
             count = max(min(records, size), self.world)
             samples = self._samples(
                 np.full(count, domain), draw.choice(size, count, replace=count > size)
@@ -264,7 +229,7 @@ class Trainer:
     def _draw(self, shares: Array) -> Drawn:
         """The next global batch."""
         samples = self._samples(*self.sampler.next_batch(shares))
-        weights = self._token_weights(samples.domain, samples.response_tokens)
+        weights = token_weights(samples, len(self.data), self.recipe.length_correction)
         return Drawn(samples, self._batches(samples, weights))
 
     def _samples(self, domain: NDArray[np.int64], index: NDArray[np.int64]) -> Samples:
@@ -315,11 +280,8 @@ class Trainer:
         Raises:
             Unrecoverable: the gradient is not finite.
         """
-        samples, lengths, responses = (
-            drawn.samples,
-            drawn.samples.lengths,
-            drawn.samples.response_tokens,
-        )
+        samples = drawn.samples
+        lengths, responses = samples.lengths, samples.response_tokens
         rate = optimizer.learning_rate(self.recipe, self.scheduled)
         skipped, count = None, self._count(samples)
         if math.isfinite(norm):
@@ -346,21 +308,6 @@ class Trainer:
         self.tokens += np.bincount(samples.domain, responses, k).astype(np.int64)
         self.steps_done += 1
         self.scheduled += 1
-
-    def _token_weights(self, domain: NDArray[np.int64], tokens: NDArray[np.int64]) -> Array:
-        """What one response token of each domain counts in the loss of a batch, [k], from the
-        domain and tokens of its samples [b].
-
-        The mean loss of domain j weighs as n_j^c · T_j^(1−c), for n_j samples of T_j tokens and a
-        correction c: 0 is the mean over tokens.
-        """
-        k, c = len(self.data), self.recipe.length_correction
-        samples, in_domain = np.bincount(domain, minlength=k), np.bincount(domain, tokens, k)
-        weight = samples**c * in_domain ** (1 - c)
-        found: Array = np.divide(
-            weight / weight.sum(), in_domain, out=np.zeros(k), where=in_domain > 0
-        )
-        return found
 
     def _zeros(self) -> torch.Tensor:
         """Nats per domain, summed on the device so that nothing waits for it. MPS and others
@@ -396,39 +343,12 @@ class Trainer:
                     for found in named
                     for domain, location in zip(found.domain, found.locations(), strict=True)
                 ]
-        found = sorted({text for texts in self.parallel.gather(mine) for text in texts})
-        shown = "; ".join(found[:8]) + (f"; and {len(found) - 8} more" if len(found) > 8 else "")
-        return (
-            f"the loss is not finite on {shown}"
-            if found
-            else "a gradient is not finite, though every loss is"
-        )
+        return not_finite(text for texts in self.parallel.gather(mine) for text in texts)
 
     def _batches_of_one(self, samples: Samples) -> list[MicroBatch]:
-        return [
-            self._layout.collate(samples.take(np.array([place])), None)
-            for place in range(len(samples))
-        ]
+        singles = (samples.take(np.array([row])) for row in range(len(samples)))
+        return [self._layout.collate(single, None) for single in singles]
 
     def _nats(self, batch: MicroBatch) -> torch.Tensor:
         nats: torch.Tensor = self.parallel.forward(batch.to(self.device).inputs, train=False)
         return nats
-
-
-def model_size(model: PreTrainedModel) -> tuple[int, int, int]:
-    """Parameters that every token meets, embeddings aside; those of them that train; layers × heads
-    × head size (``attention_cost``).
-    """
-    config = model.config
-    embeddings = {
-        id(module.weight)
-        for module in (model.get_input_embeddings(), model.get_output_embeddings())
-    }
-    parameters = [parameter for parameter in model.parameters() if id(parameter) not in embeddings]
-    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return (
-        sum(parameter.numel() for parameter in parameters),
-        trained,
-        config.num_hidden_layers * config.num_attention_heads * head,
-    )

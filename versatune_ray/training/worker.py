@@ -23,13 +23,13 @@ from ray.train.v2.api.report_config import CheckpointUploadMode
 
 from versatune_ray.errors import UserError
 from versatune_ray.runtime.progress import Bar
-from versatune_ray.training.controller import Decision, Report
+from versatune_ray.training.adjustment import Decision, Report
 from versatune_ray.training.gauges import Gauges
 from versatune_ray.training.heartbeat import Heartbeat
 from versatune_ray.training.loggers import MetricLogger
 from versatune_ray.training.loop import Job, run
+from versatune_ray.training.step import Unrecoverable
 from versatune_ray.training.together import UserErrorOfAll
-from versatune_ray.training.trainer import Unrecoverable
 
 
 def train_loop(settings: dict[str, Any]) -> None:

@@ -51,7 +51,7 @@ def cofitune(run: Run) -> Path:
     Raises:
         Incomplete: some trials failed; the search went on without them.
     """
-    config, settings = run.config, run.config.cofitune
+    config, settings = run.prepare(), run.given_config.cofitune
     _check_model(run, settings)
     shared = with_artefacts(run, [config], config.mixture.targets, config.sweep.objective)
     failed: dict[str, Failure] = {}
@@ -84,7 +84,7 @@ def _check_model(run: Run, settings: CoFiTune) -> None:
         for group, projections in settings.modules.items()
         for names in ([group], *projections)
     ]
-    check_parts(run.model, [*whole, *parts], {}, run.config.model.trust_remote_code)
+    check_parts(run.model(), [*whole, *parts], {}, run.given_config.model.trust_remote_code)
 
 
 def search(
@@ -140,19 +140,19 @@ def importance(run: Run, stores: Mapping[str, DomainPaths]) -> list[Path]:
     """
     import ray
 
-    config, settings = run.config, run.config.cofitune
+    config, settings = run.prepare(), run.given_config.cofitune
     files: list[Path] = []
 
     def measure() -> Step:
         reused = True
         for name in settings.general:
             key = {
-                "model": run.fingerprint,
+                "model": run.fingerprint(),
                 "domain": name,
                 # Every domain's validation may remove records from any domain's training set: all
                 # the stores are part of the key.
                 "stores": {
-                    one: [folder and folder.name for folder in pair] for one, pair in stores.items()
+                    one: paths.key for one, paths in stores.items()
                 },
                 "data": config.data.split(name),
                 "batch": config.training.micro_batch_tokens,
@@ -163,12 +163,12 @@ def importance(run: Run, stores: Mapping[str, DomainPaths]) -> list[Path]:
 
             def write(work: Path, name: str = name) -> None:
                 task = ray.remote(_measure).options(
-                    num_cpus=config.training.cpus_per_worker, num_gpus=1 if run.gpu else 0
+                    num_cpus=config.training.cpus_per_worker, num_gpus=1 if run.gpu() else 0
                 )
                 from safetensors.torch import save
 
                 (work / "importance.safetensors").write_bytes(
-                    save(ray.get(task.remote(config, run.model, stores, name, run.gpu)))
+                    save(ray.get(task.remote(config, run.model(), stores, name, run.gpu())))
                 )
 
             folder, there = cached(config.cache_folder, "importance", key, write)

@@ -115,7 +115,7 @@ def _write_tables(run: Run, shared: Plan, failed: Mapping[str, Failure]) -> None
     """``study/tables.md`` and one CSV per table: final held-out losses, accuracies, and for
     expansion what each epoch won and lost.
     """
-    settings = run.config.study
+    settings = run.given_config.study
     found: dict[str, dict[int, Mapping[str, Any]]] = {}
     for method in settings.chosen:
         outcomes = {seed: shared.outcome(_trial(method, seed)) for seed in settings.seeds}
@@ -124,10 +124,10 @@ def _write_tables(run: Run, shared: Plan, failed: Mapping[str, Failure]) -> None
         raise Incomplete(
             f"no run of the baseline {settings.baseline!r} is done; failed: {told(failed)}"
         )
-    names = run.names
+    names = run.domain_names()
     tables = [
         _table(
-            f"Held-out loss after training ({run.unit}, lower is better)",
+            f"Held-out loss after training ({run.unit()}, lower is better)",
             found,
             "after",
             names,

@@ -281,7 +281,7 @@ def write_results(
     """``sweep/results.parquet``, ``pareto.json`` and ``best.yaml`` of all trials that changed
     ``keys``; ``more``: keys for the best one.
     """
-    settings = run.config.sweep
+    settings = run.given_config.sweep
     found = list(_outcomes(shared, keys))
     if not found:
         raise Incomplete(f"no trial is done; failed: {told(failed)}")
@@ -324,12 +324,12 @@ def write_results(
         return
     _, best = max(finished, key=lambda item: item[1]["objectives"]["score"])
     config = shared.config("check", {**best["changes"], **(more or {})}).model_copy(
-        update={"run": f"{run.config.run}-best"}
+        update={"run": f"{run.given_config.run}-best"}
     )
     file = folder / "best.yaml"
     file.write_text(
-        f"# the best of {len(finished)} trials of {run.config.run!r}: python jobs/finetune.py "
-        f"--config THIS\n" + dump(config),
+        f"# the best of {len(finished)} trials of {run.given_config.run!r}: "
+        f"python jobs/finetune.py --config THIS\n" + dump(config),
         encoding="utf-8",
     )
     push(file)

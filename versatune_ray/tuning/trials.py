@@ -120,15 +120,16 @@ def with_artefacts(
     from versatune_ray.evaluation.questions import load_questions
 
     detect = any(semantics.needs_detection(one) for one in configs)
-    # before ``run.config``, which makes one where it is
-    run.needs_judge = detect and run.given_config.detection.distribution is None
-    stores, questions = run.stores, load_questions(run.config)
-    tree = run.config.model_dump(mode="json")
-    if detect and run.detection:
+    ready = run.prepare(judge=detect and run.given_config.detection.distribution is None)
+    stores, questions = run.tokenize(), load_questions(ready)
+    tree = ready.model_dump(mode="json")
+    if detect:
+        run.detect()
         tree["detection"]["distribution"] = str(
-            run.folder.path / "detection" / Path(run.model).name / "distribution.json"
+            run.folder.path / "detection" / Path(run.model()).name / "distribution.json"
         )
-    if any(semantics.needs_reference(one) for one in configs) and run.reference:
+    if any(semantics.needs_reference(one) for one in configs):
+        run.measure_references()
         tree["reference"]["losses"] = str(run.folder.path / "reference" / "losses.json")
     return Plan(
         parse(tree),
@@ -246,17 +247,6 @@ def run_trials(
     return account.failed
 
 
-class _Trial(Run):
-    """A run on model, stores and artefacts of the whole job: nothing of them is looked up or made
-    again.
-    """
-
-    def __init__(self, folder: RunFolder, plan: Plan, callbacks: Sequence[Any]):
-        super().__init__(folder, callbacks)
-        # in the place of cached properties
-        self.__dict__ |= {"config": folder.config, "stores": plan.stores}
-
-
 def finish(run: Run, failed: Mapping[str, Failure]) -> Path:
     """Write the report; then say what is missing in it.
 
@@ -310,10 +300,10 @@ def _train(params: Mapping[str, Any], plan: Plan) -> None:
     with RunFolder(config, wait=True) as folder:
         outcome = plan.outcome(name)
         if outcome is None:
-            run = _Trial(folder, plan, [Reports()])
+            run = Run(folder, [Reports()], plan.stores)
             lines = [
                 json.loads(line)
-                for line in (run.tuned.parent / "adjustments.jsonl")
+                for line in (run.finetune().parent / "adjustments.jsonl")
                 .read_text(encoding="utf-8")
                 .splitlines()
             ]
@@ -347,26 +337,25 @@ def _accuracy(run: Run, plan: Plan) -> dict[str, float]:
     from versatune_ray.evaluation.greedy import greedy_accuracy
     from versatune_ray.evaluation.scores import AVERAGE, scores
 
-    config = run.config
+    config = run.prepare()
     found: dict[str, float] = {}
     if plan.questions:
         asked = (
-            str(run.tuned),
+            str(run.finetune()),
             plan.questions,
             config.data.chat_template,
             config.model.trust_remote_code,
-            run.gpu,
+            run.gpu(),
         )
         # In a task of its own where there are GPUs: the trial's process has none, and those of its
         # workers are free by now.
         of_gpu = ray.remote(num_cpus=config.training.cpus_per_worker, num_gpus=1)(greedy_accuracy)
-        found = ray.get(of_gpu.remote(*asked)) if run.gpu else greedy_accuracy(*asked)
+        found = ray.get(of_gpu.remote(*asked)) if run.gpu() else greedy_accuracy(*asked)
     if plan.weights.keys() & set(BY_ACCURACY):
-        rows = scores(row for row in run.benchmarks if row["model"] == "tuned").get("tuned", {})
-        if run.unmeasured:
-            raise Incomplete(
-                "; ".join(f"{name}: {reason}" for name, reason in run.unmeasured.items())
-            )
+        measured, failed = run.measure_benchmarks()
+        rows = scores(row for row in measured if row["model"] == "tuned").get("tuned", {})
+        if failed:
+            raise Incomplete("; ".join(f"{name}: {reason}" for name, reason in failed.items()))
         found |= {name: one.value for name, one in rows.items() if name != AVERAGE}
     return found
 

@@ -1,0 +1,26 @@
+"""The private doors of Ray that this package goes through, all of them: which, and why no public
+one does. After another version of Ray is installed, look here first.
+
+``ray.init(_temp_dir=…)`` in ``cluster`` is the only other: sockets need a short path.
+"""
+
+from __future__ import annotations
+
+# To join the cluster that ``ray start`` made on this machine, and no other: ``address="auto"``
+# joins any that runs here, one that another job started for itself among them, and dies with it.
+from ray._private.services import find_gcs_addresses
+from ray._private.utils import read_ray_address
+
+# To say why workers are started again: the public ``UserCallback`` hears of errors of workers only,
+# and so neither of a preemption whose deadline passed before any worker failed nor of workers that
+# did not start.
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
+
+__all__ = ["ControllerCallback", "ReschedulingState", "RestartingState", "started_here"]
+
+
+def started_here() -> str | None:
+    """Address of the cluster that ``ray start`` made on this machine, if it runs."""
+    address: str | None = read_ray_address()
+    return address if address in find_gcs_addresses() else None
