@@ -315,10 +315,7 @@ class Run:
         reference = self.reference if semantics.needs_reference(self.config) else None
         inputs: dict[str, Any] = {
             "model": self.fingerprint,
-            "stores": {
-                name: [folder and folder.name for folder in paths]
-                for name, paths in self.stores.items()
-            },
+            "stores": {name: paths.key for name, paths in self.stores.items()},
             "detected": detected,
             "reference": None
             if reference is None
@@ -509,7 +506,7 @@ class Run:
 
         began = int(time.time())
         paths = build_stores(self.config, self.config.domains, tokenizer, self.cache)
-        stores = [folder for pair in paths.values() for folder in pair if folder is not None]
+        stores = [folder for pair in paths.values() for folder in pair.folders]
         return Step(paths, all((folder / "meta.json").stat().st_mtime < began for folder in stores))
 
     def _tokenizer_of(self, model: str) -> str:

@@ -33,6 +33,16 @@ class DomainPaths(NamedTuple):
     validation: Path | None
     sources: tuple[tuple[float, int], ...] | None = None
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Those of the stores that there are."""
+        return (self.train,) if self.validation is None else (self.train, self.validation)
+
+    @property
+    def key(self) -> list[Any]:
+        """What results depend on, for a cache's key: what the stores hold, and the weights."""
+        return [self.train.name, self.validation and self.validation.name, self.sources]
+
 
 class DomainStores(NamedTuple):
     train: TokenStore

@@ -44,6 +44,11 @@ class Samples:
     def response_tokens(self) -> NDArray[np.int64]:
         return self._column("response_tokens")
 
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """What the loss of each counts in training, float64 [n]."""
+        return self._column("weights", np.float64)
+
     def counted(self, unit: str) -> NDArray[np.int64]:
         """What the loss of each is divided by: response tokens, or bytes of the answers."""
         return self._column("response_tokens" if unit == "nats/token" else "response_bytes")
@@ -54,8 +59,8 @@ class Samples:
             for domain, index in zip(self.domain, self.index, strict=True)
         ]
 
-    def _column(self, name: str) -> NDArray[np.int64]:
-        found = np.empty(len(self), np.int64)
+    def _column(self, name: str, dtype: Any = np.int64) -> NDArray[Any]:
+        found = np.empty(len(self), dtype)
         for domain in np.unique(self.domain):
             of_domain = self.domain == domain
             found[of_domain] = getattr(self.records[domain], name)[self.index[of_domain]]
@@ -144,9 +149,11 @@ class Layout:
         )
         inputs = {"tokens": grid, "kept": np.concatenate(kept), "targets": np.concatenate(targets)}
         if weights is not None:
-            inputs["weights"] = (weights[domain] if len(samples) else np.zeros(len(domain))).astype(
-                np.float32
-            )
+            own = (
+                samples.weights if len(samples) else np.zeros(1)
+            )  # a record may count more or less
+            counted = weights[domain] * np.repeat(own, [len(places) for places in kept])
+            inputs["weights"] = counted.astype(np.float32)
         more: dict[str, Any] = {}
         if packed:  # what fills the row up is one segment more
             segments = (

@@ -151,7 +151,7 @@ def reference_losses(
     } | ({} if config.training.optimizer == "adamw" else {"optimizer": config.training.optimizer})
     # Every domain's validation may remove records from any domain's training set: all the stores
     # are part of each key.
-    stores = {name: [folder and folder.name for folder in pair] for name, pair in paths.items()}
+    stores = {name: pair.key for name, pair in paths.items()}
     keys = {
         name: common | {"domain": name, "stores": stores, "data": config.data.split(name)}
         for name in paths
