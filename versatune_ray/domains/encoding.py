@@ -24,7 +24,8 @@ from versatune_ray.domains.spec import Input
 from versatune_ray.errors import UserError
 
 _READ_ROWS = 256
-_EMPTY = {"example": "", "account": "", "problem": "", "fatal": False, "left_out": False}
+_JSON = json.JSONEncoder(ensure_ascii=False)
+_EMPTY = {"example": None, "account": "", "problem": "", "fatal": False, "left_out": False}
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def _read_input(source: Input, rules: records.Rules) -> Iterator[dict[str, Any]]
             else:
                 try:
                     read = records.interpret(item.record, rules)
-                    row["example"] = _packed(read.example)
-                    row["account"] = json.dumps([read.shape, read.unused, read.missing])
+                    row["example"] = read.example
+                    row["account"] = _account(read.shape, read.unused, read.missing)
                 except records.BadRecord as error:
                     row["problem"] = printable(str(error))
                     row["left_out"] = isinstance(error, records.LeftOut)
@@ -72,18 +73,29 @@ def _read_input(source: Input, rules: records.Rules) -> Iterator[dict[str, Any]]
         yield {"number": 0, "problem": printable(str(error)), "fatal": True}
 
 
-def _packed(example: records.Example) -> str:
+@lru_cache(maxsize=4096)
+def _account(shape: str, unused: tuple[str, ...], missing: tuple[str, ...]) -> str:
+    return json.dumps([shape, unused, missing])
+
+
+def packed(example: records.Example) -> str:
+    """An example as JSON, for tables.
+
+    Raises:
+        BadRecord: it holds what JSON cannot.
+    """
     fields = [example.messages, example.trains, example.tools, example.weight, example.text]
     try:
-        packed = json.dumps(fields, ensure_ascii=False)
-        packed.encode()
+        found = _JSON.encode(fields)
+        found.encode()
     except (TypeError, ValueError) as error:  # dates among arguments, half characters in a name
         raise records.BadRecord(f"tools or calls hold what JSON cannot: {error}") from None
-    return packed
+    return found
 
 
-def _unpacked(packed: str) -> records.Example:
-    messages, trains, tools, weight, text = json.loads(packed)
+def unpacked(content: str) -> records.Example:
+    """What ``packed`` made JSON of."""
+    messages, trains, tools, weight, text = json.loads(content)
     return records.Example(tuple(messages), tuple(trains), tools, weight, text)
 
 
@@ -93,12 +105,11 @@ def encode(rows: Sequence[dict[str, Any]], encoding: Encoding) -> list[dict[str,
     empty = {"tokens": [], "mask": [], "hash": 0, "response_bytes": 0, "too_long": False}
     encoded_rows = []
     for row in ({**row, **empty, "weight": 1.0} for row in rows):
-        packed = row.pop("example")
+        example = row.pop("example")
         if row["problem"]:
             encoded_rows.append(row)
             continue
         try:
-            example = _unpacked(packed)
             encoded = chat.encode(tokenizer, example)
             fitted, too_long = _fit(tokenizer, encoded, encoding, example.text is not None)
         except records.BadRecord as error:

@@ -52,16 +52,17 @@ _EXPECTED = (
     "domains.NAME.fields maps other names to these"
 )
 _VERDICTS = ("label", "kto_tag")
+_SIGNS = {*_VERDICTS, *MEDIA}
+_MARKS = {"weight", "train", "loss"}
 
 
 class Fields(dict[str, Any]):
     """The fields of a record that are not null, and which of them were read."""
 
     def __init__(self, record: Mapping[str, Any]) -> None:
+        # a NaN, which tables have for null, differs from itself
         super().__init__(
-            (name, value)
-            for name, value in record.items()
-            if value is not None and not (isinstance(value, float) and math.isnan(value))
+            {name: value for name, value in record.items() if value is not None and value == value}
         )
         self.seen: set[str] = set()
         self.within: set[str] = set()
@@ -116,18 +117,8 @@ def recognise(
     fields = Fields(record)
     weight = _weight(fields)
     turns, shape = _turns(fields, record, preference)
-    if shape != "text":
-        for name in _VERDICTS:
-            if name not in given and (wanted := flag(fields.get(name))) is not None:
-                fields.seen.add(name)
-                if not wanted:
-                    raise LeftOut(
-                        f"{name} is false: an answer that is not wanted (to train on it, name the "
-                        f"values of {name} under domains.NAME.where)"
-                    )
-        for name in MEDIA:
-            if fields.get(name):
-                raise BadRecord(f"{name}: only text can be trained on")
+    if turns is not None and not _SIGNS.isdisjoint(fields):
+        _heed(fields, given)
     if turns is None:
         return Example((), (), weight=weight, text=fields.text("text")), shape, fields
     if not any(turn.message["role"] == "assistant" for turn in turns):
@@ -137,6 +128,21 @@ def recognise(
     tools = tool_schemas(fields.take("tools"))
     messages = tuple(turn.message for turn in turns)
     return Example(messages, tuple(turn.trains for turn in turns), tools, weight), shape, fields
+
+
+def _heed(fields: Fields, given: Sequence[str]) -> None:
+    """Verdicts on an answer, and what beside the text a question asks of."""
+    for name in _VERDICTS:
+        if name not in given and (wanted := flag(fields.get(name))) is not None:
+            fields.seen.add(name)
+            if not wanted:
+                raise LeftOut(
+                    f"{name} is false: an answer that is not wanted (to train on it, name the "
+                    f"values of {name} under domains.NAME.where)"
+                )
+    for name in MEDIA:
+        if fields.get(name):
+            raise BadRecord(f"{name}: only text can be trained on")
 
 
 def _turns(
@@ -179,6 +185,8 @@ def _said(role: Any, content: str, trains: bool = False) -> Turn:
 
 
 def _weight(fields: Fields) -> float:
+    if _MARKS.isdisjoint(fields):
+        return 1.0
     for name in ("train", "loss"):
         if (said := flag(fields.get(name))) is not None:
             fields.seen.add(name)

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from versatune_ray.domains import chat, records
 from versatune_ray.domains.blocks import Part, part_of_rows, parts_of, schemas
-from versatune_ray.domains.encoding import Encoding, encode, read
+from versatune_ray.domains.encoding import Encoding, encode, packed, read, unpacked
+from versatune_ray.domains.example import BadRecord, printable
 from versatune_ray.domains.fingerprint import fingerprint
 from versatune_ray.domains.readers import remarks
 from versatune_ray.domains.spec import Input, expand
@@ -247,12 +248,20 @@ def _read_tables(items: pa.Table) -> Iterator[pa.Table]:
     schema, _ = schemas()
     for item in items.to_pylist():
         for rows in read(item):
+            for row in rows:
+                try:
+                    row["example"] = packed(row["example"]) if row["example"] else ""
+                except BadRecord as error:
+                    row |= {"example": "", "account": "", "problem": printable(str(error))}
             yield type(items).from_pylist(rows, schema)
 
 
 def _encode_table(table: pa.Table, encoding: Encoding) -> pa.Table:
     """UDF: rows with an example → rows with tokens, or a problem."""
-    return type(table).from_pylist(encode(table.to_pylist(), encoding), schemas()[1])
+    rows = table.to_pylist()
+    for row in rows:
+        row["example"] = unpacked(row["example"]) if row["example"] else None
+    return type(table).from_pylist(encode(rows, encoding), schemas()[1])
 
 
 def _check(job: _Job, tolerated: float) -> None:
@@ -265,10 +274,10 @@ def _check(job: _Job, tolerated: float) -> None:
     if not bad and not len(store):
         reasons = ", ".join(f"{n} × {reason}" for reason, n in store.meta["left_out"].items())
         raise UserError(f"{names}: all {read} records are left out: {reasons} ({job.key})")
+    name, _, side = job.key.removeprefix("domains.").rpartition(".")
     for column, n in store.meta["missing_columns"].items():
-        if n == sum(store.meta["shapes"].values()):
-            name = job.key.split(".")[1]
-            raise UserError(f"domains.{name}.fields: no record has a column {column!r} ({job.key})")
+        if side == "train" and n == sum(store.meta["shapes"].values()):
+            raise UserError(f"domains.{name}.fields: no record has a column {column!r}")
     if bad == 0 or (bad <= tolerated * read and len(store)):
         return
     examples = store.bad_examples(job.inputs)[:3]
