@@ -57,7 +57,7 @@ def remark(text: io.TextIOWrapper, kind: str) -> str | None:
     said = []
     if separator != _usual(kind):
         said.append(f"read with {_NAMES[separator]} between fields, which is what its header has")
-    if kind == "tsv" and quotes:
+    elif kind == "tsv" and quotes:
         said.append("read with quotation marks around fields, as it uses them")
     return "; ".join(said) or None
 
@@ -128,8 +128,10 @@ def _quoted(lines: Iterator[str], separator: str) -> Iterator[Cells]:
         except StopIteration:
             return
         except csv.Error as error:
-            opened = _opened(taken)
-            if len(taken) == 1 and "unexpected end" not in str(error):
+            ended = "unexpected end" in str(error)
+            # else the last line closed it, and before the end of its cell
+            opened = _opened(taken if ended else taken[:-1])
+            if len(taken) == 1 and not ended:
                 problem = f"broken CSV: text after a closing quotation mark ({error})"
             else:
                 problem = f"quote opened in line {number + opened} is never closed"
@@ -154,15 +156,14 @@ def _taking(waiting: deque[str], lines: Iterator[str], taken: list[str]) -> Iter
 
 
 def _opened(taken: list[str]) -> int:
-    """The line where the quote was opened that is open at the end, or was last closed wrongly: each
-    mark opens or closes, a doubled one does both.
+    """The line where the quote was opened that is open at the end: each mark opens or closes, a
+    doubled one does neither.
     """
     inside, opened = False, 0
     for place, line in enumerate(taken):
-        if line.count('"') % 2:
+        for _ in range(line.replace('""', "").count('"')):
             inside = not inside
-            if inside:
-                opened = place
+            opened = place if inside else opened
     return opened
 
 

@@ -89,3 +89,8 @@ def _content(turn: Message) -> list[Any]:
     said = [turn["role"], turn["content"].strip()]
     more = {name: value for name, value in turn.items() if name not in ("role", "content")}
     return [*said, more] if more else said
+
+
+def printable(text: str) -> str:
+    """Text that any file can hold: half characters (lone surrogates) are written as their code."""
+    return text.encode("utf-8", "backslashreplace").decode()

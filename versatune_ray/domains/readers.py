@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 import fsspec
 
-from versatune_ray.domains import delimited, tables
+from versatune_ray.domains import delimited, json_records, tables
 from versatune_ray.domains.spec import Input, expand, reason_of
 from versatune_ray.domains.tables import Unreadable
 from versatune_ray.errors import UserError
@@ -17,7 +16,6 @@ from versatune_ray.runs.storage import fetch
 
 __all__ = ["Located", "Unreadable", "read_records", "read_texts", "remarks"]
 
-Row = tuple[int, dict[str, Any] | None, str | None]  # number, and a record or a problem
 _BOM = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 # what lies under the name of records and holds none: first bytes, what it is, the way out
@@ -98,7 +96,7 @@ def remarks(inputs: Sequence[Input]) -> list[str]:
         if source.format in ("csv", "tsv"):
             try:
                 with _open(source) as file:
-                    remark = delimited.remark(_lines_of_text(file, source), source.format)
+                    remark = delimited.remark(_as_text(_decoded(file, source)), source.format)
             # the reading itself tells what is wrong
             except Exception:
                 continue
@@ -106,13 +104,13 @@ def remarks(inputs: Sequence[Input]) -> list[str]:
     return said
 
 
-def _rows(source: Input) -> Iterator[Row]:
+def _rows(source: Input) -> Iterator[json_records.Row]:
     if source.format == "hub":
         yield from tables.read_hub(source)
         return
-    readers: dict[str, Callable[[Any, Input], Iterator[Row]]] = {
-        "jsonl": _read_lines,
-        "json": _read_json,
+    readers: dict[str, Callable[[Any, Input], Iterator[json_records.Row]]] = {
+        "jsonl": json_records.read_lines,
+        "json": json_records.read_json,
         "csv": _read_delimited,
         "tsv": _read_delimited,
         "parquet": tables.read_parquet,
@@ -120,7 +118,8 @@ def _rows(source: Input) -> Iterator[Row]:
         "txt": _read_text,
     }
     with _open(source) as file:
-        yield from readers[source.format](file, source)
+        binary = source.format in ("parquet", "arrow")
+        yield from readers[source.format](file if binary else _decoded(file, source), source)
 
 
 def _open(source: Input) -> Any:
@@ -194,187 +193,22 @@ class _Raw(io.RawIOBase):
         return len(data)
 
 
-def _lines_of_text(file: IO[bytes], source: Input) -> io.TextIOWrapper:
+def _as_text(file: IO[bytes]) -> io.TextIOWrapper:
     # surrogateescape carries invalid bytes up to their record instead of ending the file at the
     # first one.
-    return io.TextIOWrapper(
-        _decoded(file, source), encoding="utf-8", errors="surrogateescape", newline=""
-    )
+    return io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
 
 
-def _read_delimited(file: IO[bytes], source: Input) -> Iterator[Row]:
-    yield from delimited.read(_lines_of_text(file, source), source)
+def _read_delimited(file: IO[bytes], source: Input) -> Iterator[json_records.Row]:
+    yield from delimited.read(_as_text(file), source)
 
 
-def _read_text(file: IO[bytes], source: Input) -> Iterator[Row]:
+def _read_text(file: IO[bytes], source: Input) -> Iterator[json_records.Row]:
     try:
-        text = _decoded(file, source).read().decode()
+        text = file.read().decode()
     except UnicodeDecodeError as error:
         raise UserError(
             f"{source.label}: cannot be read: invalid UTF-8 at byte {error.start + 1}; save it as "
             f"UTF-8"
         ) from None
     yield 1, {"text": text}, None
-
-
-def _read_lines(file: IO[bytes], source: Input) -> Iterator[Row]:
-    lines = iter(enumerate(_decoded(file, source), 1))
-    for number, line in lines:
-        if not line.strip():
-            continue
-        if line.lstrip().startswith(b"["):  # perhaps a list under the name of lines
-            content = b"\n" * (number - 1) + line + b"".join(rest for _, rest in lines)
-            elements = _elements(content)
-            if elements is not None:
-                yield from ((at, *_record(value)) for at, value in elements)
-                return
-            for at, each in enumerate(content.split(b"\n"), 1):
-                if each.strip():
-                    yield at, *_parse(each)
-            return
-        yield number, *_parse(line)
-        break
-    for number, line in lines:
-        if line.strip():
-            yield number, *_parse(line)
-
-
-def _elements(content: bytes) -> list[tuple[int, Any]] | None:
-    """Elements of a JSON list of objects with the lines where they begin; None if it is no such
-    list.
-    """
-    try:
-        text = content.decode()
-        place, found, line, counted = text.index("[") + 1, [], 1, 0
-        while True:
-            place = _skip(text, place)
-            if text[place] == "]" and not text[place + 1 :].strip():
-                return found
-            line, counted = line + text.count("\n", counted, place), place
-            value, place = _JSON.raw_decode(text, place)
-            if not isinstance(value, dict):
-                return None
-            found.append((line, value))
-            place = _skip(text, place)
-            if text[place] == ",":
-                place += 1
-            elif text[place] != "]":
-                return None
-    except (ValueError, IndexError, RecursionError):
-        return None
-
-
-def _skip(text: str, place: int) -> int:
-    while text[place].isspace():
-        place += 1
-    return place
-
-
-class _Twice(ValueError):
-    """An object has a key twice."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _Twice(f"the field {twice!r} stands there twice")
-    return found
-
-
-_JSON = json.JSONDecoder(object_pairs_hook=_object)
-
-
-def _parse(line: bytes) -> tuple[dict[str, Any] | None, str | None]:
-    try:
-        value = _JSON.decode(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return None, f"invalid UTF-8 at byte {error.start + 1} of the line"
-    except json.JSONDecodeError as error:
-        comma = line.rstrip().endswith(b"},") and error.msg == "Extra data"
-        hint = "; lines are not separated by commas" if comma else ""
-        return None, f"broken JSON: {error.msg} at column {error.colno}{hint}"
-    except _Twice as error:
-        return None, str(error)
-    # numbers of thousands of digits, thousands of nested lists
-    except (ValueError, RecursionError) as error:
-        return None, f"broken JSON: {reason_of(error)}"
-    return _record(value)
-
-
-def _record(value: Any) -> tuple[dict[str, Any] | None, str | None]:
-    if isinstance(value, dict):
-        return value, None
-    return None, f"a record must be an object with fields, found {_json_type(value)}"
-
-
-# an object with one of these is a record, whatever lists it holds
-_OF_RECORDS = {
-    *("messages", "conversations", "conversation", "instruction", "prompt", "question"),
-    *("problem", "query", "text", "chosen"),
-}
-
-
-def _read_json(file: IO[bytes], source: Input) -> Iterator[Row]:
-    """A list of records, an object holding one list, or one record. One object per line is common
-    under this suffix, so it counts too.
-    """
-    content = _decoded(file, source).read()
-    lines = content.split(b"\n")
-    rows: Any
-    first, _ = _parse(lines[0])
-    if first is not None and any(line.strip() for line in lines[1:]):
-        for number, line in enumerate((line for line in lines if line.strip()), 1):
-            yield number, *_parse(line)
-        return
-    try:
-        rows = _JSON.decode(content.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        position = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{source.label}:{position}: invalid UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{source.label}:{error.lineno}: broken JSON: {error.msg} at column {error.colno}"
-        ) from error
-    except _Twice:
-        rows = json.loads(content)  # which of them has it is told below
-        yield from _with_twice(rows, content)
-        return
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{source.label}: broken JSON: {reason_of(error)}") from error
-    for number, value in enumerate(_list_in(rows, source), 1):
-        yield number, *_record(value)
-
-
-def _list_in(rows: Any, source: Input) -> list[Any]:
-    if isinstance(rows, dict):
-        lists = [value for value in rows.values() if isinstance(value, list)]
-        if not _OF_RECORDS.isdisjoint(rows) or not lists:
-            return [rows]
-        rows = lists[0] if len(lists) == 1 else None
-    if not isinstance(rows, list):
-        raise UserError(
-            f"{source.label}: expected a list of records, or one object holding a single list of "
-            f"them"
-        )
-    return rows
-
-
-def _with_twice(rows: Any, content: bytes) -> Iterator[Row]:
-    """Records of a list of which some have a field twice: those are bad, the others are not."""
-    text = content.decode()
-    if not isinstance(rows, list):
-        yield 1, None, "a field stands there twice"
-        return
-    place = text.index("[") + 1
-    for number, _ in enumerate(rows, 1):
-        place = _skip(text, place)
-        _, end = json.JSONDecoder().raw_decode(text, place)
-        yield number, *_parse(text[place:end].encode())
-        place = _skip(text, end) + 1
-
-
-def _json_type(value: Any) -> str:
-    names = {list: "a list", str: "text", bool: "true/false", int: "a number", float: "a number"}
-    return names.get(type(value), "null" if value is None else type(value).__name__)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from versatune_ray.domains.choices import chosen
 from versatune_ray.domains.example import (
     BadRecord,
     Example,
@@ -15,7 +16,7 @@ from versatune_ray.domains.example import (
     content_hash,
 )
 from versatune_ray.domains.readers import read_records
-from versatune_ray.domains.shapes import CHATS, FLAT, chosen, recognise
+from versatune_ray.domains.shapes import CHATS, FLAT, recognise
 from versatune_ray.domains.spec import expand
 from versatune_ray.errors import UserError
 
@@ -103,7 +104,8 @@ def interpret(record: Mapping[str, Any], rules: Rules | None = None) -> Reading:
     for name, values in rules.where.items():
         if _plain(record.get(name)) not in [_plain(value) for value in values]:
             raise LeftOut(f"another {name} than domains.NAME.where asks for")
-    given, dropped = record, ()
+    given = record
+    dropped: tuple[str, ...] = ()
     if rules.fields:
         record, dropped = _renamed(record, rules.fields)
     missing = tuple(column for column in rules.fields.values() if column not in given)

@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
+from versatune_ray.domains.choices import chosen
 from versatune_ray.domains.example import BadRecord, Example, LeftOut, Message
 from versatune_ray.domains.turns import (
     MEDIA,
@@ -32,6 +33,7 @@ from versatune_ray.domains.turns import (
     is_turns,
     listed,
     read_turns,
+    strict,
     text,
     tool_schemas,
     user_text,
@@ -50,16 +52,17 @@ _EXPECTED = (
     "domains.NAME.fields maps other names to these"
 )
 _VERDICTS = ("label", "kto_tag")
+_SIGNS = {*_VERDICTS, *MEDIA}
+_MARKS = {"weight", "train", "loss"}
 
 
 class Fields(dict[str, Any]):
     """The fields of a record that are not null, and which of them were read."""
 
     def __init__(self, record: Mapping[str, Any]) -> None:
+        # a NaN, which tables have for null, differs from itself
         super().__init__(
-            (name, value)
-            for name, value in record.items()
-            if value is not None and not (isinstance(value, float) and math.isnan(value))
+            {name: value for name, value in record.items() if value is not None and value == value}
         )
         self.seen: set[str] = set()
         self.within: set[str] = set()
@@ -114,18 +117,8 @@ def recognise(
     fields = Fields(record)
     weight = _weight(fields)
     turns, shape = _turns(fields, record, preference)
-    if shape != "text":
-        for name in _VERDICTS:
-            if name not in given and (wanted := flag(fields.get(name))) is not None:
-                fields.seen.add(name)
-                if not wanted:
-                    raise LeftOut(
-                        f"{name} is false: an answer that is not wanted (to train on it, name the "
-                        f"values of {name} under domains.NAME.where)"
-                    )
-        for name in MEDIA:
-            if fields.get(name):
-                raise BadRecord(f"{name}: only text can be trained on")
+    if turns is not None and not _SIGNS.isdisjoint(fields):
+        _heed(fields, given)
     if turns is None:
         return Example((), (), weight=weight, text=fields.text("text")), shape, fields
     if not any(turn.message["role"] == "assistant" for turn in turns):
@@ -135,6 +128,21 @@ def recognise(
     tools = tool_schemas(fields.take("tools"))
     messages = tuple(turn.message for turn in turns)
     return Example(messages, tuple(turn.trains for turn in turns), tools, weight), shape, fields
+
+
+def _heed(fields: Fields, given: Sequence[str]) -> None:
+    """Verdicts on an answer, and what beside the text a question asks of."""
+    for name in _VERDICTS:
+        if name not in given and (wanted := flag(fields.get(name))) is not None:
+            fields.seen.add(name)
+            if not wanted:
+                raise LeftOut(
+                    f"{name} is false: an answer that is not wanted (to train on it, name the "
+                    f"values of {name} under domains.NAME.where)"
+                )
+    for name in MEDIA:
+        if fields.get(name):
+            raise BadRecord(f"{name}: only text can be trained on")
 
 
 def _turns(
@@ -177,6 +185,8 @@ def _said(role: Any, content: str, trains: bool = False) -> Turn:
 
 
 def _weight(fields: Fields) -> float:
+    if _MARKS.isdisjoint(fields):
+        return 1.0
     for name in ("train", "loss"):
         if (said := flag(fields.get(name))) is not None:
             fields.seen.add(name)
@@ -246,13 +256,13 @@ def _flat(fields: Fields, prompt: str, answer: str) -> list[Turn]:
     value = fields.take(answer)
     if is_turns(value):
         return before + fields.turns(value, answer)
-    reply = _said("assistant", _answer(value, answer), True)
+    said = _said("assistant", _answer(value, answer), True)
     fields.answers = alternatives(value, answer)
     for name in REASONING:
         if isinstance(fields.get(name), str) and fields[name].strip():
-            reply.message["reasoning_content"] = text(fields.take(name), name)
+            said.message["reasoning_content"] = text(fields.take(name), name)
             break
-    return [*before, reply]
+    return [*before, said]
 
 
 def _question(fields: Fields, prompt: str) -> list[Turn]:
@@ -260,7 +270,7 @@ def _question(fields: Fields, prompt: str) -> list[Turn]:
     value = fields.take(prompt)
     if is_turns(value):
         return [_context(turn) for turn in fields.turns(value, prompt)]
-    question = _strict(value, prompt)
+    question = strict(value, prompt)
     if prompt == "prompt":  # often written out with all that belongs to it
         more = [
             part
@@ -306,13 +316,6 @@ def _history(fields: Fields) -> list[Turn]:
     return turns
 
 
-def _strict(value: Any, name: str) -> str:
-    """A text; lists only of parts, since one does not know what a list of texts stands for."""
-    if isinstance(value, list) and not all(isinstance(part, Mapping) for part in value):
-        raise BadRecord(f"{name} is a list of texts; one text is needed")
-    return text(value, name)
-
-
 def _answer(value: Any, name: str) -> str:
     """The answer that is learned: of several, the first."""
     answers = alternatives(value, name)
@@ -326,80 +329,3 @@ def alternatives(value: Any, name: str) -> list[str]:
     if isinstance(value, list) and not any(isinstance(part, Mapping) for part in value):
         return [text(answer, name) for answer in value]
     return [text(value, name)]
-
-
-def chosen(fields: Mapping[str, Any], answer: str = "answer") -> tuple[str, list[str], int]:
-    """Question, choices and the index of the right one, of a record with ``choices``: a list of
-    texts, or ``{text: [...], label: [...]}``.
-
-    The answer is, by the first rule that fits: a label, where there are labels; the text of a
-    choice; its letter; a whole number, counted from 0. Numbers with a point and numbers in
-    quotation marks are texts and no indices, true and false are neither, and a whole number that
-    spells another choice than the one it counts to is ambiguous.
-
-    Raises:
-        BadRecord: the choices are no texts, or the answer is none of them.
-    """
-    take = fields.take if isinstance(fields, Fields) else fields.get
-    given, labels = take("choices"), None
-    if isinstance(given, str):
-        given = listed(given, "choices", "texts")
-    if isinstance(given, Mapping) and isinstance(given.get("text"), list):
-        given, labels = given["text"], given.get("label")
-    if not isinstance(given, list) or not 0 < len(given) <= len(ascii_uppercase):
-        raise BadRecord(f"choices must be a list of 1 to {len(ascii_uppercase)} texts")
-    choices = [
-        text(choice, f"choice {letter}")
-        for letter, choice in zip(ascii_uppercase, given, strict=False)
-    ]
-    question = user_text(_strict(take("question"), "question"), "question")
-    if not question.strip():
-        raise BadRecord("no question (question is empty)")
-    if answer not in fields and "answerKey" in fields:
-        answer = "answerKey"
-    value = take(answer)
-    if isinstance(value, bool):
-        raise BadRecord(
-            f"{answer} is {str(value).lower()}, which is no index; give the index, the letter or "
-            f"the text of the choice"
-        )
-    labels = [str(label) for label in labels] if isinstance(labels, list) else []
-    return question, choices, _index(value, answer, choices, labels)
-
-
-def _index(value: Any, answer: str, choices: list[str], labels: list[str]) -> int:
-    reply = text(value, answer)
-    if not reply.strip():
-        raise BadRecord(f"no answer ({answer} is empty)")
-    if len(labels) == len(choices) and reply.strip() in labels:
-        return labels.index(reply.strip())
-    spelled = next((known.index(said) for known, said in _spellings(choices, reply)), None)
-    if isinstance(value, int):
-        if not 0 <= value < len(choices):
-            raise BadRecord(
-                f"{answer} is {value}, but the choices count from 0 to {len(choices) - 1}"
-            )
-        if spelled not in (None, value):
-            raise BadRecord(
-                f"{answer} is {value}: choice {value}, counted from 0, or the choice that is "
-                f"written {reply}? give its letter"
-            )
-        return value
-    if spelled is not None:
-        return spelled
-    letters = ascii_uppercase[: len(choices)]
-    if len(reply.strip()) == 1 and reply.strip() in letters:
-        return letters.index(reply.strip())
-    hint = ""
-    if reply.strip().removesuffix(".0").isdecimal():
-        hint = f"; {value!r} is no index: an index is a whole number without quotation marks"
-    raise BadRecord(
-        f"{answer} is none of the choices; give its index, its letter or its text{hint}"
-    )
-
-
-def _spellings(choices: list[str], reply: str) -> list[tuple[list[str], str]]:
-    """The spellings under which the reply is found among the choices, the exact one first."""
-    outer = [choice.strip() for choice in choices]
-    pairs = ((choices, reply), (outer, reply.strip()))
-    return [(known, said) for known, said in pairs if said in known]

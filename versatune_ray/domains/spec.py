@@ -176,7 +176,7 @@ def _dataset(spec: str, key: str) -> Input:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    asked = {} if match["revision"] is None else {"revision": match["revision"]}
+    asked: dict[str, Any] = {} if match["revision"] is None else {"revision": match["revision"]}
     try:
         revision = HfApi().dataset_info(match["path"], timeout=20, **asked).sha
     except RevisionNotFoundError as error:

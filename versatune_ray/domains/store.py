@@ -34,6 +34,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from versatune_ray.domains.example import printable
 from versatune_ray.domains.spec import Input
 from versatune_ray.runs.storage import fetch, push
 
@@ -202,11 +203,6 @@ class TokenStoreWriter:
     def _close(self) -> None:
         for file in self._files.values():
             file.close()
-
-
-def printable(text: str) -> str:
-    """Text that any file can hold: half characters (lone surrogates) are written as their code."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _add(counts: dict[str, int], name: str, count: int = 1) -> None:

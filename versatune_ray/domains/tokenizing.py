@@ -8,33 +8,28 @@ token stores are written by the driver alone.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
-from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
-from functools import lru_cache
-from itertools import groupby, pairwise
+from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from versatune_ray.domains import chat, records
+from versatune_ray.domains.blocks import Part, part_of_rows, parts_of, schemas
+from versatune_ray.domains.encoding import Encoding, encode, packed, read, unpacked
+from versatune_ray.domains.example import BadRecord, printable
 from versatune_ray.domains.fingerprint import fingerprint
-from versatune_ray.domains.readers import read_records, remarks
+from versatune_ray.domains.readers import remarks
 from versatune_ray.domains.spec import Input, expand
 from versatune_ray.domains.split import DomainPaths
 from versatune_ray.domains.store import (
     STORE_FORMAT,
-    Batch,
     TokenStore,
     TokenStoreWriter,
-    printable,
 )
 from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import have, held, key_of
@@ -45,20 +40,7 @@ if TYPE_CHECKING:
 
 # one encoding task's work: a second or two, so that a single large file keeps every CPU busy
 _BLOCK_BYTES = 2 << 20
-_READ_ROWS = 256
-_EMPTY = {"example": "", "account": "", "problem": "", "fatal": False, "left_out": False}
 _A_LOOK = 32 << 20  # bytes of records that are read for a look at what a run would do
-
-
-@dataclass(frozen=True)
-class _Encoding:
-    """What an encoding task needs to know."""
-
-    tokenizer: str
-    template: str
-    trust_remote_code: bool
-    max_length: int
-    too_long: str
 
 
 @dataclass(frozen=True)
@@ -101,7 +83,7 @@ def build_stores(
         else tokenizer_path
     )
     tokenizer = chat.load_tokenizer(path, data.chat_template, config.model.trust_remote_code)
-    encoding = _Encoding(
+    encoding = Encoding(
         path,
         tokenizer.get_chat_template(),
         config.model.trust_remote_code,
@@ -160,7 +142,7 @@ def small_enough_for_a_look(domains: Mapping[str, Domain]) -> bool:
     )
 
 
-def _build_missing(jobs: Mapping[Path, _Job], encoding: _Encoding, distributed: bool) -> None:
+def _build_missing(jobs: Mapping[Path, _Job], encoding: Encoding, distributed: bool) -> None:
     with ExitStack() as locks:
         # one order for every run, so that two runs cannot wait for each other
         for folder in sorted(jobs):
@@ -171,7 +153,7 @@ def _build_missing(jobs: Mapping[Path, _Job], encoding: _Encoding, distributed: 
             _build(missing, encoding, distributed)
 
 
-def _build(jobs: Sequence[_Job], encoding: _Encoding, distributed: bool) -> None:
+def _build(jobs: Sequence[_Job], encoding: Encoding, distributed: bool) -> None:
     """Run the pipeline over all ``jobs`` and write each store as soon as its last record is
     there.
     """
@@ -202,23 +184,7 @@ def _build(jobs: Sequence[_Job], encoding: _Encoding, distributed: bool) -> None
                 pass
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Encoded records of one store. bad: (input, number, problem) of each that is none; fatal: why
-    its file cannot be read at all; left_out: reasons; accounts: shape and unused fields of the good
-    ones, as JSON.
-    """
-
-    store: int
-    fatal: str | None
-    bad: list[tuple[int, int, str]]
-    left_out: Mapping[str, int]
-    good: Batch | None
-    accounts: Mapping[str, int]
-    too_long: int
-
-
-def _distributed(items: list[dict[str, Any]], encoding: _Encoding) -> Generator[_Part]:
+def _distributed(items: list[dict[str, Any]], encoding: Encoding) -> Generator[Part]:
     """Encoded blocks in the order of ``items``, by Ray Data."""
     import ray.data
 
@@ -239,47 +205,21 @@ def _distributed(items: list[dict[str, Any]], encoding: _Encoding) -> Generator[
         fn_kwargs={"encoding": encoding},
     )
     for table in encoded.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield from _parts_of(table)
+        yield from parts_of(table)
 
 
-def _alone(items: list[dict[str, Any]], encoding: _Encoding) -> Generator[_Part]:
+def _alone(items: list[dict[str, Any]], encoding: Encoding) -> Generator[Part]:
     """The same in this process, and without pyarrow, which a bare training machine lacks."""
     for item in items:
-        for rows in _read(item):
-            encoded = _encode(rows, encoding)
-            good = [row for row in encoded if not row["problem"]]
-            yield _Part(
-                store=item["store"],
-                fatal=next((row["problem"] for row in encoded if row["fatal"]), None),
-                bad=[
-                    (row["input"], row["number"], row["problem"])
-                    for row in encoded
-                    if row["problem"] and not row["left_out"]
-                ],
-                left_out=Counter(row["problem"] for row in encoded if row["left_out"]),
-                good=_batch(good) if good else None,
-                accounts=Counter(row["account"] for row in good),
-                too_long=sum(row["too_long"] for row in good),
-            )
+        for rows in read(item):
+            yield part_of_rows(item["store"], encode(rows, encoding))
 
 
-def _batch(rows: list[dict[str, Any]]) -> Batch:
-    return Batch(
-        tokens=np.concatenate([np.asarray(row["tokens"], np.int32) for row in rows]),
-        mask=np.concatenate([row["mask"] for row in rows]).view(np.bool_),
-        lengths=np.array([len(row["tokens"]) for row in rows], np.int64),
-        hashes=np.array([row["hash"] for row in rows], np.uint64),
-        response_bytes=np.array([row["response_bytes"] for row in rows], np.int64),
-        locations=np.array([(row["input"], row["number"]) for row in rows], np.int64),
-        weights=np.array([row["weight"] for row in rows], np.float32),
-    )
-
-
-def _writer(job: _Job, encoding: _Encoding) -> TokenStoreWriter:
+def _writer(job: _Job, encoding: Encoding) -> TokenStoreWriter:
     return TokenStoreWriter(job.folder, job.inputs, asdict(encoding))
 
 
-def _write(writer: TokenStoreWriter, part: _Part, job: _Job, encoding: _Encoding) -> None:
+def _write(writer: TokenStoreWriter, part: Part, job: _Job, encoding: Encoding) -> None:
     if part.fatal is not None:
         raise UserError(f"{part.fatal} ({job.key})")
     for bad in part.bad:
@@ -303,218 +243,25 @@ def _write(writer: TokenStoreWriter, part: _Part, job: _Job, encoding: _Encoding
         )
 
 
-def _parts_of(table: pa.Table) -> Iterator[_Part]:
-    """A block by store; it holds several where inputs are small."""
-    store = table["store"].to_numpy()
-    starts = [0, *(np.flatnonzero(np.diff(store)) + 1), len(store)]
-    for start, end in pairwise(starts):
-        if end > start:
-            yield _part_of(int(store[start]), table.slice(start, end - start))
-
-
-def _part_of(store: int, table: pa.Table) -> _Part:
-    import pyarrow.compute as pc
-
-    fatal = table.filter(table["fatal"])
-    left_out = table.filter(table["left_out"])
-    bad = table.filter(pc.and_not(pc.not_equal(table["problem"], ""), table["left_out"]))
-    bad = bad.select(["input", "number", "problem"])
-    rejected = [(row["input"], row["number"], row["problem"]) for row in bad.to_pylist()]
-    good = table.filter(pc.equal(table["problem"], "")).combine_chunks()
-    batch = None
-    if good.num_rows:
-        tokens, mask = good["tokens"].combine_chunks(), good["mask"].combine_chunks()
-        batch = Batch(
-            tokens=tokens.flatten().to_numpy(),
-            mask=mask.flatten().to_numpy().view(np.bool_),
-            lengths=pc.list_value_length(tokens).to_numpy().astype(np.int64),
-            hashes=good["hash"].to_numpy(),
-            response_bytes=good["response_bytes"].to_numpy(),
-            locations=np.stack([good["input"].to_numpy(), good["number"].to_numpy()], axis=1),
-            weights=good["weight"].to_numpy(),
-        )
-    return _Part(
-        store,
-        fatal["problem"][0].as_py() if fatal.num_rows else None,
-        rejected,
-        _counted(left_out["problem"]),
-        batch,
-        _counted(good["account"]),
-        int(pc.sum(good["too_long"]).as_py() or 0),
-    )
-
-
-def _counted(column: Any) -> dict[str, int]:
-    return {row["values"]: row["counts"] for row in column.value_counts().to_pylist()}
-
-
-def _schemas() -> tuple[pa.Schema, pa.Schema]:
-    """Of blocks that are read, and that are encoded."""
-    import pyarrow as pa
-
-    where = [
-        ("store", pa.int32()),
-        ("input", pa.int32()),
-        ("number", pa.int64()),
-        ("problem", pa.string()),
-        ("fatal", pa.bool_()),
-        ("left_out", pa.bool_()),
-        ("account", pa.string()),
-    ]
-    encoded = [
-        ("tokens", pa.list_(pa.int32())),
-        ("mask", pa.list_(pa.uint8())),
-        ("hash", pa.uint64()),
-        ("response_bytes", pa.int64()),
-        ("too_long", pa.bool_()),
-        ("weight", pa.float32()),
-    ]
-    return pa.schema([*where, ("example", pa.string())]), pa.schema([*where, *encoded])
-
-
 def _read_tables(items: pa.Table) -> Iterator[pa.Table]:
     """UDF: inputs → rows with an example or a problem."""
-    schema, _ = _schemas()
+    schema, _ = schemas()
     for item in items.to_pylist():
-        for rows in _read(item):
+        for rows in read(item):
+            for row in rows:
+                try:
+                    row["example"] = packed(row["example"]) if row["example"] else ""
+                except BadRecord as error:
+                    row |= {"example": "", "account": "", "problem": printable(str(error))}
             yield type(items).from_pylist(rows, schema)
 
 
-def _encode_table(table: pa.Table, encoding: _Encoding) -> pa.Table:
+def _encode_table(table: pa.Table, encoding: Encoding) -> pa.Table:
     """UDF: rows with an example → rows with tokens, or a problem."""
-    return type(table).from_pylist(_encode(table.to_pylist(), encoding), _schemas()[1])
-
-
-def _read(item: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
-    """Rows with an example or a problem, ``_READ_ROWS`` at a time."""
-    rows: list[dict[str, Any]] = []
-    rules = records.Rules(**json.loads(item["rules"]))
-    for row in _read_input(Input(**json.loads(item["source"])), rules):
-        rows.append({"store": item["store"], "input": item["input"]} | _EMPTY | row)
-        if len(rows) == _READ_ROWS:
-            yield rows
-            rows = []
-    yield rows
-
-
-def _read_input(source: Input, rules: records.Rules) -> Iterator[dict[str, Any]]:
-    try:
-        for item in read_records(source):
-            row: dict[str, Any] = {"number": item.number}
-            if item.record is None:
-                row["problem"] = item.problem
-            else:
-                try:
-                    read = records.interpret(item.record, rules)
-                    row["example"] = _packed(read.example)
-                    row["account"] = json.dumps([read.shape, read.unused, read.missing])
-                except records.BadRecord as error:
-                    row["problem"] = printable(str(error))
-                    row["left_out"] = isinstance(error, records.LeftOut)
-            yield row
-    # as a row: an exception would reach the driver wrapped in Ray's traceback
-    except UserError as error:
-        yield {"number": 0, "problem": printable(str(error)), "fatal": True}
-
-
-def _packed(example: records.Example) -> str:
-    return json.dumps(
-        [example.messages, example.trains, example.tools, example.weight, example.text]
-    )
-
-
-def _unpacked(packed: str) -> records.Example:
-    messages, trains, tools, weight, text = json.loads(packed)
-    return records.Example(tuple(messages), tuple(trains), tools, weight, text)
-
-
-def _encode(rows: Sequence[dict[str, Any]], encoding: _Encoding) -> list[dict[str, Any]]:
-    """Rows with an example → rows with tokens, or a problem; a text may become several."""
-    tokenizer = _tokenizer(encoding)
-    empty = {"tokens": [], "mask": [], "hash": 0, "response_bytes": 0, "too_long": False}
-    encoded_rows = []
-    for row in ({**row, **empty, "weight": 1.0} for row in rows):
-        packed = row.pop("example")
-        if row["problem"]:
-            encoded_rows.append(row)
-            continue
-        try:
-            example = _unpacked(packed)
-            encoded = chat.encode(tokenizer, example)
-            if example.text is not None and encoding.too_long == "cut":
-                fitted, too_long = _pieces(tokenizer, encoded, encoding.max_length), False
-            else:
-                one, too_long = _fit(tokenizer, encoded, encoding)
-                fitted = [one]
-        except records.BadRecord as error:
-            encoded_rows.append({**row, "problem": printable(str(error))})
-            continue
-        for number, piece in enumerate(fitted):
-            hashed = records.content_hash(example) if len(fitted) == 1 else _hash(piece.tokens)
-            encoded_rows.append(
-                row
-                | {
-                    "tokens": piece.tokens,
-                    "mask": np.array(piece.loss_mask, np.uint8),
-                    "response_bytes": piece.response_bytes,
-                    "hash": hashed,
-                    "too_long": too_long,
-                    "weight": example.weight,
-                    "account": "" if number else row["account"],
-                }
-            )
-    return encoded_rows
-
-
-def _pieces(tokenizer: Any, encoded: chat.Encoded, limit: int) -> list[chat.Encoded]:
-    """A text in rows of at most ``limit`` tokens that are records of their own. Each begins with
-    the last token of the one before, as context, so that every token is learned once; the first of
-    all cannot be.
-    """
-    tokens, mask = encoded.tokens, [False, *encoded.loss_mask[1:]]
-    if len(tokens) <= 1:
-        raise records.BadRecord("the text has no token to learn")
-    if len(tokens) <= limit:
-        return [chat.Encoded(tokens, mask, encoded.response_bytes)]
-    pieces, left = [], encoded.response_bytes
-    for start in range(0, len(tokens) - 1, limit - 1):
-        piece, learned = tokens[start : start + limit], mask[start : start + limit]
-        own = tokenizer.decode(
-            piece[1:] if start else piece,
-            skip_special_tokens=True,
-            clean_up_tokenization_spaces=False,
-        )
-        last = start + limit >= len(tokens)
-        size = left if last else min(left, len(own.removesuffix("\ufffd").encode()))
-        pieces.append(chat.Encoded(piece, [False, *learned[1:]], size))
-        left -= size
-    return pieces
-
-
-def _hash(tokens: Sequence[int]) -> int:
-    digest = hashlib.blake2b(np.asarray(tokens, np.int32).tobytes(), digest_size=8).digest()
-    return int.from_bytes(digest, "big")
-
-
-def _fit(tokenizer: Any, encoded: chat.Encoded, encoding: _Encoding) -> tuple[chat.Encoded, bool]:
-    """Apply ``data.too_long``; the flag says whether the record was longer than
-    ``data.max_length``.
-    """
-    too_long = len(encoded.tokens) > encoding.max_length
-    if too_long and encoding.too_long == "refuse":
-        raise records.BadRecord("longer than max_length")
-    limit = encoding.max_length if encoding.too_long == "cut" else len(encoded.tokens)
-    return chat.cut(tokenizer, encoded, limit), too_long
-
-
-@lru_cache(maxsize=1)
-def _tokenizer(encoding: _Encoding) -> Any:
-    """Loaded once per worker process."""
-    # Ray counts one CPU for this task; threads of its own would take the others'
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    tokenizer = chat.load_tokenizer(encoding.tokenizer, None, encoding.trust_remote_code)
-    tokenizer.chat_template = encoding.template
-    return tokenizer
+    rows = table.to_pylist()
+    for row in rows:
+        row["example"] = unpacked(row["example"]) if row["example"] else None
+    return type(table).from_pylist(encode(rows, encoding), schemas()[1])
 
 
 def _check(job: _Job, tolerated: float) -> None:
@@ -527,10 +274,10 @@ def _check(job: _Job, tolerated: float) -> None:
     if not bad and not len(store):
         reasons = ", ".join(f"{n} × {reason}" for reason, n in store.meta["left_out"].items())
         raise UserError(f"{names}: all {read} records are left out: {reasons} ({job.key})")
+    name, _, side = job.key.removeprefix("domains.").rpartition(".")
     for column, n in store.meta["missing_columns"].items():
-        if n == sum(store.meta["shapes"].values()):
-            name = job.key.split(".")[1]
-            raise UserError(f"domains.{name}.fields: no record has a column {column!r} ({job.key})")
+        if side == "train" and n == sum(store.meta["shapes"].values()):
+            raise UserError(f"domains.{name}.fields: no record has a column {column!r}")
     if bad == 0 or (bad <= tolerated * read and len(store)):
         return
     examples = store.bad_examples(job.inputs)[:3]

@@ -115,6 +115,13 @@ def text(value: Any, name: str) -> str:
     return result
 
 
+def strict(value: Any, name: str) -> str:
+    """A text; lists only of parts, since one does not know what a list of texts stands for."""
+    if isinstance(value, list) and not all(isinstance(part, Mapping) for part in value):
+        raise BadRecord(f"{name} is a list of texts; one text is needed")
+    return text(value, name)
+
+
 def user_text(content: str, name: str) -> str:
     """``content``, if it stands for nothing but text.
 

@@ -190,7 +190,9 @@ def _account(domains: Mapping[str, DomainData]) -> Iterator[str]:
     sizes = (f"{name} {len(data.train)}+{len(data.validation)}" for name, data in domains.items())
     yield f"{', '.join(sizes)} records (train+held out)"
     for name, data in domains.items():
-        odd = [f"{data.counts[what]} {what.replace('_', ' ')}" for what in _ODD if data.counts[what]]
+        odd = [
+            f"{data.counts[what]} {what.replace('_', ' ')}" for what in _ODD if data.counts[what]
+        ]
         if odd:
             yield f"{name}: {', '.join(odd)}"
         if unread := data.account["unused_fields"]:

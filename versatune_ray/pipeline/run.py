@@ -152,9 +152,7 @@ class Run(Inputs):
         losses = reference and {name: one["loss"] for name, one in reference["domains"].items()}
         inputs: dict[str, Any] = {
             "model": self.fingerprint(),
-            "stores": {
-                name: paths.key for name, paths in stores.items()
-            },
+            "stores": {name: paths.key for name, paths in stores.items()},
             "detected": detected,
             "reference": losses,
         }

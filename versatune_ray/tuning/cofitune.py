@@ -151,9 +151,7 @@ def importance(run: Run, stores: Mapping[str, DomainPaths]) -> list[Path]:
                 "domain": name,
                 # Every domain's validation may remove records from any domain's training set: all
                 # the stores are part of the key.
-                "stores": {
-                    one: paths.key for one, paths in stores.items()
-                },
+                "stores": {one: paths.key for one, paths in stores.items()},
                 "data": config.data.split(name),
                 "batch": config.training.micro_batch_tokens,
                 "records": settings.records,
