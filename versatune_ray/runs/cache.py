@@ -24,7 +24,9 @@ def key_of(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def cached(root: Path, kind: str, parts: Mapping[str, Any], build: Callable[[Path], None]) -> tuple[Path, bool]:
+def cached(
+    root: Path, kind: str, parts: Mapping[str, Any], build: Callable[[Path], None]
+) -> tuple[Path, bool]:
     """The folder ``root/kind/<key of parts>``, made by ``build(work_folder)`` if it is not there.
 
     A second process that wants the same entry waits for the first. The work folder survives a kill,
@@ -35,7 +37,6 @@ def cached(root: Path, kind: str, parts: Mapping[str, Any], build: Callable[[Pat
         The folder, and whether it was there already.
     """
     entry = here(root) / kind / key_of(parts)
-    entry.parent.mkdir(parents=True, exist_ok=True)
     if have(entry):
         return entry, True
     with held(entry):
