@@ -22,26 +22,34 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from versatune_ray.errors import DiskFull, is_disk_full
+from versatune_ray.runs.cache import appear, set_aside, temporary_name
 from versatune_ray.runs.storage import here, pull, push
 
 
 def finished_ids(folder: Path) -> NDArray[np.int64]:
     """The ``id`` of every row already in ``folder``, int64 [n], but for those that say their
-    request ``failed``: it is made again.
+    request ``failed``: it is made again. So are the rows of a part that cannot be read, which is
+    set aside.
     """
     pull(folder)
     found = [np.zeros(0, dtype=np.int64)]
-    for part in folder.glob("*.parquet"):
-        columns = [
-            name for name in ("id", "failed") if name in pyarrow.parquet.read_schema(part).names
-        ]
-        rows = pyarrow.parquet.read_table(part, columns=columns)
-        found.append(
-            (rows.filter(pc.invert(rows["failed"])) if "failed" in columns else rows)[
-                "id"
-            ].to_numpy()
-        )
+    for part in sorted(folder.glob("*.parquet")):
+        try:
+            found.append(_finished(part))
+        except (FileNotFoundError, PermissionError):  # whole, as far as anyone knows
+            raise
+        except (pa.ArrowException, OSError, KeyError) as error:
+            set_aside(part, error)
     return np.unique(np.concatenate(found))
+
+
+def _finished(part: Path) -> NDArray[np.int64]:
+    with pyarrow.parquet.ParquetFile(part) as file:
+        names = file.schema_arrow.names
+        rows = file.read(columns=[name for name in ("id", "failed") if name in names])
+    if "failed" in names:
+        rows = rows.filter(pc.invert(rows["failed"]))
+    return np.asarray(rows["id"].to_numpy())
 
 
 def read_rows(folder: Path, schema: Mapping[str, pa.DataType], columns: Sequence[str]) -> pa.Table:
@@ -114,11 +122,11 @@ def _write_part(table: pa.Table, folder: Path) -> None:
         folder
         / f"{hashlib.sha256(np.sort(table['id'].to_numpy()).tobytes()).hexdigest()[:16]}.parquet"
     )
-    temporary = part.with_suffix(".tmp")  # readers of the folder take *.parquet
+    temporary = temporary_name(part)  # readers of the folder take *.parquet
     try:
         pyarrow.parquet.write_table(table, temporary)
         push(part, temporary)
-        temporary.replace(part)
+        appear(temporary, part)
     except OSError as error:
         with suppress(OSError):
             # makes room for what still has to be written, such as logs
