@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from versatune_ray.errors import redacted
 from versatune_ray.runs.cache import held, key_of, write_json
 from versatune_ray.runs.parts import finished_ids, write_parts
 from versatune_ray.runs.storage import push
@@ -123,7 +124,7 @@ def generate(source: Generator, count: int, *, gpu: bool) -> int:
             return 0
         write_json(
             source.folder / "about.json",
-            {"model": source.path, "generation": source.generation.model_dump()},
+            redacted({"model": source.path, "generation": source.generation.model_dump()}),
         )
         push(source.folder / "about.json")
         sampling = source.generation.model_dump(exclude={"seeded", "start"})

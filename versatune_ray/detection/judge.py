@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from versatune_ray.detection import prompt
 from versatune_ray.detection.prompt import order_of
+from versatune_ray.errors import redacted
 from versatune_ray.runs.cache import held, key_of, write_json
 from versatune_ray.runs.parts import finished_ids, read_rows, write_parts
 from versatune_ray.runs.storage import fetch, push
@@ -202,7 +203,8 @@ def judge(spec: JudgeSpec, texts: Sequence[Texts]) -> list[int]:
         if parts:
             for source in texts:
                 write_json(
-                    source.judged / "about.json", {"judge": spec.model, "texts": str(source.folder)}
+                    source.judged / "about.json",
+                    redacted({"judge": spec.model, "texts": str(source.folder)}),
                 )
                 push(source.judged / "about.json")
             with engine_bar("judging", sum(asked)) as bar:

@@ -23,7 +23,7 @@ from typing import IO, Any, Literal, NamedTuple, cast
 
 import fsspec
 
-from versatune_ray.errors import UserError
+from versatune_ray.errors import UserError, redacted
 from versatune_ray.runs.storage import fetch
 
 Format = Literal["jsonl", "json", "csv", "tsv", "parquet", "txt", "hub"]
@@ -125,7 +125,8 @@ def expand(spec: str, key: str, texts: bool = False) -> list[Input]:
             if "://" in spec
             else _as_written(name, local)
         )
-        inputs.append(Input(fs.unstrip_protocol(name) if "://" in spec else name, shown, kind))
+        place = fs.unstrip_protocol(name) if "://" in spec else name
+        inputs.append(Input(place, redacted(shown), kind))
     return inputs
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from versatune_ray.errors import redacted
 from versatune_ray.runs.storage import bring, here, push, remove
 from versatune_ray.settings.location import is_mirrored
 
@@ -46,7 +47,7 @@ def cached(
         work = entry.with_name(f"{entry.name}.partial")
         work.mkdir(exist_ok=True)
         build(work)
-        write_json(work / "key.json", parts)
+        write_json(work / "key.json", redacted(dict(parts)))
         push(entry, work)
         work.replace(entry)
         remove(work)

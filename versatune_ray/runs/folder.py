@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from versatune_ray.runs.cache import write_json
 from versatune_ray.runs.names import private
 from versatune_ray.settings.loading import changed_keys, dump
-from versatune_ray.errors import UserError
+from versatune_ray.errors import UserError, printable, redacted
 from versatune_ray.runs.lock import Lease
 from versatune_ray.settings import Config
 from versatune_ray.runs.storage import check, fetch, pull, push
@@ -172,7 +172,7 @@ def contents(files: Sequence[str]) -> list[str]:
 
 def say(step: str, text: str) -> None:
     """One line of the job's account, for people and for logs."""
-    print(f"[{step}] {text}", flush=True)
+    print(printable(redacted(f"[{step}] {text}")), flush=True)
 
 
 def _versions() -> dict[str, str]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote
 
-from versatune_ray.errors import UserError
+from versatune_ray.errors import UserError, printable, redacted
 
 _MIRRORS = "versatune-mirrors"
 # Parameters that say where a storage is. All others are refused: some hold keys, and these belong
@@ -86,9 +86,8 @@ def told(storage: str) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, OSError | ValueError) and type(error).__module__ != "pyarrow.lib":
             raise
-        reason = re.sub(r"\s*\(Request ID:[^)]*\)", "", " ".join(str(error).split())).replace(
-            storage, shown(storage)
-        )
+        reason = " ".join(str(error).split()).replace(storage, shown(storage))
+        reason = printable(redacted(re.sub(r"\s*\(Request ID:[^)]*\)", "", reason)))
         raise UserError(f"storage: {shown(storage)} cannot be used: {reason}") from None
 
 
