@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import Field
 
-from versatune_ray.errors import UserError
+from versatune_ray.errors import UserError, redacted
 from versatune_ray.report.detections import Detection, read_detections, read_failed
 from versatune_ray.report.reading import Number, Problems, Record, attempt, one_line, text_of
 from versatune_ray.report.tuning import (
@@ -310,7 +310,7 @@ def _read_config(folder: Path, problems: Problems) -> tuple[str, dict[str, Any]]
         return "", {}
     try:
         text = clean(text_of(file))
-        tree = clean(yaml.safe_load(text))
+        tree = redacted(clean(yaml.safe_load(text)))
     except (yaml.YAMLError, OSError, RecursionError) as error:
         problems.add("config", f"config.yaml could not be read: {one_line(error)}.")
         return "", {}
