@@ -22,7 +22,7 @@ from versatune_ray.errors import redacted
 from versatune_ray.runs.cache import held, key_of, write_json
 from versatune_ray.runs.parts import finished_ids, write_parts
 from versatune_ray.runs.storage import push
-from versatune_ray.runtime.engine import decisive, vllm_stage
+from versatune_ray.runtime.engine import engine_key, vllm_stage
 from versatune_ray.runtime.models import check_length, check_weights, model_fingerprint
 from versatune_ray.runtime.progress import engine_bar
 from versatune_ray.settings import Config, Engine, Generation
@@ -60,7 +60,7 @@ class Generator:
     trust_remote_code: bool
 
 
-def generator(name: str, path: str, engine: Engine, config: Config) -> Generator:
+def generator(name: str, path: str, engine: Engine, config: Config, *, gpu: bool) -> Generator:
     """Check a base model and say where its sequences are kept.
 
     Raises:
@@ -76,7 +76,7 @@ def generator(name: str, path: str, engine: Engine, config: Config) -> Generator
         "model": fingerprint,
         "start": start,
         "generation": settings.model_dump(exclude={"start"}),
-        "options": decisive(engine.options),
+        "engine": engine_key(engine, gpu),
         "seed": config.seed,
     }
     folder = config.cache_folder / "generated" / key_of(parts)

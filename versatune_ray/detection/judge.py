@@ -26,7 +26,7 @@ from versatune_ray.errors import redacted
 from versatune_ray.runs.cache import held, key_of, write_json
 from versatune_ray.runs.parts import finished_ids, read_rows, write_parts
 from versatune_ray.runs.storage import fetch, push
-from versatune_ray.runtime.engine import decisive
+from versatune_ray.runtime.engine import engine_key
 from versatune_ray.runtime.models import check_weights, load_plain_tokenizer, model_fingerprint
 from versatune_ray.runtime.progress import engine_bar
 from versatune_ray.settings import Config, Judge
@@ -43,7 +43,7 @@ JUDGED = {
     "discarded": pa.string(),
     "failed": pa.bool_(),
 }
-_FORMAT = 1
+_FORMAT = 2  # 1 knew no device and no version of vLLM
 _CHARACTERS_PER_TOKEN = 4
 _MOST_BLOCKS = 1000  # blocks of a Ray Data plan cost its driver time, whatever is in them
 
@@ -95,7 +95,7 @@ class JudgeSpec:
         }
         asked["prompts"] = [self.question.prompt(order) for order in range(self.question.orders)]
         asked["answer_tokens"] = settings.answer_tokens if settings.answer == "label" else 1
-        asked["options"] = decisive(settings.engine.options) if settings.kind == "vllm" else {}
+        asked["engine"] = engine_key(settings.engine, self.gpu) if settings.kind == "vllm" else {}
         return asked
 
     @cached_property

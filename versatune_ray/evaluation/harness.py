@@ -14,7 +14,7 @@ from versatune_ray.errors import UserError, one_line
 from versatune_ray.evaluation.benchmarks import Asked, task_manager
 from versatune_ray.runs.cache import cached, have, key_of, set_aside, write_json
 from versatune_ray.runs.storage import fetch
-from versatune_ray.runtime.engine import decisive
+from versatune_ray.runtime.engine import engine_key, engine_options
 from versatune_ray.runtime.models import model_fingerprint
 from versatune_ray.runtime.progress import Bar
 from versatune_ray.settings import Config, Engine
@@ -41,7 +41,7 @@ def measure(
     import ray
 
     keys = {
-        (name, one.name): _key(one, path, config)
+        (name, one.name): _key(one, path, config, gpu)
         for name, path in models.items()
         for one in benchmarks
     }
@@ -118,7 +118,7 @@ def _parts(
     return [benchmarks[start::parts] for start in range(parts)]
 
 
-def _key(one: Asked, path: str, config: Config) -> dict[str, Any]:
+def _key(one: Asked, path: str, config: Config, gpu: bool) -> dict[str, Any]:
     settings = config.evaluation
     return {
         "model": model_fingerprint(path),
@@ -127,7 +127,7 @@ def _key(one: Asked, path: str, config: Config) -> dict[str, Any]:
         "limit": settings.limit,
         "chat": settings.chat,
         "template": _template(config),
-        "options": decisive(settings.engine.options),
+        "engine": engine_key(settings.engine, gpu),
         "seed": config.seed,
     }
 
@@ -169,17 +169,14 @@ def _measure(
     failed: dict[str, str] = {}
     with Bar(f"evaluation of {name}", len(benchmarks), "benchmark") as bar:
         bar.to(0, "starting the engine")
-        # as in ``engine``
-        options: dict[str, Any] = {} if gpu else {"enforce_eager": True, "dtype": "float32"}
-        options |= {
-            "tensor_parallel_size": settings.engine.tensor_parallel,
-            "trust_remote_code": config.model.trust_remote_code,
-        }
+        options = engine_options(
+            settings.engine, gpu, trust_remote_code=config.model.trust_remote_code
+        )
         language_model = _harness_on_vllm()(
             pretrained=fetch(model),
             seed=config.seed,
             batch_size=_BATCH,
-            **(options | settings.engine.options),
+            **options,
         )
         template = _template(config)
         if template is not None:

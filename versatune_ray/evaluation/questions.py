@@ -13,12 +13,12 @@ from versatune_ray.domains.chat import encode_prompt, load_tokenizer
 from versatune_ray.domains.records import Question, read_questions
 from versatune_ray.runs.cache import cached
 from versatune_ray.runs.parts import finished_ids, read_rows, write_parts
-from versatune_ray.runtime.engine import vllm_stage
+from versatune_ray.runtime.engine import engine_key, vllm_stage
 from versatune_ray.runtime.progress import engine_bar
 from versatune_ray.settings import Config, Evaluation
 
 Row = dict[str, Any]
-_FORMAT = 2  # 1 kept failed requests as empty answers
+_FORMAT = 2  # 1 kept failed requests as empty answers, and knew no device
 _ANSWERED = {
     "id": pa.int64(),
     "answer": pa.string(),
@@ -60,7 +60,7 @@ def ask(
         "model": fingerprint,
         "max_tokens": settings.max_tokens,
         "template": template,
-        "options": settings.engine.options,
+        "engine": engine_key(settings.engine, gpu),
     }
     parts["questions"] = [list(pair) for pair in flat]
 
