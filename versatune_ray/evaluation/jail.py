@@ -134,7 +134,8 @@ def _set_the_scene(home: Path) -> None:
         )
     )
     for folder in (*map(Path, _HIDDEN), *(home / name for name in _HIDDEN_AT_HOME)):
-        if folder.is_dir() and not folder.is_symlink():
+        # what may not be looked at is hidden already
+        if os.path.isdir(folder) and not folder.is_symlink():  # noqa: PTH112
             _mount("none", str(folder), "tmpfs", _MS_RDONLY, "size=4k")
     _mount("none", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={_DISK},nr_inodes=4096")
     for prefix, descriptor in kept.items():

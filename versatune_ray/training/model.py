@@ -132,9 +132,10 @@ def _folder(path: str) -> Path:
 @contextmanager
 def _told(path: str, *more: type[Exception]) -> Iterator[None]:
     """transformers' and torch's errors of a model that cannot be loaded, as ours."""
+    kinds = (OSError, ValueError, *more)
     try:
         yield
-    except (OSError, ValueError, *more) as error:
+    except kinds as error:
         raise UserError(
             f"{path}: cannot be loaded as a causal language model: {' '.join(str(error).split())}"
         ) from None
