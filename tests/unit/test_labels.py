@@ -6,7 +6,14 @@ import time
 
 import pytest
 
-from versatune_ray.detection.labels import EMPTY, NONE, SEVERAL, label_of_token, parse_label
+from versatune_ray.detection.labels import (
+    EMPTY,
+    NONE,
+    REFUSED,
+    SEVERAL,
+    label_of_token,
+    parse_label,
+)
 
 LETTERS = ["A", "B", "C", "D"]
 NAMES = ["law", "medicine", "finance", "computer science", "science"]
@@ -138,3 +145,39 @@ def test_a_token_is_an_option_or_the_beginning_of_exactly_one(
     token: str, names: list[str], label: int | None
 ) -> None:
     assert label_of_token(token, names) == label
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't help with that. It may break the law.",
+        "I cannot assist with this request, since it asks for medicine.",
+        "I’m unable to provide an assessment of finance.",
+        "I won't classify this text about law and medicine.",
+        "抱歉，我无法回答 law。",
+        "I can't help with that.",
+    ],
+)
+def test_a_refusal_that_names_a_domain_is_no_label(text: str) -> None:
+    assert parse_label(text, NAMES) == (None, REFUSED)
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "label"),
+    [
+        ("It isn't law. It is finance.", NAMES, 2),
+        ("This text belongs to medicine. It does not belong to law.", NAMES, 1),
+        ("It is about law rather than medicine", NAMES, 0),
+        ("I can't help with everything, but the answer is law.", NAMES, 0),
+        ("It is neither A nor B, so C", LETTERS, 2),
+        ("答案是B", LETTERS, 1),
+        ("答案：A。", LETTERS, 0),
+        ("正解はC", LETTERS, 2),
+    ],
+)
+def test_what_is_denied_is_not_chosen(text: str, names: list[str], label: int) -> None:
+    assert parse_label(text, names) == (label, None)
+
+
+def test_not_only_denies_nothing() -> None:
+    assert parse_label("It is not only law but also medicine", NAMES) == (None, SEVERAL)

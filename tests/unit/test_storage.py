@@ -255,3 +255,70 @@ def test_parameters_are_used_but_neither_printed_nor_saved(tmp_path: Path) -> No
     assert yaml.safe_load(dump(found))["storage"] == "s3://bucket/prefix"
     (tmp_path / "again.yaml").write_text(dump(found))
     assert load([tmp_path / "again.yaml"]).storage == "s3://bucket/prefix"
+
+
+OUTSIDE = ["../../../x", "/etc/x", "a/../../x", "a//x", "./x", "", "a\\..\\x", "a\x1bx", "link/x"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_manifest_names_nothing_outside_its_folder(
+    machine: Machine, there: Path, tmp_path: Path, name: str
+) -> None:
+    outside = tmp_path / "elsewhere"
+    outside.mkdir()
+    entry = machine("a") / "kind" / "key"
+    entry.mkdir(parents=True)
+    (entry / "link").symlink_to(outside)
+    (there / "kind" / "key").mkdir(parents=True)
+    (there / "x").write_text("theirs")  # what "../../x" would bring
+    files = {"id": "1", "files": {name: 6}}
+    (there / "kind" / "key" / ".whole").write_text(json.dumps(files))
+    with pytest.raises(UserError, match="leads out of this folder") as caught:
+        storage.bring(entry)
+    assert "\x1b" not in str(caught.value) and not list(outside.iterdir())
+    assert not list(machine("a").rglob("x"))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"files": 3}', '{"files": {"x": "y"}}'])
+def test_what_is_no_manifest_is_told_in_one_line(
+    machine: Machine, there: Path, content: str
+) -> None:
+    (there / "key").mkdir()
+    (there / "key" / ".whole").write_text(content)
+    with pytest.raises(UserError, match=r"key/\.whole: no manifest of a folder"):
+        storage.bring(machine("a") / "key")
+
+
+def test_a_link_takes_no_file_from_outside_along(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("mine")
+    folder = machine("a") / "kind" / "key"
+    folder.mkdir(parents=True)
+    (folder / "file").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match="'file', which leads out"):
+        storage.push(folder)
+
+
+def test_a_listed_name_is_held_to_its_folder(
+    machine: Machine, there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Object stores have keys such as ``run/../x``, file systems have not."""
+    monkeypatch.setattr(storage, "_list", lambda remote: iter([("../x", None)]))
+    with pytest.raises(UserError, match=r"'\.\./x', which leads out"):
+        storage.pull(machine("a") / "run")
+
+
+def test_a_path_that_climbs_out_of_a_mirror_is_in_none(machine: Machine) -> None:
+    assert location.mirrored(machine("a") / "x") is not None
+    assert location.mirrored(machine("a") / ".." / ".." / "x") is None
+
+
+def test_mirrors_and_run_folders_are_their_owners_alone(
+    machine: Machine, there: Path, tmp_path: Path
+) -> None:
+    mirror = machine("a")
+    with RunFolder(config(there)) as run:
+        assert mirror.stat().st_mode & 0o777 == run.path.stat().st_mode & 0o777 == 0o700
+    cached(machine("b"), "kind", {}, lambda work: None)
+    assert machine("b").stat().st_mode & 0o777 == 0o700
+    with RunFolder(parse({"run": "r", "storage": str(tmp_path / "local")})) as run:
+        assert run.path.stat().st_mode & 0o777 == 0o700

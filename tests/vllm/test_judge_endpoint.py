@@ -24,14 +24,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from versatune_ray.detection.judge_http import Endpoint, HttpJudge, http_stage
+from versatune_ray.detection.endpoint import Endpoint
+from versatune_ray.detection.judge_http import HttpJudge, http_stage
 from versatune_ray.detection.judge_spec import JudgeSpec
 from versatune_ray.detection.labels import parse_label
 from versatune_ray.detection.prompt import Question
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Http, Judge
 
-KEY_VARIABLE = "VERSATUNE_TEST_JUDGE_KEY"
+KEY_VARIABLE = "VERSATUNE_TEST_API_KEY"
 DOMAINS = ("law", "medicine", "finance", "science", "code", "general")
 QUESTION = Question(DOMAINS, {}, "{text} of {options} ?", permute=True)
 QUESTIONS = [

@@ -63,7 +63,7 @@ def detect_models(subjects: Sequence[Subject], config: Config, *, gpu: bool) -> 
     for subject in subjects:
         name = subject.name or Path(subject.path).name
         with _Failing(name, result, alone):
-            source = generator(name, subject.path, subject.engine, config)
+            source = generator(name, subject.path, subject.engine, config, gpu=gpu)
             result.detected[name] = Detected(source, spec.folder(cache, source.folder.name))
     labelled = _labelled(config, spec)
     if settings.estimate == "corrected" and labelled is None:

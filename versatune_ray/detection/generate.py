@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from versatune_ray.errors import redacted
 from versatune_ray.runs.cache import held, key_of, write_json
 from versatune_ray.runs.parts import finished_ids, write_parts
 from versatune_ray.runs.storage import push
-from versatune_ray.runtime.engine import decisive, vllm_stage
+from versatune_ray.runtime.engine import engine_key, vllm_stage
 from versatune_ray.runtime.models import check_length, check_weights, model_fingerprint
 from versatune_ray.runtime.progress import engine_bar
 from versatune_ray.settings import Config, Engine, Generation
@@ -59,7 +60,7 @@ class Generator:
     trust_remote_code: bool
 
 
-def generator(name: str, path: str, engine: Engine, config: Config) -> Generator:
+def generator(name: str, path: str, engine: Engine, config: Config, *, gpu: bool) -> Generator:
     """Check a base model and say where its sequences are kept.
 
     Raises:
@@ -75,7 +76,7 @@ def generator(name: str, path: str, engine: Engine, config: Config) -> Generator
         "model": fingerprint,
         "start": start,
         "generation": settings.model_dump(exclude={"start"}),
-        "options": decisive(engine.options),
+        "engine": engine_key(engine, gpu),
         "seed": config.seed,
     }
     folder = config.cache_folder / "generated" / key_of(parts)
@@ -123,7 +124,7 @@ def generate(source: Generator, count: int, *, gpu: bool) -> int:
             return 0
         write_json(
             source.folder / "about.json",
-            {"model": source.path, "generation": source.generation.model_dump()},
+            redacted({"model": source.path, "generation": source.generation.model_dump()}),
         )
         push(source.folder / "about.json")
         sampling = source.generation.model_dump(exclude={"seeded", "start"})

@@ -22,6 +22,7 @@ from versatune_ray.detection.judge_spec import JUDGED, JudgeSpec
 from versatune_ray.detection.judge_vllm import vllm_judge
 from versatune_ray.detection.prompt import order_of
 from versatune_ray.detection.texts import TextFile, Texts
+from versatune_ray.errors import redacted
 from versatune_ray.runs.cache import held, write_json
 from versatune_ray.runs.parts import write_parts
 from versatune_ray.runs.storage import fetch, push
@@ -65,7 +66,8 @@ def judge(spec: JudgeSpec, texts: Sequence[Texts]) -> list[int]:
         if files:
             for source in texts:
                 write_json(
-                    source.judged / "about.json", {"judge": spec.model, "texts": str(source.folder)}
+                    source.judged / "about.json",
+                    redacted({"judge": spec.model, "texts": str(source.folder)}),
                 )
                 push(source.judged / "about.json")
             with engine_bar("judging", sum(asked)) as bar:

@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -18,38 +16,14 @@ import openai
 import pyarrow as pa
 from pydantic import BaseModel, Field, ValidationError
 
+from versatune_ray.detection.endpoint import Endpoint
 from versatune_ray.detection.judge_spec import JUDGED, JudgeSpec
-from versatune_ray.detection.labels import label_of_token, parse_label
-from versatune_ray.errors import UserError
+from versatune_ray.detection.labels import THOUGHTS, label_of_token, parse_label
+from versatune_ray.errors import UserError, printable, redacted
 
 _ROWS = pa.schema(list(({"store": pa.int64()} | JUDGED).items()))
 _LONGEST_ANSWER = 200  # characters that are kept
 _LONGEST_ERROR = 300
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where the judge answers.
-
-    Attributes:
-        url: up to what comes before ``/chat/completions``, such as ``http://localhost:8000/v1``.
-        model: the name that the endpoint knows it by.
-        key_variable: environment variable of the Ray workers that holds the key; unset where the
-            server wants none.
-        concurrency: requests at the same time, of each actor.
-        timeout: seconds that one attempt may wait for the connection and for each piece of the
-            reply.
-        retries: further attempts after a time-out, a lost connection, 408, 409, 429 or 5xx; each
-            waits as long as the server says (up to 2 minutes), else 0.5 s, 1 s, 2 s and so on up to
-            8 s.
-    """
-
-    url: str
-    model: str
-    key_variable: str = "OPENAI_API_KEY"
-    concurrency: int = 32
-    timeout: float = 60.0
-    retries: int = 6
 
 
 class HttpJudge:
@@ -101,8 +75,8 @@ class HttpJudge:
         came, so that asking again may help.
 
         Raises:
-            UserError: the endpoint refuses the key, the model or log-probabilities; or 3 ·
-                concurrency requests in a row failed.
+            UserError: the endpoint may not be asked; it refuses the key, the model, a parameter or
+                log-probabilities; or 3 · concurrency requests in a row failed.
         """
         rows = zip(batch["text"].to_pylist(), batch["order"].to_pylist(), strict=True)
         tasks = [
@@ -128,21 +102,47 @@ class HttpJudge:
         positions = (reply.logprobs and reply.logprobs.content) or []
         if self._answer == "probabilities" and positions and positions[0].top_logprobs:
             return _weighed(positions[0].top_logprobs, names)
-        return self._written(reply.message.content or "", names)
+        text = reply.message.content or ""
+        if not text.strip() and reply.message.thoughts:
+            return _row(np.full(len(names), np.nan), 1.0, "", THOUGHTS)
+        return self._written(text, names)
 
     async def _ask(self, prompt: str) -> _Choice | Exception:
         """The reply, or what went wrong: returned, because what is raised from an ``except`` drags
         along the server's words.
         """
-        try:
-            reply = await self._client.chat.completions.with_raw_response.create(
-                model=self._endpoint.model,
-                messages=[{"role": "user", "content": prompt}],
-                **self._sampling,
-            )
-            return _Reply.model_validate_json(reply.content).choices[0]
-        except (openai.OpenAIError, ValidationError) as error:
-            return error
+        while True:
+            sent = dict(self._sampling)
+            try:
+                reply = await self._client.chat.completions.with_raw_response.create(
+                    model=self._endpoint.model,
+                    messages=[{"role": "user", "content": prompt}],
+                    **sent,
+                )
+                return _Reply.model_validate_json(reply.content).choices[0]
+            except (openai.OpenAIError, ValidationError) as error:
+                if not self._adapted(error, sent):
+                    return error
+
+    def _adapted(self, error: Exception, sent: Mapping[str, Any]) -> bool:
+        """Whether the endpoint wants a parameter of another name, or without temperature, and so
+        gets it from now on; newer ones do.
+        """
+        line = self._line(error) if getattr(error, "status_code", None) in (400, 422) else ""
+        if "max_completion_tokens" in line and "max_tokens" in sent:
+            limit = self._sampling.pop("max_tokens", sent["max_tokens"])
+            self._sampling["max_completion_tokens"] = limit
+            return True
+        if re.search(r"(?i)unsupported|not support|only the default", line) and (
+            "temperature" in line and "temperature" in sent
+        ):
+            if self._sampling.pop("temperature", None) is not None:
+                print(
+                    f"[judging] {self._endpoint.model} takes no temperature: its answers are drawn",
+                    flush=True,
+                )
+            return True
+        return False
 
     def _written(self, text: str, names: Sequence[str]) -> dict[str, Any]:
         # In probabilities mode this is a reply without log-probabilities: one token, so perhaps
@@ -179,6 +179,13 @@ class HttpJudge:
                 f"{at.url}: {at.model} gives no log-probabilities; set "
                 f"detection.judge.answer=label: {line}"
             )
+        if status in (400, 422) and re.search(
+            r"(?i)(?:unsupported|unrecognized|unknown|unexpected) (?:parameter|argument|field)",
+            line,
+        ):
+            raise UserError(
+                f"{at.url}: {at.model} refuses what every request says, so none is asked: {line}"
+            )
         self._failures += 1
         if self._failures >= 3 * at.concurrency:
             raise UserError(
@@ -197,35 +204,26 @@ class HttpJudge:
             text = f"{text} - {error.body}" if error.body else text
         elif error.__cause__ is not None:
             text = f"{text} ({error.__cause__})".replace(" ()", "")
-        return " ".join(self._redacted(text).split())[:_LONGEST_ERROR]
+        return " ".join(redacted(self._redacted(text)).split())[:_LONGEST_ERROR]
 
     def _redacted(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if self._key else text
+        """What the endpoint said, for files and terminals."""
+        return printable(text.replace(self._key, "[key]") if self._key else text)
 
     @cached_property
     def _key(self) -> str:
-        """Read where the requests are made and nowhere else, so that it never travels with this
-        object.
-        """
-        key = os.environ.get(self._endpoint.key_variable, "").strip()
-        # What a header cannot carry would fail each request; what is quoted differently in each
-        # message could not be redacted.
-        if re.search(r"[^!-~]|[\"'\\]", key):
-            raise UserError(
-                f"{self._endpoint.key_variable}: this environment variable of the workers holds no "
-                f"key, but other text"
-            )
-        return key
+        return self._endpoint.key()
 
     @cached_property
     def _client(self) -> openai.AsyncOpenAI:
         at = self._endpoint
-        if not at.url.startswith(("http://", "https://")):
-            raise UserError(
-                f"detection.judge.http.url: {at.url!r} does not begin with http:// or https://"
-            )
         return openai.AsyncOpenAI(
-            api_key=self._key or "none", base_url=at.url, timeout=at.timeout, max_retries=at.retries
+            api_key=self._key or "none",
+            base_url=at.url,
+            timeout=at.timeout,
+            max_retries=at.retries,
+            # a redirection could lead where ``Endpoint.check`` lets nobody
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
         )
 
 
@@ -236,6 +234,7 @@ def http_stage(spec: JudgeSpec, rows: Any) -> Any:
     settings, at, question = spec.settings, spec.settings.http, spec.question
     assert at.url is not None, "the settings are complete"
     endpoint = Endpoint(at.url, spec.model, at.key_variable, at.concurrency, at.timeout, at.retries)
+    endpoint.check()  # here, before an engine starts; and again where requests are made
     questions = [
         (question.prompt(order), question.option_names(order)) for order in range(question.orders)
     ]
@@ -306,6 +305,12 @@ class _Logprobs(BaseModel):
 
 class _Message(BaseModel):
     content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+    @property
+    def thoughts(self) -> str | None:
+        return self.reasoning_content or self.reasoning
 
 
 class _Choice(BaseModel):

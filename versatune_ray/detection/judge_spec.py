@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from versatune_ray.detection import prompt
 from versatune_ray.runs.cache import key_of
-from versatune_ray.runtime.engine import decisive
+from versatune_ray.runtime.engine import engine_key
 from versatune_ray.runtime.models import check_weights, load_plain_tokenizer, model_fingerprint
 from versatune_ray.settings import Config, Judge
 
@@ -31,7 +31,7 @@ JUDGED = {
     "discarded": pa.string(),
     "failed": pa.bool_(),
 }
-_FORMAT = 1
+_FORMAT = 2  # 1 knew no device and no version of vLLM
 _CHARACTERS_PER_TOKEN = 4
 
 
@@ -63,7 +63,7 @@ class JudgeSpec:
         }
         asked["prompts"] = [self.question.prompt(order) for order in range(self.question.orders)]
         asked["answer_tokens"] = settings.answer_tokens if settings.answer == "label" else 1
-        asked["options"] = decisive(settings.engine.options) if settings.kind == "vllm" else {}
+        asked["engine"] = engine_key(settings.engine, self.gpu) if settings.kind == "vllm" else {}
         return asked
 
     @cached_property

@@ -54,7 +54,7 @@ def describe_detection(config: Config, subjects: Sequence[Subject]) -> str:
 
 
 def _model(name: str, subject: Subject, config: Config, cap: int) -> list[str]:
-    source = generator(name, subject.path, subject.engine, config)
+    source = generator(name, subject.path, subject.engine, config, gpu=config.device != "cpu")
     cached = int((finished_ids(source.folder) < cap).sum())
     left, longest = cap - cached, source.generation.max_tokens
     return [
@@ -93,7 +93,7 @@ def _unasked(spec: JudgeSpec | None, subject: Subject, name: str, config: Config
     """Sequences that the judge has yet to read, those that have yet to be written among them."""
     if spec is None:
         return cap
-    source = generator(name, subject.path, subject.engine, config)
+    source = generator(name, subject.path, subject.engine, config, gpu=config.device != "cpu")
     left = cap - int((finished_ids(source.folder) < cap).sum())
     texts = Texts(
         source.folder,

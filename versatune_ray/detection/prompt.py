@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -189,14 +190,28 @@ def render(
     so that prefix caching bites.
 
     The tokenizer's chat template is used if it has one.
+
+    Raises:
+        UserError: the template refuses a user's turn alone, or does not show its text once.
     """
     text = prompt.replace("{text}", _MARK)
     if getattr(tokenizer, "chat_template", None):
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
-            tokenize=False,
-            add_generation_prompt=True,
-            **(template_settings or {}),
+        try:
+            text = tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}],
+                tokenize=False,
+                add_generation_prompt=True,
+                **(template_settings or {}),
+            )
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise UserError(
+                f"detection.judge.path: its chat template refuses a user's turn: "
+                f"{' '.join(str(error).split())}; name a chat model"
+            ) from None
+    if text.count(_MARK) != 1:
+        raise UserError(
+            f"detection.judge.path: its chat template shows a user's text {text.count(_MARK)} "
+            f"times, and not once; name a chat model"
         )
     before, after = text.split(_MARK)
     ids = tokenizer.encode(before, add_special_tokens=False)

@@ -102,7 +102,14 @@ def unpacked(content: str) -> records.Example:
 def encode(rows: Sequence[dict[str, Any]], encoding: Encoding) -> list[dict[str, Any]]:
     """Rows with an example → rows with tokens, or a problem; a text may become several."""
     tokenizer = _tokenizer(encoding)
-    empty = {"tokens": [], "mask": [], "hash": 0, "response_bytes": 0, "too_long": False}
+    empty = {
+        "tokens": [],
+        "mask": [],
+        "hash": 0,
+        "prompt": 0,
+        "response_bytes": 0,
+        "too_long": False,
+    }
     encoded_rows = []
     for row in ({**row, **empty, "weight": 1.0} for row in rows):
         example = row.pop("example")
@@ -116,7 +123,10 @@ def encode(rows: Sequence[dict[str, Any]], encoding: Encoding) -> list[dict[str,
             encoded_rows.append({**row, "problem": printable(str(error))})
             continue
         for number, piece in enumerate(fitted):
-            hashed = records.content_hash(example) if len(fitted) == 1 else _hash(piece.tokens)
+            if len(fitted) == 1:
+                hashed, prompt = records.content_hash(example), prompt_key(example)
+            else:
+                hashed = prompt = _hash(piece.tokens)
             encoded_rows.append(
                 row
                 | {
@@ -124,6 +134,7 @@ def encode(rows: Sequence[dict[str, Any]], encoding: Encoding) -> list[dict[str,
                     "mask": np.array(piece.loss_mask, np.uint8),
                     "response_bytes": piece.response_bytes,
                     "hash": hashed,
+                    "prompt": prompt,
                     "too_long": too_long,
                     "weight": example.weight,
                     "account": "" if number else row["account"],

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import fsspec
 
 from versatune_ray.domains import folders
-from versatune_ray.errors import UserError
+from versatune_ray.errors import UserError, redacted
 
 Format = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow", "txt", "hub"]
 _RECORD_SUFFIXES: dict[str, Format] = {
@@ -117,7 +117,8 @@ def expand(spec: str, key: str, texts: bool = False) -> list[Input]:
             if "://" in spec
             else _as_written(name, local)
         )
-        inputs.append(Input(fs.unstrip_protocol(name) if "://" in spec else name, shown, kind))
+        place = fs.unstrip_protocol(name) if "://" in spec else name
+        inputs.append(Input(place, redacted(shown), kind))
     inputs[0] = replace(inputs[0], note=f"{spec}: {note}" if note else "")
     return inputs
 

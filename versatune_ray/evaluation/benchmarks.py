@@ -97,7 +97,7 @@ def asked(config: Config, cache: Path) -> list[Asked]:
             settings: Mapping[str, Any] = spec
         else:
             identity, settings = (
-                {"task": benchmark.task, "harness": __version__},
+                {"task": benchmark.task, "harness": __version__, "files": _edited(benchmark.task)},
                 _known(benchmark.task, key),
             )
         if settings.get("unsafe_code") and not config.evaluation.run_code:
@@ -126,6 +126,31 @@ def _known(task: str, key: str) -> Mapping[str, Any]:
             f"{key}: unknown task {task!r}; {nearest(task, names)} (or a file of your own records)"
         )
     return index[task].cfg or {}
+
+
+def _edited(task: str) -> str:
+    """What changes when someone edits a task, or one of the group that it is: a hash of its
+    settings and of the YAML and Python files beside them.
+    """
+    index, digest = task_manager().task_index, hashlib.sha256()
+    waiting, seen, folders = [task], set(), set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen or name not in index:
+            continue
+        seen.add(name)
+        settings, file = index[name].cfg or {}, index[name].yaml_path
+        digest.update(json.dumps([name, settings], sort_keys=True, default=str).encode())
+        folders |= set() if file is None else {Path(file).parent}
+        parts = settings.get("task")
+        named = [part if isinstance(part, str) else part.get("task") for part in parts or ()]
+        if isinstance(parts, str):  # of a task that is no group: its own name
+            named = []
+        waiting += sorted([*filter(None, named), *(index[name].tags or ())], reverse=True)
+    for file in sorted(file for folder in folders for file in folder.iterdir()):
+        if file.suffix in (".yaml", ".py"):
+            digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def task_manager(own_only: bool = False) -> Any:

@@ -12,14 +12,15 @@ from typing import Any
 
 from versatune_ray.errors import UserError, one_line
 from versatune_ray.evaluation.benchmarks import Asked, task_manager
-from versatune_ray.runs.cache import cached, have, key_of, write_json
+from versatune_ray.runs.cache import cached, have, key_of, set_aside, write_json
 from versatune_ray.runs.storage import fetch
-from versatune_ray.runtime.engine import decisive
+from versatune_ray.runtime.engine import engine_key, engine_options
 from versatune_ray.runtime.models import model_fingerprint
 from versatune_ray.runtime.progress import Bar
 from versatune_ray.settings import Config, Engine
 
 Row = dict[str, Any]
+_RESULT = ("metric", "unit", "value", "standard_error", "n")
 # requests handed to vLLM at once; with "auto" it would draw a bar, which fails where bars are
 # switched off
 _BATCH = 1024
@@ -40,7 +41,7 @@ def measure(
     import ray
 
     keys = {
-        (name, one.name): _key(one, path, config)
+        (name, one.name): _key(one, path, config, gpu)
         for name, path in models.items()
         for one in benchmarks
     }
@@ -50,7 +51,7 @@ def measure(
     for name, one in ((name, one) for name in models for one in benchmarks):
         digest = key_of(keys[name, one.name])
         # the same weights under two names are measured once
-        if digest not in wanted and not have(folder / digest):
+        if digest not in wanted and _kept(folder / digest) is None:
             wanted.add(digest)
             left.setdefault(name, []).append(one)
     failed: dict[str, str] = {}
@@ -83,11 +84,22 @@ def measure(
     rows = []
     for name in models:
         for one in benchmarks:
-            entry = folder / key_of(keys[name, one.name])
-            if have(entry):
-                found = json.loads((entry / "result.json").read_text(encoding="utf-8"))
+            found = _kept(folder / key_of(keys[name, one.name]))
+            if found is not None:
                 rows.append({"model": name, "domain": one.domain, "benchmark": one.name} | found)
     return rows, failed, not left
+
+
+def _kept(entry: Path) -> Row | None:
+    """A cached result; one that cannot be read is set aside, and measured again."""
+    if not have(entry):
+        return None
+    try:
+        found = json.loads((entry / "result.json").read_text(encoding="utf-8"))
+        return {name: found[name] for name in _RESULT}
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        set_aside(entry, error)
+        return None
 
 
 def _parts(
@@ -106,7 +118,7 @@ def _parts(
     return [benchmarks[start::parts] for start in range(parts)]
 
 
-def _key(one: Asked, path: str, config: Config) -> dict[str, Any]:
+def _key(one: Asked, path: str, config: Config, gpu: bool) -> dict[str, Any]:
     settings = config.evaluation
     return {
         "model": model_fingerprint(path),
@@ -115,7 +127,7 @@ def _key(one: Asked, path: str, config: Config) -> dict[str, Any]:
         "limit": settings.limit,
         "chat": settings.chat,
         "template": _template(config),
-        "options": decisive(settings.engine.options),
+        "engine": engine_key(settings.engine, gpu),
         "seed": config.seed,
     }
 
@@ -157,17 +169,14 @@ def _measure(
     failed: dict[str, str] = {}
     with Bar(f"evaluation of {name}", len(benchmarks), "benchmark") as bar:
         bar.to(0, "starting the engine")
-        # as in ``engine``
-        options: dict[str, Any] = {} if gpu else {"enforce_eager": True, "dtype": "float32"}
-        options |= {
-            "tensor_parallel_size": settings.engine.tensor_parallel,
-            "trust_remote_code": config.model.trust_remote_code,
-        }
+        options = engine_options(
+            settings.engine, gpu, trust_remote_code=config.model.trust_remote_code
+        )
         language_model = _harness_on_vllm()(
             pretrained=fetch(model),
             seed=config.seed,
             batch_size=_BATCH,
-            **(options | settings.engine.options),
+            **options,
         )
         template = _template(config)
         if template is not None:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset
 
 from versatune_ray.domains.chat import encode_prompt, load_tokenizer
 from versatune_ray.domains.records import Question, Rules, read_questions
 from versatune_ray.runs.cache import cached
-from versatune_ray.runs.parts import finished_ids, write_parts
-from versatune_ray.runs.storage import remove
-from versatune_ray.runtime.engine import vllm_stage
+from versatune_ray.runs.parts import finished_ids, read_rows, write_parts
+from versatune_ray.runtime.engine import engine_key, vllm_stage
 from versatune_ray.runtime.progress import engine_bar
 from versatune_ray.settings import Config, Evaluation
 
 Row = dict[str, Any]
+_FORMAT = 2  # 1 kept failed requests as empty answers, and knew no device
+_ANSWERED = {
+    "id": pa.int64(),
+    "answer": pa.string(),
+    "error": pa.string(),
+    "failed": pa.bool_(),
+}
 
 
 def load_questions(config: Config) -> dict[str, list[Question]]:
@@ -57,11 +61,11 @@ def ask(
     template = None if chat_template is None else Path(chat_template).read_text(encoding="utf-8")
     flat = [(name, question.question) for name, asked in questions.items() for question in asked]
     parts = {
+        "format": _FORMAT,
         "model": fingerprint,
-        "questions": flat,
         "max_tokens": settings.max_tokens,
         "template": template,
-        "options": settings.engine.options,
+        "engine": engine_key(settings.engine, gpu),
     }
     parts["questions"] = [list(pair) for pair in flat]
 
@@ -87,7 +91,8 @@ def ask(
 
         def finish(row: Row) -> Row:
             error = row.get("__inference_error__") or ""
-            return {"id": int(row["id"]), "answer": "" if error else row["answer"], "error": error}
+            answer = "" if error else row["answer"]
+            return {"id": int(row["id"]), "answer": answer, "error": error, "failed": bool(error)}
 
         done = set(finished_ids(work / "answers").tolist())
         left = [row for row in rows if row["id"] not in done]
@@ -101,28 +106,43 @@ def ask(
             )
             blocks = math.ceil(len(left) / settings.engine.batch_size)
             answered = stage(ray.data.from_items(left, override_num_blocks=blocks)).map(finish)
-            schema = {"id": pa.int64(), "answer": pa.string(), "error": pa.string()}
             with engine_bar("answers", len(left)) as bar:
-                write_parts(answered, [work / "answers"], schema, bar.to)
-        errors = _read(work / "answers")["error"].to_pylist()
-        if all(errors):
-            remove(work / "answers")
-            shutil.rmtree(work / "answers")  # nothing in it is worth keeping
-            raise RuntimeError(
-                f"{model}: none of {len(errors)} questions could be asked: {errors[0]}"
-            )
+                write_parts(answered, [work / "answers"], _ANSWERED, bar.to)
+        errors = _errors(_read(work / "answers"))
+        if errors:
+            raise _SomeFailed(work, errors)
 
-    folder, reused = cached(cache, "answers", parts, build)
+    try:
+        folder, reused = cached(cache, "answers", parts, build)
+    except _SomeFailed as some:
+        # A failed request is no answer: the next run asks again, and only what failed.
+        folder, reused = some.work, False
+        if len(some.errors) == len(flat):
+            raise RuntimeError(
+                f"{model}: none of {len(flat)} questions could be asked: {some.errors[0]}"
+            ) from None
     table = _read(folder / "answers")
     by_id = dict(zip(table["id"].to_pylist(), table["answer"].to_pylist(), strict=True))
     answers: dict[str, list[str]] = {name: [] for name in questions}
     for place, (name, _) in enumerate(flat):
         answers[name].append(by_id[place])
-    return answers, [error for error in table["error"].to_pylist() if error], reused
+    return answers, _errors(table), reused
+
+
+class _SomeFailed(Exception):
+    """Requests of a pass failed; its other answers are in ``work``, which is no entry yet."""
+
+    def __init__(self, work: Path, errors: list[str]):
+        super().__init__(errors[0])
+        self.work, self.errors = work, errors
 
 
 def _read(folder: Path) -> pa.Table:
-    return pyarrow.dataset.dataset(str(folder), format="parquet").to_table()
+    return read_rows(folder, _ANSWERED, ["id", "answer", "error"])
+
+
+def _errors(table: pa.Table) -> list[str]:
+    return [error for error in table["error"].to_pylist() if error]
 
 
 def is_match(answer: str, expected: str) -> bool:

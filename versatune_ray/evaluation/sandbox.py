@@ -1,36 +1,33 @@
-"""Run a program that a model wrote: in a process of its own, without network, with little time and
-memory, in a folder that goes with it.
+"""Run a program that a model wrote: among no other processes, without network, with an empty folder
+to write to, and with bounds on the time, memory and processes of all that it starts.
 
-That keeps accidents and simple mischief away. It is no wall against an attacker: the program runs
-as the same user and sees the same files. For models that you do not trust, run the whole job in a
-container.
+What holds: nothing of it lives on after its end, it writes nowhere, reaches no process, socket or
+environment of others, and takes no more than its bounds (they are looked at a hundred times a
+second, so for a moment it may take more). What does not: it can read files that everyone may read,
+though it has nobody to tell; and since a program shares its process with its tests, one that knows
+this sandbox can claim to have passed. For models that want to attack the kernel, run the whole job
+in a virtual machine.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import resource
 import secrets
 import signal
 import subprocess
 import sys
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-# In the child, before the program: a namespace without any network device; the program's own limits
-# come from ``_limits``.
-_PRELUDE = """
-import ctypes, os
-CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
-if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWUSER | CLONE_NEWNET):
-    os._exit(97)
-"""
-_NO_NAMESPACE = 97
+from versatune_ray.evaluation.jail import NO_NAMESPACE
+
+_PROCESSES = 16  # threads and children, of a program at once
+_GRACE = 10.0  # seconds to start and to clear away
 
 
 class Unsafe(Exception):
-    """This machine cannot cut a process off its network."""
+    """This machine cannot keep a process apart."""
 
 
 def passes(program: str, tests: str, seconds: float = 10.0, memory_mib: int = 1024) -> bool:
@@ -40,51 +37,49 @@ def passes(program: str, tests: str, seconds: float = 10.0, memory_mib: int = 10
     A program that ends early, by ``exit()`` for example, has not passed.
 
     Raises:
-        Unsafe: the machine has no user namespaces to run it in.
+        Unsafe: the machine has no user namespaces to run it in; it says how to get them.
     """
-    word = secrets.token_hex(8)  # printed by what runs the program, once that has come to its end
-    with tempfile.TemporaryDirectory(prefix="versatune-code-") as folder:
-        file, printed = Path(folder) / "program.py", Path(folder) / "printed"
-        file.write_text(f"{program}\n{tests}\n", encoding="utf-8", errors="replace")
-        runner = (
-            f"{_PRELUDE}\nimport runpy, sys\nrunpy.run_path({str(file)!r}, "
-            f"run_name='__main__')\nprint('\\n{word}', file=sys.__stdout__)\n"
-        )
-        # a file, whose size is limited, and not a pipe into our own memory
-        with printed.open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-c", runner],
-                cwd=folder,
-                env={"PATH": os.defpath, "HOME": folder, "TMPDIR": folder},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-                preexec_fn=lambda: _limits(seconds, memory_mib),
-            )
-        try:
-            status = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return False
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # what it started goes with it
-            process.wait()
-        if status == _NO_NAMESPACE:
-            raise Unsafe(
-                "this machine lets no process leave its network (user namespaces are off), so code "
-                "of a model is not run on it"
-            )
-        return status == 0 and printed.read_bytes().rstrip().endswith(word.encode())
-
-
-def _limits(seconds: float, memory_mib: int) -> None:
-    limits = {
-        resource.RLIMIT_CPU: int(seconds) + 1,
-        resource.RLIMIT_AS: memory_mib << 20,
-        resource.RLIMIT_FSIZE: 16 << 20,
-        resource.RLIMIT_NOFILE: 64,
-        resource.RLIMIT_CORE: 0,
+    word = secrets.token_hex(16)
+    said: bytes | None = None
+    result, inside = os.pipe()
+    asked = {
+        "program": f"{program}\n{tests}\n".encode("utf-8", "replace").decode(),
+        "word": word,
+        "result": inside,
+        "seconds": seconds,
+        "memory": memory_mib << 20,
+        "processes": _PROCESSES,
+        "home": str(Path.home()),
     }
-    for kind, most in limits.items():
-        resource.setrlimit(kind, (most, most))
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-I", str(Path(__file__).with_name("jail.py"))],
+            cwd="/",
+            env={"PATH": os.defpath, "HOME": "/tmp", "TMPDIR": "/tmp", "OPENBLAS_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=(inside,),
+        )
+    finally:
+        os.close(inside)
+    try:
+        with suppress(subprocess.TimeoutExpired, BrokenPipeError):
+            # neither in the arguments nor in a file
+            process.communicate(json.dumps(asked).encode(), timeout=seconds + _GRACE)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # all inside goes with it
+        process.wait()
+        os.set_blocking(result, False)
+        with open(result, "rb", buffering=0) as pipe:  # noqa: PTH123
+            said = pipe.read(len(word) + 1)
+    if process.returncode == NO_NAMESPACE:
+        raise Unsafe(
+            "this machine lets no process into namespaces of its own, so code of a model is not "
+            "run on it; Docker: --security-opt seccomp=unconfined --security-opt "
+            "apparmor=unconfined; Kubernetes: a seccompProfile of type Unconfined; Ubuntu: sysctl "
+            "kernel.apparmor_restrict_unprivileged_userns=0"
+        )
+    return said == word.encode()

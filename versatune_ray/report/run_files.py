@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from versatune_ray.errors import UserError
+from versatune_ray.errors import UserError, redacted
 from versatune_ray.report.data import Adjustment, Counts, Evaluation, Reference, RunData, Timings
 from versatune_ray.report.detections import Detection, read_detections, read_failed
 from versatune_ray.report.reading import Problems, Record, attempt, one_line, text_of
@@ -114,7 +114,7 @@ def _read_config(folder: Path, problems: Problems) -> tuple[str, dict[str, Any]]
         return "", {}
     try:
         text = clean(text_of(file))
-        tree = clean(yaml.safe_load(text))
+        tree = redacted(clean(yaml.safe_load(text)))
     except (yaml.YAMLError, OSError, RecursionError) as error:
         problems.add("config", f"config.yaml could not be read: {one_line(error)}.")
         return "", {}

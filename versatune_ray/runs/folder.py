@@ -20,12 +20,13 @@ import yaml
 from filelock import FileLock, Timeout
 
 from versatune_ray.runs.cache import write_json
+from versatune_ray.runs.names import private
 from versatune_ray.settings.loading import changed_keys, dump
-from versatune_ray.errors import UserError
+from versatune_ray.errors import UserError, printable, redacted
 from versatune_ray.runs.lock import Lease
 from versatune_ray.settings import Config
-from versatune_ray.runs.storage import check, fetch, pull, push, told
-from versatune_ray.settings.location import shown
+from versatune_ray.runs.storage import check, fetch, pull, push
+from versatune_ray.settings.location import shown, told
 from versatune_ray.settings import semantics
 
 # Settings that a resumed run may change: they decide how fast or how robustly it runs, or what is
@@ -65,7 +66,7 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         check(self.config.storage)
-        self.path.mkdir(parents=True, exist_ok=True)
+        private(self.path)
         try:
             self._resources.enter_context(FileLock(self.path / ".lock", timeout=self._patience))
         except Timeout:
@@ -171,7 +172,7 @@ def contents(files: Sequence[str]) -> list[str]:
 
 def say(step: str, text: str) -> None:
     """One line of the job's account, for people and for logs."""
-    print(f"[{step}] {text}", flush=True)
+    print(printable(redacted(f"[{step}] {text}")), flush=True)
 
 
 def _versions() -> dict[str, str]:

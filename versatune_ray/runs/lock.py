@@ -50,9 +50,18 @@ class Lease:
             return self
         if not self._machine.is_file():
             self._machine.write_text(uuid.uuid4().hex)
-        self._mine = {"token": uuid.uuid4().hex, "machine": self._machine.read_text(), "host": platform.node(), "pid": os.getpid()}
+        self._mine = {
+            "token": uuid.uuid4().hex,
+            "machine": self._machine.read_text(),
+            "host": platform.node(),
+            "pid": os.getpid(),
+        }
         owner, now = self._owner(), clock(self._file.parent)
-        if owner is not None and owner[0]["machine"] != self._mine["machine"] and now - owner[1] < _STALE:
+        if (
+            owner is not None
+            and owner[0]["machine"] != self._mine["machine"]
+            and now - owner[1] < _STALE
+        ):
             raise UserError(
                 f"run {self._file.parent.name!r} is in use by {_name(owner[0])}; wait for it (a "
                 f"job that died is taken over "
@@ -66,7 +75,12 @@ class Lease:
         threading.Thread(target=self._renew, daemon=True).start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._ended.set()
         if is_mirrored(self._file) and self._lost is None:
             with suppress(*_failures()):
@@ -75,7 +89,9 @@ class Lease:
     def hold(self) -> None:
         """Raises ``UserError`` if another job has taken the run over."""
         if self._lost is not None:
-            raise UserError(f"run {self._file.parent.name!r} was taken over by {self._lost}; this job stops")
+            raise UserError(
+                f"run {self._file.parent.name!r} was taken over by {self._lost}; this job stops"
+            )
 
     def _renew(self) -> None:
         while not self._ended.wait(_RENEW):

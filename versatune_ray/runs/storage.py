@@ -7,7 +7,8 @@ machine's own mirror and brings what is missing, once. ``push`` sends what was w
 ``storage`` is a local folder there is no mirror, and all functions here do nothing but answer.
 
 A folder that is pushed is followed by a manifest, ``.whole``, of what belongs to it: without one it
-is not there yet.
+is not there yet. Others may write to a bucket too, so names that come from it are held to their
+folder (``names.inside``), and a mirror is its owner's alone.
 
 pyarrow is imported where there is a URI, and only there: a bare training machine has none.
 """
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -25,12 +25,12 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import parse_qs, quote, unquote
 
 from filelock import FileLock
 
 from versatune_ray.errors import UserError
-from versatune_ray.settings.location import is_mirrored, mirrored, root, shown
+from versatune_ray.runs.names import inside, manifest_files, private
+from versatune_ray.settings.location import is_mirrored, mirrored, root, shown, told
 
 _WHOLE = ".whole"
 _TRANSFERS = 8
@@ -50,8 +50,7 @@ class Remote(NamedTuple):
 
 
 def check(storage: str) -> None:
-    """Raises ``UserError`` where files cannot be written and deleted in ``storage``, and says why.
-    """
+    """Raises ``UserError`` where files cannot be written and deleted in ``storage``."""
     if "://" in storage:
         with told(storage):
             clock(root(storage))
@@ -67,18 +66,6 @@ def clock(folder: Path) -> Any:
     remove(probe)
     assert written is not None
     return written[1]
-
-
-@contextmanager
-def told(storage: str) -> Iterator[None]:
-    """What goes wrong in a storage becomes one line that names it."""
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, OSError | ValueError) and type(error).__module__ != "pyarrow.lib":
-            raise
-        reason = re.sub(r"\s*\(Request ID:[^)]*\)", "", " ".join(str(error).split())).replace(storage, shown(storage))
-        raise UserError(f"storage: {shown(storage)} cannot be used: {reason}") from None
 
 
 def here(path: _Place) -> _Place:
@@ -133,20 +120,35 @@ def pull(folder: Path, *, exact: bool = False, without: str = "") -> None:
     if remote is None:
         return
     there = {name: info for name, info in _list(remote) if without not in name.split("/")[:-1]}
+    for name in there:
+        inside(folder, name)
     units = {name.rpartition("/")[0] for name in there if name.rpartition("/")[2] == _WHOLE}
     wanted = {
-        name: info for name, info in there.items() if not _hidden(name) and not any(name.startswith(f"{unit}/") for unit in units if unit)
+        name: info
+        for name, info in there.items()
+        if not _hidden(name) and not any(name.startswith(f"{unit}/") for unit in units if unit)
     }
 
     def same(name: str, info: Any) -> bool:
         file = folder / name
-        return file.is_file() and (file.stat().st_size, file.stat().st_mtime_ns) == (info.size, info.mtime_ns)
+        return file.is_file() and (file.stat().st_size, file.stat().st_mtime_ns) == (
+            info.size,
+            info.mtime_ns,
+        )
 
-    _in_parallel((_copy_down, remote / name, folder / name) for name, info in wanted.items() if not same(name, info))
+    _in_parallel(
+        (_copy_down, remote / name, folder / name)
+        for name, info in wanted.items()
+        if not same(name, info)
+    )
     if exact:
         for file in _files(folder):
             name = str(file.relative_to(folder))
-            if name not in wanted and without not in name.split("/") and not any(name.startswith(f"{unit}/") for unit in units):
+            if (
+                name not in wanted
+                and without not in name.split("/")
+                and not any(name.startswith(f"{unit}/") for unit in units)
+            ):
                 file.unlink()
 
 
@@ -163,6 +165,8 @@ def push(path: Path, source: Path | None = None) -> None:
         _copy_up(source, remote)
         return
     files = {str(file.relative_to(source)): file for file in _files(source)}
+    for name in files:
+        inside(source, name)
     before = [name for name, _ in _list(remote)]
     if _WHOLE in before:
         remote.fs.delete_file(f"{remote.path}/{_WHOLE}")
@@ -170,7 +174,12 @@ def push(path: Path, source: Path | None = None) -> None:
     for name in before:
         if name != _WHOLE and name not in files:
             remote.fs.delete_file(f"{remote.path}/{name}")
-    manifest = json.dumps({"id": uuid.uuid4().hex, "files": {name: file.stat().st_size for name, file in files.items()}}).encode()
+    manifest = json.dumps(
+        {
+            "id": uuid.uuid4().hex,
+            "files": {name: file.stat().st_size for name, file in files.items()},
+        }
+    ).encode()
     _write(remote / _WHOLE, manifest)
     (source / _WHOLE).write_bytes(manifest)
 
@@ -188,8 +197,7 @@ def remove(path: Path) -> None:
 
 
 def read_small(path: Path) -> tuple[bytes, Any] | None:
-    """The bytes of a file in the storage and when it was written by the storage's clock, or None.
-    """
+    """The bytes of a file in the storage, and when it was written by its clock; or None."""
     remote = _remote(path)
     assert remote is not None
     content = _read(remote)
@@ -208,6 +216,7 @@ def _remote(path: Path) -> Remote | None:
     if found is None:
         return None
     fs, base = _file_system(found[0])
+    private(root(found[0]))
     return Remote(fs, f"{base}/{found[1]}" if found[1] else base)
 
 
@@ -234,7 +243,11 @@ def _hidden(name: str) -> bool:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file() and not _hidden(str(file.relative_to(folder))))
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if file.is_file() and not _hidden(str(file.relative_to(folder)))
+    )
 
 
 def _in_parallel(tasks: Iterable[tuple[Any, Any, Any]]) -> None:
@@ -275,7 +288,9 @@ def _copy_up(file: Path, remote: Remote) -> None:
     from pyarrow.fs import LocalFileSystem, copy_files
 
     with _appearing(remote) as place:
-        copy_files(str(file), place, LocalFileSystem(), remote.fs, chunk_size=_CHUNK, use_threads=False)
+        copy_files(
+            str(file), place, LocalFileSystem(), remote.fs, chunk_size=_CHUNK, use_threads=False
+        )
     written = remote.fs.get_file_info(remote.path).mtime_ns
     os.utime(file, ns=(written, written))  # that the two are the same is seen by this
 
@@ -287,7 +302,14 @@ def _copy_down(remote: Remote, file: Path) -> None:
     partial = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
     try:
         written = remote.fs.get_file_info(remote.path).mtime_ns
-        copy_files(remote.path, str(partial), remote.fs, LocalFileSystem(), chunk_size=_CHUNK, use_threads=False)
+        copy_files(
+            remote.path,
+            str(partial),
+            remote.fs,
+            LocalFileSystem(),
+            chunk_size=_CHUNK,
+            use_threads=False,
+        )
         os.utime(partial, ns=(written, written))
         partial.replace(file)
     finally:
@@ -308,10 +330,12 @@ def _download(remote: Remote, folder: Path, manifest: bytes) -> None:
             return
         partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
         try:
-            files = json.loads(manifest)["files"]
-            partial.mkdir()
+            files = manifest_files(folder, manifest)
+            partial.mkdir(mode=0o700)
             _in_parallel((_copy_down, remote / name, partial / name) for name in files)
-            changed = [name for name, size in files.items() if (partial / name).stat().st_size != size]
+            changed = [
+                name for name, size in files.items() if (partial / name).stat().st_size != size
+            ]
             if changed:
                 raise OSError(f"{shown(folder)}: {changed[0]} changed while it was fetched")
             (partial / _WHOLE).write_bytes(manifest)

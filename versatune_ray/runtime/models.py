@@ -12,7 +12,8 @@ from typing import Any
 from versatune_ray.errors import UserError
 from versatune_ray.runs.storage import fetch
 
-_CONTENT = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
+# .py: of a model with code of its own; .tiktoken: of a tokenizer
+_CONTENT = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py", ".tiktoken")
 
 
 def model_fingerprint(path: str) -> str:
@@ -72,7 +73,14 @@ def check_weights(path: str) -> None:
     """
     from safetensors import SafetensorError, safe_open
 
-    for file in sorted(Path(path).expanduser().glob("*.safetensors")):
+    folder = Path(path).expanduser()
+    files = sorted(folder.glob("*.safetensors"))
+    if folder.is_dir() and not files:
+        raise UserError(
+            f"{path}: no .safetensors file in this folder, and weights are read from no other; "
+            f"load the model once and save_pretrained it"
+        )
+    for file in files:
         try:
             with safe_open(file, "numpy"):  # reads the header, and holds it against the file's size
                 pass

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from versatune_ray.errors import UserError
+from versatune_ray.errors import UserError, redacted
 from versatune_ray.settings import Config, Detection, Evaluation, Mixture, Section, nearest
 from versatune_ray.settings.common import WithPreset
 from versatune_ray.settings.location import resolve, shown
@@ -146,10 +146,10 @@ def parse(tree: Mapping[str, Any]) -> Config:
 
 def dump(config: Config) -> str:
     """The whole resolved configuration as YAML that ``load`` accepts; a URI without its
-    parameters.
+    parameters, and secrets redacted.
     """
     return yaml.safe_dump(
-        config.model_dump(mode="json") | {"storage": shown(config.storage)},
+        redacted(config.model_dump(mode="json") | {"storage": shown(config.storage)}),
         sort_keys=False,
         allow_unicode=True,
         width=120,

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote
 
-from versatune_ray.errors import UserError
+from versatune_ray.errors import UserError, printable, redacted
 
 _MIRRORS = "versatune-mirrors"
 # Parameters that say where a storage is. All others are refused: some hold keys, and these belong
@@ -76,6 +78,19 @@ def shown(place: str | Path) -> str:
     return f"{bare}/{found[1]}" if found[1] else bare
 
 
+@contextmanager
+def told(storage: str) -> Iterator[None]:
+    """What goes wrong in a storage becomes one line that names it."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OSError | ValueError) and type(error).__module__ != "pyarrow.lib":
+            raise
+        reason = " ".join(str(error).split()).replace(storage, shown(storage))
+        reason = printable(redacted(re.sub(r"\s*\(Request ID:[^)]*\)", "", reason)))
+        raise UserError(f"storage: {shown(storage)} cannot be used: {reason}") from None
+
+
 def uri_of(path: Path) -> str:
     """What ``path`` mirrors, as a URI that pyarrow and Ray take; a path in no mirror as it is."""
     found = mirrored(path)
@@ -90,8 +105,12 @@ def is_mirrored(path: str | Path) -> bool:
 
 
 def mirrored(path: Path) -> tuple[str, str] | None:
-    """URI of the storage and path within, of a path in a mirror of any machine."""
+    """URI of the storage and path within, of a path in a mirror of any machine; a path that climbs
+    is in none.
+    """
     parts = path.parts
+    if ".." in parts:
+        return None
     for place, part in enumerate(parts[1:], 1):
         if parts[place - 1] == _MIRRORS and "%3A%2F%2F" in part:
             return unquote(part), "/".join(parts[place + 1 :])

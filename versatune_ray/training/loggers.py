@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from versatune_ray.errors import UserError, one_line
+from versatune_ray.errors import UserError, one_line, redacted
 from versatune_ray.settings import Config
 
 _EVERY = 1.0  # seconds between two writes
@@ -191,7 +191,7 @@ class WandB:
             id=_identity(config, folder),
             resume="allow",
             dir=str(folder),
-            config=config.model_dump(mode="json"),
+            config=redacted(config.model_dump(mode="json")),
             settings=wandb.Settings(console="off", finish_timeout=_LAST_PATIENCE - _PATIENCE),
         )
 
@@ -233,7 +233,7 @@ class MLflow:
         self._client.update_run(self._id, status="RUNNING")
         if not runs:
             settings = {
-                section: config.model_dump(mode="json", include={section})[section]
+                section: redacted(config.model_dump(mode="json", include={section}))[section]
                 for section in ("mixture", "training")
             }
             params = [

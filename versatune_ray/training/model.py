@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -36,11 +37,14 @@ def load_model(
     """
     options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": trust_remote_code}
     options["attn_implementation"] = IMPLEMENTATION[attention]
-    with _told(path):
+    with _told(path, ImportError, KeyError, RuntimeError, SafetensorError):  # of shapes: Runtime
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         check_family(config, path)
+        _check_unquantised(config, path)
         if not empty:
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, **options)
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                path, use_safetensors=True, **options
+            )
         else:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, **options)
@@ -133,14 +137,25 @@ def _folder(path: str) -> Path:
 
 
 @contextmanager
-def _told(path: str) -> Iterator[None]:
+def _told(path: str, *more: type[Exception]) -> Iterator[None]:
     """transformers' and torch's errors of a model that cannot be loaded, as ours."""
+    kinds = (OSError, ValueError, *more)
     try:
         yield
-    except (OSError, ValueError) as error:
+    except kinds as error:
         raise UserError(
             f"{path}: cannot be loaded as a causal language model: {' '.join(str(error).split())}"
         ) from None
+
+
+def _check_unquantised(config: Any, path: str) -> None:
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
+        kind = dict(quantised).get("quant_method") if isinstance(quantised, dict) else None
+        raise UserError(
+            f"{path}: is quantised ({kind or 'by its config.json'}); fine-tuning needs the "
+            f"original weights"
+        )
 
 
 def in_precision(model: PreTrainedModel, *, frozen: torch.dtype, trained: torch.dtype) -> None:

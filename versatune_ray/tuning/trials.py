@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from ray import cloudpickle
 from ray.tune import Callback
 
 from versatune_ray.domains import DomainPaths
 from versatune_ray.domains.records import Question
-from versatune_ray.errors import Incomplete, UserError, one_line
+from versatune_ray.errors import Incomplete, UserError, one_line, printable, redacted
 from versatune_ray.pipeline import Run
 from versatune_ray.runs.cache import key_of, write_json
 from versatune_ray.runs.folder import RunFolder, Step, check_unchanged, say
@@ -267,6 +268,18 @@ def told(failed: Mapping[str, Failure]) -> str:
     return "; ".join(f"{name}: {one.reason}" for name, one in list(failed.items())[:3])
 
 
+class TrialFailed(Exception):
+    """What ended a trial, in one line: all that leaves its process."""
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise TrialFailed(one_line(error)) from error
+
+
 def _train(params: Mapping[str, Any], plan: Plan) -> None:
     """One trial, as a function that Ray Tune runs: reports the objectives at every adjustment."""
     from ray import tune
@@ -297,7 +310,7 @@ def _train(params: Mapping[str, Any], plan: Plan) -> None:
                     super().after_report(run_context, [found | {"step": told["step"]}], None)
 
     # a search may choose the same values twice at once
-    with RunFolder(config, wait=True) as folder:
+    with _in_one_line(), RunFolder(config, wait=True) as folder:
         outcome = plan.outcome(name)
         if outcome is None:
             run = Run(folder, [Reports()], plan.stores)
@@ -416,18 +429,21 @@ class _Account(Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name, changes = _trial_of(trial.config)
-        file = trial.pickled_error_file
-        error = (
-            cloudpickle.loads(Path(file).read_bytes())
-            if file
-            else RuntimeError("it ended without a word")
-        )
-        self.failed[name] = Failure(changes, one_line(error))
+        file = trial.error_file  # beside it lies a pickle, which is not read
+        text = Path(file).read_text(encoding="utf-8", errors="replace") if file else ""
+        self.failed[name] = Failure(changes, _reason(text))
         self._tell(name, changes, "failed", self.failed[name].reason)
 
     def _tell(self, name: str, changes: Mapping[str, Any], what: str, more: str) -> None:
         self.done += 1
         say(self.title, f"{self.done}/{self.total} {what}: {_called(name, changes)}: {more}")
+
+
+def _reason(text: str) -> str:
+    """Why a trial ended, by the text that Tune keeps: ``TrialFailed``'s, or the last line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    said = re.findall(rf"(?m)^\s*(?:[\w.]+\.)?{TrialFailed.__name__}: (.*)$", text)
+    return printable(redacted((said or lines or ["it ended without a word"])[-1]))
 
 
 def _called(name: str, changes: Mapping[str, Any]) -> str:
