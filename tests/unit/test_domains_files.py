@@ -119,7 +119,7 @@ def test_a_byte_order_mark_says_the_encoding(
         ("a.parquet", "version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer"),
         ("a.jsonl.zst", "version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer"),
         ("a.jsonl", "\n<!DOCTYPE html><p>", "a web page"),
-        ("a.csv", gzip.compress(b"q,a\n"), r"compressed by gzip; end its name in \.gz"),
+        ("a.csv", gzip.compress(b"q,a\n", mtime=0), r"compressed by gzip; end its name in \.gz"),
         ("a.json", '{"train": [], "test": []}', "holding a single list"),
     ],
 )  # fmt: skip

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from versatune_ray.domains import chat, records
-from versatune_ray.domains.example import printable
+from versatune_ray.domains.example import printable, prompt_key
 from versatune_ray.domains.readers import read_records
 from versatune_ray.domains.spec import Input
 from versatune_ray.errors import UserError

@@ -139,7 +139,7 @@ def _folder(path: str) -> Path:
 @contextmanager
 def _told(path: str, *more: type[Exception]) -> Iterator[None]:
     """transformers' and torch's errors of a model that cannot be loaded, as ours."""
-    kinds = (OSError, ValueError, *more)
+    kinds: tuple[type[Exception], ...] = (OSError, ValueError, *more)
     try:
         yield
     except kinds as error:
