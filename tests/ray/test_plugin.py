@@ -22,9 +22,8 @@ NAMES = ("law", "code")
 def test_the_readmes_policy_installed_as_a_package_drives_a_run(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    blocks = re.findall(
-        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
-    )
+    page = ROOT / "versatune_ray" / "mixture" / "README.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     (source,) = [block for block in blocks if "class Improving" in block]
     assert (
         len([line for line in source.partition("@dataclass")[2].splitlines() if line.strip()]) <= 20
