@@ -4,15 +4,28 @@ source gives.
 
 from __future__ import annotations
 
+import gzip
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from versatune_ray.domains import DomainData, TokenStore, load_domains
+from versatune_ray.domains import (
+    PLAIN_TEMPLATE,
+    DomainData,
+    Rules,
+    TokenStore,
+    expand,
+    load_domains,
+    tokenizing,
+)
+from versatune_ray.domains.blocks import part_of_rows, parts_of
+from versatune_ray.domains.encoding import Encoding, encode, read
 from versatune_ray.domains.tokenizing import build_stores
 from versatune_ray.errors import UserError
 from versatune_ray.settings.loading import parse
@@ -166,10 +179,40 @@ def test_a_turn_that_is_not_learned_carries_no_loss(tmp_path: Path, tokenizer: s
 
 
 def test_a_file_that_breaks_off_says_how_far_it_was_read(tmp_path: Path, tokenizer: str) -> None:
-    import gzip
-
     whole = gzip.compress("".join(json.dumps(row) + "\n" for row in asked(0, 2000)).encode())
     (tmp_path / "law.jsonl.gz").write_bytes(whole[:-20])
     match = r"law\.jsonl\.gz: cannot be read after .*law\.jsonl\.gz:\d+: .*\(domains\.law\.train\)$"
     with pytest.raises(UserError, match=match):
         build(tmp_path, tokenizer, str(tmp_path / "law.jsonl.gz"))
+
+
+def test_tables_between_tasks_carry_what_lists_in_one_process_do(
+    tmp_path: Path, tokenizer: str
+) -> None:
+    rows = [
+        {"prompt": "q", "completion": "a", "id": 1, "weight": 0.5},
+        {"prompt": "q", "completion": ""},
+        {"prompt": "q", "completion": "b", "train": False},
+        {"text": "0123456789" * 3},
+    ]
+    (source,) = expand(lines(tmp_path / "law.jsonl", rows), "key")
+    item = {
+        "store": 3,
+        "input": 0,
+        "source": json.dumps(asdict(source)),
+        "rules": json.dumps(asdict(Rules())),
+    }
+    encoding = Encoding(tokenizer, PLAIN_TEMPLATE, False, 24, "cut")
+    (table,) = tokenizing._read_tables(pa.Table.from_pylist([item]))
+    (ours,) = parts_of(tokenizing._encode_table(table, encoding))
+    (alone,) = (part_of_rows(3, encode(read_rows, encoding)) for read_rows in read(item))
+    assert ours.good is not None
+    assert alone.good is not None
+    for name, column in ours.good._asdict().items():
+        assert column.tolist() == getattr(alone.good, name).tolist(), name
+    assert ours.good.weights is not None
+    assert ours.good.weights.tolist() == [0.5, 1, 1]
+    assert (ours.store, ours.bad, dict(ours.left_out)) == (3, alone.bad, dict(alone.left_out))
+    assert ours.bad == [(0, 2, "no answer (completion is empty)")]
+    assert dict(ours.accounts) == dict(alone.accounts)
+    assert sorted(ours.accounts) == ["", '["prompt/completion", ["id"], []]', '["text", [], []]']

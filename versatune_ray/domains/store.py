@@ -52,6 +52,7 @@ _COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "weights": ("<f4", ()),
     "locations": ("<i8", (2,)),
 }
+ACCOUNTS = ("shapes", "unused_fields", "missing_columns", "left_out")
 _EXAMPLES = 20
 _REASONS = 100
 
@@ -98,12 +99,7 @@ class TokenStoreWriter:
             self._header(name)
         self._append("offsets", np.zeros(1, np.int64))
         self._bad: dict[str, int] = {}
-        self._account: dict[str, dict[str, int]] = {
-            "left_out": {},
-            "shapes": {},
-            "unused_fields": {},
-            "missing_columns": {},
-        }
+        self._account: dict[str, dict[str, int]] = {kind: {} for kind in ACCOUNTS}
         self._examples: list[tuple[int, int, str]] = []
         self._counts = {"cut": 0, "over_long_kept": 0, "response_tokens": 0}
 
@@ -141,7 +137,7 @@ class TokenStoreWriter:
             self._examples.append((source, number, reason))
 
     def account(self, kind: str, name: str, count: int = 1) -> None:
-        """Count under ``left_out``, ``shapes``, ``unused_fields`` or ``missing_columns``."""
+        """Count under one of ``ACCOUNTS``."""
         _add(self._account[kind], printable(name), count)
 
     def finish(self) -> Path:
