@@ -21,6 +21,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from versatune_ray.detection import prompt
+from versatune_ray.detection.endpoint import Endpoint
 from versatune_ray.detection.prompt import order_of
 from versatune_ray.errors import redacted
 from versatune_ray.runs.cache import held, key_of, write_json
@@ -154,7 +155,8 @@ def judge_spec(config: Config, *, gpu: bool) -> JudgeSpec:
     """The configured judge.
 
     Raises:
-        UserError: the judge cannot be found, or the prompt or the labels do not fit.
+        UserError: the judge cannot be found or may not be asked, or the prompt or the labels do not
+            fit.
     """
     judge = config.detection.judge
     assert judge.path is not None, "the settings are complete"
@@ -163,6 +165,8 @@ def judge_spec(config: Config, *, gpu: bool) -> JudgeSpec:
     )
     if judge.kind != "http":
         check_weights(judge.path)
+    elif judge.http.url is not None:  # now, before anything is generated; and again at each worker
+        Endpoint(judge.http.url, judge.path, judge.http.key_variable).check()
     descriptions = {name: domain.description for name, domain in config.domains.items()}
     question = prompt.Question(
         tuple(config.domains),
