@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from versatune_ray.domains import sources
 from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import cached, key_of, place
+from versatune_ray.runtime import models
+from versatune_ray.runtime.engine import engine_options
 from versatune_ray.runtime.models import check_length, model_fingerprint
+from versatune_ray.settings import Engine
 
 
 def test_the_second_call_reuses_what_the_first_built(tmp_path: Path) -> None:
@@ -89,3 +93,69 @@ def test_more_tokens_than_a_model_takes_are_refused_by_key_and_number(tiny_model
         UserError, match=r"data\.max_length: this makes 65 tokens, more than the 64"
     ):
         check_length("data.max_length", 65, str(tiny_model), False)
+
+
+@pytest.mark.parametrize("name", ["modeling.py", "qwen.tiktoken", "tokenizer.model"])
+def test_a_models_code_and_vocabulary_are_part_of_it(
+    tiny_model: Path, tmp_path: Path, name: str
+) -> None:
+    place(tiny_model, tmp_path / "copy")
+    found = set()
+    for text in ("", "a", "b"):
+        (tmp_path / "copy" / name).write_text(text)
+        found.add(model_fingerprint(str(tmp_path / "copy")))
+    assert len(found) == 3 and model_fingerprint(str(tiny_model)) not in found
+
+
+def test_a_hub_model_is_loaded_at_the_commit_that_its_fingerprint_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever the hub says later: its main branch moves between two look-ups here."""
+    commits = iter(["c0ffee", "moved"])
+    loaded: list[str | None] = []
+
+    class Auto:
+        max_position_embeddings = 8
+
+        @classmethod
+        def from_pretrained(cls, path: str, *, revision: str | None, **_: object) -> type[Auto]:
+            loaded.append(revision)
+            return cls
+
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda path, **_: f"/cache/{next(commits)}"
+    )
+    for name in ("AutoConfig", "AutoTokenizer"):
+        monkeypatch.setattr(f"transformers.{name}", Auto)
+    models._commit.cache_clear()
+    try:
+        assert model_fingerprint("owner/name") == "owner/name@c0ffee"
+        models.load_plain_tokenizer.__wrapped__("owner/name", False)
+        check_length("key", 8, "owner/name", False)
+        assert loaded == ["c0ffee", "c0ffee"]
+        options = engine_options(
+            Engine(), True, trust_remote_code=False, revision=models.commit("owner/name")
+        )
+        assert {options[key] for key in ("revision", "tokenizer_revision", "code_revision")} == {
+            "c0ffee"
+        }
+    finally:
+        models._commit.cache_clear()
+    assert models.commit("/a/folder") is None
+
+
+def test_a_dataset_that_was_not_looked_up_is_known_by_its_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", offline)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    refs = tmp_path / "datasets--owner--name" / "refs"
+    refs.mkdir(parents=True)
+    found = []
+    for commit in ("one", "two"):
+        (refs / "main").write_text(commit)
+        found.append(sources._dataset("owner/name", "key").revision)
+    assert found == ["one", "two"] and sources._commit_here("owner/other") is None

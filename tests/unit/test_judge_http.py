@@ -24,9 +24,11 @@ import pytest
 
 from versatune_ray.detection.endpoint import Endpoint
 from versatune_ray.detection.judge_http import HttpJudge
-from versatune_ray.detection.judge_spec import JUDGED
+from versatune_ray.detection.judge_spec import JUDGED, judge_spec
 from versatune_ray.detection.labels import THOUGHTS
 from versatune_ray.errors import UserError
+from versatune_ray.settings import Judge
+from versatune_ray.settings.loading import load
 
 KEY = "sk-very+secret/0123456789"
 ROWS = pa.schema({"store": pa.int64(), **JUDGED})
@@ -582,3 +584,13 @@ def test_thoughts_without_an_answer_have_a_reason_of_their_own(server: StandIn) 
     server.behave = lambda body, times: Answer({"choices": [{"message": message}]})
     (row,) = ask(judge_at(server, "label"), "text")
     assert row["discarded"] == THOUGHTS and not row["failed"]
+
+
+def test_an_endpoint_that_may_not_be_asked_is_told_before_anything_is_generated() -> None:
+    http = {"url": "http://169.254.169.254/v1"}
+    config = load([], ["model.path=m", "domains.law=a.jsonl", "domains.code=b.jsonl"])
+    settings = config.detection.model_copy(
+        update={"judge": Judge.model_validate({"kind": "http", "path": "big", "http": http})}
+    )
+    with pytest.raises(UserError, match="its own credentials"):
+        judge_spec(config.model_copy(update={"detection": settings}), gpu=False)

@@ -23,7 +23,7 @@ from versatune_ray.runs.cache import held, key_of, write_json
 from versatune_ray.runs.parts import finished_ids, write_parts
 from versatune_ray.runs.storage import push
 from versatune_ray.runtime.engine import engine_key, vllm_stage
-from versatune_ray.runtime.models import check_length, check_weights, model_fingerprint
+from versatune_ray.runtime.models import check_length, check_weights, commit, model_fingerprint
 from versatune_ray.runtime.progress import engine_bar
 from versatune_ray.settings import Config, Engine, Generation
 
@@ -91,12 +91,13 @@ def start_token(model: str, wanted: str, trust_remote_code: bool) -> tuple[int, 
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+    at: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": commit(model)}
+    tokenizer = AutoTokenizer.from_pretrained(model, **at)
     if wanted == "eos":
         return tokenizer.eos_token_id, f"{tokenizer.eos_token} (EOS, as configured)"
     if tokenizer.bos_token_id is not None:
         return tokenizer.bos_token_id, f"{tokenizer.bos_token} (the tokenizer's BOS)"
-    config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(model, **at)
     if getattr(config, "bos_token_id", None) is not None:
         return (
             config.bos_token_id,

@@ -11,6 +11,7 @@ import pyarrow as pa
 from versatune_ray.detection.judge_spec import JUDGED, JudgeSpec
 from versatune_ray.errors import UserError
 from versatune_ray.runs.storage import fetch
+from versatune_ray.runtime.models import commit
 
 
 class Classifier:
@@ -30,15 +31,14 @@ class Classifier:
 
         path = fetch(path)
         self._torch, self._classes = torch, list(classes)
-        self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        at: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": commit(path)}
+        self._tokenizer = AutoTokenizer.from_pretrained(path, **at)
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         # RoBERTa's positions begin at 2
         self._max_tokens = min(max_tokens, self._tokenizer.model_max_length)
         self._device = "cuda" if gpu else "cpu"
-        model = AutoModelForSequenceClassification.from_pretrained(
-            path, trust_remote_code=trust_remote_code, use_safetensors=True
-        )
+        model = AutoModelForSequenceClassification.from_pretrained(path, use_safetensors=True, **at)
         model.config.pad_token_id = self._tokenizer.pad_token_id
         self._model = model.eval().to(self._device)
 
@@ -81,7 +81,9 @@ def classifier_stage(spec: JudgeSpec, rows: Any) -> Any:
     from transformers import AutoConfig
 
     settings, engine = spec.settings, spec.settings.engine
-    config = AutoConfig.from_pretrained(spec.model, trust_remote_code=spec.trust_remote_code)
+    config = AutoConfig.from_pretrained(
+        spec.model, trust_remote_code=spec.trust_remote_code, revision=commit(spec.model)
+    )
     classes = [
         class_of(domain, settings.classes.get(domain, domain), config.id2label)
         for domain in spec.question.domains

@@ -234,7 +234,6 @@ def http_stage(spec: JudgeSpec, rows: Any) -> Any:
     settings, at, question = spec.settings, spec.settings.http, spec.question
     assert at.url is not None, "the settings are complete"
     endpoint = Endpoint(at.url, spec.model, at.key_variable, at.concurrency, at.timeout, at.retries)
-    endpoint.check()  # here, before an engine starts; and again where requests are made
     questions = [
         (question.prompt(order), question.option_names(order)) for order in range(question.orders)
     ]

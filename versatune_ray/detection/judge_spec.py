@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from versatune_ray.detection import prompt
+from versatune_ray.detection.endpoint import Endpoint
 from versatune_ray.runs.cache import key_of
 from versatune_ray.runtime.engine import engine_key
 from versatune_ray.runtime.models import check_weights, load_plain_tokenizer, model_fingerprint
@@ -132,7 +133,8 @@ def judge_spec(config: Config, *, gpu: bool) -> JudgeSpec:
     """The configured judge.
 
     Raises:
-        UserError: the judge cannot be found, or the prompt or the labels do not fit.
+        UserError: the judge cannot be found or may not be asked, or the prompt or the labels do not
+            fit.
     """
     judge = config.detection.judge
     assert judge.path is not None, "the settings are complete"
@@ -141,6 +143,8 @@ def judge_spec(config: Config, *, gpu: bool) -> JudgeSpec:
     )
     if judge.kind != "http":
         check_weights(judge.path)
+    elif judge.http.url is not None:  # now, before anything is generated; and again at each worker
+        Endpoint(judge.http.url, judge.path, judge.http.key_variable).check()
     descriptions = {name: domain.description for name, domain in config.domains.items()}
     question = prompt.Question(
         tuple(config.domains),

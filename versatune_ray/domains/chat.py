@@ -25,6 +25,7 @@ import jinja2
 from versatune_ray.domains.records import BadRecord, Example, Message
 from versatune_ray.errors import UserError
 from versatune_ray.runs.storage import fetch
+from versatune_ray.runtime.models import commit
 
 # The prompt ends without a space: byte-pair vocabularies join a space to the word after it, that
 # is, to the answer.
@@ -66,7 +67,9 @@ def load_tokenizer(
     if Path(path).is_absolute() and not Path(path).is_dir():
         raise UserError(f"{path}: no such folder with a tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, trust_remote_code=trust_remote_code, revision=commit(path)
+        )
     except Exception as error:  # the hub's and the tokenizers' errors share no base class
         raise UserError(
             f"{path}: no tokenizer can be loaded from it: {_one_line(error)}"

@@ -190,5 +190,15 @@ def _dataset(spec: str, key: str) -> Input:
         ) from error
     # offline, in whichever of several libraries' ways: a copy in the local cache may still load
     except Exception:
-        revision = match["revision"]
+        revision = match["revision"] or _commit_here(match["path"])
     return Input(match["path"], spec, "hub", match["config"], match["split"] or "train", revision)
+
+
+def _commit_here(name: str) -> str | None:
+    """The commit of the copy in the hub's local cache: without it, what a failed look-up gives
+    today and another copy tomorrow would be the same input.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    file = Path(HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}" / "refs" / "main"
+    return file.read_text(encoding="utf-8").strip() or None if file.is_file() else None

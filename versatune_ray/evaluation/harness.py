@@ -170,7 +170,11 @@ def _measure(
     with Bar(f"evaluation of {name}", len(benchmarks), "benchmark") as bar:
         bar.to(0, "starting the engine")
         options = engine_options(
-            settings.engine, gpu, trust_remote_code=config.model.trust_remote_code
+            settings.engine,
+            gpu,
+            trust_remote_code=config.model.trust_remote_code,
+            # as the keys have it, whatever the hub says by now
+            revision=keys[benchmarks[0].name]["model"].partition("@")[2] or None,
         )
         language_model = _harness_on_vllm()(
             pretrained=fetch(model),

@@ -10,6 +10,7 @@ from typing import Any
 
 from versatune_ray.errors import UserError
 from versatune_ray.runs.storage import fetch
+from versatune_ray.runtime.models import commit
 from versatune_ray.settings import Engine
 from versatune_ray.settings.location import is_mirrored
 
@@ -51,8 +52,13 @@ def _version(package: str) -> str | None:
         return None
 
 
-def engine_options(settings: Engine, gpu: bool, *, trust_remote_code: bool) -> dict[str, Any]:
+def engine_options(
+    settings: Engine, gpu: bool, *, trust_remote_code: bool, revision: str | None = None
+) -> dict[str, Any]:
     """vLLM's arguments. Weights are read from formats that cannot hold a pickle, and from no other.
+
+    Args:
+        revision: the commit of a Hugging Face id, for weights, code and tokenizer alike.
 
     Raises:
         UserError: ``load_format`` names another.
@@ -66,6 +72,8 @@ def engine_options(settings: Engine, gpu: bool, *, trust_remote_code: bool) -> d
         # Eager and float32: compiling pays off only after more tokens than a CPU makes, and float32
         # runs on every CPU.
         options |= {"enforce_eager": True, "dtype": "float32"}
+    if revision is not None:
+        options |= dict.fromkeys(("revision", "tokenizer_revision", "code_revision"), revision)
     options |= settings.options
     if options["load_format"] not in _FORMATS:
         raise UserError(
@@ -92,7 +100,9 @@ def vllm_stage(
     """
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    options = engine_options(settings, gpu, trust_remote_code=trust_remote_code)
+    options = engine_options(
+        settings, gpu, trust_remote_code=trust_remote_code, revision=commit(model)
+    )
     if settings.tensor_parallel > 1:
         # One actor that holds all its devices, on one node: Ray's executor would leave a placement
         # group behind until the job ends.

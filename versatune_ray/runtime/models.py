@@ -33,17 +33,36 @@ def model_fingerprint(path: str) -> str:
         return _digest(
             tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
         )
-    if path.startswith(("/", ".", "~")) or path.count("/") != 1:
+    if not _is_id(path):
         raise UserError(
             f"{path}: no such model folder, and no Hugging Face id of the form owner/name"
         )
+    return f"{path}@{commit(path)}"
+
+
+def _is_id(path: str) -> bool:
+    return not path.startswith(("/", ".", "~")) and path.count("/") == 1
+
+
+def commit(path: str) -> str | None:
+    """The commit of a Hugging Face id, found once per process, at which everything of it is loaded:
+    weights, tokenizer and configuration; None for a folder.
+
+    Raises:
+        UserError: the hub gives no such model, and there is no copy of it here.
+    """
+    return None if Path(path).expanduser().is_dir() or not _is_id(path) else _commit(path)
+
+
+@lru_cache(maxsize=64)
+def _commit(path: str) -> str:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         # The snapshot's folder is named by its commit; the weights come later, on the node that
         # serves them.
-        return f"{path}@{Path(snapshot_download(path, allow_patterns=['*.json'])).name}"
+        return Path(snapshot_download(path, allow_patterns=["*.json"])).name
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"{path}: no such folder, and the Hugging Face hub gave no such model: "
@@ -97,7 +116,9 @@ def check_length(key: str, tokens: int, model: str, trust_remote_code: bool) -> 
     """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(
+        model, trust_remote_code=trust_remote_code, revision=commit(model)
+    )
     context = getattr(config, "max_position_embeddings", None)
     if context is not None and tokens > context:
         raise UserError(
@@ -110,4 +131,6 @@ def load_plain_tokenizer(path: str, trust_remote_code: bool) -> Any:
     """The tokenizer as it is, loaded once per process."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(fetch(path), trust_remote_code=trust_remote_code)
+    return AutoTokenizer.from_pretrained(
+        fetch(path), trust_remote_code=trust_remote_code, revision=commit(path)
+    )

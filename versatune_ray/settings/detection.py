@@ -61,9 +61,15 @@ class Generation(Section):
 class Http(Section):
     """An OpenAI-compatible endpoint. Its key comes from the environment alone."""
 
-    url: str | None = setting(None, "address up to and with /v1, such as http://localhost:8000/v1")
+    url: str | None = setting(
+        None,
+        "address up to and with /v1, such as http://localhost:8000/v1; another machine's is https, "
+        "or VERSATUNE_ALLOWED_HOSTS of the cluster names it",
+    )
     key_variable: str = setting(
-        "OPENAI_API_KEY", "environment variable, on the nodes of the cluster, that holds the key"
+        "OPENAI_API_KEY",
+        "environment variable, on the nodes of the cluster, that holds the key; it ends in "
+        "_API_KEY, or VERSATUNE_ALLOWED_KEYS there names it",
     )
     concurrency: int = setting(32, "requests at the same time", ge=1)
     timeout: float = setting(60.0, "longest wait for one answer", "s", gt=0)

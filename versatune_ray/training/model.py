@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from versatune_ray.errors import UserError
+from versatune_ray.runtime.models import commit
 from versatune_ray.settings import Lora, Trainable, Training
 from versatune_ray.training.attention import IMPLEMENTATION, Kind
 from versatune_ray.training.families import check_family, check_own_code
@@ -38,18 +39,19 @@ def load_model(
     options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": trust_remote_code}
     options["attn_implementation"] = IMPLEMENTATION[attention]
     with _told(path, ImportError, KeyError, RuntimeError, SafetensorError):  # of shapes: Runtime
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        at = commit(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, revision=at)
         check_family(config, path)
         _check_unquantised(config, path)
         if not empty:
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                path, use_safetensors=True, **options
+                path, use_safetensors=True, revision=at, **options
             )
         else:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, **options)
             with suppress(OSError):  # not every model has one
-                model.generation_config = GenerationConfig.from_pretrained(path)
+                model.generation_config = GenerationConfig.from_pretrained(path, revision=at)
     check_own_code(model, path)
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
         raise UserError(f"{path}: an output embedding with a bias is not supported")
@@ -133,7 +135,8 @@ def _folder(path: str) -> Path:
         return Path(path)
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(path, allow_patterns=["*.safetensors", "*.json"]))
+    files = ["*.safetensors", "*.json"]
+    return Path(snapshot_download(path, revision=commit(path), allow_patterns=files))
 
 
 @contextmanager
@@ -204,7 +207,9 @@ def check_parts(
         UserError: it has not, or it is no causal language model.
     """
     with _told(path), torch.device("meta"):
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(
+            path, trust_remote_code=trust_remote_code, revision=commit(path)
+        )
         check_family(config, path)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     for settings in trainable:
