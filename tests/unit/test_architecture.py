@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -127,3 +128,12 @@ def test_no_file_is_long() -> None:
         if len(file.read_text(encoding="utf-8").splitlines()) > LONGEST
     }
     assert long <= TO_BE_SPLIT
+
+
+def test_the_walk_names_files_that_are_there() -> None:
+    text = (PACKAGE / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z_]+/[a-z_]+\.py)`", text))
+    assert len(named) > 25 and [name for name in named if not (PACKAGE / name).is_file()] == []
+    rooms = set(re.findall(r"^([a-z]+)/ ", text, re.MULTILINE))
+    assert rooms == {name for name in FLOORS if (PACKAGE / name).is_dir()}
+    assert len(text.splitlines()) <= 130
