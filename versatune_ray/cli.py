@@ -16,7 +16,8 @@ from versatune_ray.runs.folder import RunFolder
 from versatune_ray.runtime.cluster import connect
 from versatune_ray.runtime.progress import Display
 from versatune_ray.settings import Config, semantics
-from versatune_ray.settings.loading import describe, dump, load
+from versatune_ray.settings.keys import describe
+from versatune_ray.settings.loading import dump, load
 from versatune_ray.settings.location import shown
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "quickstart.yaml"

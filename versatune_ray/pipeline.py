@@ -13,7 +13,7 @@ from typing import Any
 
 from versatune_ray.detection.distribution import given
 from versatune_ray.errors import Incomplete, UserError
-from versatune_ray.runs.folder import RunFolder, Step, contents, say
+from versatune_ray.runs.folder import RunFolder, Step, say
 from versatune_ray.runs.storage import fetch, push
 from versatune_ray.runtime.cluster import use_gpus
 from versatune_ray.runtime.models import check_length, model_fingerprint
@@ -111,6 +111,7 @@ class Run:
     def stores(self) -> Any:
         """Paths of the token stores per domain; ``data.json`` accounts for every record."""
         from versatune_ray.domains import load_domains
+        from versatune_ray.training.inputs import check_rows
 
         for name, domain in self.config.domains.items():
             if not domain.train:
@@ -124,9 +125,9 @@ class Run:
             self.config.model.trust_remote_code,
         )
         paths = self.folder.step("token store", lambda: self._build_stores(self.model))
-        counts = {
-            name: domain.counts for name, domain in load_domains(paths, self.config.data).items()
-        }
+        data = load_domains(paths, self.config.data)
+        check_rows(self.config, self.model, data)
+        counts = {name: domain.counts for name, domain in data.items()}
         self.folder.write(
             "data.json", {"domains": counts, "tokenizer": shown(self.model), "unit": self.unit}
         )
@@ -293,37 +294,17 @@ class Run:
         """Folder of the tuned model."""
         from versatune_ray.detection.summary import starting_share
         from versatune_ray.training.finetune import finetune
+        from versatune_ray.training.inputs import inputs_of
 
         detected = (
             starting_share(self.detection) if semantics.needs_detection(self.config) else None
         )
         reference = self.reference if semantics.needs_reference(self.config) else None
-        inputs: dict[str, Any] = {
-            "model": self.fingerprint,
-            "stores": {
-                name: [folder and folder.name for folder in paths]
-                for name, paths in self.stores.items()
-            },
-            "detected": detected,
-            "reference": None
-            if reference is None
-            else {name: domain["loss"] for name, domain in reference["domains"].items()},
-        }
-        if self.config.training.soft_mask:
-            inputs["training.soft_mask"] = contents(self.config.training.soft_mask)
+        self.folder.begin(
+            inputs_of(self.config, self.fingerprint, self.stores, detected, reference)
+        )
         folder = self.folder.path / "finetune"
-        begun, done = folder / "inputs.json", folder / "done"
-        if begun.is_file():
-            before = json.loads(begun.read_text(encoding="utf-8"))
-            changed = [
-                name for name in inputs if before.get(name) != json.loads(json.dumps(inputs[name]))
-            ]
-            if changed:
-                raise UserError(
-                    f"{shown(folder)}: {', '.join(changed)} changed since this fine-tuning began; "
-                    f"choose another name with run=…"
-                )
-        self.folder.write("finetune/inputs.json", inputs)
+        done = folder / "done"
 
         def run() -> Step:
             if done.is_file():

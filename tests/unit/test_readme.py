@@ -14,7 +14,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from versatune_ray.settings.loading import describe, load
+from versatune_ray.settings.keys import describe
+from versatune_ray.settings.loading import load
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -113,6 +113,14 @@ class Section(BaseModel):
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
 
+    def deciding(self, *without: str) -> dict[str, Any]:
+        """The keys that results depend on, but for ``without``: a part of a cache's key."""
+        extras = {name: field.json_schema_extra for name, field in type(self).model_fields.items()}
+        free = {
+            name for name, extra in extras.items() if isinstance(extra, dict) and "results" in extra
+        }
+        return self.model_dump(exclude=free | set(without))
+
     @field_validator("*", mode="before")
     @classmethod
     def _yes_is_no_truth(cls, value: Any, info: ValidationInfo) -> Any:
