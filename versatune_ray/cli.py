@@ -17,7 +17,7 @@ from versatune_ray.runtime.cluster import connect
 from versatune_ray.runtime.progress import Display
 from versatune_ray.settings import Config, semantics
 from versatune_ray.settings.keys import describe
-from versatune_ray.settings.loading import dump, load
+from versatune_ray.settings.loading import dump, load, no_option
 from versatune_ray.settings.location import shown
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "quickstart.yaml"
@@ -66,8 +66,10 @@ def main(
     parser.add_argument(
         "--debug", action="store_true", help="full tracebacks and all logs of the workers"
     )
-    arguments = parser.parse_intermixed_args()
+    arguments, unknown = parser.parse_known_intermixed_args()
     try:
+        if unknown:
+            raise UserError(no_option(unknown))
         config = load(arguments.config or [QUICKSTART], arguments.overrides)
         if arguments.print_config:
             print(dump(config), end="")

@@ -396,6 +396,21 @@ class Training(Section):
         )
 
 
+# columns of the tables of detection and evaluation
+_COLUMNS = ("id", "repeat", "text", "tokens", "answer", "discarded")
+
+
+def _no_domain(name: str) -> str | None:
+    """Why ``name`` is none of a domain, which is a folder's and a column's as well."""
+    if name in _COLUMNS or not name:
+        return "it would clash with a column or a folder"
+    if "/" in name or "\\" in name or not name.strip("."):
+        return "a folder is called by it, so it has no slashes and is not of dots alone"
+    if not name.isprintable() or len(name.encode()) > 200:
+        return "it has letters that nobody sees, or more than a folder's name may have"
+    return None
+
+
 class Config(Section):
     run: str = setting(
         "quickstart",
@@ -462,15 +477,8 @@ class Config(Section):
                 f"none for the microworld"
             )
         for name, domain in self.domains.items():
-            if (
-                not name
-                or "/" in name
-                or name in ("id", "repeat", "text", "tokens", "answer", "discarded")
-            ):
-                raise ValueError(
-                    f"domains: {name!r} cannot be a domain's name; it would clash with a column or "
-                    f"a folder"
-                )
+            if (reason := _no_domain(name)) is not None:
+                raise ValueError(f"domains: {name!r} cannot be a domain's name; {reason}")
             # jobs/detect.py needs names and descriptions only
             if not domain.train and not self.detection.models:
                 raise ValueError(

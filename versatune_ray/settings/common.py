@@ -175,7 +175,8 @@ def nearest(name: str, names: Sequence[str]) -> str:
     named_alike = [key for key in names if key.rpartition(".")[2] == tail]
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if named_alike and name not in named_alike:
-        close = difflib.get_close_matches(name, named_alike, n=1, cutoff=0) or named_alike
+        in_branch = difflib.get_close_matches(name, named_alike, n=1, cutoff=0)
+        close = in_branch if "." in name else named_alike
     if not close:
         tails = {key.rpartition(".")[2]: key for key in reversed(names)}
         close = [

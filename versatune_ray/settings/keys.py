@@ -36,6 +36,13 @@ def sections(section: type[Section] = Config, prefix: str = "") -> Iterator[str]
             yield from sections(inner, f"{prefix}{name}.")
 
 
+def names() -> list[str]:
+    """All keys and sections, those first that people set most."""
+    first = ("training", "mixture", "data")
+    listed = [name for name, _ in keys()] + list(sections())
+    return sorted(listed, key=lambda name: name.partition(".")[0] not in first)
+
+
 def section_of(annotation: Any) -> type[Section] | None:
     """The section that a value of ``annotation`` is, if it is one."""
     if get_origin(annotation) is Annotated:

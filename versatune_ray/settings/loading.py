@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Config, Detection, Evaluation, Mixture, nearest
 from versatune_ray.settings.common import WithPreset
-from versatune_ray.settings.keys import as_declared, keys, without_unknown
+from versatune_ray.settings.keys import as_declared, names, without_unknown
 from versatune_ray.settings.location import resolve, shown
 from versatune_ray.settings.mistakes import check_values, told
 from versatune_ray.settings.yaml12 import read_yaml
@@ -52,7 +52,7 @@ def _no_override(text: str) -> str:
     if text.endswith((".yaml", ".yml")) or Path(text).is_file():
         return f"{text}: a configuration file is given as --config {text}"
     key = text.lstrip("-")
-    known = [name for name, _ in keys() if name == key or name.endswith(f".{key}")]
+    known = [name for name in names() if name == key or name.endswith(f".{key}")]
     if known and text.startswith("-"):
         return f"{text}: no such option; write {known[0]}=VALUE"
     if text.startswith("-"):
@@ -61,11 +61,10 @@ def _no_override(text: str) -> str:
 
 
 def no_option(words: Sequence[str]) -> str:
-    """What to write in place of an option that there is not, as ``--epochs 2``."""
+    """What to write in place of an option that there is not, as ``--epochs=2``."""
     option, equals, value = words[0].partition("=")
-    value = value if equals else next(iter(words[1:2]), "VALUE")
-    told = _no_override(option)
-    return told.replace("VALUE", value) if not value.startswith("-") else told
+    value = value if equals else "VALUE"
+    return _no_override(option).replace("VALUE", value)
 
 
 def with_keys(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

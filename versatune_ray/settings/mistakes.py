@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Config
 from versatune_ray.settings.common import nearest
-from versatune_ray.settings.keys import keys, sections
+from versatune_ray.settings.keys import keys, names
 
 _TYPE = re.compile(
     r"int|float|str|bool|constrained-\w+|function-\w+\[.*\]|(list|dict|literal)\[.*\]", re.DOTALL
@@ -54,8 +54,7 @@ def told(error: ValidationError) -> str:
 
 def unknown(key: str) -> str:
     """Of a key that there is not, with the nearest one at any depth."""
-    listed = [name for name, _ in keys()] + list(sections())
-    near = nearest(key, listed if "." in key or key not in Config.model_fields else [])
+    near = nearest(key, names())
     if near.startswith("valid: "):
         near = f"valid: {', '.join(Config.model_fields)}"
     return f"{_printable(key)}: unknown key; {near}"
