@@ -18,7 +18,8 @@ from versatune_ray.runs.folder import RunFolder
 from versatune_ray.runtime.cluster import connect
 from versatune_ray.runtime.progress import Display
 from versatune_ray.settings import Config, semantics
-from versatune_ray.settings.loading import describe, dump, load
+from versatune_ray.settings.keys import describe
+from versatune_ray.settings.loading import dump, load, no_option
 from versatune_ray.settings.location import shown
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "quickstart.yaml"
@@ -44,7 +45,7 @@ def main(
             action="store_true",
             help="print what would be done and what it needs, and stop",
         )
-    arguments = parser.parse_intermixed_args()
+    arguments = _parse(parser)
     with _told(arguments.debug):
         config = _load(arguments)
         # a wrong target, start or floor is told before anything is spent
@@ -76,7 +77,7 @@ def preview(description: str) -> NoReturn:
         "--all", action="store_true", help="read every record, not the first 1,000 of each file"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole account to FILE")
-    arguments = parser.parse_intermixed_args()
+    arguments = _parse(parser)
     with _told(arguments.debug):
         if arguments.records < 0:
             raise UserError(f"--records: {arguments.records} is below 0")
@@ -123,6 +124,14 @@ def _parser(description: str) -> argparse.ArgumentParser:
         "--debug", action="store_true", help="full tracebacks and all logs of the workers"
     )
     return parser
+
+
+def _parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line; an option that is none ends the process, and says what to type."""
+    arguments, unknown = parser.parse_known_intermixed_args()
+    if unknown:
+        _fail(UserError(no_option(unknown)), arguments.debug, 2)
+    return arguments
 
 
 def _load(arguments: argparse.Namespace) -> Config:

@@ -225,7 +225,7 @@ def test_one_name_is_a_list_of_one_and_a_resumed_run_may_change_it(tmp_path: Pat
     assert config.training.metrics == ["wandb"]
     assert Config().training.metrics == ["tensorboard"]
     other = settings(tmp_path, tmp_path, [])
-    assert list(changed_keys(config.model_dump(), other.model_dump()))
+    assert list(changed_keys(config, other))
     with RunFolder(config):
         (config.run_folder / "finetune").mkdir()
         (config.run_folder / "finetune" / "inputs.json").write_text("{}")

@@ -21,7 +21,8 @@ import versatune_ray
 from versatune_ray import api
 from versatune_ray.mixture import Feedback, apply_policy
 from versatune_ray.settings import Config
-from versatune_ray.settings.loading import describe, load
+from versatune_ray.settings.keys import describe
+from versatune_ray.settings.loading import load
 
 PAGES = [
     ROOT / "README.md",

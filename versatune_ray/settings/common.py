@@ -113,6 +113,14 @@ class Section(BaseModel):
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
 
+    def deciding(self, *without: str) -> dict[str, Any]:
+        """The keys that results depend on, but for ``without``: a part of a cache's key."""
+        extras = {name: field.json_schema_extra for name, field in type(self).model_fields.items()}
+        free = {
+            name for name, extra in extras.items() if isinstance(extra, dict) and "results" in extra
+        }
+        return self.model_dump(exclude=free | set(without))
+
     @field_validator("*", mode="before")
     @classmethod
     def _yes_is_no_truth(cls, value: Any, info: ValidationInfo) -> Any:
@@ -167,7 +175,8 @@ def nearest(name: str, names: Sequence[str]) -> str:
     named_alike = [key for key in names if key.rpartition(".")[2] == tail]
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if named_alike and name not in named_alike:
-        close = difflib.get_close_matches(name, named_alike, n=1, cutoff=0) or named_alike
+        in_branch = difflib.get_close_matches(name, named_alike, n=1, cutoff=0)
+        close = in_branch if "." in name else named_alike
     if not close:
         tails = {key.rpartition(".")[2]: key for key in reversed(names)}
         close = [

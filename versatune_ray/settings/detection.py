@@ -10,7 +10,9 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import field_validator, model_validator
 
+from versatune_ray.errors import UserError
 from versatune_ray.settings.common import Section, WithPreset, setting
+from versatune_ray.settings.yaml12 import plain, read_yaml
 
 
 class Engine(Section):
@@ -126,10 +128,11 @@ class Judge(Section):
         "labelled records per domain, held out, on which the judge is measured; 0: it is not",
         "records",
         ge=0,
+        resumable=True,
     )
-    http: Http = setting(Http, "the endpoint, with `kind: http`")
+    http: Http = setting(Http, "the endpoint, with `kind: http`", results=False)
     engine: Engine = setting(
-        Engine, "vLLM stage of the judge; replicas and resources of a classifier"
+        Engine, "vLLM stage of the judge; replicas and resources of a classifier", results=False
     )
 
 
@@ -181,6 +184,7 @@ class Detection(WithPreset):
         list,
         "base models that jobs/detect.py detects: paths, {path, name, engine}, or a .txt or .yaml "
         "file of them; none: model.path",
+        resumable=True,
     )
     samples: int = setting(400, "sequences per repeat, N_S (paper: 40,000)", "sequences", ge=2)
     repeats: int = setting(5, "repeats, T (paper: 5)", ge=1)
@@ -201,7 +205,7 @@ class Detection(WithPreset):
         "confusions",
     )
     generation: Generation = setting(Generation, "sampling settings")
-    engine: Engine = setting(Engine, "vLLM stage of the base model")
+    engine: Engine = setting(Engine, "vLLM stage of the base model", results=False)
     judge: Judge = setting(Judge, "the judge model")
 
     @field_validator("models", mode="before")
@@ -277,9 +281,15 @@ class Detection(WithPreset):
 def _listed(file: Path) -> Any:
     if not file.is_file():
         raise ValueError(f"{file}: no such file of models")
-    text = file.read_text(encoding="utf-8")
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: no text in UTF-8: {error.reason}") from None
     if file.suffix == ".txt":
         return [
             line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")
         ]
-    return yaml.safe_load(text)
+    try:
+        return plain(read_yaml(text, str(file)))
+    except (yaml.YAMLError, UserError) as error:
+        raise ValueError(f"{file}: no list of models: {' '.join(str(error).split())}") from None

@@ -7,23 +7,20 @@ folder. Errors name the key, the value, and the nearest valid key.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args, get_origin
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import ValidationError
 
 from versatune_ray.errors import UserError, redacted
-from versatune_ray.settings import Config, Detection, Evaluation, Mixture, Section, nearest
+from versatune_ray.settings import Config, Detection, Evaluation, Mixture, nearest
 from versatune_ray.settings.common import WithPreset
+from versatune_ray.settings.keys import as_declared, names, without_unknown
 from versatune_ray.settings.location import resolve, shown
-
-_TYPE = re.compile(
-    r"int|float|str|bool|constrained-\w+|function-\w+\[.*\]|(list|dict|literal)\[.*\]", re.DOTALL
-)  # pydantic's names of a union's members
+from versatune_ray.settings.mistakes import check_values, told
+from versatune_ray.settings.yaml12 import read_yaml
 
 
 def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
@@ -41,25 +38,41 @@ def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Con
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise UserError(
-                f"{override!r} is no override; write dotted.key=value, for example "
-                f"training.epochs=2"
-            )
+            raise UserError(_no_override(override))
         try:
-            value = yaml.safe_load(text) if text else None
+            value = read_yaml(text, key) if text else None
         except yaml.YAMLError:
             value = text
-        _merge(given, _branch(key, value))
+        _merge(given, _in_full(as_declared(_branch(key, value))))
     _merge(tree, _with_preset(given))
     return parse(tree)
+
+
+def _no_override(text: str) -> str:
+    if text.endswith((".yaml", ".yml")) or Path(text).is_file():
+        return f"{text}: a configuration file is given as --config {text}"
+    key = text.lstrip("-")
+    known = [name for name in names() if name == key or name.endswith(f".{key}")]
+    if known and text.startswith("-"):
+        return f"{text}: no such option; write {known[0]}=VALUE"
+    if text.startswith("-"):
+        return f"{text}: no such option; --help lists options and keys"
+    return f"{text!r} is no override; write dotted.key=value, for example training.epochs=2"
+
+
+def no_option(words: Sequence[str]) -> str:
+    """What to write in place of an option that there is not, as ``--epochs=2``."""
+    option, equals, value = words[0].partition("=")
+    value = value if equals else "VALUE"
+    return _no_override(option).replace("VALUE", value)
 
 
 def with_keys(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of ``tree`` with the values of dotted keys."""
     given: dict[str, Any] = {}
     for key, value in changes.items():
-        _merge(given, _branch(key, value))
-    changed = copy.deepcopy(dict(tree))
+        _merge(given, _in_full(_branch(key, value)))
+    changed = _in_full(copy.deepcopy(dict(tree)))
     _merge(changed, _with_preset(given))
     return changed
 
@@ -69,6 +82,32 @@ def _branch(key: str, value: Any) -> dict[str, Any]:
         value = {part: value}
     branch: dict[str, Any] = value
     return branch
+
+
+def _in_full(tree: dict[str, Any]) -> dict[str, Any]:
+    """Short forms written out, so that a later source can add to them: ``law: law.jsonl`` is
+    ``law: {train: law.jsonl}``.
+    """
+    full = dict(tree)
+    if isinstance(domains := tree.get("domains"), Mapping):
+        full["domains"] = {
+            name: {"train": spec} if isinstance(spec, str | list) else spec
+            for name, spec in domains.items()
+        }
+    detection, evaluation = tree.get("detection"), tree.get("evaluation")
+    if isinstance(detection, Mapping) and "models" in detection:
+        full["detection"] = {**detection, "models": _items(detection["models"], "path")}
+    if isinstance(evaluation, Mapping) and isinstance(evaluation.get("benchmarks"), Mapping):
+        listed = {name: _items(some, "task") for name, some in evaluation["benchmarks"].items()}
+        full["evaluation"] = {**evaluation, "benchmarks": listed}
+    return full
+
+
+def _items(entries: Any, key: str) -> Any:
+    """A text in a list stands for ``{key: text}``."""
+    if not isinstance(entries, list):
+        return entries
+    return [{key: entry} if isinstance(entry, str) else entry for entry in entries]
 
 
 def _with_preset(source: dict[str, Any]) -> dict[str, Any]:
@@ -86,21 +125,22 @@ def _with_preset(source: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse(tree: Mapping[str, Any]) -> Config:
-    """Validate a plain mapping. Raises ``UserError`` with one line per mistake."""
+    """Validate a plain mapping. Raises ``UserError``: all mistakes, in one line."""
+    check_values(tree)
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError("; ".join(_explain(item) for item in _mistakes(error))) from None
+        raise UserError(told(error)) from None
 
     def local(path: str | None) -> str | None:
         """Workers run in other folders: what lies on this machine is named by its whole path;
         anything else is an id.
         """
-        return (
-            str(Path(path).expanduser().absolute())
-            if path is not None and Path(path).expanduser().exists()
-            else path
-        )
+        try:
+            whole = None if path is None else Path(path).expanduser()
+            return str(whole.absolute()) if whole is not None and whole.exists() else path
+        except (OSError, RuntimeError):  # longer than a path may be, or ~nobody
+            return path
 
     judge = config.detection.judge
     # a name at the endpoint is no path
@@ -156,161 +196,78 @@ def dump(config: Config) -> str:
     )
 
 
-def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield ``key: old → new`` for every leaf that differs between two dumped configurations."""
-    for key in dict.fromkeys([*old, *new]):
-        before, after = old.get(key), new.get(key)
+def saved_config(file: Path) -> tuple[Config, list[str]]:
+    """The configuration that a run was begun with, by another version perhaps: keys that there
+    were not then at their defaults, and the names of those that there are no more.
+
+    Raises:
+        UserError: a value that is none now.
+    """
+    tree, gone = without_unknown(_read(file))
+    return parse(tree), gone
+
+
+def changed_keys(old: Config, new: Config) -> Iterator[tuple[str, Any, Any]]:
+    """Every dotted key that differs between two configurations, with both values."""
+
+    def differing(before: Any, after: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            yield from changed_keys(before, after, f"{prefix}{key}.")
+            for name in dict.fromkeys([*before, *after]):
+                whole = f"{key}.{name}" if key else name
+                yield from differing(before.get(name), after.get(name), whole)
         elif before != after:
-            yield f"{prefix}{key}: {before!r} → {after!r}"
+            yield key, before, after
 
-
-def describe() -> str:
-    """Every key with type, unit, default and meaning: the text of ``--help``."""
-    rows = []
-    for key, field in _keys(Config):
-        default = (
-            "required" if field.is_required() else field.get_default(call_default_factory=True)
-        )
-        shown = (
-            yaml.safe_dump(default, default_flow_style=True, width=1000).split("\n...")[0].strip()
-            if default != ""
-            else '""'
-        )
-        extra = cast(dict[str, Any], field.json_schema_extra or {})
-        unit = f" [{extra['unit']}]" if "unit" in extra else ""
-        rows.append(
-            (f"  {key}", f"{_type_name(field.annotation)}{unit} = {shown}", field.description or "")
-        )
-    return "\n".join(f"{key:<38} {kind}\n{'':<38}   {text}" for key, kind, text in rows)
-
-
-def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    for name, field in section.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, Section):
-            yield from _keys(annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", field
-            args = get_args(annotation)
-            if (
-                get_origin(annotation) in (dict, list)
-                and isinstance(args[-1], type)
-                and issubclass(args[-1], Section)
-            ):
-                yield from _keys(args[-1], f"{prefix}{name}.NAME.")
-
-
-def _type_name(annotation: Any) -> str:
-    if get_origin(annotation) is Literal:
-        return " | ".join(map(str, get_args(annotation)))
-    if get_origin(annotation) is Annotated:
-        return _type_name(get_args(annotation)[0])
-    args = get_args(annotation)
-    if args and get_origin(annotation) not in (dict, list):
-        return " | ".join("none" if arg is type(None) else _type_name(arg) for arg in args)
-    if get_origin(annotation) is list:
-        return f"{_type_name(args[0])} or list"
-    if get_origin(annotation) is dict:
-        return f"{{name: {_type_name(args[1])}}}"
-    return {
-        "str": "text",
-        "int": "integer",
-        "float": "number",
-        "bool": "true|false",
-        "Any": "any",
-    }.get(
-        getattr(annotation, "__name__", str(annotation)),
-        getattr(annotation, "__name__", str(annotation)).lower(),
+    # as they are saved: without secrets
+    before, after = (
+        redacted(one.model_dump(mode="json") | {"storage": shown(one.storage)})
+        for one in (old, new)
     )
+    yield from differing(before, after, "")
 
 
 def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{file}: no such configuration file")
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        tree = as_declared(read_yaml(file.read_text(encoding="utf-8-sig"), str(file)))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: no valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{file}: expected keys and values at the top, found {type(tree).__name__}")
     tree.pop("versions", None)  # a saved run's config.yaml can be loaded again
-    return tree
+    return _in_full(tree)
 
 
-def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
+def _merge(into: dict[str, Any], other: Mapping[str, Any], above: str = "") -> None:
     for key, value in other.items():
-        there = into.get(key)
+        there, whole = into.get(key), f"{above}{key}"
         if isinstance(value, Mapping) and isinstance(there, dict):
-            _merge(there, value)
+            _merge(there, value, f"{whole}.")
         elif (
             isinstance(value, Mapping)
             and isinstance(there, list)
             and there
-            and all(_is_named(item) for item in there)
+            and all(map(_id, there))
         ):
-            named = {str(item["name"]): item for item in there}  # stages.NAME.epochs=2
+            named = {_id(item): item for item in there}  # stages.NAME.epochs=2
             for name, changes in value.items():
                 if name not in named:
                     raise UserError(
-                        f"{key}.{name}: none has this name; {nearest(name, list(named))}"
+                        f"{whole}.{name}: none has this name; {nearest(name, list(named))}"
                     )
                 if not isinstance(changes, Mapping):
                     raise UserError(
-                        f"{key}.{name}: {changes!r} is no set of keys; write {key}.{name}.KEY=VALUE"
+                        f"{whole}.{name}: {changes!r} is no set of keys; write "
+                        f"{whole}.{name}.KEY=VALUE"
                     )
-                _merge(named[name], changes)
+                _merge(named[name], changes, f"{whole}.{name}.")
         else:
             into[key] = value
 
 
-def _is_named(item: Any) -> bool:
-    return isinstance(item, dict) and "name" in item
-
-
-def _mistakes(error: ValidationError) -> list[dict[str, Any]]:
-    """Pydantic's errors, with one for a value that is none of several types instead of one per
-    type.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for item in error.errors():
-        loc = tuple(
-            part for part in item["loc"] if not (isinstance(part, str) and _TYPE.fullmatch(part))
-        )
-        key = ".".join(map(str, loc))
-        if key and key in found and len(loc) < len(item["loc"]):
-            found[key]["msg"] += " or " + item["msg"].removeprefix("Input should be ").removeprefix(
-                "Value error, "
-            )
-        else:
-            found[key or str(len(found))] = {**item, "loc": loc}
-    return list(found.values())
-
-
-def _explain(error: dict[str, Any]) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        names = [name for name, _ in _keys(Config)]
-        return (
-            f"{key}: unknown key; "
-            f"{nearest(key, names if '.' in key else list(Config.model_fields))}"
-        )
-    if not key:
-        return str(error["msg"]).removeprefix("Value error, ")
-    reason = _range(key) if error["type"].startswith(("greater_than", "less_than")) else None
-    reason = reason or str(error["msg"]).removeprefix("Value error, ")
-    return f"{key}: {error['input']!r} is not valid: {reason[0].lower()}{reason[1:]}"
-
-
-def _range(key: str) -> str | None:
-    """The whole valid range of a number, where its own field knows it."""
-    field = dict(_keys(Config)).get(key)
-    words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
-    bounds = [
-        f"{word} {getattr(rule, name):g}"
-        for rule in (field.metadata if field else ())
-        for name, word in words.items()
-        if getattr(rule, name, None) is not None
-    ]
-    return f"it has to be {' and '.join(bounds)}" if bounds else None
+def _id(item: Any) -> str:
+    """What one of a list is called: its name, else the task or the model that it is of."""
+    if not isinstance(item, dict):
+        return ""
+    return str(item.get("name") or item.get("task") or Path(str(item.get("path", ""))).name)

@@ -15,7 +15,7 @@ import os
 import sys
 
 from versatune_ray.errors import UserError
-from versatune_ray.settings.loading import load
+from versatune_ray.settings.loading import load, no_option
 
 
 def main() -> int:
@@ -41,9 +41,11 @@ def main() -> int:
         metavar="FILE",
         help="YAML file; may be repeated, later ones win",
     )
-    arguments = parser.parse_intermixed_args()
+    arguments, unknown = parser.parse_known_intermixed_args()
     first = os.environ.get("RANK", "0") == "0"
     try:
+        if unknown:
+            raise UserError(no_option(unknown))
         config = load(arguments.config, arguments.overrides)
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # each machine reads its own file

@@ -28,6 +28,7 @@ from versatune_ray.domains.tokenizing import build_stores
 from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import write_json
 from versatune_ray.runs.folder import RunFolder
+from versatune_ray.runtime.models import check_length, model_fingerprint
 from versatune_ray.runtime.progress import State, line
 from versatune_ray.settings import Config, semantics
 from versatune_ray.settings.recipe import Unit
@@ -35,6 +36,7 @@ from versatune_ray.training.adjustment import Decision, Report
 from versatune_ray.training.controller import WeightController
 from versatune_ray.training.given_losses import given_losses
 from versatune_ray.training.heartbeat import Heartbeat, Sign, held_up_by
+from versatune_ray.training.inputs import check_rows, inputs_of
 from versatune_ray.training.loggers import MetricLogger
 from versatune_ray.training.loop import Job, run
 from versatune_ray.training.together import together
@@ -64,15 +66,17 @@ def finetune_alone(config: Config) -> Path:
     try:
         with ExitStack() as held:
             with together(world):
-                if rank == 0:
-                    held.enter_context(RunFolder(config))
-            return _finetune(config, rank, world, device)
+                kept = held.enter_context(RunFolder(config)) if rank == 0 else None
+            return _finetune(config, kept, rank, world, device)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def _finetune(config: Config, rank: int, world: int, device: torch.device) -> Path:
+def _finetune(
+    config: Config, kept: RunFolder | None, rank: int, world: int, device: torch.device
+) -> Path:
+    """``kept``: the run's folder, on rank 0."""
     model, folder = config.model.path, config.run_folder / "finetune"
     if model is None or not config.domains:
         raise UserError(
@@ -83,12 +87,15 @@ def _finetune(config: Config, rank: int, world: int, device: torch.device) -> Pa
     patient = dist.new_group(timeout=_TOKENISING, backend="gloo") if world > 1 else None
     with together(world, patient):
         if rank == 0:
+            remote = config.model.trust_remote_code
+            check_length("data.max_length", config.data.max_length, model, remote)
             build_stores(config, config.domains, model, config.cache_folder, distributed=False)
     with together(world):
         folder.mkdir(parents=True, exist_ok=True)
         paths = build_stores(config, config.domains, model, config.cache_folder, distributed=False)
         names = list(paths)
         data = load_domains(paths, config.data)
+        check_rows(config, model, data)
         sizes = [len(data[name].train) for name in names]
         tokenizer = tokenizer_fingerprint(
             load_tokenizer(model, config.data.chat_template, config.model.trust_remote_code)
@@ -104,6 +111,9 @@ def _finetune(config: Config, rank: int, world: int, device: torch.device) -> Pa
         controller = WeightController(
             **semantics.controller_arguments(config, names, stages, reference)
         )
+        if kept is not None:
+            fingerprint = model_fingerprint(model)
+            kept.begin(inputs_of(config, fingerprint, paths, detected, reference))
         job = Job(config, model, paths, stages, folder, read_importance(config.training.soft_mask))
     runtime = LocalRuntime(job, controller, rank, world, device)
     with runtime.heartbeat:

@@ -144,7 +144,7 @@ def reference_losses(
     settings = config.reference
     common = {
         "model": fingerprint,
-        "settings": settings.model_dump(exclude={"losses", "model", "workers", "cpus"}),
+        "settings": settings.deciding("losses", "model"),
         "micro_batch_tokens": config.training.micro_batch_tokens,
         "seed": config.seed,
         "unit": unit,
