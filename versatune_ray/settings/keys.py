@@ -5,6 +5,7 @@ their keys declare them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple, cast, get_args, get_origin
 
 import yaml
@@ -36,11 +37,12 @@ def sections(section: type[Section] = Config, prefix: str = "") -> Iterator[str]
             yield from sections(inner, f"{prefix}{name}.")
 
 
-def names() -> list[str]:
+@lru_cache(maxsize=1)
+def names() -> tuple[str, ...]:
     """All keys and sections, those first that people set most."""
     first = ("training", "mixture", "data")
     listed = [name for name, _ in keys()] + list(sections())
-    return sorted(listed, key=lambda name: name.partition(".")[0] not in first)
+    return tuple(sorted(listed, key=lambda name: name.partition(".")[0] not in first))
 
 
 def section_of(annotation: Any) -> type[Section] | None:
