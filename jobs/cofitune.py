@@ -6,7 +6,7 @@ best.yaml for jobs/finetune.py
 """
 
 from versatune_ray.cli import main
-from versatune_ray.tuning.cofitune import check, cofitune
+from versatune_ray.tuning.cofitune import check_cofitune, cofitune
 
 if __name__ == "__main__":
-    main(cofitune, __doc__, check=check)
+    main(cofitune, __doc__, check=check_cofitune)

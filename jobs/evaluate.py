@@ -8,7 +8,7 @@ this run, the base and evaluation.models are measured.
 from pathlib import Path
 
 from versatune_ray.cli import main
-from versatune_ray.evaluation.benchmarks import check
+from versatune_ray.evaluation.benchmarks import check_benchmarks
 from versatune_ray.pipeline import Run
 
 
@@ -17,4 +17,4 @@ def job(run: Run) -> Path:
 
 
 if __name__ == "__main__":
-    main(job, __doc__, check=check)
+    main(job, __doc__, check=check_benchmarks)

@@ -7,7 +7,7 @@ usage: python jobs/pipeline.py [--config FILE] [--plan] [key=value …]      lea
 from pathlib import Path
 
 from versatune_ray.cli import main
-from versatune_ray.evaluation.benchmarks import check
+from versatune_ray.evaluation.benchmarks import check_benchmarks
 from versatune_ray.pipeline import Run
 from versatune_ray.pipeline.plans import plan_pipeline
 from versatune_ray.settings import Config
@@ -18,10 +18,10 @@ def job(run: Run) -> Path:
     return run.report()
 
 
-def check_benchmarks(config: Config) -> None:
+def check(config: Config) -> None:
     if config.evaluation.benchmarks:
-        check(config)
+        check_benchmarks(config)
 
 
 if __name__ == "__main__":
-    main(job, __doc__, plan_pipeline, check_benchmarks)
+    main(job, __doc__, plan_pipeline, check)

@@ -6,7 +6,7 @@ usage: python jobs/study.py --config jobs/configs/study_microworld.yaml [key=val
 """
 
 from versatune_ray.cli import main
-from versatune_ray.tuning.study import check, study
+from versatune_ray.tuning.study import check_study, study
 
 if __name__ == "__main__":
-    main(study, __doc__, check=check)
+    main(study, __doc__, check=check_study)

@@ -6,7 +6,7 @@ best.yaml for jobs/finetune.py
 """
 
 from versatune_ray.cli import main
-from versatune_ray.tuning.sweep import check, sweep
+from versatune_ray.tuning.sweep import check_sweep, sweep
 
 if __name__ == "__main__":
-    main(sweep, __doc__, check=check)
+    main(sweep, __doc__, check=check_sweep)

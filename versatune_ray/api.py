@@ -37,7 +37,7 @@ class _Shown(ABC):
 
     def __str__(self) -> str:
         rows = self._rows()
-        widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         return "\n".join(
             "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
@@ -129,7 +129,7 @@ class Swept(_Shown):
         columns = [name for name in self.trials[0] if name != "trial"]
         return [
             tuple(columns),
-            *(tuple(_short(one[name]) for name in columns) for one in self.trials),
+            *(tuple(_short(trial[name]) for name in columns) for trial in self.trials),
         ]
 
 
@@ -164,17 +164,17 @@ def detect(config: Settings, changes: Mapping[str, Any] | None = None) -> Detect
     """
     with _run(config, changes) as run:
         page = run.detect_all()
-        found = {
+        detections = {
             file.parent.name: json.loads(file.read_text(encoding="utf-8"))
             for file in sorted((run.folder.path / "detection").glob("*/distribution.json"))
         }
         shares = {
-            name: dict(zip(one["domains"], one["share"], strict=True))
-            for name, one in found.items()
+            name: dict(zip(detection["domains"], detection["share"], strict=True))
+            for name, detection in detections.items()
         }
         spans = {
-            name: dict(zip(one["domains"], map(tuple, one["ci95"]), strict=True))
-            for name, one in found.items()
+            name: dict(zip(detection["domains"], map(tuple, detection["ci95"]), strict=True))
+            for name, detection in detections.items()
         }
         return Detected(shares, spans, page)
 
@@ -186,9 +186,10 @@ def reference(config: Settings, changes: Mapping[str, Any] | None = None) -> Ref
         UserError: a mistake in configuration or data.
     """
     with _run(config, changes) as run:
-        found = run.measure_references()
+        references = run.measure_references()
         return References(
-            {name: one["loss"] for name, one in found["domains"].items()}, found["unit"]
+            {name: domain["loss"] for name, domain in references["domains"].items()},
+            references["unit"],
         )
 
 
@@ -213,15 +214,15 @@ def sweep(config: Settings, changes: Mapping[str, Any] | None = None) -> Swept:
     """
     import pyarrow.parquet as pq
 
-    from versatune_ray.tuning.sweep import check
+    from versatune_ray.tuning.sweep import check_sweep
     from versatune_ray.tuning.sweep import sweep as search
 
-    with _run(config, changes, check) as run:
+    with _run(config, changes, check_sweep) as run:
         page = search(run)
         folder = run.folder.path / "sweep"
         trials = pq.read_table(folder / "results.parquet").to_pylist()
         return Swept(
-            sorted(trials, key=lambda one: -(one["score"] or 0)), folder / "best.yaml", page
+            sorted(trials, key=lambda trial: -(trial["score"] or 0)), folder / "best.yaml", page
         )
 
 
@@ -231,9 +232,9 @@ def evaluate(config: Settings, changes: Mapping[str, Any] | None = None) -> Eval
     Raises:
         UserError: a mistake in configuration or data. Incomplete: some measurements failed.
     """
-    from versatune_ray.evaluation.benchmarks import check
+    from versatune_ray.evaluation.benchmarks import check_benchmarks
 
-    with _run(config, changes, check) as run:
+    with _run(config, changes, check_benchmarks) as run:
         page, rows = run.measure_all(), run.measure_benchmarks().rows
         return Evaluated(scores(rows), rows, page)
 

@@ -16,7 +16,7 @@ from conftest import finish_job, kill_job, start_job
 
 from versatune_ray.errors import UserError
 from versatune_ray.settings.loading import parse
-from versatune_ray.tuning.sweep import check
+from versatune_ray.tuning.sweep import check_sweep
 
 NAMES = ("law", "medicine", "code")
 STEPS, EVERY = 60, 10
@@ -198,7 +198,7 @@ def test_what_cannot_be_searched_is_refused_before_anything_starts(
 ) -> None:
     config = parse(job | {"sweep": {"space": {key: value}}})
     with pytest.raises(UserError, match=told):
-        check(config)
+        check_sweep(config)
 
 
 def test_a_study_compares_methods_seed_by_seed_on_shared_artefacts(

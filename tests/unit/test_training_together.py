@@ -39,13 +39,13 @@ def test_the_first_rank_that_waits_names_those_it_waits_for_once_and_in_time() -
     ]
     for beat in beats:
         beat.beat(0.0)  # before anything is watched
-        beat.place = lambda: 7.5
+        beat.reached = lambda: 7.5
     for now in (10.0, 50.0, 90.0, 91.0, 95.0):
         for beat in beats:
             beat.beat(now)
     assert warned == ["step 8: no word from rank(s) 1 for 81 s; the others wait"]
     assert said == [7.5] * 15
-    beats[0].place = lambda: 8.5
+    beats[0].reached = lambda: 8.5
     beats[0].beat(96.0)
     beats[0].beat(170.0)
     assert len(warned) == 1

@@ -13,7 +13,7 @@ import pytest
 from versatune_ray.errors import UserError
 from versatune_ray.settings import CoFiTune
 from versatune_ray.settings.loading import load
-from versatune_ray.tuning.cofitune import LAYERS, MODULES, check, search
+from versatune_ray.tuning.cofitune import LAYERS, MODULES, check_cofitune, search
 
 SCORES = {
     ("25%-50%",): 3.0,
@@ -82,7 +82,7 @@ def test_the_budget_counts_trials(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_what_cannot_be_searched_is_refused(overrides: list[str], told: str) -> None:
     with pytest.raises(UserError, match=told.replace("[", r"\[")):
-        check(load([], overrides))
+        check_cofitune(load([], overrides))
 
 
 @pytest.mark.parametrize(

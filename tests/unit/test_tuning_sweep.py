@@ -10,7 +10,7 @@ import pytest
 from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import write_json
 from versatune_ray.settings.loading import load
-from versatune_ray.tuning.sweep import _column, _outcomes, check, check_objective
+from versatune_ray.tuning.sweep import _column, _outcomes, check_objective, check_sweep
 from versatune_ray.tuning.trials import Plan
 
 
@@ -32,7 +32,7 @@ def test_values_of_any_key_make_a_column(values: list[object], column: list[obje
 )
 def test_the_searches_over_stages_can_be_written_as_a_table(files: tuple[str, str]) -> None:
     config = load([f"jobs/configs/{name}.yaml" for name in ("quickstart", *files)], [])
-    check(config)
+    check_sweep(config)
     for values in config.sweep.space.values():
         numbers = _column(values).to_pylist()
         assert all(isinstance(number, float) for number in numbers) and numbers == sorted(numbers)

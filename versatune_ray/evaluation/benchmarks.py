@@ -51,7 +51,7 @@ class Asked:
     identity: Mapping[str, Any]
 
 
-def check(config: Config) -> None:
+def check_benchmarks(config: Config) -> None:
     """Refuse what ``asked`` refuses, before anything is started."""
     asked(config, config.cache_folder)
 

@@ -51,8 +51,10 @@ class Run(Inputs):
             self.folder.write(f"detection/{Path(self.model()).name}/distribution.json", known)
             return known
         config = self.prepare(judge=True)
-        found, _ = self._detect(config, [Subject(path=self.model(), engine=settings.engine)])
-        (distribution,) = found.values()
+        distributions, _ = self._detect(
+            config, [Subject(path=self.model(), engine=settings.engine)]
+        )
+        (distribution,) = distributions.values()
         shares = zip(names, distribution.share, strict=True)
         say("detection", ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares))
         return distribution.as_json()
@@ -72,18 +74,18 @@ class Run(Inputs):
             return self.report()
         config = self.prepare(base=not settings.models, judge=True)
         alone = () if settings.models else (Subject(path=self.model(), engine=settings.engine),)
-        found, failed = self._detect(config, config.detection.models or alone)
+        distributions, failed = self._detect(config, config.detection.models or alone)
         self.folder.write("detection/failed.json", failed)
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
-        if not found:
+        if not distributions:
             raise Incomplete(f"no model is detected: {reasons}")
-        write_comparison(found, self.folder.path / "detection" / "comparison.csv")
-        print("\n" + "\n".join(comparison(found)) + "\n", flush=True)
+        write_comparison(distributions, self.folder.path / "detection" / "comparison.csv")
+        print("\n" + "\n".join(comparison(distributions)) + "\n", flush=True)
         page = self.report()
         if failed:
             raise Incomplete(
-                f"{len(found)} of {len(found) + len(failed)} models are detected ({page}); not "
-                f"detected: {reasons}"
+                f"{len(distributions)} of {len(distributions) + len(failed)} models are "
+                f"detected ({page}); not detected: {reasons}"
             )
         return page
 
@@ -102,8 +104,8 @@ class Run(Inputs):
             return Step(done, done.reused)
 
         done: Detections = self.folder.step("detection", detect)
-        found = {name: detected.distribution for name, detected in done.detected.items()}
-        for line in account(found):
+        distributions = {name: detected.distribution for name, detected in done.detected.items()}
+        for line in account(distributions):
             say("detection", line)
         if not done.reused:
             took = done.seconds
@@ -113,14 +115,16 @@ class Run(Inputs):
                 f"generation took {took['generation']:.0f} s and judging {took['judging']:.0f} s, "
                 f"{share:.0f} % of both",
             )
-        return found, done.failed
+        return distributions, done.failed
 
     @once
     def measure_references(self) -> dict[str, Any]:
         """Reference losses, as in ``reference/losses.json``."""
         config = self.prepare()
         if config.reference.losses is not None:
-            found = given_losses(config.reference.losses, self.domain_names(), self.tokenizer())
+            references = given_losses(
+                config.reference.losses, self.domain_names(), self.tokenizer()
+            )
         else:
             from versatune_ray.training.reference import reference_losses
 
@@ -129,16 +133,16 @@ class Run(Inputs):
                 self.tokenize() if unit == "nats/token" else self._build_stores(model).value
             )
             fingerprint, gpu = model_fingerprint(model), self.gpu()
-            found = self.folder.step(
+            references = self.folder.step(
                 "reference losses",
                 lambda: Step(
                     *reference_losses(model, fingerprint, stores, config, unit, self.cache, gpu=gpu)
                 ),
             ) | {"tokenizer": self._tokenizer_of(model)}
-        self.folder.write("reference/losses.json", found)
-        losses = (f"{name} {domain['loss']:.3f}" for name, domain in found["domains"].items())
+        self.folder.write("reference/losses.json", references)
+        losses = (f"{name} {domain['loss']:.3f}" for name, domain in references["domains"].items())
         say("reference", f"{', '.join(losses)} {self.unit()}")
-        return found
+        return references
 
     @once
     def finetune(self) -> Path:
@@ -193,11 +197,11 @@ class Run(Inputs):
             log = self.folder.path / "finetune" / "adjustments.jsonl"
             return Step(results(questions, answers, log, held_out, self.unit()), reused)
 
-        found: dict[str, Any] = self.folder.step("evaluation", evaluate)
-        self._write_results(found["results"] + self.measure_benchmarks().rows, found["answers"])
-        for line in changes(found["results"]):
+        content: dict[str, Any] = self.folder.step("evaluation", evaluate)
+        self._write_results(content["results"] + self.measure_benchmarks().rows, content["answers"])
+        for line in changes(content["results"]):
             say("evaluation", line)
-        return found
+        return content
 
     @once
     def measure_benchmarks(self) -> Benchmarks:

@@ -91,14 +91,14 @@ class WeightController:
                 f"running"
             )
         round_ = self._round
-        for rank, told in reports.items():
+        for rank, part in reports.items():
             first = next(iter(round_.reports.values()), report)
-            if first.step != told.step:
+            if first.step != part.step:
                 raise RuntimeError(
-                    f"rank {rank} reports step {told.step} while the others are at step "
+                    f"rank {rank} reports step {part.step} while the others are at step "
                     f"{first.step}"
                 )
-            round_.reports[rank] = told
+            round_.reports[rank] = part
         if len(round_.reports) == self.world and not round_.decision.done():
             self._round = _Round()
             try:
@@ -118,10 +118,10 @@ class WeightController:
                 f"{self.timeout:g} s"
             ) from None
 
-    def beat(self, attempt: int, rank: int, place: float) -> None:
-        """``rank`` is alive and has come to ``place`` (see ``Trainer.place``)."""
+    def beat(self, attempt: int, rank: int, reached: float) -> None:
+        """``rank`` is alive and has come so far (see ``Trainer.reached``)."""
         if attempt == self.attempt:
-            self._heard[rank] = Sign(time.monotonic(), place)
+            self._heard[rank] = Sign(time.monotonic(), reached)
 
     def missing(self) -> list[int]:
         """Ranks that the others wait for (see ``held_up_by``)."""
@@ -215,9 +215,9 @@ class WeightController:
         if first.step == stage.first:
             self.share = stage.start
         else:
-            own = list(stage.sources)
-            told, share = feedback.of(own, stage.first), self.share[own]
-            state, answer = apply_policy(stage.policy, share, told)
+            drawn = list(stage.sources)
+            of_stage, share = feedback.of(drawn, stage.first), self.share[drawn]
+            state, answer = apply_policy(stage.policy, share, of_stage)
             guard = (
                 None
                 if state is None
@@ -228,7 +228,7 @@ class WeightController:
                 }
             )
             self.share = np.zeros(len(self.domains))
-            self.share[own] = answer
+            self.share[drawn] = answer
         potential = (
             None
             if self.reference_loss is None

@@ -20,23 +20,24 @@ _PATIENCE = 0.8  # of the time-out after which a watchdog would act
 @dataclass(frozen=True)
 class Sign:
     """When a rank last spoke (seconds of any one clock), and how far it was (see
-    ``Trainer.place``).
+    ``Trainer.reached``).
     """
 
     when: float
-    place: float
+    reached: float
 
 
 def held_up_by(signs: Mapping[int, Sign], now: float) -> list[int]:
-    """Ranks that the others wait for: those furthest behind; or, where all are at the same place,
+    """Ranks that the others wait for: those furthest behind; or, where all are equally far,
     those that have fallen silent.
 
-    The places come first: after a watchdog has struck, the ranks that waited are the silent ones.
+    How far they are comes first: after a watchdog has struck, the silent ranks are those that
+    waited.
     """
     if not signs:
         return []
-    last = min(sign.place for sign in signs.values())
-    behind = sorted(rank for rank, sign in signs.items() if sign.place == last)
+    last = min(sign.reached for sign in signs.values())
+    behind = sorted(rank for rank, sign in signs.items() if sign.reached == last)
     if len(behind) < len(signs):
         return behind
     return sorted(rank for rank, sign in signs.items() if now - sign.when > _SILENT)
@@ -56,8 +57,8 @@ class Heartbeat:
         warn: Callable[[str], None],
         timeout: float,
     ):
-        """``say``: tells the others a place; ``missing``: see ``held_up_by``; ``timeout``: seconds
-        until a watchdog would act.
+        """``say``: tells the others how far this rank is; ``missing``: see ``held_up_by``;
+        ``timeout``: seconds until a watchdog would act.
         """
         self._rank, self._world, self._say, self._missing, self._warn = (
             rank,
@@ -67,7 +68,7 @@ class Heartbeat:
             warn,
         )
         self._patience = _PATIENCE * timeout
-        self.place: Callable[[], float] | None = None  # from when this is set
+        self.reached: Callable[[], float] | None = None  # from when this is set
         self._last, self._since, self._told = -1.0, 0.0, False
         self._ended = threading.Event()
 
@@ -84,18 +85,18 @@ class Heartbeat:
 
     def beat(self, now: float) -> None:
         """One sign of life; and a warning, once, where this rank has waited for long."""
-        if self.place is None:
+        if self.reached is None:
             return
-        place = self.place()
-        self._say(place)
-        if place != self._last:
-            self._last, self._since, self._told = place, now, False
+        reached = self.reached()
+        self._say(reached)
+        if reached != self._last:
+            self._last, self._since, self._told = reached, now, False
         elif now - self._since > self._patience and not self._told:
             self._told, missing = True, self._missing()
             waiting = [rank for rank in range(self._world) if rank not in missing]
             if missing and waiting and waiting[0] == self._rank:  # one speaks for all that wait
                 ranks = ", ".join(map(str, missing))
                 self._warn(
-                    f"step {int(place) + 1}: no word from rank(s) {ranks} for "
+                    f"step {int(reached) + 1}: no word from rank(s) {ranks} for "
                     f"{now - self._since:.0f} s; the others wait"
                 )

@@ -163,9 +163,9 @@ class LocalRuntime:
         timeout = job.config.training.exchange_timeout
         self.heartbeat = Heartbeat(rank, world, self._beat, self.missing, self.warn, timeout)
 
-    def _beat(self, place: float) -> None:
+    def _beat(self, reached: float) -> None:
         if self._signs is not None:
-            self._signs.put(self.rank, place)
+            self._signs.put(self.rank, reached)
 
     @contextmanager
     def resume(self) -> Iterator[Path | None]:
@@ -210,8 +210,8 @@ class LocalRuntime:
 
     def save(self, write: Callable[[Path], Future[Any]], metrics: dict[str, Any]) -> None:
         self.finish()
-        place = self._folder / f"step-{metrics['step']:08}"
-        partial = place.with_name(f".{place.name}")
+        target = self._folder / f"step-{metrics['step']:08}"
+        partial = target.with_name(f".{target.name}")
         if self.rank == 0:
             # of a run that was killed, with other workers perhaps
             shutil.rmtree(partial, ignore_errors=True)
@@ -220,7 +220,7 @@ class LocalRuntime:
         written = write(partial)
         if self.rank == 0:
             write_json(partial / "metrics.json", metrics)
-        self._pending = self._placing.submit(self._place, place, written)
+        self._pending = self._placing.submit(self._place, target, written)
 
     def finish(self) -> None:
         """Until the last checkpoint is in its place."""
@@ -228,15 +228,15 @@ class LocalRuntime:
         if pending is not None:
             pending.result()
 
-    def _place(self, place: Path, written: Future[Any]) -> None:
+    def _place(self, target: Path, written: Future[Any]) -> None:
         """Once all is written, put a checkpoint in its place, and remove those that are not
         kept.
         """
         written.result()  # of rank 0: when all ranks have written theirs
         if self.rank == 0:
-            place.with_name(f".{place.name}").rename(place)
+            target.with_name(f".{target.name}").rename(target)
             for old in self._ranked()[self._job.config.training.keep_checkpoints :]:
-                if old != place:
+                if old != target:
                     shutil.rmtree(old)
 
     @contextmanager
@@ -269,8 +269,8 @@ class LocalRuntime:
                 flush=True,
             )
 
-    def watch(self, place: Callable[[], float]) -> None:
-        self.heartbeat.place = place
+    def watch(self, reached: Callable[[], float]) -> None:
+        self.heartbeat.reached = reached
 
     def missing(self) -> list[int]:
         return [] if self._signs is None else held_up_by(self._signs.all(), time.time())
@@ -292,8 +292,8 @@ class _Signs:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self._store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)  # type: ignore[attr-defined]
 
-    def put(self, rank: int, place: float) -> None:
-        self._store.set(f"versatune/{rank}", json.dumps([time.time(), place]))
+    def put(self, rank: int, reached: float) -> None:
+        self._store.set(f"versatune/{rank}", json.dumps([time.time(), reached]))
 
     def all(self) -> dict[int, Sign]:
         keys = {rank: f"versatune/{rank}" for rank in range(self._world)}

@@ -94,7 +94,7 @@ def run(job: Job, runtime: Runtime) -> None:
                 stage.records,
                 job.importance,
             )
-        runtime.watch(lambda: trainer.place)
+        runtime.watch(lambda: trainer.reached)
         checkpoints = Checkpoints(trainer)
         if empty:
             with together(runtime.world):

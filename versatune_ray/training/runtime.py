@@ -51,8 +51,8 @@ class Runtime(Protocol):
     def progress(self, step: int, note: str) -> None:
         """For a person who waits."""
 
-    def watch(self, place: Callable[[], float]) -> None:
-        """From now on, ``place()`` says how far this rank is (see ``Trainer.place``)."""
+    def watch(self, reached: Callable[[], float]) -> None:
+        """From now on, ``reached()`` says how far this rank is (see ``Trainer.reached``)."""
 
     def missing(self) -> list[int]:
         """Ranks that others wait for, as far as it is known."""

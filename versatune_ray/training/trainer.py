@@ -97,7 +97,7 @@ class Trainer:
         self.steps_done = 0
         self.skipped = 0  # batches in a row that were left out
         # steps done, and a half more while this rank waits for the others' gradients
-        self.place = 0.0
+        self.reached = 0.0
         self.last: StepStats | None = None
         # Since the last adjustment: this rank's training loss, and every rank's samples and
         # response tokens per domain.
@@ -191,9 +191,9 @@ class Trainer:
             weights[domain] = 1 / samples.response_tokens.sum()
             self._backward(self._batches(samples, weights))
             gradients.append(self.parallel.take_gradients())
-        found = np.zeros((k, k))
-        found[np.ix_(drawn_from, drawn_from)] = self.parallel.products(gradients)
-        return found
+        products = np.zeros((k, k))
+        products[np.ix_(drawn_from, drawn_from)] = self.parallel.products(gradients)
+        return products
 
     @torch.no_grad()
     def held_out(self, progress: Callable[[int], None] = lambda records: None) -> LossSums:
@@ -204,7 +204,7 @@ class Trainer:
         sizes = [len(domain.validation) for domain in self.data]
         domain = np.repeat(np.arange(len(sizes)), sizes)
         samples = Samples(
-            [one.validation for one in self.data],
+            [data.validation for data in self.data],
             domain,
             np.concatenate([np.arange(size) for size in sizes]),
         )
@@ -234,11 +234,11 @@ class Trainer:
 
     def _samples(self, domain: NDArray[np.int64], index: NDArray[np.int64]) -> Samples:
         """Some of the records that the domains train on, in this recipe's counting."""
-        place = index.copy()
+        rows = index.copy()
         for number, records in enumerate(self._chosen):
             if records is not None:
-                place[domain == number] = records[index[domain == number]]
-        return Samples([one.train for one in self.data], domain, place)
+                rows[domain == number] = records[index[domain == number]]
+        return Samples([data.train for data in self.data], domain, rows)
 
     def _batches(self, samples: Samples, weights: Array | None) -> list[MicroBatch]:
         """This rank's micro-batches; ``weights``: of a response token of each domain in the loss,
@@ -257,12 +257,12 @@ class Trainer:
         """
         self.parallel.module.train()
         sums = self._zeros()
-        self.place = float(self.steps_done)
+        self.reached = float(self.steps_done)
         for number, batch in enumerate(batches):
             moved, last = batch.to(self.device), number == len(batches) - 1
             with self.parallel.backward(last):
                 loss, nats = self.parallel.forward(moved.inputs, train=True)
-                self.place += last / 2
+                self.reached += last / 2
                 loss.backward()
             moved.add_to(sums, nats)
         return sums

@@ -95,12 +95,12 @@ class RayRuntime:
             self.rank, self.world, self._beat, self.missing, self.warn, self._timeout
         )
 
-    def _beat(self, place: float) -> None:
+    def _beat(self, reached: float) -> None:
         if self._attempt:
-            self._controller.beat.remote(self._attempt, self.rank, place)
+            self._controller.beat.remote(self._attempt, self.rank, reached)
 
-    def watch(self, place: Callable[[], float]) -> None:
-        self.heartbeat.place = place
+    def watch(self, reached: Callable[[], float]) -> None:
+        self.heartbeat.reached = reached
 
     def logger(self) -> MetricLogger | None:
         return Gauges(self._run)

@@ -27,7 +27,7 @@ LAYERS, MODULES = "training.trainable.layers", "training.trainable.modules"
 Changes = dict[str, Any]
 
 
-def check(config: Config) -> None:
+def check_cofitune(config: Config) -> None:
     """Everything about the search that can be wrong before anything is computed.
 
     Raises:

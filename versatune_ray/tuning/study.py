@@ -22,7 +22,7 @@ from versatune_ray.tuning.trials import Failure, Plan, finish, run_trials, told,
 Found = Mapping[str, Mapping[int, Mapping[str, Any]]]  # method → seed → outcome
 
 
-def check(config: Config) -> None:
+def check_study(config: Config) -> None:
     """Everything about a study that can be wrong before anything is computed.
 
     Raises:

@@ -34,7 +34,7 @@ from versatune_ray.tuning.trials import (
 )
 
 
-def check(config: Config) -> None:
+def check_sweep(config: Config) -> None:
     """Everything about a sweep that can be wrong before anything is computed.
 
     Raises:
