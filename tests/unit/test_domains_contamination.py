@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 from conftest import write_store
 from transformers import AutoTokenizer
 
-from versatune_ray.domains import contamination
-from versatune_ray.domains.contamination import Asked, contaminated
+from versatune_ray.domains import DomainPaths, contamination, load_domains
+from versatune_ray.domains.contamination import Asked, contaminated, mark
 from versatune_ray.domains.example import Example, prompt_key
 from versatune_ray.domains.records import Question
 from versatune_ray.domains.store import TokenStore
+from versatune_ray.settings.loading import load
 
 RUN = list(range(10, 23))  # thirteen tokens
 
@@ -76,3 +78,27 @@ def test_nothing_asked_is_nothing_found(tiny_model: Path, tmp_path: Path) -> Non
     nothing = Asked([], AutoTokenizer.from_pretrained(tiny_model))
     for found in contaminated(store(tmp_path / "s", [RUN, RUN]), nothing):
         assert found.tolist() == [False, False]
+
+
+def test_what_is_asked_is_counted_and_left_out_on_request(tiny_model: Path, tmp_path: Path) -> None:
+    question = " ".join(f"w{token}" for token in RUN)
+    (tmp_path / "exam.jsonl").write_text(json.dumps({"question": question, "answer": "w3"}) + "\n")
+    folder = write_store(
+        tmp_path / "law", [([1, *RUN], 1), ([3, 4, 5], 1), ([5, 4, 3], 1), ([6, 4, 3], 1)]
+    )
+    paths = {"law": DomainPaths(folder, write_store(tmp_path / "v", [([9, 9, 9], 1)]))}
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    given = [
+        f"domains.law={{train: {tmp_path}/a.jsonl, questions: {tmp_path}/exam.jsonl}}",
+        f"domains.code={tmp_path}/b.jsonl",
+    ]
+    kept = {}
+    for policy in ("count", "remove", "ignore"):
+        config = load([], [*given, f"data.contaminated={policy}"])
+        marked, counts = mark(config, paths, tokenizer, tmp_path / "cache")
+        assert counts == ({} if policy == "ignore" else {"law": {"ask": 0, "share": 1}})
+        found = load_domains(marked, config.data)["law"]
+        kept[policy] = found.train.indices.tolist()
+        assert found.counts["contaminated_removed"] == (policy == "remove")
+        assert (marked["law"].key == paths["law"].key) == (policy != "remove")
+    assert kept == {"count": [0, 1, 2, 3], "remove": [1, 2, 3], "ignore": [0, 1, 2, 3]}

@@ -5,20 +5,70 @@ of words, these of tokens, which needs no text of a store).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from versatune_ray.domains.example import Example, prompt_key
-from versatune_ray.domains.records import Question
+from versatune_ray.domains.records import Question, read_questions
+from versatune_ray.domains.split import DomainPaths
 from versatune_ray.domains.store import TokenStore
+from versatune_ray.runs.cache import cached, write_json
+from versatune_ray.settings import Config
 
 GRAM = 13  # tokens
+_FORMAT = 1
 _COMMON = 10  # records that share a run before it is taken for a phrase of the language
 _CHUNK = 1 << 22  # tokens looked at together
 _BASE = np.uint64(0x9E3779B97F4A7C15)
+
+
+def mark(
+    config: Config, paths: Mapping[str, DomainPaths], tokenizer: Any, cache: Path
+) -> tuple[dict[str, DomainPaths], dict[str, dict[str, int]]]:
+    """Look for the questions of all domains in the training records of each.
+
+    Args:
+        tokenizer: the one that the stores were made with.
+
+    Returns:
+        The paths, which leave such records out under ``data.contaminated=remove``; and per domain
+        how many ``ask`` a question and how many ``share`` a run with one. Nothing is looked for
+        where there are no questions, or with ``ignore``.
+
+    Raises:
+        UserError: a question is none.
+    """
+    questions = [
+        question
+        for name, domain in config.domains.items()
+        for question in read_questions(domain.questions, None, f"domains.{name}.questions")
+    ]
+    if not questions or config.data.contaminated == "ignore":
+        return dict(paths), {}
+    asked = Asked(questions, tokenizer)
+    marked, counts = {}, {}
+    for name, path in paths.items():
+        folder = _find(path.train, asked, cache)
+        remove = config.data.contaminated == "remove"
+        marked[name] = path._replace(without=folder if remove else None)
+        counts[name] = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
+    return marked, counts
+
+
+def _find(store: Path, asked: Asked, cache: Path) -> Path:
+    def build(work: Path) -> None:
+        exact, shared = contaminated(TokenStore(store), asked)
+        np.save(work / "contaminated.npy", exact | shared)
+        write_json(work / "counts.json", {"ask": int(exact.sum()), "share": int(shared.sum())})
+
+    parts = {"format": _FORMAT, "store": store.name, "asked": asked.key}
+    return cached(cache, "contamination", parts, build)[0]
 
 
 class Asked:
@@ -35,6 +85,11 @@ class Asked:
         )
         runs = [grams(np.array(row, dtype=np.int64)) for row in rows]
         self.grams = np.unique(np.concatenate([np.zeros(0, np.uint64), *runs]))
+
+    @property
+    def key(self) -> str:
+        """What stands for all of it in a cache's key."""
+        return hashlib.sha256(self.prompts.tobytes() + b"|" + self.grams.tobytes()).hexdigest()
 
 
 def contaminated(store: TokenStore, asked: Asked) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -2,8 +2,8 @@
 for.
 
 ``read = bad + left_out + (train − train_repeated) + train_unused + validation + duplicates_removed
-+ validation_duplicates + validation_unused`` holds for each domain; ``near_duplicates_removed`` is
-a part of ``duplicates_removed``.
++ contaminated_removed + validation_duplicates + validation_unused`` holds for each domain;
+``near_duplicates_removed`` is a part of ``duplicates_removed``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from versatune_ray.domains.store import Records, TokenStore
 from versatune_ray.errors import UserError
+from versatune_ray.runs.storage import fetch
 from versatune_ray.settings import Data
 
 Indices = NDArray[np.int64]
@@ -29,12 +30,14 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 class DomainPaths(NamedTuple):
     """Folders of one domain's token stores; ``validation`` is None where a part of ``train`` is to
     be held out. ``sources``: where sources have weights, the weight of each and the number of its
-    inputs, in the order of the store.
+    inputs, in the order of the store. ``without``: the folder that says which training records hold
+    what is asked (see ``contamination``), where they are left out.
     """
 
     train: Path
     validation: Path | None
     sources: tuple[tuple[float, int], ...] | None = None
+    without: Path | None = None
 
     @property
     def folders(self) -> list[Path]:
@@ -44,14 +47,16 @@ class DomainPaths(NamedTuple):
     @property
     def key(self) -> list[Any]:
         """What stands for records and sources in a cache's key."""
-        stores = [self.train.name, self.validation and self.validation.name]
-        return stores if self.sources is None else [*stores, self.sources]
+        stores: list[Any] = [self.train.name, self.validation and self.validation.name]
+        stores += [] if self.sources is None else [self.sources]
+        return stores if self.without is None else [*stores, self.without.name]
 
 
 class DomainStores(NamedTuple):
     train: TokenStore
     validation: TokenStore | None
     sources: tuple[tuple[float, int], ...] | None = None
+    without: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ def load_domains(paths: Mapping[str, DomainPaths], data: Data) -> dict[str, Doma
             TokenStore(path.train),
             None if path.validation is None else TokenStore(path.validation),
             path.sources,
+            None if path.without is None else np.load(fetch(path.without) / "contaminated.npy"),
         )
         for name, path in paths.items()
     }
@@ -114,11 +120,14 @@ def split(domains: Mapping[str, DomainStores], data: Data) -> dict[str, DomainDa
         copied = np.isin(stores.train.hashes[train], contents)
         asked = ~_is_general(stores.train)[train] & np.isin(stores.train.prompts[train], prompts)
         kept = train[~(copied | asked)]
+        removed = len(train) - len(kept)
+        if stores.without is not None:
+            kept = kept[~stores.without[kept]]
         if not len(kept):
             raise UserError(
                 f"domain {name!r}: all {len(train)} training records are held out in this or "
-                f"another domain; "
-                f"mend domains.{name}.train or domains.{name}.validation"
+                f"another domain, or hold what is asked; mend domains.{name}.train, "
+                f"domains.{name}.validation or domains.{name}.questions"
             )
         most = data.most_train(name)
         if stores.sources is not None:
@@ -138,7 +147,8 @@ def split(domains: Mapping[str, DomainStores], data: Data) -> dict[str, DomainDa
             "train_repeated": len(used) - distinct,
             "train_unused": len(kept) - distinct,
             "validation": len(measured),
-            "duplicates_removed": len(train) - len(kept),
+            "duplicates_removed": removed,
+            "contaminated_removed": len(train) - removed - len(kept),
             "near_duplicates_removed": int((asked & ~copied).sum()),
             "validation_duplicates": len(held_out) - len(by_hash),
             "validation_unused": len(by_hash) - len(measured),

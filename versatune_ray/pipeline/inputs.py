@@ -10,6 +10,7 @@ from functools import wraps
 from typing import Any, TypeVar
 
 from versatune_ray.domains import DomainData, DomainPaths, load_domains
+from versatune_ray.domains.contamination import mark
 from versatune_ray.errors import UserError
 from versatune_ray.runs.folder import RunFolder, Step, say
 from versatune_ray.runtime.cluster import use_gpus
@@ -158,14 +159,18 @@ class Inputs:
             config.model.trust_remote_code,
         )
         stores: Stores = self.folder.step("token store", lambda: self._build_stores(self.model()))
+        stores, contaminated = mark(config, stores, self._load_tokenizer(self.model()), self.cache)
         domains = load_domains(stores, config.data)
         check_rows(config, self.model(), domains)
-        accounts = {name: data.counts | data.account for name, data in domains.items()}
+        accounts = {
+            name: data.counts | data.account | {"contaminated": contaminated.get(name, {})}
+            for name, data in domains.items()
+        }
         self.folder.write(
             "data.json",
             {"domains": accounts, "tokenizer": shown(self.model()), "unit": self.unit()},
         )
-        for line in _account(domains):
+        for line in (*_account(domains), *_contaminated(contaminated, config.data.contaminated)):
             say("data", line)
         return stores
 
@@ -180,12 +185,31 @@ class Inputs:
         stores = [folder for one in paths.values() for folder in one.folders]
         return Step(paths, all((folder / "meta.json").stat().st_mtime < began for folder in stores))
 
-    def _tokenizer_of(self, model: str) -> str:
-        from versatune_ray.domains.chat import load_tokenizer, tokenizer_fingerprint
+    def _load_tokenizer(self, model: str) -> Any:
+        from versatune_ray.domains.chat import load_tokenizer
 
         config = self.given_config
-        template, remote = config.data.chat_template, config.model.trust_remote_code
-        return tokenizer_fingerprint(load_tokenizer(model, template, remote))
+        return load_tokenizer(model, config.data.chat_template, config.model.trust_remote_code)
+
+    def _tokenizer_of(self, model: str) -> str:
+        from versatune_ray.domains.chat import tokenizer_fingerprint
+
+        return tokenizer_fingerprint(self._load_tokenizer(model))
+
+
+def _contaminated(counts: Mapping[str, Mapping[str, int]], policy: str) -> Iterator[str]:
+    """Training records that hold what is asked later."""
+    for name, count in counts.items():
+        if any(count.values()):
+            done = (
+                "they are left out"
+                if policy == "remove"
+                else "data.contaminated=remove leaves them out"
+            )
+            yield (
+                f"{name}: {count['ask']} training records ask one of the questions, "
+                f"{count['share']} share 13 tokens in a row with one; {done}"
+            )
 
 
 def _account(domains: Mapping[str, DomainData]) -> Iterator[str]:

@@ -188,7 +188,7 @@ class Run(Inputs):
         config = self.prepare(judge=self._asks_judge())
         questions = load_questions(config)
         self._benchmarks_asked()
-        models = {"base": self.model(), "tuned": str(self.finetune())}
+        models = {"base": self.model(), "tuned": self.whole_model(str(self.finetune()))}
 
         def evaluate() -> Step:
             answers, reused = ask_both(models, questions, config, self.cache, gpu=self.gpu())
@@ -216,7 +216,10 @@ class Run(Inputs):
         if (tuned / "done").is_file():
             models["tuned"] = str(fetch(tuned / "model"))
         config = self.prepare()
-        models |= config.evaluation.models
+        models = {
+            name: self.whole_model(path)
+            for name, path in (models | config.evaluation.models).items()
+        }
 
         def run() -> Step:
             rows, failed, reused = measure(models, asked, config, self.gpu())
@@ -275,6 +278,12 @@ class Run(Inputs):
         from versatune_ray.evaluation.benchmarks import asked
 
         return asked(self.given_config, self.cache)
+
+    def whole_model(self, model: str) -> str:
+        """The model, merged with its base where it is an adapter."""
+        from versatune_ray.training import adapters
+
+        return adapters.whole_model(model, self.cache, self.given_config.model.trust_remote_code)
 
     def _asks_judge(self) -> bool:
         """Whether the fine-tuning starts from a detection that has yet to be made."""

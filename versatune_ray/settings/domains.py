@@ -97,6 +97,11 @@ class Data(Section):
         "name; none: all",
         "records",
     )
+    contaminated: Literal["count", "remove", "ignore"] = setting(
+        "count",
+        "training records that ask one of the questions, or share 13 tokens in a row with one: "
+        "count them, leave them out, or do not look",
+    )
     preference: Literal["chosen"] | None = setting(
         None,
         "chosen: records with `chosen` and `rejected` train on what was chosen; none: they are bad "

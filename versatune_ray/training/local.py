@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from versatune_ray.domains import load_domains
 from versatune_ray.domains.chat import load_tokenizer, tokenizer_fingerprint
+from versatune_ray.domains.contamination import mark
 from versatune_ray.domains.tokenizing import build_stores
 from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import write_json
@@ -94,12 +95,12 @@ def _finetune(
         folder.mkdir(parents=True, exist_ok=True)
         paths = build_stores(config, config.domains, model, config.cache_folder, distributed=False)
         names = list(paths)
+        loaded = load_tokenizer(model, config.data.chat_template, config.model.trust_remote_code)
+        paths, _ = mark(config, paths, loaded, config.cache_folder)
         data = load_domains(paths, config.data)
         check_rows(config, model, data)
         sizes = [len(data[name].train) for name in names]
-        tokenizer = tokenizer_fingerprint(
-            load_tokenizer(model, config.data.chat_template, config.model.trust_remote_code)
-        )
+        tokenizer = tokenizer_fingerprint(loaded)
         detected = _detected(config, model) if semantics.needs_detection(config) else None
         reference = (
             given_losses(_reference_file(config), names, tokenizer)

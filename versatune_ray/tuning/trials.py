@@ -354,7 +354,7 @@ def _accuracy(run: Run, plan: Plan) -> dict[str, float]:
     found: dict[str, float] = {}
     if plan.questions:
         asked = (
-            str(run.finetune()),
+            run.whole_model(str(run.finetune())),
             plan.questions,
             config.data.chat_template,
             config.model.trust_remote_code,
