@@ -24,7 +24,7 @@ _SPEED = {
     "disable_log_stats", "distributed_executor_backend", "hf_token",
 }  # fmt: skip
 # Formats of weights that cannot hold a pickle; vLLM's own choice would fall back to one that can.
-_FORMATS = ("safetensors", "fastsafetensors", "runai_streamer", "gguf", "dummy")
+_FORMATS = ("safetensors", "fastsafetensors", "runai_streamer", "dummy")
 
 
 def decisive(options: Mapping[str, Any]) -> dict[str, Any]:
