@@ -1,165 +1,151 @@
-"""What several tests need: a throw-away Ray, jobs as users start them, a random tiny model with its
-tokenizer, token stores from lists.
+"""What several tests share: one Ray and one random tiny model per test process, two domains of
+random samples; the files that take longest come first.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
-import yaml
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")
+# A thread each: tests run beside each other, and ranks are forked off.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# In the process itself: to start one that compiles takes longer than what there is to compile.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
-ROOT = Path(__file__).resolve().parent.parent
+from processes import ROOT, call_job, finish_job, kill_job, patience, start_job
+from tiny import random_llama, random_samples, word_tokenizer, write_store, write_stores
+
+if TYPE_CHECKING:
+    from versatune_ray.domains import DomainData
+
+__all__ = [
+    "ROOT",
+    "call_job",
+    "finish_job",
+    "kill_job",
+    "patience",
+    "random_samples",
+    "start_job",
+    "write_store",
+]
+
+# Seconds that files take, the longest first: xdist hands them out in this order, and the last one
+# should not be the longest.
+_LONGEST = (
+    "vllm/test_detect_job.py",
+    "vllm/test_pipeline.py",
+)
 
 
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    """A local Ray of its own, gone afterwards with all its files, those of killed workers
-    included.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        name = "/".join(item.path.parts[-2:])
+        return _LONGEST.index(name) if name in _LONGEST else len(_LONGEST)
+
+    items.sort(key=place)  # stable: files stay together
+
+
+class SharedRay:
+    """A Ray as a job starts it for itself, which all jobs that a test process calls find running;
+    gone afterwards with all its files, those of killed workers included.
     """
-    import ray
 
-    folder = tempfile.mkdtemp(prefix="vt")  # short: Ray's sockets live in it
-    before = os.environ.get("TMPDIR")
-    os.environ["TMPDIR"] = folder
-    ray.init(
-        num_cpus=4,
-        include_dashboard=False,
-        _temp_dir=folder,
-        logging_level="ERROR",
-        log_to_driver=False,
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
-        os.environ.pop("TMPDIR")
-        if before is not None:
-            os.environ["TMPDIR"] = before
+    def __init__(self) -> None:
+        self._folder: str | None = None
 
+    def start(self) -> None:
+        import ray
 
-def start_job(
-    job: dict[str, Any], script: str, folder: Path, *overrides: str
-) -> subprocess.Popen[str]:
-    """``jobs/SCRIPT`` with the configuration ``job``, in a process group of its own; its runs go to
-    ``folder / "runs"``.
-    """
-    (folder / "job.yaml").write_text(yaml.safe_dump(job, sort_keys=False))
-    command = [
-        sys.executable,
-        str(ROOT / "jobs" / script),
-        "--config",
-        str(folder / "job.yaml"),
-        f"storage={folder / 'runs'}",
-        *overrides,
-    ]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return subprocess.Popen(
-        command,
-        env=environment,
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+        if self._folder is not None and ray.is_initialized():
+            return
+        from versatune_ray.runtime.cluster import connect
+
+        before = dict(os.environ)
+        os.environ["RAY_ADDRESS"] = "local"
+        try:
+            connect()
+            self._folder = os.environ["TMPDIR"]
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+        os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+
+    def stop(self) -> None:
+        """For a test that needs another cluster; the next ``start`` begins anew."""
+        if self._folder is not None:
+            import ray
+
+            ray.shutdown()
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+            del os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"]
 
 
-def finish_job(process: subprocess.Popen[str], status: int = 0) -> str:
-    """Wait for a job's end; returns what it printed."""
-    try:
-        printed, _ = process.communicate(timeout=500)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # or it would outlive the test
-        raise
-    assert process.returncode == status, printed
-    return printed
+@pytest.fixture(scope="session")
+def shared_ray() -> Iterator[SharedRay]:
+    one = SharedRay()
+    yield one
+    one.stop()
 
 
-def kill_job(process: subprocess.Popen[str], ready: Callable[[], bool]) -> str:
-    """``kill -9`` a job with all it started, as soon as it is ``ready``; returns what it
-    printed.
-    """
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and process.poll() is None and not ready():
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)
-    return process.communicate()[0]
+@pytest.fixture
+def ray_cluster(shared_ray: SharedRay) -> None:
+    """A Ray is running."""
+    shared_ray.start()
 
 
-def write_store(folder: Path, samples: Sequence[tuple[Sequence[int], int]]) -> Path:
-    """A token store of ``(tokens, length of the prompt)`` pairs; every token after the prompt
-    carries loss, one byte each.
-    """
-    from versatune_ray.domains.spec import Input
-    from versatune_ray.domains.store import Batch, TokenStoreWriter
-
-    with TokenStoreWriter(
-        folder, [Input(f"{folder}.jsonl", f"{folder.name}.jsonl", "jsonl")]
-    ) as writer:
-        writer.append(
-            Batch(
-                tokens=np.concatenate([np.array(tokens, np.int32) for tokens, _ in samples]),
-                mask=np.concatenate(
-                    [np.arange(len(tokens)) >= prompt for tokens, prompt in samples]
-                ),
-                lengths=np.array([len(tokens) for tokens, _ in samples], np.int64),
-                hashes=np.arange(len(samples), dtype=np.uint64)
-                + np.uint64(abs(hash(str(folder))) % 2**40 << 20),
-                response_bytes=np.array(
-                    [len(tokens) - prompt for tokens, prompt in samples], np.int64
-                ),
-                locations=np.stack(
-                    [np.zeros(len(samples), np.int64), np.arange(1, len(samples) + 1)], axis=1
-                ),
-            )
-        )
-    return folder
-
-
-def random_samples(seed: int, count: int, vocabulary: int = 64) -> list[tuple[list[int], int]]:
-    """Token lists of 4 to 19 tokens, of which 1 to 3 are the prompt."""
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(4, 20, count)
-    return [(rng.integers(3, vocabulary, n).tolist(), int(rng.integers(1, 4))) for n in lengths]
+@pytest.fixture
+def no_ray(shared_ray: SharedRay) -> None:
+    """None is running: the test starts a cluster of its own."""
+    shared_ray.stop()
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama over 64 tokens with a tokenizer: an ordinary model folder."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
     folder = tmp_path_factory.mktemp("models") / "random-llama"
-    torch.manual_seed(0)
-    settings = {
-        "vocab_size": 64,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }
-    LlamaForCausalLM(
-        LlamaConfig(**settings, max_position_embeddings=64, tie_word_embeddings=True)
-    ).save_pretrained(folder)
-    words = {"<s>": 0, "</s>": 1, "<pad>": 2, **{f"w{i}": i for i in range(3, 64)}}
-    backend = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    ).save_pretrained(folder)
+    random_llama(folder, hidden_size=32, max_position_embeddings=64, tie_word_embeddings=True)
+    word_tokenizer(folder, ["<s>", "</s>", "<pad>", *(f"w{i}" for i in range(3, 64))])
     return folder
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> list[DomainData]:
+    """Two domains, each of 30 random samples to train on and 7 held out."""
+    from versatune_ray.domains import load_domains
+    from versatune_ray.settings import Data
+
+    paths = write_stores(tmp_path_factory.mktemp("stores"), ("law", "code"), 30, 7)
+    return list(load_domains(paths, Data()).values())
+
+
+@pytest.fixture
+def no_group_is_left() -> Iterator[None]:
+    """A process group of one rank, which a sharded trainer begins by itself, ends with the test."""
+    yield
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@pytest.fixture(params=["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """What compiles: what is traced, and how often, is the same for a backend that makes no code,
+    which takes seconds; the one that runs write in C++ takes minutes, and is a drill.
+    """
+    import functools
+
+    import torch
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=request.param))
+    # 8 is torch's own
+    with torch._dynamo.config.patch(recompile_limit=2 if request.param == "eager" else 8):
+        yield request.param

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from processes import ROOT, call_script, patience
 from test_report import body_of, cells_of, fabricate_run, figures_of
 
 from versatune_ray.errors import UserError
@@ -151,20 +151,15 @@ def test_several_runs_share_a_page_with_what_differs(tmp_path: Path) -> None:
 def test_the_job_builds_compares_and_follows(tmp_path: Path) -> None:
     folder = fabricate_run(tmp_path / "run")
 
-    def report(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "jobs" / "report.py"), *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    def report(*arguments: str) -> tuple[int, str, str]:
+        return call_script([str(ROOT / "jobs" / "report.py"), *arguments], tmp_path)
 
-    assert report("run").stdout.strip() == str(folder / "report.html")
+    assert report("run")[1].strip() == str(folder / "report.html")
     assert "2 runs side by side" in body_of(
-        Path(report("run", "run", "-o", "both.html").stdout.strip())
+        Path(report("run", "run", "-o", "both.html")[1].strip())
     )
-    none = report("nowhere")
-    assert (
-        none.returncode == 2
-        and none.stderr.startswith("error: ")
-        and len(none.stderr.splitlines()) == 1
-    )
+    status, _, errors = report("nowhere")
+    assert status == 2 and errors.startswith("error: ") and len(errors.splitlines()) == 1
 
     # An unfinished run's page loads itself again; the job ends when the run does.
     timings = folder / "timings.json"
@@ -180,7 +175,7 @@ def test_the_job_builds_compares_and_follows(tmp_path: Path) -> None:
         assert process.stdout is not None and "not finished yet" in process.stdout.readline()
         assert '<meta http-equiv="refresh"' in (folder / "report.html").read_text()
         timings.write_text(json.dumps(tree))
-        assert process.wait(60) == 0
+        assert process.wait(patience(60)) == 0
     finally:
         process.kill()
     assert '<meta http-equiv="refresh"' not in (folder / "report.html").read_text()

@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from conftest import random_samples, write_store
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from versatune_ray.domains import DomainData, DomainPaths, load_domains
-from versatune_ray.settings import Data, Lora, Training
+from versatune_ray.domains import DomainData
+from versatune_ray.settings import Lora, Training
 from versatune_ray.settings.recipe import Execution, Recipe
 from versatune_ray.training.checkpoint import Checkpoints
 from versatune_ray.training.model import load_model, with_frozen
@@ -37,23 +35,7 @@ RECIPE = Recipe(
 SHARES, CPU = np.array([0.5, 0.5]), torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def no_group_is_left() -> Iterator[None]:
-    yield
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> list[DomainData]:
-    paths = {
-        name: DomainPaths(
-            write_store(tmp_path / name, random_samples(seed, 30)),
-            write_store(tmp_path / f"{name}-v", random_samples(9, 7)),
-        )
-        for seed, name in enumerate(("law", "code"))
-    }
-    return list(load_domains(paths, Data()).values())
+pytestmark = pytest.mark.usefixtures("no_group_is_left")
 
 
 @pytest.fixture(scope="module")
@@ -149,8 +131,16 @@ def test_the_settings_of_adamw_are_its_own(wide: str) -> None:
     assert (group["betas"], group["eps"]) == ((0.8, 0.95), 1e-6)
 
 
+@pytest.fixture(params=["force_eager", pytest.param("default", marks=pytest.mark.slow)])
+def stance(request: pytest.FixtureRequest) -> Iterator[None]:
+    """torchao compiles its step anew for matrices of every shape, to the same numbers."""
+    with torch.compiler.set_stance(request.param):
+        yield
+
+
 @pytest.mark.parametrize("execution", [Execution(), Execution(parallel="fsdp")])
 @pytest.mark.parametrize("optimizer", ["adamw_8bit", "adamw_bf16"])
+@pytest.mark.usefixtures("stance")
 def test_fewer_bits_train_alike_and_resume_bit_for_bit(
     optimizer: Any, execution: Execution, wide: str, data: list[DomainData], tmp_path: Path
 ) -> None:
@@ -187,6 +177,7 @@ def _plain(tensor: Any) -> torch.Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
+@pytest.mark.usefixtures("stance")
 def test_the_bytes_of_the_moments_are_counted_right(wide: str, data: list[DomainData]) -> None:
     """Of one 64 × 128 matrix: float32 twice; or a byte each and four for every 256, twice; or bf16
     twice.

@@ -5,17 +5,16 @@ checkpoints: the same numbers.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import random_samples, write_store
-from ranks import CUT, STEPS, case
+from processes import start_ranks
+from ranks import CUT, STEPS, case, run_cases
 from safetensors.torch import save_file
+from tiny import random_llama, write_stores
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -35,26 +34,28 @@ KINDS: dict[str, dict[str, Any]] = {
     "fsdp masked": {"execution": {"parallel": "fsdp"}, "variant": "masked"},
     "fsdp masked lora": {"execution": {"parallel": "fsdp"}, "variant": "masked lora"},
 }
-KINDS_TO_RESUME: dict[str, dict[str, Any]] = KINDS | {
+TO_RESUME: dict[str, dict[str, Any]] = KINDS | {
     "fsdp 8bit": {"execution": {"parallel": "fsdp"}, "optimizer": "adamw_8bit"}
 }
+# what is saved and loaded is that of others: only the step on the way differs
+RESUMED_ALIKE = [
+    "fsdp whole gradients",
+    "fsdp recomputing",
+    "fsdp packed",
+    "ddp packed",
+    "fsdp accumulating",
+    "fsdp lora",
+    "fsdp masked",
+]
 
 
-def torchrun(cases: list[dict[str, Any]], file: Path, ranks: int = 2) -> list[list[dict[str, Any]]]:
-    """Results of every rank, by rank and case."""
-    file.write_text(json.dumps(cases))
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(ranks),
-    ]
-    subprocess.run(
-        [*command, str(Path(__file__).with_name("ranks.py")), str(file)], check=True, timeout=300
-    )
-    return [json.loads(Path(f"{file}.{rank}").read_text()) for rank in range(ranks)]
+def on_two(cases: dict[str, dict[str, Any]], file: Path) -> dict[str, list[dict[str, Any]]]:
+    """Results of both ranks, by case and rank."""
+    log = file.with_suffix(".log")
+    statuses = start_ranks(run_cases, list(cases.values()), str(file), log=log)
+    assert statuses == [0, 0], log.read_text()
+    ranks = [json.loads(Path(f"{file}.{rank}").read_text()) for rank in range(2)]
+    return {name: [rank[place] for rank in ranks] for place, name in enumerate(cases)}
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +66,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def common(folder: Path, tiny_model: Path) -> dict[str, Any]:
     paths = {
-        name: [
-            str(write_store(folder / name, random_samples(seed, 30))),
-            str(write_store(folder / f"{name}-v", random_samples(seed + 9, 7))),
-        ]
-        for seed, name in enumerate(("law", "code"))
+        name: list(map(str, pair))
+        for name, pair in write_stores(folder, ("law", "code"), 30, 7).items()
     }
     units = {"self_attn.q_proj": 32, "mlp.up_proj": 64, "mlp.down_proj": 32}
     importance = {
@@ -110,25 +108,14 @@ def alone(
 
 @pytest.fixture(scope="module")
 def pair(common: dict[str, Any], folder: Path, alone: Any) -> dict[str, list[dict[str, Any]]]:
-    torch.manual_seed(0)
-    shape = {
-        "vocab_size": 64,
-        "hidden_size": 128,
-        "intermediate_size": 128,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-    }
-    AutoModelForCausalLM.from_config(LlamaConfig(**shape)).save_pretrained(folder / "wide")
-    KINDS_TO_RESUME["fsdp 8bit"]["model"] = str(folder / "wide")
-    cases = [
-        common | given | {"weights": str(folder / f"{name}.pt"), "save": str(folder / name)}
-        for name, given in KINDS_TO_RESUME.items()
-    ]
-    cases += [
-        common | given | {"weights": str(folder / f"{name} again.pt"), "load": str(folder / name)}
-        for name, given in KINDS_TO_RESUME.items()
-    ]
-    cases.append(
+    wide = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 1}
+    random_llama(folder / "wide", **wide, num_attention_heads=4)
+    TO_RESUME["fsdp 8bit"]["model"] = str(folder / "wide")
+    cases = {
+        name: common | given | {"weights": str(folder / f"{name}.pt"), "save": str(folder / name)}
+        for name, given in TO_RESUME.items()
+    } | again([name for name in TO_RESUME if name not in RESUMED_ALIKE], common, folder)
+    cases["from one"] = (
         common
         | KINDS["fsdp"]
         | {"weights": str(folder / "from one.pt"), "load": str(folder / "alone-")}
@@ -144,15 +131,25 @@ def pair(common: dict[str, Any], folder: Path, alone: Any) -> dict[str, list[dic
         folder / "large"
     )
     # first: freed memory would be taken again
-    cases.insert(0, common | {"model": str(folder / "large"), "loading": True})
-    ranks = torchrun(cases, folder / "cases.json")
-    names = [
-        "loading",
-        *KINDS_TO_RESUME,
-        *(f"{name} again" for name in KINDS_TO_RESUME),
-        "from one",
-    ]
-    return {name: [rank[place] for rank in ranks] for place, name in enumerate(names)}
+    loading = {"loading": common | {"model": str(folder / "large"), "loading": True}}
+    return on_two(loading | cases, folder / "cases")
+
+
+@pytest.fixture(scope="module")
+def resumed_alike(
+    pair: dict[str, list[dict[str, Any]]], common: dict[str, Any], folder: Path
+) -> dict[str, list[dict[str, Any]]]:
+    return on_two(again(RESUMED_ALIKE, common, folder), folder / "rest")
+
+
+def again(kinds: list[str], common: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
+    """Cases that go on from the checkpoints of ``kinds``."""
+    return {
+        f"{name} again": common
+        | TO_RESUME[name]
+        | {"weights": str(folder / f"{name} again.pt"), "load": str(folder / name)}
+        for name in kinds
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -179,16 +176,26 @@ def test_two_ranks_train_like_one(
         torch.testing.assert_close(found[name], expected, atol=2e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", KINDS_TO_RESUME)
+@pytest.mark.parametrize("kind", [kind for kind in TO_RESUME if kind not in RESUMED_ALIKE])
 def test_a_resumed_run_ends_with_the_same_bits(
     kind: str, pair: dict[str, Any], folder: Path
 ) -> None:
-    assert [rank["first"] for rank in pair[f"{kind} again"]] == [CUT, CUT]
-    whole, again = torch.load(folder / f"{kind}.pt"), torch.load(folder / f"{kind} again.pt")
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
-    assert [rank["held_out"][-1] for rank in pair[kind]] == [
-        rank["held_out"][-1] for rank in pair[f"{kind} again"]
-    ]
+    ended_alike(pair[kind], pair[f"{kind} again"], folder / kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", RESUMED_ALIKE)
+def test_so_does_one_that_took_its_steps_otherwise(
+    kind: str, pair: dict[str, Any], resumed_alike: dict[str, Any], folder: Path
+) -> None:
+    ended_alike(pair[kind], resumed_alike[f"{kind} again"], folder / kind)
+
+
+def ended_alike(whole: list[dict[str, Any]], again: list[dict[str, Any]], place: Path) -> None:
+    assert [rank["first"] for rank in again] == [CUT, CUT]
+    one, other = torch.load(f"{place}.pt"), torch.load(f"{place} again.pt")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert [rank["held_out"][-1] for rank in whole] == [rank["held_out"][-1] for rank in again]
 
 
 def test_another_number_of_ranks_goes_on_with_the_same_losses(

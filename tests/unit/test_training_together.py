@@ -1,17 +1,16 @@
-"""One rank that fails, hangs or sees less than the others, under torchrun: all end at once, and the
-line says which rank and why.
+"""One rank that fails, hangs or sees less than the others: all end at once, and the line says which
+rank and why.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
+from local_ranks import train
+from processes import start_ranks
+from tiny import write_records
 
 from versatune_ray.training.heartbeat import Heartbeat, Sign, held_up_by
 
@@ -62,9 +61,7 @@ def settings(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
             for line in range(40)
         ]
         records = [{"instruction": line[: len(line) // 2], "output": line} for line in words]
-        (folder / f"{name}.jsonl").write_text(
-            "".join(json.dumps(record) + "\n" for record in records)
-        )
+        write_records(folder / f"{name}.jsonl", records)
     job = {
         "storage": str(folder / "runs"),
         "model": {"path": str(tiny_model)},
@@ -84,33 +81,19 @@ def settings(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return file
 
 
-def torchrun(what: str, settings: Path, run: str) -> tuple[int, str, float]:
-    """Status, what was printed, seconds."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "--max-restarts",
-        "0",
-    ]
-    script = Path(__file__).with_name("local_ranks.py")
-    began = time.monotonic()
-    done = subprocess.run(
-        [*command, str(script), what, "--config", str(settings), f"run={run}"],
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    return done.returncode, done.stdout + done.stderr, time.monotonic() - began
+def on_two(what: str, settings: Path, run: str) -> tuple[bool, str]:
+    """Whether both ranks came to a good end, and what was printed."""
+    log = settings.with_name(f"{run}-{what}.log")
+    statuses = start_ranks(train, what, "--config", str(settings), f"run={run}", log=log)
+    return statuses == [0, 0], log.read_text()
 
 
 @pytest.mark.parametrize("what", ["mistake", "later"])
 def test_a_mistake_that_one_rank_meets_ends_all_of_them_with_its_line(
     what: str, settings: Path
 ) -> None:
-    status, printed, _ = torchrun(what, settings, what)
-    assert status != 0
+    good, printed = on_two(what, settings, what)
+    assert not good
     assert (
         printed.count("error: rank 1: data.chat_template: /node/b/chat.jinja: no such file") == 1
     ), printed
@@ -121,8 +104,8 @@ def test_a_mistake_that_one_rank_meets_ends_all_of_them_with_its_line(
 def test_a_rank_that_hangs_is_named_whether_the_others_raise_or_are_ended_by_a_watchdog(
     what: str, settings: Path
 ) -> None:
-    status, printed, _ = torchrun(what, settings, what)
-    assert status != 0
+    good, printed = on_two(what, settings, what)
+    assert not good
     assert "warning: step 3: no word from rank(s) 1 for 5 s; the others wait" in printed, printed
     if what == "hangs":
         assert f"step 3: no word from rank(s) 1 within {TIMEOUT} s" in printed, printed
@@ -131,8 +114,8 @@ def test_a_rank_that_hangs_is_named_whether_the_others_raise_or_are_ended_by_a_w
 def test_a_checkpoint_that_one_rank_does_not_see_is_told_and_nobody_begins_anew(
     settings: Path,
 ) -> None:
-    status, printed, _ = torchrun("nothing", settings, "seen")
-    assert status == 0, printed
-    status, printed, _ = torchrun("blind", settings, "seen")
-    assert status != 0 and "error: rank 1: storage: no " in printed, printed
+    good, printed = on_two("nothing", settings, "seen")
+    assert good, printed
+    good, printed = on_two("blind", settings, "seen")
+    assert not good and "error: rank 1: storage: no " in printed, printed
     assert "has to be a folder that every node sees" in printed

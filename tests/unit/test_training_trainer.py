@@ -10,13 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import random_samples, write_store
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from versatune_ray.domains import DomainData, DomainPaths, load_domains
+from versatune_ray.domains import DomainData
 from versatune_ray.errors import UserError
-from versatune_ray.settings import Data
 from versatune_ray.settings.recipe import Execution, Recipe
 from versatune_ray.training.checkpoint import Checkpoints
 from versatune_ray.training.model import load_model
@@ -35,18 +33,6 @@ RECIPE = Recipe(
     seed=3,
 )
 SHARES = np.array([0.7, 0.3])
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> list[DomainData]:
-    paths = {
-        name: DomainPaths(
-            write_store(tmp_path / name, random_samples(seed, 30)),
-            write_store(tmp_path / f"{name}-v", random_samples(seed + 9, 7)),
-        )
-        for seed, name in enumerate(("law", "code"))
-    }
-    return list(load_domains(paths, Data()).values())
 
 
 def trainer(model: Path, data: list[DomainData], recipe: Recipe = RECIPE) -> Trainer:
@@ -160,17 +146,6 @@ def test_a_batch_smaller_than_the_number_of_workers_is_refused(
         Trainer(load_model(str(tiny_model)), data, RECIPE, torch.device("cpu"), rank=0, world=7)
 
 
-def test_the_core_imports_no_ray() -> None:
-    import subprocess
-    import sys
-
-    code = (
-        "import sys, versatune_ray.training.local, versatune_ray.settings.semantics; "
-        "sys.exit('ray' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
 def test_bf16_forward_passes_leave_the_weights_in_float32(
     tiny_model: Path, data: list[DomainData]
 ) -> None:
@@ -194,6 +169,7 @@ def test_bf16_forward_passes_leave_the_weights_in_float32(
 @pytest.mark.skipif(
     shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs"
 )
+@pytest.mark.compiler
 def test_compiled_blocks_give_the_same_losses(tiny_model: Path, data: list[DomainData]) -> None:
     plain, compiled = (
         trainer(tiny_model, data),
