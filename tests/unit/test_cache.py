@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from versatune_ray.domains import sources
+from versatune_ray.domains import spec
 from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import cached, key_of, place
 from versatune_ray.runtime import models
@@ -157,5 +157,5 @@ def test_a_dataset_that_was_not_looked_up_is_known_by_its_copy(
     found = []
     for commit in ("one", "two"):
         (refs / "main").write_text(commit)
-        found.append(sources._dataset("owner/name", "key").revision)
-    assert found == ["one", "two"] and sources._commit_here("owner/other") is None
+        found.append(spec._dataset("owner/name", "key").revision)
+    assert found == ["one", "two"] and spec._commit_here("owner/other") is None

@@ -306,7 +306,6 @@ def test_a_failing_sink_is_told_once_and_the_run_goes_on(
     train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(loggers._OPEN, "mlflow", lambda *_: Broken())
-    monkeypatch.setattr(loggers, "check", lambda config: None)
     told: list[str] = []
     monkeypatch.setattr(LocalRuntime, "warn", lambda self, text: told.append(text))
     folder = train(tmp_path, ["mlflow", "tensorboard"])
@@ -361,7 +360,6 @@ def test_a_tracker_out_of_reach_stops_a_fresh_run_but_not_one_that_goes_on(
         raise ConnectionError("no answer")
 
     monkeypatch.setitem(loggers._OPEN, "mlflow", unreachable)
-    monkeypatch.setattr(loggers, "check", lambda config: None)
     config, told = settings(tmp_path, tmp_path, ["mlflow", "tensorboard"]), list[str]()
     with pytest.raises(UserError, match=r"training\.metrics: mlflow: ConnectionError: no answer"):
         loggers.open_loggers(config, tmp_path, 0, told.append)
