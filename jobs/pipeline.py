@@ -8,6 +8,7 @@ from pathlib import Path
 
 from versatune_ray.cli import main
 from versatune_ray.evaluation.benchmarks import check
+from versatune_ray.inputs import TUNING
 from versatune_ray.pipeline import Run, plan_pipeline
 from versatune_ray.settings import Config
 
@@ -23,4 +24,4 @@ def check_benchmarks(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(job, __doc__, plan_pipeline, check_benchmarks)
+    main(job, __doc__, plan_pipeline, check_benchmarks, uses=(*TUNING, "models"))

@@ -9,4 +9,4 @@ from versatune_ray.cli import main
 from versatune_ray.tuning.study import check, study
 
 if __name__ == "__main__":
-    main(study, __doc__, check=check)
+    main(study, __doc__, check=check, uses=("records",))

@@ -11,18 +11,19 @@ from __future__ import annotations
 import html
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from versatune_ray.evaluation.scores import Score, scores
+from versatune_ray.inputs import TUNING, Use, check_inputs
 from versatune_ray.pipeline import Run
 from versatune_ray.runs.folder import RunFolder
 from versatune_ray.runtime.cluster import connect
 from versatune_ray.runtime.progress import Display
-from versatune_ray.settings import Config, semantics
+from versatune_ray.settings import Config
 from versatune_ray.settings.loading import load, parse, with_keys
 
 Settings = str | Path | Sequence[str | Path] | Mapping[str, Any]
@@ -162,7 +163,7 @@ def detect(config: Settings, changes: Mapping[str, Any] | None = None) -> Detect
         UserError: a mistake in configuration or data. Incomplete: some of several models could not
             be detected.
     """
-    with _run(config, changes) as run:
+    with _run(config, changes, uses=("detection",)) as run:
         page = run.detect()
         found = {
             file.parent.name: json.loads(file.read_text(encoding="utf-8"))
@@ -185,7 +186,7 @@ def reference(config: Settings, changes: Mapping[str, Any] | None = None) -> Ref
     Raises:
         UserError: a mistake in configuration or data.
     """
-    with _run(config, changes) as run:
+    with _run(config, changes, uses=("records", "reference")) as run:
         found = run.reference
         return References(
             {name: one["loss"] for name, one in found["domains"].items()}, found["unit"]
@@ -216,7 +217,7 @@ def sweep(config: Settings, changes: Mapping[str, Any] | None = None) -> Swept:
     from versatune_ray.tuning.sweep import check
     from versatune_ray.tuning.sweep import sweep as search
 
-    with _run(config, changes, check) as run:
+    with _run(config, changes, check, ("records",)) as run:
         page = search(run)
         folder = run.folder.path / "sweep"
         trials = pq.read_table(folder / "results.parquet").to_pylist()
@@ -233,15 +234,20 @@ def evaluate(config: Settings, changes: Mapping[str, Any] | None = None) -> Eval
     """
     from versatune_ray.evaluation.benchmarks import check
 
-    with _run(config, changes, check) as run:
+    with _run(config, changes, check, ("models",)) as run:
         page = run.measure()
         return Evaluated(scores(run.benchmarks), run.benchmarks, page)
 
 
 @contextmanager
-def _run(config: Settings, changes: Mapping[str, Any] | None, check: Any = None) -> Iterator[Run]:
+def _run(
+    config: Settings,
+    changes: Mapping[str, Any] | None,
+    check: Any = None,
+    uses: Collection[Use] = TUNING,
+) -> Iterator[Run]:
     settings = _load(config, changes or {})
-    semantics.check(settings, semantics.domain_names(settings))
+    check_inputs(settings, uses)
     if check is not None:
         check(settings)
     with RunFolder(settings) as folder:

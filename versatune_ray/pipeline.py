@@ -296,6 +296,8 @@ class Run:
         from versatune_ray.training.finetune import finetune
         from versatune_ray.training.inputs import inputs_of
 
+        # a malformed record, or too few of them, is told before a GPU works
+        self._check_stages()
         detected = (
             starting_share(self.detection) if semantics.needs_detection(self.config) else None
         )
@@ -325,6 +327,14 @@ class Run:
 
         tuned: Path = self.folder.step("fine-tuning", run)
         return tuned
+
+    def _check_stages(self) -> None:
+        """Raises ``UserError`` where the records do not last for the run, whatever is detected."""
+        from versatune_ray.domains import load_domains
+
+        data = load_domains(self.stores, self.config.data)
+        sizes, k = [len(data[name].train) for name in self.names], len(self.names)
+        semantics.stages(self.config, self.names, sizes, [1 / k] * k, self.unit)
 
     @cached_property
     def evaluation(self) -> dict[str, Any]:
