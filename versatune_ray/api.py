@@ -11,7 +11,7 @@ from __future__ import annotations
 import html
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,7 +163,7 @@ def detect(config: Settings, changes: Mapping[str, Any] | None = None) -> Detect
         UserError: a mistake in configuration or data. Incomplete: some of several models could not
             be detected.
     """
-    with _run(config, changes, uses=("detection",)) as run:
+    with _run(config, changes, "detection") as run:
         page = run.detect()
         found = {
             file.parent.name: json.loads(file.read_text(encoding="utf-8"))
@@ -186,7 +186,7 @@ def reference(config: Settings, changes: Mapping[str, Any] | None = None) -> Ref
     Raises:
         UserError: a mistake in configuration or data.
     """
-    with _run(config, changes, uses=("records", "reference")) as run:
+    with _run(config, changes, "records", "reference") as run:
         found = run.reference
         return References(
             {name: one["loss"] for name, one in found["domains"].items()}, found["unit"]
@@ -217,7 +217,7 @@ def sweep(config: Settings, changes: Mapping[str, Any] | None = None) -> Swept:
     from versatune_ray.tuning.sweep import check
     from versatune_ray.tuning.sweep import sweep as search
 
-    with _run(config, changes, check, ("records",)) as run:
+    with _run(config, changes, "records", check=check) as run:
         page = search(run)
         folder = run.folder.path / "sweep"
         trials = pq.read_table(folder / "results.parquet").to_pylist()
@@ -234,20 +234,18 @@ def evaluate(config: Settings, changes: Mapping[str, Any] | None = None) -> Eval
     """
     from versatune_ray.evaluation.benchmarks import check
 
-    with _run(config, changes, check, ("models",)) as run:
+    with _run(config, changes, "models", check=check) as run:
         page = run.measure()
         return Evaluated(scores(run.benchmarks), run.benchmarks, page)
 
 
 @contextmanager
 def _run(
-    config: Settings,
-    changes: Mapping[str, Any] | None,
-    check: Any = None,
-    uses: Collection[Use] = TUNING,
+    config: Settings, changes: Mapping[str, Any] | None, *uses: Use, check: Any = None
 ) -> Iterator[Run]:
+    """``uses``: as of ``check_inputs``; none: those of a fine-tuning."""
     settings = _load(config, changes or {})
-    check_inputs(settings, uses)
+    check_inputs(settings, uses or TUNING)
     if check is not None:
         check(settings)
     with RunFolder(settings) as folder:

@@ -93,7 +93,6 @@ def _check_detection(config: Config, names: list[str]) -> None:
             judge.labels,
         )
     key, longest = "detection.generation.max_tokens", settings.generation.max_tokens + 1
-    models = [subject.path for subject in settings.models] or [config.model.path]
-    for path in models:
-        if path is not None:
+    for path in [subject.path for subject in settings.models] or [config.model.path or ""]:
+        if path:
             check_length(key, longest, path, config.model.trust_remote_code)

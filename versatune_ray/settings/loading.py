@@ -218,8 +218,10 @@ def changed_keys(old: Config, new: Config) -> Iterator[tuple[str, Any, Any]]:
         elif before != after:
             yield key, before, after
 
-    dumped = [one.model_dump(mode="json") | {"storage": shown(one.storage)} for one in (old, new)]
-    yield from differing(*dumped, "")
+    before, after = (
+        one.model_dump(mode="json") | {"storage": shown(one.storage)} for one in (old, new)
+    )
+    yield from differing(before, after, "")
 
 
 def _read(file: Path) -> dict[str, Any]:

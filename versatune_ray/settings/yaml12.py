@@ -29,7 +29,7 @@ class Number(NamedTuple):
 
 
 class _Loader(yaml.SafeLoader):
-    pass
+    where = ""  # the file, for errors
 
 
 def read_yaml(text: str, where: str = "") -> Any:
