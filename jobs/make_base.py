@@ -16,4 +16,4 @@ def job(run: Run) -> Path:
 
 
 if __name__ == "__main__":
-    main(job, __doc__)
+    main(job, __doc__, uses=())

@@ -9,6 +9,7 @@ from pathlib import Path
 from versatune_ray.cli import main
 from versatune_ray.evaluation.benchmarks import check_benchmarks
 from versatune_ray.pipeline import Run
+from versatune_ray.pipeline.checks import TUNING
 from versatune_ray.pipeline.plans import plan_pipeline
 from versatune_ray.settings import Config
 
@@ -24,4 +25,4 @@ def check(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(job, __doc__, plan_pipeline, check)
+    main(job, __doc__, plan_pipeline, check, uses=(*TUNING, "models"))

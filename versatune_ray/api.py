@@ -19,10 +19,11 @@ from typing import Any
 
 from versatune_ray.evaluation.scores import Score, scores
 from versatune_ray.pipeline import Run
+from versatune_ray.pipeline.checks import TUNING, Use, check_inputs
 from versatune_ray.runs.folder import RunFolder
 from versatune_ray.runtime.cluster import connect
 from versatune_ray.runtime.progress import Display
-from versatune_ray.settings import Config, semantics
+from versatune_ray.settings import Config
 from versatune_ray.settings.loading import load, parse, with_keys
 
 Settings = str | Path | Sequence[str | Path] | Mapping[str, Any]
@@ -162,7 +163,7 @@ def detect(config: Settings, changes: Mapping[str, Any] | None = None) -> Detect
         UserError: a mistake in configuration or data. Incomplete: some of several models could not
             be detected.
     """
-    with _run(config, changes) as run:
+    with _run(config, changes, "detection") as run:
         page = run.detect_all()
         detections = {
             file.parent.name: json.loads(file.read_text(encoding="utf-8"))
@@ -185,7 +186,7 @@ def reference(config: Settings, changes: Mapping[str, Any] | None = None) -> Ref
     Raises:
         UserError: a mistake in configuration or data.
     """
-    with _run(config, changes) as run:
+    with _run(config, changes, "records", "reference") as run:
         references = run.measure_references()
         return References(
             {name: domain["loss"] for name, domain in references["domains"].items()},
@@ -217,7 +218,7 @@ def sweep(config: Settings, changes: Mapping[str, Any] | None = None) -> Swept:
     from versatune_ray.tuning.sweep import check_sweep
     from versatune_ray.tuning.sweep import sweep as search
 
-    with _run(config, changes, check_sweep) as run:
+    with _run(config, changes, "records", check=check_sweep) as run:
         page = search(run)
         folder = run.folder.path / "sweep"
         trials = pq.read_table(folder / "results.parquet").to_pylist()
@@ -234,15 +235,18 @@ def evaluate(config: Settings, changes: Mapping[str, Any] | None = None) -> Eval
     """
     from versatune_ray.evaluation.benchmarks import check_benchmarks
 
-    with _run(config, changes, check_benchmarks) as run:
+    with _run(config, changes, "models", check=check_benchmarks) as run:
         page, rows = run.measure_all(), run.measure_benchmarks().rows
         return Evaluated(scores(rows), rows, page)
 
 
 @contextmanager
-def _run(config: Settings, changes: Mapping[str, Any] | None, check: Any = None) -> Iterator[Run]:
+def _run(
+    config: Settings, changes: Mapping[str, Any] | None, *uses: Use, check: Any = None
+) -> Iterator[Run]:
+    """``uses``: as of ``check_inputs``; none: those of a fine-tuning."""
     settings = _load(config, changes or {})
-    semantics.check(settings, semantics.domain_names(settings))
+    check_inputs(settings, uses or TUNING)
     if check is not None:
         check(settings)
     with RunFolder(settings) as folder:

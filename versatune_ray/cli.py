@@ -7,17 +7,18 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
 from versatune_ray.errors import Incomplete, UserError, is_disk_full, one_line, root_cause
 from versatune_ray.pipeline import Run
+from versatune_ray.pipeline.checks import TUNING, Use, check_inputs
 from versatune_ray.runs.folder import RunFolder
 from versatune_ray.runtime.cluster import connect
 from versatune_ray.runtime.progress import Display
-from versatune_ray.settings import Config, semantics
+from versatune_ray.settings import Config
 from versatune_ray.settings.keys import describe
 from versatune_ray.settings.loading import dump, load, no_option
 from versatune_ray.settings.location import shown
@@ -31,12 +32,14 @@ def main(
     plan_of: Callable[[Config], str] | None = None,
     check: Callable[[Config], None] | None = None,
     needs_ray: bool = True,
+    uses: Collection[Use] = TUNING,
 ) -> NoReturn:
     """Read the configuration, join or start Ray, do ``job(run)``, print the path of what it made.
 
     ``plan_of`` is what ``--plan`` prints, where a job has it; ``check`` refuses what this job alone
-    cannot do, before anything starts. Exit status: 0 done, 1 failed or done in part, 2 wrong input
-    (one line says what and how to mend it), 130 interrupted, 143 ended.
+    cannot do, before anything starts; ``uses`` is what it works on (``check_inputs``). Exit status:
+    0 done, 1 failed or done in part, 2 wrong input (one line says what and how to mend it), 130
+    interrupted, 143 ended.
     """
     parser = _parser(description)
     if plan_of is not None:
@@ -48,8 +51,7 @@ def main(
     arguments = _parse(parser)
     with _told(arguments.debug):
         config = _load(arguments)
-        # a wrong target, start or floor is told before anything is spent
-        semantics.check(config, semantics.domain_names(config))
+        check_inputs(config, uses)
         if check is not None:
             check(config)
         if plan_of is not None and arguments.plan:

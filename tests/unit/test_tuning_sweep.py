@@ -99,3 +99,19 @@ def test_a_search_asks_nothing_of_the_trials_of_another(tmp_path: Path) -> None:
     ]
     with pytest.raises(UserError, match="accuracy was not measured in this trial"):
         list(_outcomes(plan, ["mixture.sigma"]))
+
+
+def test_keys_that_need_each_other_are_checked_together() -> None:
+    space = "sweep.space={mixture.policy: [expansion], mixture.targets: [[law], [code]]}"
+    objective = "sweep.objective={gain: 1}"
+    domains = ["model.path=m", "domains.law=a.jsonl", "domains.code=b.jsonl"]
+    check_sweep(load([], [*domains, objective, space]))
+    with pytest.raises(UserError, match=r"mixture\.targets: missing"):
+        check_sweep(
+            load([], [*domains, objective, "sweep.space.mixture.policy=[versatune, expansion]"])
+        )
+    many = "sweep.space={mixture.sigma: [0, 1, 2], mixture.tau: %s, seed: %s}"
+    ninety = list(range(1, 91))
+    check_sweep(load([], [*domains, objective, many % (ninety, ninety)]))
+    with pytest.raises(UserError, match=r"mixture\.tau: 0 is not valid"):
+        check_sweep(load([], [*domains, objective, many % ([*ninety, 0], ninety)]))

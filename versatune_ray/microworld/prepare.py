@@ -41,18 +41,13 @@ def prepare(
             tiny one on.
     """
     need_judge = need_judge and config.detection.judge.path is None
-    if need_judge and config.domains and not config.base.corpora:
-        raise UserError(
-            "detection.judge.path: missing; name a judge model, or give detection.distribution, "
-            "or start without detection (mixture.start=uniform)"
-        )
+    if need_judge:
+        check_judge(config)
     # else the microworld says nothing about the domains
     made_here = bool(config.base.corpora) or not config.domains
     config = _with_domains(config)
     if made_here and config.base.held_out:
         config = _with_labelled(config)
-    if need_judge and not config.base.judge_rows:
-        raise UserError("base.judge_rows: 0 makes no tiny judge; name one in detection.judge.path")
     wanted = {BASE_FOLDER: need_base, JUDGE_FOLDER: need_judge}
     made = (
         _make([name for name, want in wanted.items() if want], config, make)
@@ -78,6 +73,23 @@ def prepare(
             update={"detection": config.detection.model_copy(update={"judge": judge})}
         )
     return config, all(reused for _, reused in made.values())
+
+
+def check_judge(config: Config) -> None:
+    """Whether there is a judge, or something to make a tiny one of.
+
+    Raises:
+        UserError: neither.
+    """
+    if config.detection.judge.path is not None:
+        return
+    if config.domains and not config.base.corpora:
+        raise UserError(
+            "detection.judge.path: missing; name a judge model, or give detection.distribution, "
+            "or start without detection (mixture.start=uniform)"
+        )
+    if not config.base.judge_rows:
+        raise UserError("base.judge_rows: 0 makes no tiny judge; name one in detection.judge.path")
 
 
 def _with_domains(config: Config) -> Config:

@@ -11,6 +11,7 @@ from typing import Any
 
 from versatune_ray.errors import UserError
 from versatune_ray.runs.storage import fetch
+from versatune_ray.settings.location import is_mirrored
 
 # .py: of a model with code of its own; .tiktoken: of a tokenizer
 _CONTENT = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py", ".tiktoken")
@@ -68,6 +69,22 @@ def _commit(path: str) -> str:
             f"{path}: no such folder, and the Hugging Face hub gave no such model: "
             f"{' '.join(str(error).split())}"
         ) from None
+
+
+def find_model(key: str, path: str) -> None:
+    """Whether a model is where ``key`` says, without reading its weights.
+
+    Raises:
+        UserError: as ``model_fingerprint``, with the key.
+    """
+    if is_mirrored(path):
+        return  # comes from the storage when it is needed
+    try:
+        folder = Path(path).expanduser()
+        if not (folder / "config.json").is_file():
+            model_fingerprint(path)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 @lru_cache(maxsize=256)

@@ -108,6 +108,35 @@ def domain_names(config: Config) -> list[str]:
     return list(config.domains or config.base.corpora or MICROWORLD)
 
 
+# folders that a run makes in its own, so that no other run can have one
+RUN_FOLDERS = (
+    "detection",
+    "evaluation",
+    "finetune",
+    "reference",
+    "replay",
+    "study",
+    "sweep",
+    "trials",
+)
+
+
+def check_run(config: Config) -> None:
+    """Whether the run has a folder of its own.
+
+    Raises:
+        UserError: it would lie inside another run's.
+    """
+    _, *inner = config.run.split("/")
+    for part in inner:
+        if part in RUN_FOLDERS or part.startswith("report"):
+            above = config.run[: config.run.index(f"/{part}")]
+            raise UserError(
+                f"run: {config.run!r} would lie in the folder of run {above!r}, which keeps its "
+                f"own {part} there; choose another name, such as {config.run.replace('/', '-')}"
+            )
+
+
 def check(config: Config, names: Sequence[str]) -> None:
     """Everything about mixture, batch and trackers that can be wrong before anything is computed.
 

@@ -15,6 +15,7 @@ import os
 import sys
 
 from versatune_ray.errors import UserError
+from versatune_ray.settings import semantics
 from versatune_ray.settings.loading import load, no_option
 
 
@@ -47,6 +48,8 @@ def main() -> int:
         if unknown:
             raise UserError(no_option(unknown))
         config = load(arguments.config, arguments.overrides)
+        semantics.check_run(config)
+        semantics.check(config, semantics.domain_names(config))
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # each machine reads its own file
             print(f"error: {error}", file=sys.stderr)

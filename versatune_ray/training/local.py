@@ -29,7 +29,7 @@ from versatune_ray.domains.tokenizing import build_stores
 from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import write_json
 from versatune_ray.runs.folder import RunFolder
-from versatune_ray.runtime.models import check_length, model_fingerprint
+from versatune_ray.runtime.models import check_length, find_model, model_fingerprint
 from versatune_ray.runtime.progress import State, line
 from versatune_ray.settings import Config, semantics
 from versatune_ray.settings.recipe import Unit
@@ -88,6 +88,7 @@ def _finetune(
     patient = dist.new_group(timeout=_TOKENISING, backend="gloo") if world > 1 else None
     with together(world, patient):
         if rank == 0:
+            find_model("model.path", model)
             remote = config.model.trust_remote_code
             check_length("data.max_length", config.data.max_length, model, remote)
             build_stores(config, config.domains, model, config.cache_folder, distributed=False)

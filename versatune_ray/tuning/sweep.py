@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -33,6 +34,8 @@ from versatune_ray.tuning.trials import (
     with_artefacts,
 )
 
+_MOST_CHECKED = 200  # combinations, at some milliseconds each
+
 
 def check_sweep(config: Config) -> None:
     """Everything about a sweep that can be wrong before anything is computed.
@@ -54,9 +57,9 @@ def check_sweep(config: Config) -> None:
                 f"sweep.space.{key}: a grid needs a list of values; sweep.search=random or optuna "
                 f"takes a range"
             )
-        for value in _values(values):
-            changed = shared.config("check", {key: value})
-            semantics.check(changed, semantics.domain_names(changed))
+    for changes in _combinations(settings):
+        changed = shared.config("check", changes)
+        semantics.check(changed, semantics.domain_names(changed))
     check_objective(config, semantics.domain_names(config))
 
 
@@ -111,11 +114,7 @@ def sweep(run: Run) -> Path:
         Incomplete: some trials failed; the others are in the table.
     """
     config, settings = run.given_config, run.given_config.sweep
-    alternatives = [
-        _plan(config).config("check", {key: value})
-        for key, values in settings.space.items()
-        for value in _values(values)
-    ]
+    alternatives = [_plan(config).config("check", one) for one in _combinations(settings)]
     shared = with_artefacts(
         run, [config, *alternatives], config.mixture.targets, settings.objective
     )
@@ -155,9 +154,20 @@ def sweep(run: Run) -> Path:
     return finish(run, failed)
 
 
-def _values(values: Any) -> list[Any]:
-    """Those of a list, or the ends of a range."""
-    return [values["min"], values["max"]] if isinstance(values, Mapping) else list(values)
+def _combinations(settings: Sweep) -> Iterator[dict[str, Any]]:
+    """What trials will change, as a whole, since one key may need another: all combinations of
+    values and of the ends of ranges, or, of very many, those that have every value.
+    """
+    space = {
+        key: [values["min"], values["max"]] if isinstance(values, Mapping) else list(values)
+        for key, values in settings.space.items()
+    }
+    if math.prod(map(len, space.values())) <= _MOST_CHECKED:
+        for values in itertools.product(*space.values()):
+            yield dict(zip(space, values, strict=True))
+        return
+    for place in range(max(map(len, space.values()))):
+        yield {key: values[place % len(values)] for key, values in space.items()}
 
 
 def _plan(config: Config) -> Plan:
