@@ -19,7 +19,7 @@ def write_store(folder: Path, samples: Sequence[Sample]) -> Path:
     carries loss, one byte each.
     """
     from versatune_ray.domains.spec import Input
-    from versatune_ray.domains.store import Batch, TokenStoreWriter
+    from versatune_ray.domains.store_writer import Batch, TokenStoreWriter
 
     with TokenStoreWriter(
         folder, [Input(f"{folder}.jsonl", f"{folder.name}.jsonl", "jsonl")]

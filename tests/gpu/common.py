@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from versatune_ray.domains import DomainData, DomainPaths, load_domains
 from versatune_ray.domains.spec import Input
-from versatune_ray.domains.store import Batch, TokenStoreWriter
+from versatune_ray.domains.store_writer import Batch, TokenStoreWriter
 from versatune_ray.settings import Data
 
 GPU = torch.cuda.is_available()

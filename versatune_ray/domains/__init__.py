@@ -30,7 +30,8 @@ from versatune_ray.domains.records import (
 )
 from versatune_ray.domains.spec import Input, expand
 from versatune_ray.domains.split import DomainData, DomainPaths, DomainStores, load_domains, split
-from versatune_ray.domains.store import Batch, Records, TokenStore, TokenStoreWriter
+from versatune_ray.domains.store import Records, TokenStore
+from versatune_ray.domains.store_writer import Batch, TokenStoreWriter
 
 __all__ = [
     "PLAIN_TEMPLATE",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from versatune_ray.domains.store import Batch
+from versatune_ray.domains.store_writer import Batch
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -29,8 +29,8 @@ from versatune_ray.domains.split import DomainPaths
 from versatune_ray.domains.store import (
     STORE_FORMAT,
     TokenStore,
-    TokenStoreWriter,
 )
+from versatune_ray.domains.store_writer import TokenStoreWriter
 from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import have, held, key_of
 from versatune_ray.settings import Config, Domain

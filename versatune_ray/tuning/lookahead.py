@@ -19,7 +19,7 @@ from versatune_ray.errors import UserError
 from versatune_ray.mixture import POLICIES, STARTS, Start, needs_gradients, replay
 from versatune_ray.pipeline import Run
 from versatune_ray.runs.folder import say
-from versatune_ray.settings import Config, semantics
+from versatune_ray.settings import Config, mixing, semantics
 from versatune_ray.settings.loading import parse, with_keys
 
 CAVEAT = (
@@ -96,10 +96,10 @@ def _answers(
         )
     chosen = config.mixture.start
     if isinstance(chosen, dict) or STARTS[chosen] in (Start(), Start(needs_targets=True)):
-        start = semantics.starting_shares(config, names, None, [1] * len(names))
+        start = mixing.starting_shares(config, names, None, [1] * len(names))
     losses = np.array([[line["loss"][name] for name in names] for line in lines])
     ceiling = None if reference is None else [reference[name] for name in names]
-    policy, told = semantics.policy(config, names), lines[1:]
+    policy, told = mixing.policy(config, names), lines[1:]
     products = None
     if needs_gradients(policy):
         if any("gradient_products" not in line for line in told):

@@ -1,0 +1,166 @@
+"""What the keys of ``mixture`` mean together: the policy, and the shares before step 1."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from versatune_ray import mixture as mix
+from versatune_ray.errors import UserError
+from versatune_ray.settings import Config, nearest
+
+# up to which repeated records are nearly as good as new ones (Muennighoff et al. 2023, arXiv
+
+
+def policy(config: Config, names: Sequence[str]) -> mix.Policy:
+    """The configured policy.
+
+    Raises:
+        UserError: an unknown target, floors that do not fit together, a class that is not there or
+            is no policy, or options that it does not take.
+    """
+    settings = config.mixture
+    if settings.min_share * len(names) > 1:
+        raise UserError(
+            f"mixture.min_share: {settings.min_share} for each of {len(names)} domains is more "
+            f"than 1; at most {1 / len(names):.4g}"
+        )
+    rule = rule_of(settings.policy)
+    known = settings.policy in mix.POLICIES
+    if known and settings.options and not rule.options:
+        raise UserError(
+            f"mixture.options: policy={settings.policy} takes its settings from the other keys of "
+            f"mixture; found {settings.options}"
+        )
+    for key in settings.options if known else ():
+        if key not in rule.options:
+            raise UserError(
+                f"mixture.options.{key}: {settings.policy} takes no such setting; "
+                f"{nearest(key, rule.options)}"
+            )
+    given = {key: getattr(settings, key) for key in rule.keys} | settings.options
+    if rule.needs_targets:
+        given["targets"] = targets(config, names)
+    try:
+        found = rule.kind(**given)
+    except (TypeError, ValueError) as error:
+        where = "mixture.options" if settings.options else "mixture"
+        raise UserError(f"{where}: {settings.policy}: {error}") from None
+    if (
+        isinstance(found, mix.SkillIt)
+        and found.skills is not None
+        and len(found.skills) != len(names)
+    ):
+        raise UserError(
+            f"mixture.options.skills: {len(found.skills)} rows for the {len(names)} domains "
+            f"{', '.join(names)}"
+        )
+    if settings.min_share and not rule.floor and not rule.fixed:
+        return mix.Floored(found, settings.min_share)
+    return found
+
+
+def rule_of(name: str) -> mix.Rule:
+    """A policy of ``mixture.POLICIES``, or a class of the user's.
+
+    Raises:
+        UserError: a class that is not there, or is no policy.
+    """
+    if name in mix.POLICIES:
+        return mix.POLICIES[name]
+    module, _, attribute = name.partition(":")
+    try:
+        kind = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"mixture.policy: {name}: {error}; is it on the Python path of every machine "
+            f"(installed, or in --working-dir)?"
+        ) from None
+    missing = [
+        method for method in ("update", "guard_state") if not callable(getattr(kind, method, None))
+    ]
+    if missing or not isinstance(kind, type):
+        raise UserError(
+            f"mixture.policy: {name} is no policy: it has no "
+            f"{' and no '.join(missing) or 'class'}; see mixture.Policy"
+        )
+    return mix.Rule(kind)
+
+
+def targets(config: Config, names: Sequence[str]) -> tuple[int, ...]:
+    """Indices of ``mixture.targets`` in domain order."""
+    if not config.mixture.targets:
+        raise UserError("mixture.targets: missing; name at least one domain to expand")
+    unknown = set(config.mixture.targets) - set(names)
+    if unknown:
+        raise UserError(
+            f"mixture.targets: unknown domain {min(unknown)!r}; valid: {', '.join(names)}"
+        )
+    return tuple(names.index(name) for name in config.mixture.targets)
+
+
+def starting_shares(
+    config: Config, names: Sequence[str], detected: Sequence[float] | None, sizes: Sequence[int]
+) -> NDArray[np.float64]:
+    """P(0), shape [k]: ``mixture.start`` applied.
+
+    Raises:
+        UserError: the shares given are not one per domain, or not a distribution.
+    """
+    start, k = config.mixture.start, len(names)
+    if isinstance(start, dict):
+        if set(start) != set(names):
+            raise UserError(
+                f"mixture.start: needs one share for each of {', '.join(names)}; found "
+                f"{', '.join(start)}"
+            )
+        total = sum(start.values())
+        if min(start.values()) < 0 or not 0 < total < math.inf:
+            raise UserError(f"mixture.start: shares must be ≥ 0 and not all 0; found {start}")
+        return np.array([start[name] / total for name in names])
+    try:
+        if start == "uniform":
+            return mix.uniform(k)
+        if start == "proportional":
+            return mix.proportional(sizes)
+        if start == "temperature":
+            return mix.temperature(mix.proportional(sizes), config.mixture.tau)
+        if start == "trajectory":
+            return _trajectory(config, names)
+        if start == "specific":
+            return mix.specific(k, targets(config, names))
+        if start == "uniform_remainder":
+            return mix.uniform_remainder(k, targets(config, names), config.mixture.target_share)
+        assert detected is not None, "detected shares are needed"
+        shares = np.asarray(detected, dtype=np.float64)
+        return (
+            shares
+            if start == "detected"
+            else mix.inverse(shares, "reciprocal" if start == "inverse" else "complement")
+        )
+    except ValueError as error:
+        raise UserError(f"mixture.start={start}: {error}") from None
+
+
+def _trajectory(config: Config, names: Sequence[str]) -> NDArray[np.float64]:
+    """The average mixture of the run that ``mixture.trajectory`` names."""
+    file = Path(config.mixture.trajectory or "")
+    if not file.is_file():
+        raise UserError(
+            f"mixture.trajectory: {file}: no such file; name the adjustments.jsonl of a finished "
+            f"run"
+        )
+    try:
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        shares = [[line["share"][name] for name in names] for line in lines]
+        return mix.mean_shares([line["step"] for line in lines], shares, names)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"mixture.trajectory: {file}: no log of a run over {', '.join(names)}: {error}"
+        ) from None
