@@ -19,18 +19,27 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any, Literal, NamedTuple, TypedDict
 
 from versatune_ray.domains.sources import expand, read_records
 from versatune_ray.errors import UserError
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
-class Message(TypedDict):
+class Message(TypedDict, total=False):
+    """One turn, as chat templates take it. ``content`` is "" where an assistant only calls a
+    tool.
+    """
+
     role: Role
     content: str
+    tool_calls: list[dict[str, Any]]
+    reasoning_content: str
+    name: str
+    tool_call_id: str
 
 
 Conversation = list[Message]
@@ -244,3 +253,24 @@ def text(value: Any, name: str) -> str:
     except UnicodeEncodeError:
         raise BadRecord(f"{name} holds half a Unicode character (a lone surrogate)") from None
     return result
+
+
+@dataclass(frozen=True)
+class Example:
+    """One record, ready for the chat template.
+
+    messages: empty for raw text. trains: one per message, true for assistant turns that carry loss.
+    tools: what the template is told of tools, as JSON schemas. weight: what the record's loss
+    counts, ≥ 0. text: raw text, of which every token trains.
+    """
+
+    messages: tuple[Message, ...]
+    trains: tuple[bool, ...]
+    tools: list[dict[str, Any]] | None = None
+    weight: float = 1.0
+    text: str | None = None
+
+    @classmethod
+    def chat(cls, messages: Sequence[Message]) -> Example:
+        """A conversation of which every assistant turn is learned."""
+        return cls(tuple(messages), tuple(turn["role"] == "assistant" for turn in messages))
