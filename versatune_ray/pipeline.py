@@ -372,6 +372,7 @@ class Run:
                     self.cache,
                     gpu=self.gpu,
                     trust_remote_code=remote,
+                    template_kwargs=config.data.chat_template_kwargs,
                 )
                 reused = reused and cached
                 if failed:
@@ -502,7 +503,10 @@ class Run:
 
         return tokenizer_fingerprint(
             load_tokenizer(
-                model, self.config.data.chat_template, self.config.model.trust_remote_code
+                model,
+                self.config.data.chat_template,
+                self.config.model.trust_remote_code,
+                self.config.data.chat_template_kwargs,
             )
         )
 

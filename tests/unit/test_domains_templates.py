@@ -35,8 +35,9 @@ R1 = ["<|bos|>", "<|eos|>", "<|User|>", "<|Assistant|>", "<|tool_outputs|>"]
 
 QWEN25 = (
     "{%- if tools %}<|im_start|>system\n{% for t in tools %}{{ t | tojson }}{% endfor %}<|im_end|>"
-    "\n{% endif %}{% for m in messages %}{% if m.role == 'tool' %}<|im_start|>user\n<tool_response>\n"
-    "{{ m.content }}\n</tool_response><|im_end|>\n{% else %}<|im_start|>{{ m.role }}\n"
+    "\n{% endif %}{% for m in messages %}{% if m.role == 'tool' %}<|im_start|>user\n"
+    "<tool_response>\n{{ m.content }}\n</tool_response><|im_end|>\n{% else %}<|im_start|>"
+    "{{ m.role }}\n"
     "{{ m.content }}{% for c in m.tool_calls or [] %}<tool_call>\n"
     "{{ c.function | tojson }}\n</tool_call>{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

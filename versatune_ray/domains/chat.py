@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +23,10 @@ from versatune_ray.domains import masks
 from versatune_ray.domains.records import BadRecord, Example, Message
 from versatune_ray.domains.template import (
     ChatTemplate,
-    one_line,
     only_template,
     read_template,
     with_defaults,
+    words,
 )
 from versatune_ray.errors import UserError
 from versatune_ray.runs.storage import fetch
@@ -82,12 +82,14 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # the hub's and the tokenizers' errors share no base class
-        raise UserError(f"{path}: no tokenizer can be loaded from it: {one_line(error)}") from error
+        raise UserError(f"{path}: no tokenizer can be loaded from it: {words(error)}") from error
     if not tokenizer.is_fast:
         raise UserError(
             f"{path}: {type(tokenizer).__name__} gives no offsets, which the loss mask needs; save "
             f"a tokenizer.json beside it"
         )
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     origin = chat_template_file or path
     template = (
         read_template(chat_template_file)
@@ -258,17 +260,16 @@ def _tokens(
     tokenizer: Any, text: str, breaks: Sequence[int]
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """Tokens and their character offsets."""
-    batch = tokenizer(
-        masks.with_breaks(text, breaks) if breaks else text,
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        verbose=False,
-    )
+    whole = masks.with_breaks(text, breaks) if breaks else text
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = False  # a state that each call of a tokenizer may change
+    found = backend.encode(whole, add_special_tokens=False)
     if breaks:
-        return masks.without_breaks(batch["input_ids"], batch["offset_mapping"], breaks)
-    return batch["input_ids"], batch["offset_mapping"]
+        return masks.without_breaks(found.ids, found.offsets, breaks)
+    return found.ids, found.offsets
 
 
+@lru_cache(maxsize=512)
 def _break_at(tokenizer: Any, special: str) -> int:
     """Where its text, taken as any other, has its first border between tokens."""
     offsets = tokenizer(

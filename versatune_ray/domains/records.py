@@ -46,12 +46,18 @@ Conversation = list[Message]
 
 
 class Question(NamedTuple):
-    """A question as it is put to the model (choices appended as lettered lines), and the expected
-    answer text.
+    """A question as it is put to the model (choices appended as lettered lines), the expected
+    answer text, and others that are as right.
     """
 
     question: str
     answer: str
+    others: tuple[str, ...] = ()
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """All that are accepted."""
+        return (self.answer, *self.others)
 
 
 class BadRecord(Exception):

@@ -40,9 +40,7 @@ def read_template(file: str) -> str:
     try:
         return Path(fetch(file)).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{file}: cannot be read: {one_line(error)} (data.chat_template)"
-        ) from error
+        raise UserError(f"{file}: cannot be read: {words(error)} (data.chat_template)") from error
 
 
 def only_template(tokenizer: Any, path: str, key: str = "data.chat_template") -> str | None:
@@ -138,7 +136,7 @@ class ChatTemplate:
                 **self._variables,
             )
         except Exception as error:  # a template can raise whatever Python can
-            raise BadRecord(f"the chat template refuses it: {one_line(error)}") from error
+            raise BadRecord(f"the chat template refuses it: {words(error)}") from error
         return texts[0], spans[0] if self.tracks_generation else []
 
     @cached_property
@@ -195,7 +193,8 @@ def common_prefix(one: str, other: str) -> int:
     return min(len(one), len(other))
 
 
-def one_line(error: BaseException) -> str:
+def words(error: BaseException) -> str:
+    """The whole message in one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

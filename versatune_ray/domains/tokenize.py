@@ -27,6 +27,7 @@ from versatune_ray.domains.split import DomainPaths
 from versatune_ray.domains.store import STORE_FORMAT, Batch, TokenStore, TokenStoreWriter
 from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import have, held, key_of
+from versatune_ray.runs.folder import say
 from versatune_ray.settings import Config, Domain
 
 if TYPE_CHECKING:
@@ -84,7 +85,11 @@ def build_stores(
         if Path(tokenizer_path).expanduser().exists()
         else tokenizer_path
     )
-    tokenizer = chat.load_tokenizer(path, data.chat_template, config.model.trust_remote_code)
+    remote = config.model.trust_remote_code
+    tokenizer = chat.load_tokenizer(path, data.chat_template, remote, data.chat_template_kwargs)
+    chat.check_embeddings(tokenizer, path, remote)
+    for warning in chat.template_warnings(tokenizer):
+        say("records", f"warning: {warning}")
     encoding = _Encoding(
         path,
         tokenizer.get_chat_template(),
@@ -94,6 +99,7 @@ def build_stores(
     )
     variant = {
         "format": STORE_FORMAT,
+        "encoding": chat.ENCODING,
         "tokenizer": chat.tokenizer_fingerprint(tokenizer),
         "max_length": data.max_length,
         "too_long": data.too_long,

@@ -90,7 +90,12 @@ def _finetune(config: Config, rank: int, world: int, device: torch.device) -> Pa
         data = load_domains(paths, config.data)
         sizes = [len(data[name].train) for name in names]
         tokenizer = tokenizer_fingerprint(
-            load_tokenizer(model, config.data.chat_template, config.model.trust_remote_code)
+            load_tokenizer(
+                model,
+                config.data.chat_template,
+                config.model.trust_remote_code,
+                config.data.chat_template_kwargs,
+            )
         )
         detected = _detected(config, model) if semantics.needs_detection(config) else None
         reference = (
