@@ -126,14 +126,13 @@ def test_without_a_bos_token_none_is_added() -> None:
     )
 
 
-def test_a_template_that_rewrites_earlier_turns_makes_a_bad_record() -> None:
+def test_a_template_may_treat_the_last_turn_apart() -> None:
     tokenizer = byte_pairs()
     tokenizer.chat_template = INST.replace(
-        "{% else %}", "{% else %}{% if loop.last %}<think></think>{% endif %}"
+        "{% else %}", "{% else %}{% if loop.last %}<think>\n\n</think>\n\n{% endif %}"
     )
-    encode(tokenizer, conversation("u: hi", "a: yo"))
-    with pytest.raises(BadRecord, match="not prefix-stable: it renders turn 2"):
-        encode(tokenizer, conversation("u: hi", "a: yo", "u: so", "a: no"))
+    encoded = encode(tokenizer, conversation("u: hi", "a: yo", "u: so", "a: no"))
+    assert trained(tokenizer, encoded) == [" yo</s>", "no</s>"]
 
 
 def test_what_a_template_refuses_is_a_bad_record_with_its_words() -> None:

@@ -21,9 +21,26 @@ from versatune_ray.evaluation.results import results
         ("", "blue mint", False),
         ("a\nb", "a\nb", True),
         ("a", "a\nb", False),
+        ("<think>\n\n</think>\n\nOstra.", "Ostra", True),
+        ("<think>\nOstra", "Ostra", False),
+        ("**Ostra**", "Ostra", True),
+        ("\n$$\\boxed{\\text{Ostra}}$$.\nAs asked.", "Ostra", True),
+        ("\\(x^{2}\\)", "\\boxed{x^{2}}", True),
+        ("Ｏｓｔｒａ。", "Ostra", True),
+        ("cafe\u0301", "caf\u00e9", True),
+        ("1,234,567.5", "1234567.5", True),
+        ("12\u202f345", "１２，３４５", True),
+        ("1,23", "123", False),
+        ("0,125", "0125", False),
+        ("$5 or $6", "5 or $6", False),
+        ("**a** or **b**", "a** or **b", False),
+        ("", "...", False),
+        ("-5", "5", False),
+        ("blue", ["red", "Blue"], True),
+        ("blue", ["red", "green"], False),
     ],
 )
-def test_exact_match(answer: str, expected: str, match: bool) -> None:
+def test_exact_match(answer: str, expected: str | list[str], match: bool) -> None:
     assert is_match(answer, expected) is match
 
 

@@ -1,31 +1,38 @@
-"""Conversations → tokens with a loss mask, for any chat template.
+"""Conversations → tokens with a loss mask, for any chat template (see ``masks``).
 
-The template renders growing prefixes of a conversation, and what it adds for an assistant turn
-beyond the generation prompt is that turn's span: its text and the end-of-turn marker, without the
-white space after it. The whole text is tokenised once, exactly as inference tokenises its prompt,
-and a token carries loss when it overlaps a span. That needs two renderings per assistant turn and a
-template that never rewrites earlier turns; records for which it does are refused, not mislabelled.
-
-Rows begin with BOS wherever the tokenizer has a ``bos_token`` (Llama models were trained so; Qwen
-has none), at training and at inference alike. Special tokens spelled out inside a record's text are
-read as such, as everywhere in ``transformers``.
+The whole text is tokenised once, exactly as inference tokenises its prompt, and a token carries
+loss when it overlaps what is learned. Rows begin with BOS wherever the tokenizer has a
+``bos_token`` (Llama models were trained so; Qwen has none), at training and at inference alike; the
+template that is exported writes it. Special tokens that a record's text spells are the text that
+they are, and only the template writes them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
 
+from versatune_ray.domains import masks
 from versatune_ray.domains.records import BadRecord, Example, Message
+from versatune_ray.domains.template import (
+    ChatTemplate,
+    only_template,
+    read_template,
+    with_defaults,
+    words,
+)
 from versatune_ray.errors import UserError
 from versatune_ray.runs.storage import fetch
 from versatune_ray.runtime.models import commit
+
+ENCODING = 2  # raised whenever the same conversation becomes other tokens or another mask
 
 # The prompt ends without a space: byte-pair vocabularies join a space to the word after it, that
 # is, to the answer.
@@ -41,25 +48,32 @@ PLAIN_TEMPLATE = (
 
 
 class Encoded(NamedTuple):
-    """A tokenised conversation: ``tokens`` and ``loss_mask`` of equal length, and the UTF-8 bytes
-    of the answers they hold.
+    """A tokenised record: ``tokens`` and ``loss_mask`` of equal length, the UTF-8 bytes of the
+    answers they hold, and how many of its turns the template left the reasoning out of.
     """
 
     tokens: list[int]
     loss_mask: list[bool]
     response_bytes: int
+    dropped_reasoning: int = 0
 
 
 def load_tokenizer(
-    path: str, chat_template_file: str | None = None, trust_remote_code: bool = False
+    path: str,
+    chat_template_file: str | None = None,
+    trust_remote_code: bool = False,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> Any:
     """Load a fast tokenizer from a folder or a Hugging Face id, with a chat template for sure.
 
     The template is the file's if one is given, else the tokenizer's own, else ``PLAIN_TEMPLATE``.
 
+    Args:
+        template_kwargs: values of the template's variables, which become part of it.
+
     Raises:
-        UserError: the tokenizer or the template cannot be loaded, gives no offsets, or has no EOS
-            for the plain template.
+        UserError: the tokenizer or the template cannot be loaded, gives no offsets, has no EOS for
+            the plain template, or the template none of these variables.
     """
     from transformers import AutoTokenizer
 
@@ -71,32 +85,28 @@ def load_tokenizer(
             path, trust_remote_code=trust_remote_code, revision=commit(path)
         )
     except Exception as error:  # the hub's and the tokenizers' errors share no base class
-        raise UserError(
-            f"{path}: no tokenizer can be loaded from it: {_one_line(error)}"
-        ) from error
+        raise UserError(f"{path}: no tokenizer can be loaded from it: {words(error)}") from error
     if not tokenizer.is_fast:
         raise UserError(
             f"{path}: {type(tokenizer).__name__} gives no offsets, which the loss mask needs; save "
             f"a tokenizer.json beside it"
         )
-    origin = path
-    if chat_template_file is not None:
-        origin = chat_template_file
-        try:
-            tokenizer.chat_template = (
-                Path(fetch(chat_template_file)).expanduser().read_text(encoding="utf-8")
-            )
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{chat_template_file}: cannot be read: {_one_line(error)} (data.chat_template)"
-            ) from error
-    elif not tokenizer.chat_template:
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    origin = chat_template_file or path
+    template = (
+        read_template(chat_template_file)
+        if chat_template_file is not None
+        else only_template(tokenizer, path)
+    )
+    if not template:
         if tokenizer.eos_token is None:
             raise UserError(
                 f"{path}: the tokenizer has neither a chat template nor an eos_token; set "
                 f"data.chat_template"
             )
-        tokenizer.chat_template = PLAIN_TEMPLATE
+        template = PLAIN_TEMPLATE
+    tokenizer.chat_template = with_defaults(template, template_kwargs or {}, origin)
     try:
         tokenizer.apply_chat_template([Message(role="user", content="a")], tokenize=False)
     except jinja2.TemplateSyntaxError as error:
@@ -104,7 +114,7 @@ def load_tokenizer(
             f"{origin}: line {error.lineno} of the chat template: {error.message} "
             f"(data.chat_template)"
         ) from error
-    except jinja2.TemplateError:
+    except Exception:
         # a template may refuse this conversation and take others; each record is judged by itself
         pass
     return tokenizer
@@ -118,59 +128,109 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
         tokenizer.backend_tokenizer.to_str(),
         tokenizer.bos_token,
         tokenizer.eos_token,
-        tokenizer.get_chat_template(),
+        ChatTemplate.of(tokenizer).text,
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def encode(tokenizer: Any, example: Example | Sequence[Message]) -> Encoded:
-    """Tokenise an example (turns alone: all of the assistant's are learned). Only assistant turns
-    that are learned carry loss, each with its end-of-turn token; of a raw text every token, and the
-    EOS behind it.
+    """Tokenise a record; only its assistant turns, each with its end-of-turn token, carry loss. Of
+    raw text every token does, and the EOS after it.
+
+    Args:
+        example: or a conversation of which every assistant turn is learned.
 
     Raises:
-        BadRecord: the template refuses the conversation, or renders a turn otherwise once others
-            follow.
+        BadRecord: the template refuses the conversation, or leaves out of it what it must not.
     """
     if not isinstance(example, Example):
         example = Example.chat(example)
+    template, break_at = ChatTemplate.of(tokenizer), partial(_break_at, tokenizer)
     if example.text is not None:
-        ids = tokenizer(example.text, add_special_tokens=False, verbose=False)["input_ids"]
-        ids += [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        tokens = _with_bos(tokenizer, ids)
-        learned = [False] * (len(tokens) - len(ids)) + [True] * len(ids)
-        return Encoded(tokens, learned, len(example.text.encode()))
-    conversation = example.messages
-    text = _render(tokenizer, conversation)
-    spans = _assistant_spans(tokenizer, example, text)
-    batch = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    mask = []
-    reached, span = 0, 0
-    for start, end in batch["offset_mapping"]:
-        # Some vocabularies leave white space out of a token's offsets: a gap belongs to the token
-        # that follows it.
-        start = min(start, reached)
-        while span < len(spans) and spans[span][1] <= start:
-            span += 1
-        mask.append(span < len(spans) and start < end and end > spans[span][0])
-        reached = max(reached, end)
-    tokens = _with_bos(tokenizer, batch["input_ids"])
-    response_bytes = sum(
-        len(turn["content"].encode())
-        for turn, trains in zip(conversation, example.trains, strict=True)
-        if trains
-    )
-    return Encoded(tokens, [False] * (len(tokens) - len(mask)) + mask, response_bytes)
+        learned = masks.raw_text(template, example.text, break_at)
+    else:
+        learned = masks.learned(template, example, break_at)
+    tokens, offsets = _tokens(tokenizer, learned.text, learned.breaks)
+    mask = masks.covered(offsets, learned.spans)
+    row = _with_bos(tokenizer, tokens)
+    mask = [False] * (len(row) - len(mask)) + mask
+    if example.text is not None and tokenizer.eos_token_id is not None:
+        row, mask = [*row, tokenizer.eos_token_id], [*mask, True]
+    return Encoded(row, mask, learned.response_bytes, learned.dropped)
 
 
 def encode_prompt(tokenizer: Any, conversation: Sequence[Message]) -> list[int]:
     """Tokens after which the model writes the next assistant turn: the prefix of the row that
     ``encode`` makes of both.
+
+    Raises:
+        BadRecord: the template refuses the conversation.
     """
-    text = _render(tokenizer, conversation, prompt=True)
-    return _with_bos(
-        tokenizer, tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    text, breaks = masks.prompt_text(
+        ChatTemplate.of(tokenizer), Example.chat(conversation), partial(_break_at, tokenizer)
     )
+    return _with_bos(tokenizer, _tokens(tokenizer, text, breaks)[0])
+
+
+def end_of_turn(tokenizer: Any) -> int | None:
+    """The token that a model trained on this template's rows stops at; None if an assistant turn
+    ends in none that stops generation.
+    """
+    marker = ChatTemplate.of(tokenizer).edges.end
+    ids: list[int] = tokenizer(marker, add_special_tokens=False)["input_ids"] if marker else []
+    stops = {tokenizer.eos_token_id, *tokenizer.added_tokens_decoder}
+    return ids[-1] if ids and ids[-1] in stops else None
+
+
+def template_warnings(tokenizer: Any) -> list[str]:
+    """What a person should know of a template before training with it; a line each."""
+    if end_of_turn(tokenizer) is not None:
+        return []
+    return [
+        "no assistant turn ends in a token that stops generation: the tuned model will not know "
+        "where to stop; give a template that ends turns with the eos_token as data.chat_template"
+    ]
+
+
+def served_template(tokenizer: Any) -> str:
+    """The template to export: it writes the BOS that rows begin with, if it does not by itself."""
+    template: str = tokenizer.chat_template
+    if tokenizer.bos_token is None:
+        return template
+    text, _ = ChatTemplate.of(tokenizer).render([{"role": "user", "content": "a"}])
+    return template if text.startswith(tokenizer.bos_token) else "{{ bos_token }}" + template
+
+
+def check_embeddings(tokenizer: Any, path: str, trust_remote_code: bool = False) -> None:
+    """Whether the model in ``path`` has an embedding for every token that a row can hold. A special
+    token that neither the template nor a row's begin and end have is in none.
+
+    Raises:
+        UserError: it has not.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception:  # a tokenizer alone; a model that cannot be loaded is told where it is
+        return
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    if rows is None or len(tokenizer) <= rows:
+        return
+    added = tokenizer.added_tokens_decoder
+    special = {number for number, token in added.items() if token.special}
+    possible = set(tokenizer.get_vocab().values()) - special
+    possible |= {tokenizer.bos_token_id or 0, tokenizer.eos_token_id or 0}
+    asked = [Message(role="user", content="a"), Message(role="assistant", content="b")]
+    try:
+        possible |= {*encode(tokenizer, [*asked, *asked]).tokens}
+    except BadRecord:
+        possible |= special
+    if max(possible) >= rows:
+        raise UserError(
+            f"model.path: the tokenizer of {path} has {len(tokenizer)} tokens, the model "
+            f"embeddings for {rows}; resize them and save the model again"
+        )
 
 
 def cut(tokenizer: Any, encoded: Encoded, max_length: int) -> Encoded:
@@ -196,51 +256,32 @@ def cut(tokenizer: Any, encoded: Encoded, max_length: int) -> Encoded:
             # A character cut in two decodes to the replacement sign, which is none of the answer's
             # bytes.
             response_bytes += len(text.strip().removesuffix("\ufffd").encode())
-    return Encoded(tokens, mask, response_bytes)
+    return encoded._replace(tokens=tokens, loss_mask=mask, response_bytes=response_bytes)
 
 
-def _render(tokenizer: Any, conversation: Sequence[Message], prompt: bool = False) -> str:
-    try:
-        return str(
-            tokenizer.apply_chat_template(
-                list(conversation), tokenize=False, add_generation_prompt=prompt
-            )
-        )
-    except jinja2.TemplateError as error:
-        raise BadRecord(f"the chat template refuses it: {_one_line(error)}") from error
+def _tokens(
+    tokenizer: Any, text: str, breaks: Sequence[int]
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Tokens and their character offsets."""
+    whole = masks.with_breaks(text, breaks) if breaks else text
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = False  # a state that each call of a tokenizer may change
+    found = backend.encode(whole, add_special_tokens=False)
+    if breaks:
+        return masks.without_breaks(found.ids, found.offsets, breaks)
+    return found.ids, found.offsets
 
 
-def _assistant_spans(tokenizer: Any, example: Example, text: str) -> list[tuple[int, int]]:
-    """Character spans ``[start, end)`` of the assistant turns that are learned in ``text``, the
-    rendering of the whole conversation.
-    """
-    spans, conversation = [], example.messages
-    for index, (turn, trains) in enumerate(zip(conversation, example.trains, strict=True)):
-        if not trains:
-            continue
-        last = index == len(conversation) - 1
-        through = text if last else _render(tokenizer, conversation[: index + 1])
-        if index:
-            before = _render(tokenizer, conversation[:index], prompt=True)
-        # nothing can be rendered before the first turn; what a template puts there ends where the
-        # text begins
-        else:
-            before = through[: max(through.rfind(turn["content"].strip()), 0)]
-        through = through.rstrip()
-        if not through.startswith(before) or not text.startswith(through):
-            raise BadRecord(
-                f"the chat template is not prefix-stable: it renders turn {index + 1} otherwise "
-                f"once others follow; "
-                "give one that does not as data.chat_template"
-            )
-        spans.append((len(before), len(through)))
-    return spans
+@lru_cache(maxsize=512)
+def _break_at(tokenizer: Any, special: str) -> int:
+    """Where its text, taken as any other, has its first border between tokens."""
+    offsets = tokenizer(
+        special, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+    )["offset_mapping"]
+    borders = [end for _, end in offsets if 0 < end < len(special)]
+    return borders[0] if borders else 1
 
 
 def _with_bos(tokenizer: Any, tokens: list[int]) -> list[int]:
     bos = tokenizer.bos_token_id
     return tokens if bos is None or tokens[:1] == [bos] else [bos, *tokens]
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -122,6 +122,9 @@ def encode(rows: Sequence[dict[str, Any]], encoding: Encoding) -> list[dict[str,
         except records.BadRecord as error:
             encoded_rows.append({**row, "problem": printable(str(error))})
             continue
+        if encoded.dropped_reasoning and row["account"]:
+            read = json.loads(row["account"])
+            row["account"] = json.dumps([*read, encoded.dropped_reasoning])
         for number, piece in enumerate(fitted):
             if len(fitted) == 1:
                 hashed, prompt = records.content_hash(example), prompt_key(example)

@@ -45,6 +45,7 @@ class Preview:
     lengths: list[int] = field(default_factory=list)
     trained_tokens: int = 0
     cut: int = 0
+    dropped_reasoning: int = 0
     duplicates: int = 0
     samples: list[dict[str, Any]] = field(default_factory=list)
     spans: list[list[tuple[str, bool]]] = field(default_factory=list)
@@ -62,6 +63,7 @@ class Preview:
             "tokens": None if not self.lengths else _quantiles(self.lengths),
             "trained_tokens": self.trained_tokens,
             "cut": self.cut,
+            "dropped_reasoning": self.dropped_reasoning,
             "duplicates": self.duplicates,
             "samples": self.samples,
         }
@@ -87,7 +89,10 @@ def preview(
         raise UserError("model.path: none given; its tokenizer decides what trains")
     data = config.data
     tokenizer = chat.load_tokenizer(
-        config.model.path, data.chat_template, config.model.trust_remote_code
+        config.model.path,
+        data.chat_template,
+        config.model.trust_remote_code,
+        data.chat_template_kwargs,
     )
     warnings: list[str] = []
     found = {}
@@ -144,6 +149,7 @@ def _look(
             result.shapes[reading.shape] += 1
             result.unused.update(reading.unused)
             result.lengths.append(length)
+            result.dropped_reasoning += encoded.dropped_reasoning
             result.trained_tokens += sum(encoded.loss_mask)
             digest = content_hash(reading.example)
             result.duplicates += digest in seen
@@ -209,6 +215,11 @@ def _doubts(name: str, found: Preview) -> list[str]:
         )
     for column, count in found.unused.most_common():
         doubts.append(f"domains.{name}: the field {column!r} of {count} records is not read")
+    if found.dropped_reasoning:
+        doubts.append(
+            f"domains.{name}: the chat template drops the reasoning of {found.dropped_reasoning:,} "
+            f"turns"
+        )
     if found.cut:
         doubts.append(f"domains.{name}: {found.cut} records are cut at data.max_length")
     if found.duplicates:

@@ -230,7 +230,7 @@ def _weighted(
 
 def _account(metas: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
     total: dict[str, dict[str, int]] = {}
-    for kind in ("shapes", "unused_fields", "left_out"):
+    for kind in ("shapes", "unused_fields", "left_out", "template_drops"):
         counts: Counter[str] = Counter()
         for meta in metas:
             counts.update(meta[kind])

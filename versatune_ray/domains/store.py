@@ -47,7 +47,7 @@ COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "weights": ("<f4", ()),
     "locations": ("<i8", (2,)),
 }
-ACCOUNTS = ("shapes", "unused_fields", "missing_columns", "left_out")
+ACCOUNTS = ("shapes", "unused_fields", "missing_columns", "left_out", "template_drops")
 
 
 class TokenStore:

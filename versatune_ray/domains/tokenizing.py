@@ -33,6 +33,7 @@ from versatune_ray.domains.store import (
 from versatune_ray.domains.store_writer import TokenStoreWriter
 from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import have, held, key_of
+from versatune_ray.runs.folder import say
 from versatune_ray.settings import Config, Domain
 
 if TYPE_CHECKING:
@@ -82,7 +83,11 @@ def build_stores(
         if Path(tokenizer_path).expanduser().exists()
         else tokenizer_path
     )
-    tokenizer = chat.load_tokenizer(path, data.chat_template, config.model.trust_remote_code)
+    remote = config.model.trust_remote_code
+    tokenizer = chat.load_tokenizer(path, data.chat_template, remote, data.chat_template_kwargs)
+    chat.check_embeddings(tokenizer, path, remote)
+    for warning in chat.template_warnings(tokenizer):
+        say("records", f"warning: {warning}")
     encoding = Encoding(
         path,
         tokenizer.get_chat_template(),
@@ -92,6 +97,7 @@ def build_stores(
     )
     variant = {
         "format": STORE_FORMAT,
+        "encoding": chat.ENCODING,
         "tokenizer": chat.tokenizer_fingerprint(tokenizer),
         "max_length": data.max_length,
         "too_long": data.too_long,
@@ -228,7 +234,7 @@ def _write(writer: TokenStoreWriter, part: Part, job: _Job, encoding: Encoding) 
         writer.account("left_out", reason, count)
     for account, count in part.accounts.items():
         if account:  # rows of a text behind its first have none
-            shape, unused, missing = json.loads(account)
+            shape, unused, missing, *turns = json.loads(account)
             for kind, names in (
                 ("shapes", [shape]),
                 ("unused_fields", unused),
@@ -236,6 +242,8 @@ def _write(writer: TokenStoreWriter, part: Part, job: _Job, encoding: Encoding) 
             ):
                 for name in names:
                     writer.account(kind, name, count)
+            if turns:
+                writer.account("template_drops", "the reasoning of turns", count * turns[0])
     if part.good is not None:
         cut = encoding.too_long == "cut"
         writer.append(

@@ -38,6 +38,7 @@ def ask_both(
             cache,
             gpu=gpu,
             trust_remote_code=config.model.trust_remote_code,
+            template_kwargs=config.data.chat_template_kwargs,
         )
         reused = reused and cached
         if failed:

@@ -6,6 +6,7 @@ where an engine would have to be started for each of many models.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -23,6 +24,7 @@ def greedy_accuracy(
     chat_template: str | None = None,
     trust_remote_code: bool = False,
     gpu: bool = False,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Share of questions per domain whose answer, with its end-of-turn token, greedy decoding would
     write to the letter.
@@ -31,7 +33,7 @@ def greedy_accuracy(
     follows the first line. ``gpu``: computed on this process's GPU, in bf16 as an engine would
     serve it; else on its CPUs, in float32.
     """
-    tokenizer = load_tokenizer(model, chat_template, trust_remote_code)
+    tokenizer = load_tokenizer(model, chat_template, trust_remote_code, template_kwargs)
     device = "cuda" if gpu else "cpu"
     network = (
         load_model(str(fetch(model)), trust_remote_code)

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from versatune_ray.domains.chat import load_tokenizer
+from versatune_ray.domains.template import read_template
 from versatune_ray.errors import UserError, one_line
 from versatune_ray.evaluation.benchmarks import Asked, task_manager
 from versatune_ray.runs.cache import cached, have, key_of, set_aside, write_json
@@ -128,6 +130,7 @@ def _key(one: Asked, path: str, config: Config, gpu: bool) -> dict[str, Any]:
         "chat": settings.chat,
         "template": _template(config),
         "engine": engine_key(settings.engine, gpu),
+        "template_kwargs": config.data.chat_template_kwargs if settings.chat else {},
         "seed": config.seed,
     }
 
@@ -135,7 +138,7 @@ def _key(one: Asked, path: str, config: Config, gpu: bool) -> dict[str, Any]:
 def _template(config: Config) -> str | None:
     """The chat template that is put in the place of the model's own."""
     file = config.data.chat_template if config.evaluation.chat else None
-    return None if file is None else Path(file).read_text(encoding="utf-8")
+    return None if file is None else read_template(file)
 
 
 def _resources(engine: Engine, gpu: bool) -> dict[str, Any]:
@@ -182,9 +185,15 @@ def _measure(
             batch_size=_BATCH,
             **options,
         )
-        template = _template(config)
-        if template is not None:
-            language_model.hf_chat_template = template
+        data = config.data
+        if settings.chat and (data.chat_template is not None or data.chat_template_kwargs):
+            tokenizer = load_tokenizer(
+                model,
+                data.chat_template,
+                config.model.trust_remote_code,
+                data.chat_template_kwargs,
+            )
+            language_model.hf_chat_template = tokenizer.chat_template
         manager = task_manager(own_only=all(isinstance(one.spec, dict) for one in benchmarks))
         for place, one in enumerate(benchmarks):
             bar.to(place, one.name)

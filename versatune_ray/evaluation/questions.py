@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from versatune_ray.domains.chat import encode_prompt, load_tokenizer
-from versatune_ray.domains.records import Question, Rules, read_questions
+from versatune_ray.domains.chat import ENCODING, encode_prompt, end_of_turn, load_tokenizer
+from versatune_ray.domains.records import BadRecord, Question, Rules, read_questions
+from versatune_ray.domains.template import read_template
+from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import cached
 from versatune_ray.runs.parts import finished_ids, read_rows, write_parts
 from versatune_ray.runtime.engine import engine_key, vllm_stage
@@ -25,6 +29,13 @@ _ANSWERED = {
     "error": pa.string(),
     "failed": pa.bool_(),
 }
+
+_AROUND = (*((mark, mark) for mark in ("**", "*", "__", "`", "$$", "$")), (r"\(", r"\)"))
+# the innermost ones first
+_BOXED = re.compile(r"\\(?:boxed|fbox|text|mathrm|mathbf)\{((?:[^{}]|\{[^{}]*\})*)\}")
+_THOUSANDS = re.compile(
+    r"(?<![\d.,])[1-9]\d{0,2}(?:[,'\u2019\u00a0\u2009\u202f\uff0c]\d{3})+(?![\d])"
+)
 
 
 def load_questions(config: Config) -> dict[str, list[Question]]:
@@ -51,14 +62,16 @@ def ask(
     *,
     gpu: bool,
     trust_remote_code: bool,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, list[str]], list[str], bool]:
-    """Greedy answers per domain, in question order; the errors of requests that failed and so
-    answer ""; and whether all was cached.
+    """Greedy answers per domain, in question order, each up to the token that ends an assistant
+    turn; the errors of requests that failed and so answer ""; and whether all was cached.
 
     Raises:
+        UserError: the chat template refuses a question.
         RuntimeError: every request failed.
     """
-    template = None if chat_template is None else Path(chat_template).read_text(encoding="utf-8")
+    template = None if chat_template is None else read_template(chat_template)
     flat = [(name, question.question) for name, asked in questions.items() for question in asked]
     parts = {
         "format": _FORMAT,
@@ -66,18 +79,26 @@ def ask(
         "max_tokens": settings.max_tokens,
         "template": template,
         "engine": engine_key(settings.engine, gpu),
+        "template_kwargs": dict(template_kwargs or {}),
+        "encoding": ENCODING,
     }
     parts["questions"] = [list(pair) for pair in flat]
 
     def build(work: Path) -> None:
         import ray
 
-        tokenizer = load_tokenizer(model, chat_template, trust_remote_code)
-        prompts = [
-            encode_prompt(tokenizer, [{"role": "user", "content": text}]) for _, text in flat
-        ]
+        tokenizer = load_tokenizer(model, chat_template, trust_remote_code, template_kwargs)
+        prompts = []
+        for name, text in flat:
+            try:
+                prompts.append(encode_prompt(tokenizer, [{"role": "user", "content": text}]))
+            except BadRecord as error:
+                raise UserError(f"domains.{name}.questions: {text[:40]!r}: {error}") from None
         rows: list[Row] = [{"id": i, "prompt_ids": prompt} for i, prompt in enumerate(prompts)]
-        sampling = {"max_tokens": settings.max_tokens, "temperature": 0.0}
+        sampling: dict[str, Any] = {"max_tokens": settings.max_tokens, "temperature": 0.0}
+        # a base model's own configuration stops at what ends a document
+        if (stop := end_of_turn(tokenizer)) is not None:
+            sampling["stop_token_ids"] = [stop]
 
         def prepare(row: Row) -> Row:
             return {
@@ -145,13 +166,19 @@ def _errors(table: pa.Table) -> list[str]:
     return [error for error in table["error"].to_pylist() if error]
 
 
-def is_match(answer: str, expected: str) -> bool:
-    """Equal up to case, spacing and a final full stop; a one-line expectation is compared with the
-    answer's first line.
+def is_match(answer: str, expected: str | Sequence[str]) -> bool:
+    """Equal to an accepted answer up to case, spacing, Unicode form, thousands' separators, final
+    full stops, and what sets an answer off (``**x**``, ``\\boxed{x}``, ``$x$``).
+
+    What stands before ``</think>`` is not compared; with a one-line expectation only the first line
+    after it is.
     """
-    if "\n" not in expected.strip():
-        answer = answer.strip().partition("\n")[0]
-    return _plain(answer) == _plain(expected)
+    accepted = [expected] if isinstance(expected, str) else expected
+    answer = _bare(answer.rpartition("</think>")[2])
+    return any(
+        _plain(answer if "\n" in one.strip() else answer.partition("\n")[0]) == _plain(one)
+        for one in accepted
+    )
 
 
 def exact_match(answers: Sequence[str], questions: Sequence[Question]) -> dict[str, Any]:
@@ -159,7 +186,7 @@ def exact_match(answers: Sequence[str], questions: Sequence[Question]) -> dict[s
     n = len(questions)
     p = (
         sum(
-            any(is_match(answer, expected) for expected in question.answers)
+            is_match(answer, question.answers)
             for answer, question in zip(answers, questions, strict=True)
         )
         / n
@@ -175,4 +202,28 @@ def exact_match(answers: Sequence[str], questions: Sequence[Question]) -> dict[s
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.split()).casefold().removesuffix(".")
+    # spaces between digits are known as separators only before NFKC
+    text = unicodedata.normalize("NFKC", _THOUSANDS.sub(_joined, text))
+    text = _bare(text) or text
+    text = _THOUSANDS.sub(_joined, text)
+    return unicodedata.normalize("NFKC", " ".join(text.split()).casefold())
+
+
+def _joined(number: re.Match[str]) -> str:
+    return re.sub(r"\D", "", number.group())
+
+
+def _bare(text: str) -> str:
+    """Without final full stops and what sets an answer off."""
+    while True:
+        inner = _BOXED.sub(r"\1", text).strip().rstrip(".。．｡").rstrip()
+        for left, right in _AROUND:
+            if len(inner) > len(left + right) and inner.startswith(left) and inner.endswith(right):
+                within = inner[len(left) : -len(right)]
+                # "*a* or *b*" and "$5 or $6" are no answer set off as a whole
+                if left not in within and right not in within:
+                    inner = within.strip()
+                    break
+        if inner == text:
+            return text
+        text = inner

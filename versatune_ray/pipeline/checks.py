@@ -65,7 +65,12 @@ def _check_records(config: Config) -> None:
             raise UserError(f"data.chat_template: {data.chat_template}: no such file")
     if path is not None:
         check_length("data.max_length", data.max_length, path, config.model.trust_remote_code)
-        load_tokenizer(path, data.chat_template, config.model.trust_remote_code)
+        load_tokenizer(
+            path,
+            data.chat_template,
+            config.model.trust_remote_code,
+            data.chat_template_kwargs,
+        )
 
 
 def _check_reference(config: Config) -> None:

@@ -188,8 +188,8 @@ class Inputs:
     def _load_tokenizer(self, model: str) -> Any:
         from versatune_ray.domains.chat import load_tokenizer
 
-        config = self.given_config
-        return load_tokenizer(model, config.data.chat_template, config.model.trust_remote_code)
+        data, remote = self.given_config.data, self.given_config.model.trust_remote_code
+        return load_tokenizer(model, data.chat_template, remote, data.chat_template_kwargs)
 
     def _tokenizer_of(self, model: str) -> str:
         from versatune_ray.domains.chat import tokenizer_fingerprint
@@ -225,6 +225,8 @@ def _account(domains: Mapping[str, DomainData]) -> Iterator[str]:
         if unread := data.account["unused_fields"]:
             fields = ", ".join(f"{field} in {n} records" for field, n in unread.items())
             yield f"{name}: fields that are not read: {fields}"
+        for what, n in data.account["template_drops"].items():
+            yield f"{name}: the chat template drops {what}: {n:,} of them"
         if len(data.validation) < _FEW:
             yield (
                 f"{name}: only {len(data.validation)} records held out, so its loss is noisy; "

@@ -110,6 +110,9 @@ class Data(Section):
     chat_template: str | None = setting(
         None, "file with a Jinja chat template; none: the tokenizer's, else a plain one"
     )
+    chat_template_kwargs: dict[str, Any] = setting(
+        dict, "values of the chat template's variables, such as {enable_thinking: false}"
+    )
 
     @field_validator("max_train")
     @classmethod

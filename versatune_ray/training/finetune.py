@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ray.domains import DomainPaths, load_domains
+from versatune_ray.domains.template import read_template
 from versatune_ray.errors import Incomplete
 from versatune_ray.runs.cache import cached
 from versatune_ray.runs.folder import say
@@ -124,7 +125,7 @@ def finetune(
 
 
 def _with_stored_template(config: Config, file: Path) -> Config:
-    text = file.expanduser().read_text(encoding="utf-8")
+    text = read_template(str(file))
 
     def write(work: Path) -> None:
         (work / "chat_template.jinja").write_text(text, encoding="utf-8")

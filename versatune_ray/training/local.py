@@ -96,7 +96,12 @@ def _finetune(
         folder.mkdir(parents=True, exist_ok=True)
         paths = build_stores(config, config.domains, model, config.cache_folder, distributed=False)
         names = list(paths)
-        loaded = load_tokenizer(model, config.data.chat_template, config.model.trust_remote_code)
+        loaded = load_tokenizer(
+            model,
+            config.data.chat_template,
+            config.model.trust_remote_code,
+            config.data.chat_template_kwargs,
+        )
         paths, _ = mark(config, paths, loaded, config.cache_folder)
         data = load_domains(paths, config.data)
         check_rows(config, model, data)

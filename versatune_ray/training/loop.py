@@ -298,7 +298,10 @@ class _Run:
             config.training,
         )
         load_tokenizer(
-            self.job.model, config.data.chat_template, config.model.trust_remote_code
+            self.job.model,
+            config.data.chat_template,
+            config.model.trust_remote_code,
+            config.data.chat_template_kwargs,
         ).save_pretrained(folder)
         push(folder)
 

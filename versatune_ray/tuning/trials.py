@@ -359,6 +359,7 @@ def _accuracy(run: Run, plan: Plan) -> dict[str, float]:
             config.data.chat_template,
             config.model.trust_remote_code,
             run.gpu(),
+            config.data.chat_template_kwargs,
         )
         # In a task of its own where there are GPUs: the trial's process has none, and those of its
         # workers are free by now.
