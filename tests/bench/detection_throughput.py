@@ -75,7 +75,7 @@ def bare(given: dict[str, Any]) -> Any:
     }
     from vllm import LLM, SamplingParams
 
-    from versatune_ray.detection.generate import _seed, start_token
+    from versatune_ray.detection.generate import request_seed, start_token
     from versatune_ray.settings import Generation
 
     sampling = Generation(max_tokens=TOKENS).model_dump(exclude={"seeded", "start"})
@@ -90,7 +90,7 @@ def bare(given: dict[str, Any]) -> Any:
             **given["engine"],
         )
         start, _ = start_token(path, "bos", False)
-        parameters = [SamplingParams(**sampling, seed=_seed(0, row)) for row in range(count)]
+        parameters = [SamplingParams(**sampling, seed=request_seed(0, row)) for row in range(count)]
         begin = time.time()
         outputs = engine.generate(
             [{"prompt_token_ids": [start]}] * count, parameters, use_tqdm=False

@@ -306,10 +306,14 @@ def test_an_engine_brings_its_model_to_the_machine_that_it_starts_on(
     assert mirrored.fn.__mro__[1] is local.fn
 
     class StandIn:
-        def __init__(self, model: str, other: int):
-            self.model, self.other = model, other
+        def __init__(self, model: str, engine_kwargs: dict[str, int]):
+            self.model, self.options = model, engine_kwargs
 
     monkeypatch.setenv("VERSATUNE_WORK", str(tmp_path / "b"))
-    started = engine._fetching(StandIn)(model=str(model), other=1)
-    assert started.other == 1 and started.model == str(storage.here(model)) != str(model)
+    started = engine.started(StandIn, fetched=True, own_seeds=False)(
+        model=str(model), engine_kwargs={"other": 1}
+    )
+    assert started.options == {"other": 1} and started.model == str(storage.here(model)) != str(
+        model
+    )
     AutoModelForCausalLM.from_pretrained(started.model)

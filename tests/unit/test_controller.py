@@ -393,6 +393,18 @@ def test_a_policy_of_ones_own_that_goes_wrong_is_named_on_all_ranks(
         exchange(actor, report(10, [4, 4], [1, 1]), report(10, [4, 4], [1, 1]))
 
 
+def test_a_policy_is_told_the_passes_so_that_a_starved_domain_is_not_taken_for_overfitting() -> (
+    None
+):
+    # Both losses rise from 2 to 4 over references of 1: potential (4 − 1) / 4. Code has been seen
+    # twice and overfits; law has been seen 0.3 times and is given more: 0.5 · 1.75 to 0.5.
+    actor = controller(VersaTune(sigma=1.0, heed_overfitting=True))
+    actor.begin(1, None)
+    actor.decide([replace(report(0, [2, 2], [1, 1]), passes=np.zeros(2))])
+    decision = actor.decide([replace(report(10, [4, 4], [1, 1]), passes=np.array([0.3, 2.0]))])
+    np.testing.assert_allclose(decision.share, [0.875 / 1.375, 0.5 / 1.375])
+
+
 def test_passes_go_on_counting_from_stage_to_stage() -> None:
     stages = [
         stage(Constant(), "both", steps=10),

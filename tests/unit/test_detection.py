@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from versatune_ray.detection.distribution import PUBLISHED, given, total_variation
-from versatune_ray.detection.generate import is_degenerate
+from versatune_ray.detection.generate import is_degenerate, request_seed
 from versatune_ray.detection.prompt import (
     Node,
     Question,
@@ -24,6 +24,7 @@ from versatune_ray.detection.prompt import (
     render,
 )
 from versatune_ray.errors import UserError
+from versatune_ray.runtime.engine import started
 
 QWEN = Path(__file__).resolve().parents[3] / "shared" / "data" / "models" / "qwen2.5_tokenizer"
 SIX = ["law", "medicine", "finance", "science", "code", "general"]
@@ -139,6 +140,49 @@ def test_one_token_repeated_is_degenerate_and_a_short_text_is_not() -> None:
     assert is_degenerate([7] * 9 + [8])
     assert not is_degenerate([7] * 8 + [8, 8])
     assert not is_degenerate([7] * 7)
+
+
+def test_a_short_cycle_that_fills_a_text_is_degenerate() -> None:
+    assert is_degenerate([1, 2] * 4) and is_degenerate([5, 6, 7] * 20 + [5])
+    assert is_degenerate([90, 91, 92] + list(range(32)) * 8)  # begins with other words
+    assert is_degenerate([1, 2, 3] * 9 + [1, 2, 4])  # one of 30 is another
+    assert not is_degenerate([1, 2, 3] * 3)  # three rounds only
+    assert not is_degenerate(list(range(33)) * 8)  # a long one
+    assert not is_degenerate(list(range(100, 160)) + [1, 2, 3] * 40)  # two thirds of it
+    words = np.random.default_rng(0).zipf(1.3, size=(200, 256)) % 1000
+    assert not any(map(is_degenerate, words))
+
+
+def test_no_two_sequences_of_a_store_share_a_seed_even_in_32_bits() -> None:
+    seeds = [request_seed(7, row) for row in range(100_000)]
+    assert len({seed & 0xFFFFFFFF for seed in seeds}) == len(seeds)
+    assert all(0 <= seed < 1 << 63 for seed in seeds)
+    assert max(seeds) >= 1 << 40  # more than 31 bits are used
+    assert request_seed(7, 0) != request_seed(8, 0) == request_seed(8, 0)
+    other = {request_seed(8, row) for row in range(100_000)}
+    assert not other & set(seeds)
+    # the last row that has one, and beyond
+    assert request_seed(7, (1 << 32) - 1) not in seeds
+    with pytest.raises(ValueError, match="row: 4294967296 is not within"):
+        request_seed(7, 1 << 32)
+
+
+def test_engines_that_seed_no_request_draw_a_seed_each() -> None:
+    class Plain:
+        def __init__(self, *, model: str, engine_kwargs: dict[str, int], batch_size: int):
+            self.told = (model, engine_kwargs, batch_size)
+
+    shared = {"max_model_len": 9}
+    replicas = [
+        started(Plain, fetched=False, own_seeds=True)(
+            model="m", engine_kwargs=shared, batch_size=1
+        ).told
+        for _ in range(3)
+    ]
+    assert len({told[1]["seed"] for told in replicas}) == 3
+    assert shared == {"max_model_len": 9}  # Ray knows replicas by it
+    plain = started(Plain, fetched=False, own_seeds=False)
+    assert plain(model="m", engine_kwargs=shared, batch_size=1).told == ("m", shared, 1)
 
 
 @pytest.mark.skipif(not QWEN.is_dir(), reason="needs the shared test data")

@@ -51,10 +51,57 @@ def test_the_share_is_the_mean_probability_and_repeats_are_means_of_their_own() 
 
 
 def test_certain_answers_get_wilsons_interval() -> None:
-    # One of ten, z² = 3.8415: centre (0.1 + 0.19207) / 1.38415 = 0.21101; half-width 1.95996 ·
-    # √(0.009 + 0.0096037) / 1.38415 = 0.19314.
+    # 40 of 100, z² = 3.84146: centre (0.4 + 0.0192073) / 1.0384146 = 0.403699; half-width
+    # 1.959964 · √(0.0024 + 0.000096037) / 1.0384146 = 0.094300.
+    found = estimate(np.eye(2)[40 * [0] + 60 * [1]], np.zeros(100, dtype=np.int64), 1)
+    np.testing.assert_allclose(found.ci95, [[0.309400, 0.497999], [0.502001, 0.690600]], atol=2e-6)
+
+
+def test_the_end_towards_0_of_few_answers_is_clopper_and_pearsons() -> None:
+    # One of ten. Below: p with P(X ≥ 1) = 1 − (1 − p)^10 = 0.05, so 1 − 0.95^0.1 = 0.0051162. Above
+    # Wilson's: (0.1 + 0.19207 + 1.95996 · √(0.009 + 0.0096037)) / 1.38415 = 0.40415. The other
+    # domain has nine of ten: the mirror image.
     found = estimate(np.eye(2)[[0] + 9 * [1]], np.zeros(10, dtype=np.int64), 1)
-    np.testing.assert_allclose(found.ci95, [[0.01788, 0.40415], [0.59585, 0.98212]], atol=1e-5)
+    np.testing.assert_allclose(found.ci95, [[0.00512, 0.40415], [0.59585, 0.99488]], atol=1e-5)
+
+
+def test_a_sharp_judge_that_saw_none_of_a_domain_knows_no_more_than_yes_or_no_would() -> None:
+    # 0.02 for domain 0, 200 times: no variance but for four of 0.03 and four of 0.01. Yes or no
+    # would say none of 200: at most z² / (200 + z²) = 0.0188453; each would be worth the 0.98 that
+    # the judge gives its choice, in place of the 0.02 there.
+    rows = np.tile([0.02, 0.98], (200, 1)) + np.outer(
+        4 * [0.01] + 4 * [-0.01] + 192 * [0.0], [1, -1]
+    )
+    found = estimate(rows, in_turn(200, 1), 1)
+    assert found.ci95[0, 1] == pytest.approx(0.02 + 0.96 * 0.0188453, abs=1e-6)
+    assert found.ci95[1, 0] == pytest.approx(1 - found.ci95[0, 1])
+    assert 0.0195 < found.ci95[0, 0] < 0.02  # downwards its own variance counts
+
+
+def test_a_judge_that_spreads_its_answers_gets_no_wider_interval() -> None:
+    # p of domain 0 is 0.1 or 0.3, of mean 0.2 and variance 0.01: m = 400 · 0.16 / 0.01 = 6,400, and
+    # Wilson's for that many. None of 400 at 0.6 − 0.2 each would be 0.4 · 0.0095 only.
+    rows = np.tile([[0.1, 0.6, 0.3], [0.3, 0.6, 0.1]], (200, 1))
+    found, z2 = estimate(rows, in_turn(400, 1), 1), 1.959964**2
+    half = np.sqrt(z2 * (0.16 / 6400 + z2 / (4 * 6400**2))) / (1 + z2 / 6400)
+    centre = (0.2 + z2 / (2 * 6400)) / (1 + z2 / 6400)
+    np.testing.assert_allclose(found.ci95[0], [centre - half, centre + half], rtol=1e-9)
+
+
+@pytest.mark.parametrize(("n", "rare"), [(2000, 0.0005), (2000, 0.001), (400, 0.005)])
+def test_intervals_of_rare_domains_cover(n: int, rare: float) -> None:
+    # a judge that gives its choice 0.99 ± 0.008, and the others the rest
+    rng, runs, covered = np.random.default_rng(0), 600, 0
+    truth = np.array([rare, 0.4 - rare, 0.6])
+    seen = 0.985 * rare + 0.005  # in the mean: 0.99 to itself, 0.005 to each other one
+    for _ in range(runs):
+        domains = rng.choice(3, size=n, p=truth)
+        rest = rng.uniform(0.002, 0.018, n)
+        rows = np.repeat(rest[:, None] / 2, 3, axis=1)
+        rows[np.arange(n), domains] = 1 - rest
+        found = estimate(rows, in_turn(n), 5)
+        covered += bool(inside(found.ci95[:1], np.array([seen]))[0])
+    assert covered / runs > 0.93
 
 
 def test_answers_that_vary_a_quarter_as_much_count_four_times() -> None:
@@ -217,9 +264,9 @@ def test_one_repeat_or_answers_that_never_vary_differ_from_nothing() -> None:
 
 
 def test_answers_that_never_vary_count_as_certain_ones_would() -> None:
-    # Wilson for 0.5 of 4: half-width 1.95996 · √(1/16 + 3.84146/64) / (1 + 3.84146/4) = 0.34996.
-    found = estimate(np.full((4, 2), 0.5), in_turn(4, 1), 1)
-    np.testing.assert_allclose(found.ci95, np.tile([0.15004, 0.84996], (2, 1)), atol=1e-5)
+    # 20 of 40: half-width 1.959964 · √(1/160 + 3.84146/6400) / (1 + 3.84146/40) = 0.148005.
+    found = estimate(np.full((40, 2), 0.5), in_turn(40, 1), 1)
+    np.testing.assert_allclose(found.ci95, np.tile([0.351995, 0.648005], (2, 1)), atol=2e-6)
 
 
 def test_a_repeat_without_a_judged_sequence_is_unknown_not_zero() -> None:

@@ -366,6 +366,21 @@ def test_heeding_overfitting_counts_no_potential_above_the_lowest_loss():
     )
 
 
+def test_a_starved_domain_whose_loss_rises_does_not_overfit():
+    # The losses of the first two rose above their lowest; the first was seen 2.0 times, the second
+    # is starved at 0.4 passes: it alone keeps its potential of (4 − 2) / 4 = 0.5.
+    losses = {"loss": [2, 4, 2], "reference_loss": [1, 2, 2], "history": [[1.8, 3, 3]]}
+    policy = VersaTune(heed_overfitting=True)
+    starved = Feedback(10, **losses, passes=[2.0, 0.4, 1.0])
+    assert starved.overfits().tolist() == [True, False, False]
+    assert starved.of([1, 0]).overfits().tolist() == [False, True]
+    close(policy.update(SHARES, starved), [0.5 / 1.15, 0.45 / 1.15, 0.2 / 1.15])
+    # where passes are not known, the rise is all there is to go by
+    close(policy.update(SHARES, Feedback(10, **losses)), SHARES)
+    with pytest.raises(ValueError, match="step 10: passes of domain 2 is nan"):
+        Feedback(10, **losses, passes=[1, 1, np.nan])
+
+
 def test_balanced_shares_go_as_the_excess_losses():
     # e = (1, 0, 1.5, 0): 0.9 of the shares go as 0.4 : 0.6, and 0.1 / 4 to each
     feedback = Feedback(10, loss=[2, 2, 2, 0.5], reference_loss=[1, 2, 0.5, 1])

@@ -64,6 +64,13 @@ def test_the_average_mixture_counts_steps_and_not_the_last_decision():
     )
 
 
+def test_a_replay_heeds_the_passes_that_the_run_had():
+    policy, losses = VersaTune(heed_overfitting=True), [[4.0, 4.0]]
+    told = replay(policy, [0.5, 0.5], losses, [1, 1], [2, 2], passes=[[0.3, 2.0]])
+    np.testing.assert_allclose(told[1], [0.875 / 1.375, 0.5 / 1.375])
+    np.testing.assert_allclose(replay(policy, [0.5, 0.5], losses, [1, 1], [2, 2])[1], [0.5, 0.5])
+
+
 @pytest.mark.parametrize(
     ("steps", "shares"), [([0], [[1.0]]), ([0, 0], [[1.0], [1.0]]), ([0, 5, 9], [[1.0], [1.0]])]
 )

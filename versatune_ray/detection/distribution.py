@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 
 from versatune_ray.errors import UserError
 
@@ -21,6 +21,8 @@ Array = NDArray[np.float64]
 Z = 1.959964  # 97.5 % point of the normal distribution
 # p-value under which the repeats, not the sequences, are taken as the independent observations
 REPEATS_DIFFER = 0.001
+# sequences of a domain below which their variance says too little: of none, nothing
+RARE = 10
 
 # Percent, as published with the paper's code (VersaTune, arXiv 2411.11266); its sixth domain is
 # called "other" there.
@@ -63,9 +65,10 @@ def estimate(probabilities: Array, repeat: NDArray[np.int64], repeats: int) -> E
         repeats: T.
 
     The intervals (ours) are Wilson's, with the number of yes-or-no answers that would vary as much
-    as the probabilities do. Repeats that differ (p < 0.001) show that the sequences of one repeat
-    are not independent: then the intervals are those of the repeats' means (t distribution), or
-    Wilson's where these reach further.
+    as the probabilities do, and further where few sequences are a domain's (see ``_intervals``).
+    Repeats that differ (p < 0.001) show that the sequences of one repeat are not independent: then
+    the intervals are those of the repeats' means (t distribution), or the former where these reach
+    further. ``tests/bench/interval_coverage.py`` has how often they cover.
 
     Raises:
         ValueError: fewer than two sequences.
@@ -81,7 +84,7 @@ def estimate(probabilities: Array, repeat: NDArray[np.int64], repeats: int) -> E
     per_repeat = np.divide(
         sums, counts[:, None], out=np.full((repeats, k), np.nan), where=counts[:, None] > 0
     )
-    ci95 = _wilson(share, n * _answers_per_sequence(probabilities, share))
+    ci95 = _intervals(probabilities, share)
     differ = _differ(probabilities, per_repeat, counts)
     if differ < REPEATS_DIFFER:
         half = _half_width_of_repeats(share, per_repeat, counts)
@@ -105,7 +108,8 @@ def samples_needed(found: Estimate, probabilities: Array, tolerance: float) -> i
         probabilities: shape [n, k], as in ``estimate``.
         tolerance: half-width, in share, > 0.
 
-    Solves Wilson's half-width for n, at the present shares and variances. Where the repeats differ,
+    Solves Wilson's half-width for n, at the present shares and variances; a rare domain's wider
+    interval is expected to narrow as 1/n. Where the repeats differ,
     more sequences of the same repeats may not narrow the intervals; the answer then supposes that
     they do as 1/√n, which soon exhausts any cap.
 
@@ -117,12 +121,14 @@ def samples_needed(found: Estimate, probabilities: Array, tolerance: float) -> i
     n, h, width = len(probabilities), tolerance, half_width(found)
     if width <= h:
         return n
+    rare = n * width / h  # what the intervals of rare domains narrow by
     if found.differ < REPEATS_DIFFER:
         return int(np.ceil(n * (width / h) ** 2))
     # The positive root m of h = Z / (1 + Z²/m) · √(pq/m + Z²/4m²), a quadratic in m.
     pq = found.share * (1 - found.share)
     answers: Array = Z**2 * (pq - 2 * h**2 + np.sqrt(pq**2 + h**2 * (1 - 4 * pq))) / (2 * h**2)
-    return max(n, int(np.ceil((answers / _answers_per_sequence(probabilities, found.share)).max())))
+    wilson = (answers / _answers_per_sequence(probabilities, found.share)).max()
+    return int(np.ceil(max(rare, wilson)))
 
 
 def _answers_per_sequence(probabilities: Array, share: Array) -> Array:
@@ -134,6 +140,38 @@ def _answers_per_sequence(probabilities: Array, share: Array) -> Array:
     varies = (variance > 1e-20) & (binary > 0)
     answers: Array = np.divide(binary, variance, out=np.ones_like(share), where=varies)
     return answers
+
+
+def _intervals(probabilities: Array, share: Array) -> Array:
+    """95 % intervals of independent sequences, [k, 2]; what is rare may be a domain or all others.
+
+    Wilson's, with two amendments for what is rare. Its end towards 0 is too near where answers are
+    few (one of n excludes 0.18 / n): there Clopper and Pearson's one-sided 95 % limit is taken,
+    much as Brown, Cai and DasGupta (2001) take the Poisson's. And a judge that is sure of itself
+    gives a domain without a single sequence the same small probability n times, whose variance
+    knows nothing of sequences that might have come: below ``RARE`` of them (probability above ½)
+    the other end is at least where so many yes-or-no answers of n would put it, each worth what the
+    judge's most probable domain has on average, less the share. For a judge that spreads its
+    answers that is less than their own variance, and changes nothing.
+    """
+    n = len(probabilities)
+    sure = probabilities.max(axis=1).mean()
+    theirs = (probabilities > 0.5).sum(axis=0)
+    m = n * _answers_per_sequence(probabilities, share)
+
+    def ends(p: Array, count: NDArray[np.int64]) -> tuple[Array, Array]:
+        low, high = _wilson(p, m).T
+        yes = np.maximum(m * p, 1e-12)  # the inverse is not defined at 0
+        low = np.minimum(low, special.betaincinv(yes, np.maximum(m - yes, 0) + 1, 0.05))
+        part = count / n
+        might = p + (sure - p) * (_wilson(part, np.full(len(p), float(n)))[:, 1] - part)
+        return low, np.where(count < RARE, np.maximum(high, might), high)
+
+    low, high = ends(share, theirs)
+    low_of_others, high_of_others = ends(1 - share, n - theirs)
+    return np.stack(
+        [np.minimum(low, 1 - high_of_others), np.maximum(high, 1 - low_of_others)], axis=1
+    )
 
 
 def _wilson(p: Array, m: Array) -> Array:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,12 +33,13 @@ GENERATED = {
     "text": pa.string(),
     "tokens": pa.int64(),
     "text_hash": pa.int64(),
-    "degenerate": pa.bool_(),  # one token repeated
+    "degenerate": pa.bool_(),  # a token or a short cycle of them, repeated
     "discarded": pa.string(),  # why there is no text, or null
     "failed": pa.bool_(),
 }
-_FORMAT = 2  # raised when what a row holds changes
+_FORMAT = 3  # raised when what a row holds changes
 _REPEATED_SHARE, _REPEATED_LEAST = 0.9, 8
+_LONGEST_CYCLE, _ROUNDS = 32, 4  # tokens; times that a cycle has to go round
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def generate(source: Generator, count: int, *, gpu: bool) -> int:
         start, seed, seeded = source.start, source.seed, source.generation.seeded
 
         def prepare(row: Row) -> Row:
-            own = {"seed": _seed(seed, row["id"])} if seeded else {}
+            own = {"seed": request_seed(seed, row["id"])} if seeded else {}
             return {"id": row["id"], "tokenized_prompt": [start], "sampling_params": sampling | own}
 
         def keep(row: Row) -> Row:
@@ -149,12 +149,16 @@ def generate(source: Generator, count: int, *, gpu: bool) -> int:
             return {name: row[name] for name in GENERATED}
 
         options: dict[str, Any] = {"max_model_len": source.generation.max_tokens + 1}
-        # vLLM seeds every engine alike: one that goes on must not write again what is there
-        if not seeded:
-            options["seed"] = secrets.randbits(31)
-        engine = source.engine.model_copy(update={"options": options | source.engine.options})
+        options |= source.engine.options
+        engine = source.engine.model_copy(update={"options": options})
         stage = vllm_stage(
-            source.path, engine, prepare, keep, gpu=gpu, trust_remote_code=source.trust_remote_code
+            source.path,
+            engine,
+            prepare,
+            keep,
+            gpu=gpu,
+            trust_remote_code=source.trust_remote_code,
+            own_seeds=not seeded and "seed" not in options,
         )
         blocks = np.array_split(missing, math.ceil(len(missing) / engine.batch_size))
         rows = stage(ray.data.from_arrow([pa.table({"id": block}) for block in blocks])).map(finish)
@@ -178,15 +182,38 @@ def text_row(number: int, text: str, tokens: int, degenerate: bool) -> Row:
 
 
 def is_degenerate(tokens: Any) -> bool:
-    """Whether one token makes up at least nine tenths of eight or more, int [L]."""
-    if len(tokens) < _REPEATED_LEAST:
+    """Whether a cycle of 1 to 32 tokens, four rounds of it or more, makes up at least nine tenths
+    of eight tokens or more, int [L].
+    """
+    written = np.asarray(tokens)
+    if len(written) < _REPEATED_LEAST:
         return False
-    return bool(np.unique(tokens, return_counts=True)[1].max() >= _REPEATED_SHARE * len(tokens))
+    for length in range(1, min(_LONGEST_CYCLE, len(written) // _ROUNDS) + 1):
+        # what does not fill a round is cut off in front, where a text may begin with other words
+        rounds = written[len(written) % length :].reshape(-1, length)
+        # a token that is most of its column is the column's median
+        usual = np.sort(rounds, axis=0)[len(rounds) // 2]
+        if (rounds == usual).sum() >= _REPEATED_SHARE * rounds.size:
+            return True
+    return False
 
 
-def _seed(seed: int, row: int) -> int:
-    """31 bits that differ between rows and between seeds."""
-    return (
-        int.from_bytes(hashlib.blake2b(f"{seed}:{row}".encode(), digest_size=4).digest(), "big")
-        >> 1
-    )
+def request_seed(seed: int, row: int) -> int:
+    """63 bits, which is what vLLM's samplers hold (an int64, of which -1 is none).
+
+    torch seeds a generator on a CPU by the lower 32 bits alone, so these are a permutation of the
+    2³² row numbers, another one for every ``seed``: no two rows of a store are ever alike. The
+    upper 31 tell stores apart on a GPU, where all bits count.
+
+    Raises:
+        ValueError: ``row`` is not within 0 and 2³² - 1.
+    """
+    if not 0 <= row < 1 << 32:
+        raise ValueError(f"row: {row} is not within 0 and 2³² - 1")
+    digest = hashlib.blake2b(str(seed).encode(), digest_size=8).digest()
+    key = int.from_bytes(digest, "big")
+    low = row ^ (key & 0xFFFFFFFF)
+    # the finalizer of MurmurHash3: every step can be undone
+    low = (low ^ low >> 16) * 0x85EBCA6B & 0xFFFFFFFF
+    low = (low ^ low >> 13) * 0xC2B2AE35 & 0xFFFFFFFF
+    return (key >> 33) << 32 | low ^ low >> 16

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from versatune_ray.mixture.arrays import FloatArray
+from versatune_ray.mixture.feedback import REPEATED
 
 VANISHED = 0.1  # of the starting share
 TURNS = 4  # changes of direction in a row …
@@ -92,7 +93,7 @@ def _overfits(lines: Sequence[Line], names: Sequence[str]) -> Any:
     return (
         rose
         & (_values(lines[-1], "share", names) > share)
-        & (_values(lines[-1], "passes", names) >= 2)
+        & (_values(lines[-1], "passes", names) >= REPEATED)
     )
 
 

@@ -12,6 +12,10 @@ import numpy.typing as npt
 from versatune_ray.mixture import metrics
 from versatune_ray.mixture.arrays import FloatArray, square, vector
 
+# passes over a domain's records from which a rising held-out loss means that they are learned by
+# heart; before, they were hardly seen twice
+REPEATED = 2.0
+
 
 @dataclass(eq=False, init=False)
 class Feedback:
@@ -28,11 +32,12 @@ class Feedback:
             included); t may be 0. All state that a policy may need, so that none has to keep any.
         gradient_products: g_i · g_j of the domains' gradients now, [k, k], for a policy that asks
             for them (``needs_gradients``); or None.
+        passes: over each domain's records so far, [k]; or None if unknown.
         names: domain names, for errors; or None.
 
     Raises:
-        ValueError: a negative step; a loss is NaN, infinite, negative or missing (step and domain
-            are named); or a product of gradients is no finite number.
+        ValueError: a negative step; a loss or a number of passes is NaN, infinite, negative or
+            missing (step and domain are named); or a product of gradients is no finite number.
     """
 
     step: int
@@ -42,6 +47,7 @@ class Feedback:
     names: tuple[str, ...] | None
     history: FloatArray
     gradient_products: FloatArray | None
+    passes: FloatArray | None
 
     def __init__(
         self,
@@ -52,6 +58,7 @@ class Feedback:
         names: Sequence[str] | None = None,
         history: npt.ArrayLike = (),
         gradient_products: npt.ArrayLike | None = None,
+        passes: npt.ArrayLike | None = None,
     ) -> None:
         if index(step) < 0:
             raise ValueError(f"step: {step} is negative")
@@ -81,15 +88,16 @@ class Feedback:
         self.names = known
         self.history = np.stack(rows) if rows else np.empty((0, k))
         self.gradient_products = products
+        self.passes = None if passes is None else read(passes, "passes")
 
     def of(self, domains: Sequence[int], since: int = 0) -> Feedback:
         """What is told of some domains alone, in the order of ``domains``, with steps counted from
         ``since``.
         """
         which = list(domains)
-        previous, reference = (
+        previous, reference, passes = (
             None if values is None else values[which]
-            for values in (self.previous_loss, self.reference_loss)
+            for values in (self.previous_loss, self.reference_loss, self.passes)
         )
         names = None if self.names is None else [self.names[domain] for domain in which]
         products = (
@@ -103,6 +111,7 @@ class Feedback:
             names,
             self.history[:, which],
             products,
+            passes,
         )
 
     def excess_loss(self) -> FloatArray:
@@ -123,8 +132,12 @@ class Feedback:
         return metrics.learnable_potential(self.loss, self.reference_loss, self.names)
 
     def overfits(self) -> npt.NDArray[np.bool_]:
-        """Where the loss is above its own lowest so far, [k]."""
-        return np.asarray(self.loss > self.history.min(axis=0, initial=np.inf))
+        """Where the loss is above its own lowest so far and the records were seen twice or more,
+        [k]. A domain that is starved has a rising loss, too, but few passes; where these are not
+        known, the rise alone counts.
+        """
+        rose = np.asarray(self.loss > self.history.min(axis=0, initial=np.inf))
+        return rose if self.passes is None else rose & (self.passes >= REPEATED)
 
     def forgetting_degree(self) -> FloatArray:
         """φ[k] (Eq. 3). Raises ``ValueError`` without a previous loss."""

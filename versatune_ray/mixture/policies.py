@@ -138,9 +138,9 @@ class VersaTune:
     Attributes:
         sigma: σ ≥ 0, strength of the learnable potential. The paper prints no value; 1 is ours.
         min_share: floor under every share (ours), applied last; 0 is the paper's letter.
-        heed_overfitting: True counts γ_j as 0 while ℓ_j is above its own lowest (ours). A scarce
-            domain that overfits has a rising held-out loss, which Eq. 2 reads as potential, so that
-            the letter gives it ever more.
+        heed_overfitting: True counts γ_j as 0 while ℓ_j is above its own lowest, after two passes
+            over the domain's records (ours). A scarce domain that overfits has a rising held-out
+            loss, which Eq. 2 reads as potential, so that the letter gives it ever more.
 
     Raises:
         ValueError: a setting out of range; ``update`` without a reference loss, or with k ·

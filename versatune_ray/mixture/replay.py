@@ -24,6 +24,7 @@ def replay(
     names: Sequence[str] | None = None,
     steps: Sequence[int] | None = None,
     gradient_products: npt.ArrayLike | None = None,
+    passes: npt.ArrayLike | None = None,
 ) -> FloatArray:
     """Return shares [t+1, k]: row 0 is ``shares``, row i what the policy makes of row i−1 and of
     the losses of adjustment i.
@@ -41,11 +42,12 @@ def replay(
         names: domain names, for errors.
         steps: [t], the optimizer step of each adjustment, which some policies go by; None: 1 … t.
         gradient_products: [t, k, k] of the adjustments, for a policy that needs them.
+        passes: [t, k], over the domains' records up to each adjustment; None if unknown.
 
     Raises:
         ValueError: no valid shares; a loss is NaN, infinite, negative or missing (step and domain
             are named); the policy refuses, or its answer is no distribution; or there is not one
-            step, or one matrix of products, for each adjustment.
+            step, one matrix of products or one row of passes for each adjustment.
     """
     start = check_shares(shares, names=names)
     table = np.asarray(losses, dtype=np.float64)
@@ -68,12 +70,13 @@ def replay(
         if gradient_products is None
         else np.asarray(gradient_products, dtype=np.float64)
     )
-    for step, loss, product in zip(at, table, products, strict=True):
+    seen = [None] * len(table) if passes is None else np.asarray(passes, dtype=np.float64)
+    for step, loss, product, passed in zip(at, table, products, seen, strict=True):
         rows.append(
             apply_policy(
                 policy,
                 rows[-1],
-                Feedback(step, loss, previous, reference_loss, names, history, product),
+                Feedback(step, loss, previous, reference_loss, names, history, product, passed),
             )[1]
         )
         history.append(loss)

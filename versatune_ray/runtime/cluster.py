@@ -55,24 +55,35 @@ def connect(verbose: bool = False) -> None:
         atexit.register(stop)  # before the start, which may fail
         # Ray's CPUs are logical: with fewer than four, a data stage and a worker group can wait for
         # each other for ever.
+        options |= {"num_cpus": max(4, os.cpu_count() or 1), "include_dashboard": False}
+        _start(folder, options)
+    if not verbose:
+        _quiet()
+
+
+def _start(folder: str, options: dict[str, Any]) -> None:
+    """Ray waits 30 s for its processes and no longer: a machine with much to do is asked again.
+
+    Raises:
+        UserError: it does not start within minutes.
+    """
+    import ray
+
+    for last in (False, False, True):
         try:
-            ray.init(
-                "local",
-                num_cpus=max(4, os.cpu_count() or 1),
-                include_dashboard=False,
-                _temp_dir=folder,
-                **options,
-            )
+            ray.init("local", _temp_dir=folder, **options)
         except Exception as error:  # Ray has no class for it
             if "timed out during startup" not in str(error):
                 raise
-            busy = f"load {os.getloadavg()[0]:.0f} on {os.cpu_count()} CPUs"
-            raise UserError(
-                f"Ray did not start within 30 s ({busy}); run the same command again when this "
-                f"machine has less to do"
-            ) from None
-    if not verbose:
-        _quiet()
+            ray.shutdown()
+            if last:
+                busy = f"load {os.getloadavg()[0]:.0f} on {os.cpu_count()} CPUs"
+                raise UserError(
+                    f"Ray did not start within 90 s ({busy}); run the same command again when this "
+                    f"machine has less to do"
+                ) from None
+        else:
+            return
 
 
 def _running() -> str | None:

@@ -4,6 +4,7 @@ GPUs.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any
@@ -91,9 +92,13 @@ def vllm_stage(
     *,
     gpu: bool,
     trust_remote_code: bool,
+    own_seeds: bool = False,
 ) -> Any:
     """A processor ``Dataset → Dataset``; ``preprocess`` gives ``tokenized_prompt`` and
     ``sampling_params``.
+
+    With ``own_seeds`` every replica draws random numbers of its own: vLLM seeds all engines alike,
+    so replicas, or a job that goes on, would write the same texts again.
 
     A request that fails does not stop the others: its row skips ``postprocess`` and carries
     ``__inference_error__``.
@@ -136,19 +141,27 @@ def vllm_stage(
         log_engine_metrics=False,
     )
     processor = build_processor(config, preprocess=preprocess, postprocess=postprocess)
-    if is_mirrored(model):
+    if own_seeds or is_mirrored(model):
         stage = processor.get_stage_by_name("vLLMEngineStage")
         # Not by assignment: pydantic would validate the stage anew, and lose what the engine asks
         # for.
-        vars(stage)["fn"] = _fetching(stage.fn)
+        vars(stage)["fn"] = started(stage.fn, fetched=is_mirrored(model), own_seeds=own_seeds)
     return processor
 
 
-def _fetching(engine: Any) -> Any:
-    """An engine that first brings its model to the machine that it starts on."""
+def started(engine: Any, *, fetched: bool, own_seeds: bool) -> Any:
+    """An engine that first brings its model to the machine that it starts on, or draws a seed
+    there.
+    """
 
     class Engine(engine):  # type: ignore[misc]
-        def __init__(self, *, model: str, **options: Any):
-            super().__init__(model=fetch(model), **options)
+        def __init__(self, *, model: str, engine_kwargs: dict[str, Any], **options: Any):
+            if own_seeds:  # 32 bits are what NumPy, which vLLM seeds too, takes
+                engine_kwargs = engine_kwargs | {"seed": secrets.randbits(32)}
+            super().__init__(
+                model=str(fetch(model)) if fetched else model,
+                engine_kwargs=engine_kwargs,
+                **options,
+            )
 
     return Engine

@@ -116,8 +116,8 @@ class Mixture(WithPreset):
     min_share: float = setting(0.0, "floor under every share", "share", ge=0, lt=1)
     heed_overfitting: bool = setting(
         False,
-        "no potential for a domain whose loss is above its own lowest; else a scarce domain that "
-        "overfits is given ever more",
+        "no potential for a domain whose loss is above its own lowest after two passes over its "
+        "records; else a scarce domain that overfits is given ever more",
     )
     feedback: Literal["held_out", "train"] = setting(
         "held_out", "loss that drives the shares; `train` costs nothing"

@@ -201,7 +201,7 @@ class WeightController:
         stage = self.stages[first.stage]
         lines = [line for line in self.lines if line.get("stage") == stage.name]
         history = [list(line["loss"].values()) for line in lines]
-        products = first.gradient_products
+        products, passes = first.gradient_products, first.passes + self._passed(stage)
         feedback = Feedback(
             first.step,
             loss,
@@ -210,6 +210,7 @@ class WeightController:
             self.domains,
             history,
             products,
+            passes,
         )
         guard = None
         if first.step == stage.first:
@@ -250,7 +251,7 @@ class WeightController:
             "share": self._named(self.share),
             "share_achieved": self._named(_normalised(first.samples)),
             "token_share_achieved": self._named(_normalised(first.tokens)),
-            "passes": self._named(first.passes + self._passed(stage)),
+            "passes": self._named(passes),
             "train_loss": self._named(train_loss),
             "guard": guard,
             "feedback": "train" if first.loss_sums is None else "held_out",

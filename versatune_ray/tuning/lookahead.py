@@ -120,7 +120,15 @@ def _answers(
         names,
         [line["step"] for line in told],
         products,
+        _passes(told, names),
     )
+
+
+def _passes(lines: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[list[float]] | None:
+    """[t, k] as the run was told, or None where a line does not have them all."""
+    told = [line.get("passes") or {} for line in lines]
+    known = all(one.get(name) is not None for one in told for name in names)
+    return [[one[name] for name in names] for one in told] if known else None
 
 
 def _read(log: Path) -> list[dict[str, Any]]:
