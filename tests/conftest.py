@@ -35,11 +35,30 @@ __all__ = [
     "write_store",
 ]
 
-# Seconds that files take, the longest first: xdist hands them out in this order, and the last one
-# should not be the longest.
+# The files that take longest, in this order: xdist hands them out as they come, and what is left at
+# the end should be short.
 _LONGEST = (
-    "vllm/test_detect_job.py",
     "vllm/test_pipeline.py",
+    "ray/test_training_faults.py",
+    "vllm/test_detect_job.py",
+    "ray/test_finetune.py",
+    "ray/test_sweep.py",
+    "vllm/test_evaluate_job.py",
+    "ray/test_storage_s3.py",
+    "vllm/test_judge_endpoint.py",
+    "ray/test_api.py",
+    "ray/test_plugin.py",
+    "ray/test_token_store.py",
+    "ray/test_metrics_endpoint.py",
+    "ray/test_reference.py",
+    "unit/test_training_ranks.py",
+    "unit/test_training_together.py",
+    "unit/test_training_memory.py",
+    "unit/test_training_trainer.py",
+    "unit/test_training_sharded.py",
+    "unit/test_attention_contract.py",
+    "unit/test_training_optimizer.py",
+    "unit/test_bare_machine.py",
 )
 
 
@@ -64,6 +83,7 @@ class SharedRay:
 
         if self._folder is not None and ray.is_initialized():
             return
+        self.stop()  # a test may have ended it
         from versatune_ray.runtime.cluster import connect
 
         before = dict(os.environ)

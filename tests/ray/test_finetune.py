@@ -1,16 +1,15 @@
 """Controller, two workers and checkpoints on a real Ray Train run; a run that is killed goes on as
-if nothing had happened.
+if nothing had happened, and one without Ray gives the same.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import os
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,120 +18,128 @@ import numpy as np
 import psutil
 import pytest
 import yaml
-from conftest import ROOT, random_samples, write_store
+from conftest import SharedRay
+from processes import (
+    call_job,
+    finish_job,
+    kill_job,
+    own_ray,
+    patience,
+    start_job,
+    start_ranks,
+    wait_until,
+)
+from tiny import random_words
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from versatune_ray.domains import DomainPaths
 from versatune_ray.mixture import VersaTune, replay
-from versatune_ray.settings import Config
-from versatune_ray.settings.loading import parse
-from versatune_ray.training.finetune import finetune
+from versatune_ray.training.__main__ import main
 
 NAMES = ("law", "medicine", "code")
 STEPS, EVERY = 60, 10
 
 
-def settings(storage: Path, model: Path) -> dict[str, Any]:
-    training = {
-        "workers": 2,
-        "epochs": 1,
-        "samples_per_epoch": STEPS * 8,
-        "batch_size": 8,
-        "learning_rate": 1e-2,
-        "adjust_every": EVERY,
-    }
+@pytest.fixture(scope="module")
+def job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("jobs")
     return {
-        "run": "test",
-        "storage": str(storage),
-        "model": {"path": str(model)},
+        "run": "whole",
+        "storage": str(folder / "runs"),
+        "model": {"path": str(tiny_model)},
         "data": {"max_length": 64},
-        "domains": {name: f"{storage}/{name}.jsonl" for name in NAMES},
+        "domains": random_words(folder, NAMES),
         "mixture": {"start": "uniform", "policy": "versatune", "sigma": 2.0},
-        "training": training,
+        "reference": {"epochs": 1, "learning_rate": 1e-3, "workers": 1},
+        "training": {
+            "workers": 2,
+            "epochs": 1,
+            "samples_per_epoch": STEPS * 8,
+            "batch_size": 8,
+            "learning_rate": 1e-2,
+            "adjust_every": EVERY,
+        },
     }
 
 
-def lines(storage: Path, run: str = "test") -> list[dict[str, Any]]:
+@pytest.fixture(scope="module")
+def whole(job: dict[str, Any], shared_ray: SharedRay) -> Path:
+    """The storage, with a run that nothing disturbs."""
+    storage = Path(job["storage"])
+    shared_ray.start()
+    printed = call_job(job, "finetune.py", storage.parent)
+    assert printed.endswith(f"\n{storage / 'whole' / 'finetune' / 'model'}\n")
+    return storage
+
+
+@pytest.fixture(scope="module")
+def measured(job: dict[str, Any], whole: Path) -> dict[str, Any]:
+    """The job on the references that the first one measured."""
+    return job | {"reference": {"losses": str(whole / "whole" / "reference" / "losses.json")}}
+
+
+def lines(storage: Path, run: str = "whole") -> list[dict[str, Any]]:
     """The log without its timings."""
-    text = (storage / run / "finetune" / "adjustments.jsonl").read_text()
+    file = storage / run / "finetune" / "adjustments.jsonl"
     return [
         {key: value for key, value in json.loads(line).items() if key != "seconds"}
-        for line in text.splitlines()
+        for line in (file.read_text() if file.is_file() else "").splitlines()
     ]
 
 
-@pytest.fixture(scope="module")
-def tune(
-    ray_cluster: None, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
-    folder = tmp_path_factory.mktemp("stores")
-    paths = {
-        name: DomainPaths(
-            write_store(folder / name, random_samples(seed, 40)),
-            write_store(folder / f"{name}-v", random_samples(seed + 9, 9)),
-        )
-        for seed, name in enumerate(NAMES)
-    }
-    reference = {
-        "domains": {name: {"loss": loss} for name, loss in zip(NAMES, (1.0, 2.0, 4.0), strict=True)}
-    }
-
-    def run(name: str) -> Path:
-        storage = folder / name
-        config: Config = parse(settings(storage, tiny_model))
-        assert (
-            finetune(config, str(tiny_model), paths, None, reference, "nats/token", gpu=False)
-            == storage / "test" / "finetune" / "model"
-        )
-        return storage
-
-    return run
+def weights(storage: Path, run: str = "whole") -> bytes:
+    return (storage / run / "finetune" / "model" / "model.safetensors").read_bytes()
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tune: Callable[[str], Path]) -> Path:
-    return tune("undisturbed")
-
-
-def test_every_adjustment_is_the_policys_answer_to_the_measured_losses(undisturbed: Path) -> None:
-    log = lines(undisturbed)
+def test_every_adjustment_is_the_policys_answer_to_the_measured_losses(whole: Path) -> None:
+    log = lines(whole)
     assert [line["step"] for line in log] == list(range(0, STEPS + 1, EVERY))
     losses = np.array([list(line["loss"].values()) for line in log])
-    expected = replay(
-        VersaTune(sigma=2.0), np.full(3, 1 / 3), losses[1:], np.array([1.0, 2.0, 4.0])
-    )
+    found = json.loads((whole / "whole" / "reference" / "losses.json").read_text())["domains"]
+    reference = np.array([found[name]["loss"] for name in NAMES])
+    expected = replay(VersaTune(sigma=2.0), np.full(3, 1 / 3), losses[1:], reference)
     np.testing.assert_allclose([list(line["share"].values()) for line in log], expected, rtol=1e-12)
-    assert log[1]["learnable_potential"]["law"] > log[1]["learnable_potential"]["medicine"] > 0
+    for name, loss, least in zip(NAMES, losses[1], reference, strict=True):
+        potential = max((loss - least) / loss, 0)
+        assert log[1]["learnable_potential"][name] == pytest.approx(potential, abs=1e-12)
 
 
-def test_samples_drawn_follow_the_shares_requested(undisturbed: Path) -> None:
-    log = lines(undisturbed)
+def test_samples_drawn_follow_the_shares_requested(whole: Path) -> None:
+    log = lines(whole)
     for before, after in pairwise(log):
         drawn = np.array(list(after["share_achieved"].values())) * EVERY * 8
         asked = np.array(list(before["share"].values())) * EVERY * 8
         assert np.abs(drawn - asked).max() < 2
 
 
-def test_the_tuned_model_is_an_ordinary_folder_with_a_chat_template(undisturbed: Path) -> None:
-    folder = undisturbed / "test" / "finetune" / "model"
+def test_the_tuned_model_is_an_ordinary_folder_with_a_chat_template(whole: Path) -> None:
+    folder = whole / "whole" / "finetune" / "model"
     AutoModelForCausalLM.from_pretrained(folder)
     assert AutoTokenizer.from_pretrained(folder).chat_template
     assert any(folder.glob("*.safetensors"))
 
 
-def test_a_killed_worker_costs_no_decision_and_repeats_none(
-    tune: Callable[[str], Path], undisturbed: Path, tmp_path: Path
+def test_a_killed_driver_goes_on_with_the_same_numbers(
+    measured: dict[str, Any], whole: Path, tmp_path: Path
 ) -> None:
-    storage = undisturbed.parent / "killed-worker"
+    """``kill -9`` in the middle, and the same command again."""
+    broken = measured | {"run": "broken"}
+    kill_job(start_job(broken, "finetune.py", tmp_path), lambda: len(lines(whole, "broken")) > 3)
+    assert 3 < len(lines(whole, "broken")) < STEPS // EVERY + 1, (
+        "it was killed too late to show anything"
+    )
+    finish_job(start_job(broken, "finetune.py", tmp_path))
+    assert lines(whole, "broken") == lines(whole)
+    assert weights(whole, "broken") == weights(whole)
+
+
+@pytest.mark.slow  # test_training_faults.py has it among others
+def test_a_killed_worker_costs_no_decision_and_repeats_none(
+    measured: dict[str, Any], whole: Path, ray_cluster: None, tmp_path: Path
+) -> None:
     killed = threading.Event()
 
     def kill() -> None:
-        log = storage / "test" / "finetune" / "adjustments.jsonl"
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not (
-            log.is_file() and len(log.read_text().splitlines()) > 3
-        ):
-            time.sleep(0.05)
+        wait_until(lambda: len(lines(whole, "killed-worker")) > 3, 120)
         # Only descendants of this process: another cluster on the machine is nobody's business
         # here.
         workers = [
@@ -146,106 +153,41 @@ def test_a_killed_worker_costs_no_decision_and_repeats_none(
 
     thread = threading.Thread(target=kill)
     thread.start()
-    tune("killed-worker")
+    call_job(measured | {"run": "killed-worker"}, "finetune.py", tmp_path)
     thread.join()
     assert killed.is_set()
-    assert lines(storage) == lines(undisturbed)
+    assert lines(whole, "killed-worker") == lines(whole)
 
 
-def command(storage: Path, tiny_model: Path) -> list[str]:
-    """The job as a user runs it, on records in ``storage``."""
-    rng = np.random.default_rng(0)
-    storage.mkdir()
-    for name in NAMES:
-        rows = [
-            {
-                "prompt": f"w{row[0]} w{row[1]}",
-                "completion": " ".join(f"w{word}" for word in row[2:]),
-            }
-            for row in rng.integers(3, 64, (60, 8))
-        ]
-        (storage / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = settings(storage, tiny_model) | {"reference": {"epochs": 1, "learning_rate": 1e-3}}
-    (storage / "config.yaml").write_text(yaml.safe_dump(config))
-    return [
-        sys.executable,
-        str(ROOT / "jobs" / "finetune.py"),
-        "--config",
-        str(storage / "config.yaml"),
-    ]
-
-
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-
-
-@pytest.fixture(scope="module")
-def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    storage = tmp_path_factory.mktemp("jobs") / "whole"
-    subprocess.run(command(storage, tiny_model), check=True, env=ENVIRONMENT, cwd=storage)
-    return storage
-
-
-def test_a_killed_driver_goes_on_with_the_same_numbers(
-    tiny_model: Path, whole: Path, tmp_path: Path
-) -> None:
-    """``kill -9`` in the middle, and the same command again."""
-    broken = command(tmp_path / "broken", tiny_model)
-    process = subprocess.Popen(broken, env=ENVIRONMENT, cwd=tmp_path)
-    log = tmp_path / "broken" / "test" / "finetune" / "adjustments.jsonl"
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline and not (
-        log.is_file() and len(log.read_text().splitlines()) > 3
-    ):
-        time.sleep(0.05)
-    process.kill()
-    process.wait()
-    assert len(lines(tmp_path / "broken")) < STEPS // EVERY + 1, (
-        "it was killed too late to show anything"
+def test_torchrun_gives_the_same_bits(measured: dict[str, Any], whole: Path) -> None:
+    """Without Ray, on the references that the job measured."""
+    config = written(measured, whole, "two")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "versatune_ray.training", *config],
+        check=True,
+        env=own_ray(),
+        cwd=whole,
+        capture_output=True,
+        text=True,
+        timeout=patience(200),
     )
-    subprocess.run(broken, check=True, env=ENVIRONMENT, cwd=tmp_path)
-    assert lines(tmp_path / "broken") == lines(whole)
-    assert weights(tmp_path / "broken") == weights(whole)
-
-
-def alone(storage: Path, ranks: int, run: str, *overrides: str) -> str:
-    """The same without Ray, on the references that the job measured; what it printed."""
-    launcher = (
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            str(ranks),
-        ]
-        if ranks > 1
-        else [sys.executable]
-    )
-    given = [
-        "--config",
-        str(storage / "config.yaml"),
-        f"reference.losses={storage}/test/reference/losses.json",
-        f"run={run}",
-        *overrides,
-    ]
-    command = [*launcher, "-m", "versatune_ray.training", *given]
-    return subprocess.run(
-        command, check=True, env=ENVIRONMENT, cwd=storage, capture_output=True, text=True
-    ).stdout
-
-
-def test_torchrun_gives_the_same_bits(whole: Path) -> None:
-    assert alone(whole, 2, "two").strip() == str(whole / "two" / "finetune" / "model")
+    assert done.stdout.strip() == str(whole / "two" / "finetune" / "model")
     assert lines(whole, "two") == lines(whole)
     assert weights(whole, "two") == weights(whole)
 
 
-def test_another_number_of_ranks_gives_the_same_losses(whole: Path) -> None:
+def test_another_number_of_ranks_gives_the_same_losses(
+    measured: dict[str, Any], whole: Path
+) -> None:
     """At a rate where rounding stays small: at the 0.01 of the other tests it shows after 30
     steps.
     """
+    calm = measured | {"training": measured["training"] | {"learning_rate": 1e-3}}
     for ranks in (1, 2):
-        alone(whole, ranks, f"calm-{ranks}", "training.learning_rate=0.001")
+        log = whole / f"calm-{ranks}.log"
+        given = written(calm, whole, f"calm-{ranks}")
+        assert start_ranks(alone, *given, log=log, ranks=ranks) == [0] * ranks, log.read_text()
     for one, two in zip(lines(whole, "calm-1"), lines(whole, "calm-2"), strict=True):
         np.testing.assert_allclose(
             list(one["loss"].values()), list(two["loss"].values()), rtol=1e-4
@@ -257,22 +199,23 @@ def test_another_number_of_ranks_gives_the_same_losses(whole: Path) -> None:
     assert all(last[name] < first[name] for name in NAMES)
 
 
-def test_without_what_a_job_makes_first_it_is_named(whole: Path) -> None:
-    given = ["--config", str(whole / "config.yaml"), "run=three"]
-    done = subprocess.run(
-        [sys.executable, "-m", "versatune_ray.training", *given],
-        env=ENVIRONMENT,
-        cwd=whole,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert (
-        "losses.json; run jobs/reference.py with this configuration first" in done.stderr
-        and len(done.stderr.splitlines()) == 1
-    )
+def test_without_what_a_job_makes_first_it_is_named(job: dict[str, Any], whole: Path) -> None:
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
+        assert alone(*written(job, whole, "three")) == 2
+    told = errors.getvalue()
+    assert "losses.json; run jobs/reference.py with this configuration first" in told
+    assert len(told.splitlines()) == 1
 
 
-def weights(storage: Path, run: str = "test") -> bytes:
-    return (storage / run / "finetune" / "model" / "model.safetensors").read_bytes()
+def written(job: dict[str, Any], storage: Path, run: str) -> list[str]:
+    """The arguments of a run without Ray."""
+    file = storage / f"{run}.yaml"
+    file.write_text(yaml.safe_dump(job))
+    return ["--config", str(file), f"run={run}"]
+
+
+def alone(*arguments: str) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["versatune_ray.training", *arguments])
+        return main()
