@@ -13,6 +13,7 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
+from versatune_ray.domains.template import only_template
 from versatune_ray.errors import UserError
 
 # One-token option names in every usual tokenizer. vLLM returns log-probabilities of at most 128
@@ -192,10 +193,12 @@ def render(
     The tokenizer's chat template is used if it has one.
 
     Raises:
-        UserError: the template refuses a user's turn alone, or does not show its text once.
+        UserError: the template refuses a user's turn alone, or does not show its text once; or
+            it has several templates, and none called default.
     """
     text = prompt.replace("{text}", _MARK)
     if getattr(tokenizer, "chat_template", None):
+        only_template(tokenizer, tokenizer.name_or_path, "call the judge's own one so")
         try:
             text = tokenizer.apply_chat_template(
                 [{"role": "user", "content": text}],
