@@ -29,9 +29,10 @@ from versatune_ray.settings import Data, Lora, Trainable, Training
 from versatune_ray.settings.cofitune import layer_range
 from versatune_ray.settings.recipe import Execution, Recipe
 from versatune_ray.training.checkpoint import Checkpoints
+from versatune_ray.training.export import export
 from versatune_ray.training.importance import normalised, unit_importance
 from versatune_ray.training.loss import ResponseLoss
-from versatune_ray.training.model import check_parts, export, load_model, with_frozen
+from versatune_ray.training.model import check_parts, load_model, with_frozen
 from versatune_ray.training.parallel import Parallel
 from versatune_ray.training.trainable import freeze, read_importance
 from versatune_ray.training.trainer import Trainer

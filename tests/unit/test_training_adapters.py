@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Lora, Training
 from versatune_ray.training.adapters import whole_model
-from versatune_ray.training.model import export, load_model, with_frozen
+from versatune_ray.training.export import export
+from versatune_ray.training.model import load_model, with_frozen
 
 
 def test_an_adapter_is_merged_into_its_base_once(tiny_model: Path, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from versatune_ray.detection.generate import start_token
 from versatune_ray.detection.prompt import DEFAULT_PROMPT, render
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Lora, Training
-from versatune_ray.training.model import export, load_model, with_frozen
+from versatune_ray.training.export import export
+from versatune_ray.training.model import load_model, with_frozen
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ from versatune_ray.settings.recipe import Execution, Recipe
 from versatune_ray.training import loss as loss_module
 from versatune_ray.training.attention import choose
 from versatune_ray.training.checkpoint import Checkpoints
-from versatune_ray.training.model import export, load_model, with_frozen
+from versatune_ray.training.export import export
+from versatune_ray.training.model import load_model, with_frozen
 from versatune_ray.training.step import Unrecoverable
 from versatune_ray.training.trainer import Trainer
 

@@ -29,7 +29,14 @@ from versatune_ray.domains.records import (
     to_example,
 )
 from versatune_ray.domains.spec import Input, expand
-from versatune_ray.domains.split import DomainData, DomainPaths, DomainStores, load_domains, split
+from versatune_ray.domains.split import (
+    DomainData,
+    DomainPaths,
+    DomainStores,
+    load_domains,
+    longest,
+    split,
+)
 from versatune_ray.domains.store import Records, TokenStore
 from versatune_ray.domains.store_writer import Batch, TokenStoreWriter
 
@@ -60,6 +67,7 @@ __all__ = [
     "interpret",
     "load_domains",
     "load_tokenizer",
+    "longest",
     "read_questions",
     "read_records",
     "read_texts",

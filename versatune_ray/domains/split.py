@@ -73,6 +73,11 @@ class DomainData:
     account: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
+def longest(data: DomainData) -> int:
+    """Tokens of the longest record that trains or measures."""
+    return max(int(part.lengths.max(initial=0)) for part in (data.train, data.validation))
+
+
 def load_domains(paths: Mapping[str, DomainPaths], data: Data) -> dict[str, DomainData]:
     """Open the stores and split them: what every worker does, with the same result everywhere."""
     stores = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from versatune_ray.domains import DomainData, DomainPaths
+from versatune_ray.domains import DomainData, DomainPaths, longest
 from versatune_ray.runs.folder import contents
 from versatune_ray.runtime.models import check_length
 from versatune_ray.settings import Config
@@ -46,10 +46,7 @@ def check_rows(config: Config, model: str, data: Mapping[str, DomainData]) -> No
     """
     if config.data.too_long != "keep":
         return
-    longest = {
-        name: max(int(max(part.lengths, default=0)) for part in (one.train, one.validation))
-        for name, one in data.items()
-    }
-    name = max(longest, key=lambda one: longest[one])
+    lengths = {name: longest(one) for name, one in data.items()}
+    name = max(lengths, key=lambda one: lengths[one])
     key = f"data.too_long=keep: the longest record of {name!r}"
-    check_length(key, longest[name], model, config.model.trust_remote_code)
+    check_length(key, lengths[name], model, config.model.trust_remote_code)

@@ -26,8 +26,9 @@ from versatune_ray.training.adjustment import Refused, Report
 from versatune_ray.training.attention import choose
 from versatune_ray.training.budget import check_room
 from versatune_ray.training.checkpoint import Checkpoints, steps_in
+from versatune_ray.training.export import export
 from versatune_ray.training.metrics import Metrics
-from versatune_ray.training.model import begin_adapters, export, fill, load_model, with_frozen
+from versatune_ray.training.model import begin_adapters, fill, load_model, with_frozen
 from versatune_ray.training.parallel import in_bf16, kind_of
 from versatune_ray.training.runtime import Runtime
 from versatune_ray.training.step import Unrecoverable

@@ -1,10 +1,7 @@
-"""A causal language model to tune: loading, LoRA, and the folder that transformers and vLLM load as
-is.
-"""
+"""A causal language model to tune: loading it, whole or in parts, and LoRA."""
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -43,7 +40,6 @@ def load_model(
         at = commit(path)
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, revision=at)
         check_family(config, path)
-        _check_unquantised(config, path)
         if not empty:
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 path, use_safetensors=True, revision=at, **options
@@ -70,7 +66,7 @@ def fill(model: torch.nn.Module, path: str, *, frozen_only: bool = False) -> Non
     Raises:
         UserError: the folder has no safetensors, or not those of this model.
     """
-    base = _base(model)
+    base = base_of(model)
     init_buffers(base)
     parameters = {
         name: parameter for name, parameter in base.named_parameters() if ".lora_" not in name
@@ -125,7 +121,7 @@ def init_buffers(model: PreTrainedModel) -> None:
         model._init_weights(owner)
 
 
-def _base(model: torch.nn.Module) -> PreTrainedModel:
+def base_of(model: torch.nn.Module) -> PreTrainedModel:
     """The model without the adapters around it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[return-value, operator]
 
@@ -150,16 +146,6 @@ def _told(path: str, *more: type[Exception]) -> Iterator[None]:
         raise UserError(
             f"{path}: cannot be loaded as a causal language model: {' '.join(str(error).split())}"
         ) from None
-
-
-def _check_unquantised(config: Any, path: str) -> None:
-    quantised = getattr(config, "quantization_config", None)
-    if quantised:
-        kind = dict(quantised).get("quant_method") if isinstance(quantised, dict) else None
-        raise UserError(
-            f"{path}: is quantised ({kind or 'by its config.json'}); fine-tuning needs the "
-            f"original weights"
-        )
 
 
 def in_precision(model: PreTrainedModel, *, frozen: torch.dtype, trained: torch.dtype) -> None:
@@ -284,56 +270,6 @@ def _add_lora(
     return wrapped  # type: ignore[return-value]
 
 
-def export(
-    model: PreTrainedModel,
-    weights: dict[str, torch.Tensor],
-    folder: Path,
-    base: str,
-    trust_remote_code: bool,
-    training: Training,
-    end_of_turn: int | None = None,
-) -> None:
-    """Write a model folder (safetensors), in the precision that the base model is stored in.
-
-    Args:
-        end_of_turn: the token that rows taught the model to end an answer with; generation stops
-            at it, beside those at which the base model stops.
-        weights: by the names of ``model.state_dict()``, whole and on the CPU; those that trained.
-        base: what ``model`` was loaded from. Where parts of it were frozen it is loaded anew, for a
-            sharded model cannot be merged where it is.
-    """
-    stored = (
-        AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code).dtype or torch.float32
-    )
-    if training.lora.rank is not None or not training.trainable.everything:
-        model = with_frozen(load_model(base, trust_remote_code), training, 0)
-        unknown = model.load_state_dict(weights, strict=False).unexpected_keys
-        assert not unknown, unknown
-        if training.lora.rank is not None:
-            if training.lora.export == "adapter":
-                model.save_pretrained(folder)
-                _stopping(_base(model), end_of_turn).save_pretrained(folder)
-                return
-            model = model.merge_and_unload()  # type: ignore[operator]
-        weights = model.state_dict()
-    # a model without weights, for its names and its configuration: the real one may be sharded
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(
-            model.config, dtype=stored, trust_remote_code=trust_remote_code
-        )
-    skeleton.generation_config = _stopping(model, end_of_turn)
-    every, once = (
-        dict(skeleton.named_parameters(remove_duplicate=single)).keys() for single in (False, True)
-    )
-    tied = every - once  # a head that is the embedding under another name
-    skeleton.save_pretrained(
-        folder,
-        state_dict={
-            name: values.to(stored) for name, values in weights.items() if name not in tied
-        },
-    )
-
-
 def model_size(model: PreTrainedModel) -> tuple[int, int, int]:
     """Parameters that every token meets, embeddings aside; those of them that train; layers × heads
     × head size (``attention_cost``).
@@ -351,13 +287,3 @@ def model_size(model: PreTrainedModel) -> tuple[int, int, int]:
         trained,
         config.num_hidden_layers * config.num_attention_heads * head,
     )
-
-
-def _stopping(model: PreTrainedModel, end_of_turn: int | None) -> GenerationConfig:
-    """The model's generation configuration, with one more token to stop at."""
-    found = copy.deepcopy(model.generation_config) or GenerationConfig()
-    before = found.eos_token_id
-    stops = [] if before is None else before if isinstance(before, list) else [before]
-    if end_of_turn is not None and end_of_turn not in stops:
-        found.eos_token_id = [end_of_turn, *stops]
-    return found

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from versatune_ray.domains import DomainData
+from versatune_ray.domains import DomainData, longest
 from versatune_ray.errors import UserError
 from versatune_ray.mixture import DomainSampler, LossSums, chosen
 from versatune_ray.settings.recipe import Execution, Recipe
@@ -59,9 +59,7 @@ class Trainer:
         records: Sequence[int] | None = None,
         importance: Mapping[str, torch.Tensor] | None = None,
     ):
-        """``model``: of ``load_model``, an ``empty`` one only under FSDP; ``records``: see
-        ``begin``; ``importance``: see ``SoftMask``.
-        """
+        """``model``: of ``load_model``, an ``empty`` one only under FSDP."""
         if recipe.batch_size < world:
             raise UserError(
                 f"training.batch_size: {recipe.batch_size} samples cannot be spread over {world} "
@@ -70,9 +68,7 @@ class Trainer:
         self.data, self.device, self.rank, self.world = list(data), device, rank, world
         self.model = model
         self.attention = kind_of(model)
-        lengths = [part.lengths for one in self.data for part in (one.train, one.validation)]
-        longest = max(int(part.max(initial=0)) for part in lengths)
-        check_positions(model.config, longest, model.name_or_path)
+        check_positions(model.config, max(map(longest, self.data)), model.name_or_path)
         parameters, _, width = model_size(model)
         low = torch.bfloat16 if in_bf16(execution, device) else torch.float32
         in_precision(
