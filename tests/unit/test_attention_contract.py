@@ -343,7 +343,7 @@ def test_other_families_and_settings_that_would_be_lost_are_refused_in_one_line(
             (
                 "qwen3",
                 {"quantization_config": {"quant_method": "fp8"}},
-                "its weights are quantised (quantization_config in its config.json)",
+                "is quantised (fp8); fine-tuning needs the original weights",
             ),
         )
     ):

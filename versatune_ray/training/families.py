@@ -55,10 +55,12 @@ def check_family(config: Any, path: str) -> None:
                 f"{path}: {name}={value!r} in its config.json is not supported: it would be lost "
                 f"in training"
             )
-    if getattr(config, "quantization_config", None):
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
+        kind = dict(quantised).get("quant_method") if isinstance(quantised, dict) else None
         raise UserError(
-            f"{path}: its weights are quantised (quantization_config in its config.json), and "
-            f"training needs them as they were before; take the model they were made from"
+            f"{path}: is quantised ({kind or 'by its config.json'}); fine-tuning needs the "
+            f"original weights"
         )
     if "dynamic" in _rope_types(config):
         raise UserError(
