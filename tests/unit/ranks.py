@@ -33,7 +33,8 @@ def case(given: dict[str, Any], rank: int = 0, world: int = 1) -> dict[str, Any]
     torch.set_num_threads(1)
     data = list(
         load_domains(
-            {name: DomainPaths(*map(Path, pair)) for name, pair in given["paths"].items()}, Data()
+            {name: DomainPaths(*map(Path, pair[:2])) for name, pair in given["paths"].items()},
+            Data(),
         ).values()
     )
     recipe = Recipe(
@@ -109,7 +110,8 @@ def loading(given: dict[str, Any], rank: int, world: int) -> dict[str, Any]:
     model = load_model(given["model"], empty=True)
     data = list(
         load_domains(
-            {name: DomainPaths(*map(Path, pair)) for name, pair in given["paths"].items()}, Data()
+            {name: DomainPaths(*map(Path, pair[:2])) for name, pair in given["paths"].items()},
+            Data(),
         ).values()
     )
     recipe = Recipe(

@@ -105,7 +105,11 @@ def put_study(folder: Path, **changes: Any) -> Path:
         "σ = 1": {"law": mean(3.9, 0.02), "mean": mean(4.0987, 0.0204)},
         "σ = 2": {"law": mean(4.1, 0.02), "mean": mean(4.12, 0.0204)},
     }
-    differences = {"uniform": None, "σ = 1": mean(-0.0203, 0.0144), "σ = 2": mean(0.001, 0.002)}
+    differences = {
+        "uniform": None,
+        "σ = 1": mean(-0.0203, 0.0144) | {"p": 0.017, "holm": 0.034},
+        "σ = 2": mean(0.001, 0.002) | {"p": 0.4, "holm": 0.4},
+    }
     table = {
         "title": "Held-out loss",
         "columns": ["law", "mean"],
@@ -148,7 +152,7 @@ def trace(figure: dict[str, Any], name: str) -> dict[str, Any]:
 def test_trials_stand_by_score_with_what_became_of_them(tmp_path: Path) -> None:
     page = body_of(build_report(put_sweep(tmp_path)))
     assert sections_of(page) == ["summary", "sweep", "absent"]
-    assert rows_of(page, "sweep") == ["e", "b", "c", "a", "d", "f"]
+    assert rows_of(page, "sweep") == ["b", "c", "a", "d", "e", "f"]
     assert re.findall(r'<th scope="row" class="better"><bdi>(.*?)</bdi>', page) == ["b"]
     plain = page.replace('<th scope="row" class="better">', '<th scope="row">')
     assert cells_of(plain, "sweep", "b") == [
@@ -233,11 +237,13 @@ def test_parallel_lines_run_through_every_setting_and_objective(tmp_path: Path) 
         "forgetting",
         "score",
     ]
-    assert len(figure["traces"]) == 5  # all but the failed one; the best by rank of score is on top
+    assert (
+        len(figure["traces"]) == 5
+    )  # all but the failed one; the best is on top, stopped ones below
     lowest, highest = figure["traces"][0], figure["traces"][-1]
-    assert lowest["meta"]["mix"] == 0 and highest["meta"]["mix"] == 1
-    # d: ε is the second of three values, δ the second of two; the worst score.
-    assert (lowest["y"][:2], lowest["y"][-1]) == ([0.5, 1.0], 0.0) and highest["y"][-1] == 1.0
+    assert lowest["meta"]["mix"] == 0 and figure["traces"][-2]["meta"]["mix"] == 0.75
+    # e, stopped early: ε is the third of three values, δ the first of two; b is the best.
+    assert lowest["y"][:2] == [1.0, 0.0] and highest["y"][:2] == [0.0, 1.0]
     assert [trace["meta"] for trace in figure["traces"] if trace["line"]["width"] == 4] == [
         {"tone": "better"}
     ]
@@ -279,7 +285,11 @@ def test_study_cells_differences_and_bold_ones(tmp_path: Path) -> None:
     )
     assert "<bdi>mean − uniform</bdi>" in page
     assert cells_of(page, "study", "uniform") == ["4.000 ± 0.010", "4.119 ± 0.012", "baseline"]
-    assert cells_of(page, "study", "σ = 1") == ["3.900 ± 0.020", "4.099 ± 0.020", "−0.020 ± 0.014"]
+    assert cells_of(page, "study", "σ = 1") == [
+        "3.900 ± 0.020",
+        "4.099 ± 0.020",
+        "−0.020 ± 0.014 †",
+    ]
     assert cells_of(page, "study", "σ = 2")[-1] == "+0.001 ± 0.002"
     assert re.findall(r'<td class="clear"><bdi>(.*?)</bdi>', page) == ["−0.020"]
     figure = figures_of(page)["study-0"]
@@ -295,6 +305,17 @@ def test_study_cells_differences_and_bold_ones(tmp_path: Path) -> None:
         "compared 3 methods over 5 seeds. Held-out loss: “σ = 1” is clearly below “uniform”."
         in page
     )
+
+
+def test_a_difference_that_holds_by_itself_alone_is_bold_without_the_second_mark(
+    tmp_path: Path,
+) -> None:
+    one = mean(-0.02, 0.014) | {"p": 0.02, "holm": 0.24}
+    missing = ["other shares no measured seed with uniform."]
+    page = body_of(build_report(put_study(tmp_path, differences={"σ = 1": one}, missing=missing)))
+    assert cells_of(page, "study", "σ = 1")[-1] == "−0.020 ± 0.014"
+    assert 'class="clear"><bdi>−0.020' in page and missing[0] in page
+    assert "Held-out loss: no method is clearly apart from “uniform”." in page
 
 
 def test_one_seed_has_no_intervals_and_nothing_bold(tmp_path: Path) -> None:

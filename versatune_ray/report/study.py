@@ -12,6 +12,8 @@ from versatune_ray.report.traces import Trace, bare_layout, label
 from versatune_ray.report.tuning import Mean, StudyTable
 from versatune_ray.report.writing import count, decimal, short, signed_decimal
 
+AMONG_ALL = "†"  # beside a difference that holds among all of its table
+
 
 def study_section(run: RunData) -> list[dict[str, Any]]:
     """For each table of a study: its title, the table, and the chart of differences where there are
@@ -45,7 +47,7 @@ def methods(study: StudyTable) -> Table:
         *study.columns,
         f"{study.of} − {study.baseline}",
     )
-    return Table(_how(seeds), head, tuple(rows))
+    return Table(" ".join([_how(seeds), *study.missing]), head, tuple(rows))
 
 
 def differences(study: StudyTable, number: int) -> Figure | None:
@@ -120,7 +122,8 @@ def _how(seeds: list[int]) -> str:
     span = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     return (
         f"Means over {span} with 95 % intervals (Student’s t); differences are paired by seed, in "
-        f"bold where the interval leaves 0 out."
+        f"bold where the interval leaves 0 out, and with {AMONG_ALL} where they hold among all "
+        f"methods of the table (Holm). All runs start from one base model."
     )
 
 
@@ -137,10 +140,8 @@ def _difference(study: StudyTable, method: str) -> Cell:
     one = study.differences.get(method)
     if one is None:
         return Cell("baseline" if method == study.baseline else "–")
-    cell = _cell(one, study.digits)
-    return Cell(
-        signed_decimal(one.mean, study.digits), cell.note, tone="clear" if one.clear else ""
-    )
+    note = f"{_cell(one, study.digits).note} {AMONG_ALL * one.clear_among_all}".strip()
+    return Cell(signed_decimal(one.mean, study.digits), note, tone="clear" if one.clear else "")
 
 
 def _told(one: Mean, digits: int) -> str:

@@ -130,13 +130,13 @@ def _compared(run: RunData) -> list[str]:
 
 
 def _told_apart(table: StudyTable) -> str:
-    """Which methods the first table tells from its baseline; its title says whether lower or higher
-    is better.
+    """Which methods the first table tells from its baseline, among all of them; its title says
+    whether lower or higher is better.
     """
     clear = [
         (f"“{short(name)}”", one)
         for name, one in table.differences.items()
-        if one is not None and one.clear
+        if one is not None and one.clear_among_all
     ]
     sides = [
         ("below", [name for name, one in clear if (one.mean or 0) < 0]),

@@ -18,6 +18,7 @@ from versatune_ray.report.writing import clean, short
 from versatune_ray.settings.tuning import OBJECTIVES
 
 COLUMNS = (*OBJECTIVES, "score")
+LEVEL = 0.05
 RECORDED = "recorded"  # the replay's name for the shares of the run itself
 _Value = TypeVar("_Value")
 
@@ -65,12 +66,13 @@ class Sweep(Record):
 
     @property
     def ranked(self) -> tuple[Trial, ...]:
-        """All trials, best score first; those without a score come later, failed ones last."""
+        """All trials, best score first; those stopped early come later, and failed ones last."""
         return tuple(
             sorted(
                 self.trials,
                 key=lambda trial: (
                     trial.error is not None,
+                    trial.pruned_at is not None,
                     trial.score is None,
                     -(trial.score or 0.0),
                 ),
@@ -79,20 +81,33 @@ class Sweep(Record):
 
 
 class Mean(Record):
-    """A mean over seeds and half of its 95 % interval."""
+    """A mean over seeds and half of its 95 % interval; of a difference also its p, by itself and
+    among all of its table (Holm).
+    """
 
     mean: Number = None
     half_width: Number = None
     n: int | None = None
+    p: Number = None
+    holm: Number = None
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves 0 out."""
+        """Whether a difference is told from 0, by itself. Without a p, of an earlier version: the
+        interval leaves 0 out.
+        """
+        if self.p is not None:
+            return self.p < LEVEL
         return (
             self.mean is not None
             and self.half_width is not None
             and abs(self.mean) > self.half_width
         )
+
+    @property
+    def clear_among_all(self) -> bool:
+        """Whether it still is among all differences of its table."""
+        return self.holm is not None and self.holm < LEVEL
 
 
 class StudyTable(Record):
@@ -106,6 +121,7 @@ class StudyTable(Record):
     of: str
     baseline: str
     differences: dict[str, Mean | None] = Field(default_factory=dict)
+    missing: list[str] = Field(default_factory=list)
     digits: int = Field(default=3, ge=0, le=9)
 
     @property

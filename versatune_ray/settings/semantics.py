@@ -72,7 +72,7 @@ def check(config: Config, names: Sequence[str]) -> None:
     for file in config.training.soft_mask:
         if not Path(file).is_file():
             raise UserError(
-                f"training.soft_mask: {file}: no such file; jobs/cofitune.py makes them"
+                f"training.soft_mask: {file!r}: no such file; jobs/cofitune.py makes them"
             )
     for part in stage_configs(config, names):
         own, k = part.sources, len(part.sources)

@@ -77,13 +77,15 @@ def pareto_front(points: npt.ArrayLike) -> list[int]:
     each of the m columns.
 
     A point is beaten by one that is at least as good in every column and better in one. Equal
-    points stay together.
+    points stay together. One with a coordinate that is no finite number is not compared at all.
     """
     table = np.asarray(points, dtype=np.float64)
     if table.size == 0:
         return []
+    places = np.flatnonzero(np.isfinite(table).all(axis=1))
+    table = table[places]
     return [
-        place
-        for place, one in enumerate(table)
+        int(place)
+        for place, one in zip(places, table, strict=True)
         if not ((table >= one).all(axis=1) & (table > one).any(axis=1)).any()
     ]

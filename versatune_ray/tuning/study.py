@@ -6,20 +6,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from versatune_ray.errors import Incomplete, UserError
+from versatune_ray.errors import UserError
 from versatune_ray.pipeline import Run
 from versatune_ray.runs.storage import push
 from versatune_ray.settings import Config, semantics
-from versatune_ray.tuning.objectives import achieved
-from versatune_ray.tuning.tables import Table, table
-from versatune_ray.tuning.trials import Failure, Plan, finish, run_trials, told, with_artefacts
-
-Found = Mapping[str, Mapping[int, Mapping[str, Any]]]  # method → seed → outcome
+from versatune_ray.tuning.study_tables import NOTE, absent, study_tables
+from versatune_ray.tuning.trials import Plan, finish, run_trials, with_artefacts
 
 
 def check_study(config: Config) -> None:
@@ -96,7 +93,7 @@ def study(run: Run) -> Path:
     }
     if then:
         failed |= run_trials(run, shared, then, "study", settings.concurrency)
-    _write_tables(run, shared, failed)
+    _write_tables(run, shared)
     return finish(run, failed)
 
 
@@ -111,73 +108,23 @@ def _source(changes: Mapping[str, Any]) -> str | None:
     return value[1:] if isinstance(value, str) and value.startswith("@") else None
 
 
-def _write_tables(run: Run, shared: Plan, failed: Mapping[str, Failure]) -> None:
-    """``study/tables.md`` and one CSV per table: final held-out losses, accuracies, and for
-    expansion what each epoch won and lost.
-    """
+def _write_tables(run: Run, shared: Plan) -> None:
+    """``study/tables.md``, ``tables.json`` and one CSV per table, of what is done."""
     settings = run.given_config.study
     found: dict[str, dict[int, Mapping[str, Any]]] = {}
     for method in settings.chosen:
         outcomes = {seed: shared.outcome(_trial(method, seed)) for seed in settings.seeds}
         found[method] = {seed: one for seed, one in outcomes.items() if one is not None}
-    if not found[settings.baseline]:
-        raise Incomplete(
-            f"no run of the baseline {settings.baseline!r} is done; failed: {told(failed)}"
-        )
+    asked = {name: len(questions) for name, questions in shared.questions.items()}
     names = run.domain_names()
-    tables = [
-        _table(
-            f"Held-out loss after training ({run.unit()}, lower is better)",
-            found,
-            "after",
-            names,
-            settings.baseline,
-            1,
-            3,
-        )
-    ]
-    if all(one["accuracy"] for seeds in found.values() for one in seeds.values()):
-        tables.append(
-            _table(
-                "Exact match of greedy answers (%, higher is better)",
-                found,
-                "accuracy",
-                names,
-                settings.baseline,
-                100,
-                1,
-            )
-        )
-    if shared.targets:
-        parts = {
-            method: {
-                seed: {k: 100 * v for k, v in one["objectives"].items()}
-                for seed, one in seeds.items()
-            }
-            for method, seeds in found.items()
-        }
-        title = (
-            f"Expansion to {', '.join(shared.targets)} (relative change of the held-out loss, %)"
-        )
-        tables.append(
-            table(
-                title,
-                parts,
-                ["target_gain", "forgetting", "gain"],
-                "forgetting",
-                settings.baseline,
-                2,
-            )
-        )
-        tables += _epoch_tables(found, shared.targets, settings.baseline)
+    tables = study_tables(found, names, run.unit(), shared.targets, settings.baseline, asked)
+    missing = absent(found, settings.seeds, names, asked)
     folder = run.folder.path / "study"
     folder.mkdir(exist_ok=True)
-    note = (
-        "Means over seeds with 95 % intervals (Student's t); differences are paired by seed, in "
-        "bold where the interval leaves 0 out.\n"
-    )
     (folder / "tables.md").write_text(
-        note + "".join(f"\n**{one.title}**\n\n{one.markdown()}\n" for one in tables),
+        "\n".join([NOTE, *missing])
+        + "\n"
+        + "".join(f"\n**{one.title}**\n\n{one.markdown()}\n" for one in tables),
         encoding="utf-8",
     )
     run.folder.write("study/tables.json", [asdict(one) for one in tables])
@@ -186,55 +133,3 @@ def _write_tables(run: Run, shared: Plan, failed: Mapping[str, Failure]) -> None
     for file in folder.iterdir():
         push(file)
     print("\n" + (folder / "tables.md").read_text(encoding="utf-8"), flush=True)
-
-
-def _epoch_tables(found: Found, targets: Sequence[str], baseline: str) -> list[Table]:
-    """What the targets gained and the others lost up to the end of each epoch (Figures 2 and 4 of
-    the paper).
-    """
-    epochs = min(len(one["by_epoch"]) for seeds in found.values() for one in seeds.values())
-    titles = {
-        "target_gain": f"Gain of {', '.join(targets)} by epoch (%)",
-        "forgetting": "Forgetting of the other domains by epoch (%)",
-    }
-    return [
-        table(
-            title,
-            {
-                method: {
-                    seed: {
-                        f"epoch {number}": 100 * achieved(one["before"], losses, targets)[objective]
-                        for number, losses in enumerate(one["by_epoch"], 1)
-                    }
-                    for seed, one in seeds.items()
-                }
-                for method, seeds in found.items()
-            },
-            [f"epoch {number}" for number in range(1, epochs + 1)],
-            f"epoch {epochs}",
-            baseline,
-            2,
-        )
-        for objective, title in titles.items()
-        if epochs > 1
-    ]
-
-
-def _table(
-    title: str,
-    found: Found,
-    key: str,
-    names: Sequence[str],
-    baseline: str,
-    scale: float,
-    digits: int,
-) -> Table:
-    values = {
-        method: {
-            seed: {name: scale * one[key][name] for name in names}
-            | {"mean": scale * sum(one[key][name] for name in names) / len(names)}
-            for seed, one in seeds.items()
-        }
-        for method, seeds in found.items()
-    }
-    return table(title, values, [*names, "mean"], "mean", baseline, digits)

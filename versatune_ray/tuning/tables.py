@@ -1,5 +1,5 @@
-"""A study's runs as the papers' tables: per-domain scores, their mean, and differences from a
-baseline. Pure.
+"""Runs as the papers' tables: per-domain scores, their mean, and differences from a baseline.
+Pure.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from versatune_ray.tuning.statistics import Estimate, estimate, paired_difference
+from versatune_ray.tuning.statistics import Estimate, adjusted, estimate, paired_difference
 
 Values = Mapping[str, Mapping[int, Mapping[str, float]]]  # method → seed → column → value
+AMONG_ALL = "†"  # beside a difference that holds among all of its table
 
 
 @dataclass(frozen=True)
 class Table:
-    """One row per method: an estimate per column, and the paired difference of ``of`` from the
-    baseline (None in its own row).
+    """One row per method: an estimate per column that was measured, and the paired difference of
+    ``of`` from the baseline (None in its own row, and where they share no seed). ``missing``: what
+    is not in it, in sentences.
     """
 
     title: str
@@ -28,64 +30,90 @@ class Table:
     baseline: str
     differences: dict[str, Estimate | None]
     digits: int = 3
+    missing: tuple[str, ...] = ()
 
     def markdown(self) -> str:
         head = ["method", *self.columns, f"{self.of} − {self.baseline}"]
         lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
         for method, row in self.rows.items():
-            difference = self.differences[method]
-            told = "" if difference is None else shown(difference, self.digits, signed=True)
-            if difference is not None and difference.sure:
-                told = f"**{told}**"
-            cells = [method, *(shown(row[column], self.digits) for column in self.columns), told]
-            lines.append(f"| {' | '.join(cells)} |")
-        return "\n".join(lines)
+            cells = [
+                shown(row[column], self.digits) if column in row else "–" for column in self.columns
+            ]
+            lines.append(f"| {' | '.join([method, *cells, self._difference(method)])} |")
+        return "\n".join([*lines, *(f"\n{sentence}" for sentence in self.missing)])
+
+    def _difference(self, method: str) -> str:
+        one = self.differences[method]
+        if one is None:
+            return "" if method == self.baseline else "–"
+        told = shown(one, self.digits, signed=True)
+        told = f"**{told}**" if one.sure else told
+        return f"{told} {AMONG_ALL}" if one.sure_among_all else told
 
     def csv(self) -> str:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["method", "column", "mean", "half_width_95", "n"])
+        writer.writerow(["method", "column", "mean", "half_width_95", "n", "p", "p_holm"])
         for method, row in self.rows.items():
             for column, one in row.items():
-                writer.writerow([method, column, one.mean, one.half_width, one.n])
-            difference = self.differences[method]
-            if difference is not None:
-                writer.writerow(
-                    [
-                        method,
-                        f"{self.of} - {self.baseline}",
-                        difference.mean,
-                        difference.half_width,
-                        difference.n,
-                    ]
-                )
+                writer.writerow([method, column, one.mean, one.half_width, one.n, "", ""])
+            if (gap := self.differences[method]) is not None:
+                name = f"{self.of} - {self.baseline}"
+                writer.writerow([method, name, gap.mean, gap.half_width, gap.n, gap.p, gap.holm])
         return text.getvalue()
 
 
 def table(
-    title: str, values: Values, columns: Sequence[str], of: str, baseline: str, digits: int = 3
+    title: str,
+    values: Values,
+    columns: Sequence[str],
+    of: str,
+    baseline: str,
+    digits: int = 3,
+    *,
+    asked: Mapping[str, int] | None = None,
+    whole: float = 1.0,
 ) -> Table:
     """Means over seeds with 95 % intervals, and differences paired over the seeds that a method
-    shares with ``baseline``.
+    shares with ``baseline``, corrected for how many there are. What was not measured is left out,
+    and named.
 
-    Raises:
-        ValueError: the baseline has no run, or shares no seed with a method.
+    Args:
+        asked: questions of a column, where its values are parts of ``whole`` (see ``estimate``).
     """
-    if baseline not in values or not values[baseline]:
-        raise ValueError(f"baseline {baseline!r} has no run")
-    theirs = {seed: one[of] for seed, one in values[baseline].items()}
-    rows = {
-        method: {column: estimate([one[column] for one in seeds.values()]) for column in columns}
+    there = {
+        method: {
+            column: [one[column] for one in seeds.values() if column in one] for column in columns
+        }
         for method, seeds in values.items()
         if seeds
     }
-    differences: dict[str, Estimate | None] = {
+    rows = {
+        method: {
+            column: estimate(found, (asked or {}).get(column), whole)
+            for column, found in row.items()
+            if found
+        }
+        for method, row in there.items()
+    }
+
+    def compared(method: str) -> dict[int, float]:
+        return {seed: one[of] for seed, one in values.get(method, {}).items() if of in one}
+
+    differences = {
         method: None
         if method == baseline
-        else paired_difference({seed: one[of] for seed, one in values[method].items()}, theirs)
+        else paired_difference(compared(method), compared(baseline))
         for method in rows
     }
-    return Table(title, tuple(columns), rows, of, baseline, differences, digits)
+    apart = [name for name, one in differences.items() if one is None and name != baseline]
+    if not rows.get(baseline):
+        missing = [f"No run of the baseline {baseline} is done, so there are no differences."]
+    else:
+        missing = [f"{name} shares no measured seed with {baseline}." for name in apart]
+    return Table(
+        title, tuple(columns), rows, of, baseline, adjusted(differences), digits, tuple(missing)
+    )
 
 
 def shown(one: Estimate, digits: int, signed: bool = False) -> str:
