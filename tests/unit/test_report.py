@@ -571,3 +571,13 @@ def test_numbers_that_are_not_finite_are_dashes(tmp_path: Path) -> None:
     text += '"metric": "loss", "value": 2.5, "n": 3}]}'
     (tmp_path / "evaluation/results.json").write_text(text)
     assert cells_of(body_of(build_report(tmp_path)), "outcome", "law")[:3] == ["–", "2.500", "–"]
+
+
+def test_what_of_the_records_was_not_read_stands_on_the_page(tmp_path: Path) -> None:
+    folder = fabricate_run(tmp_path)
+    data = json.loads((folder / "data.json").read_text())
+    name = next(iter(data["domains"]))
+    data["domains"][name] |= {"shapes": {"messages": 7}, "unused_fields": {"<source>": 1234}}
+    (folder / "data.json").write_text(json.dumps(data))
+    page = build_report(folder).read_text(encoding="utf-8")
+    assert "field that is not read" in page and "&lt;source&gt;" in page and "1,234" in page

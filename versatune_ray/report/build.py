@@ -192,6 +192,7 @@ def render(run: RunData, refresh: int | None = None) -> str:
         study=study,
         replay=replay,
         counts=counts,
+        account=tables.record_account(run),
         answers=_answers(run),
         answers_per_domain=ANSWERS_PER_DOMAIN,
         per_domain=PER_DOMAIN,

@@ -12,6 +12,7 @@ from versatune_ray.report.writing import (
     decimal,
     duration,
     percent,
+    short,
     signed_percent,
     signed_points,
     significant,
@@ -153,6 +154,29 @@ def data_counts(run: RunData) -> Table | None:
     )
     head = ("Domain", *(key.replace("_", " ") for key in keys))
     return Table("Records per domain", head, rows, total=total if len(rows) > 1 else ())
+
+
+_ACCOUNTS = {
+    "shapes": "shape",
+    "unused_fields": "field that is not read",
+    "left_out": "left out",
+    "template_drops": "dropped by the chat template",
+    "contaminated": "holds what is asked",
+}
+
+
+def record_account(run: RunData) -> Table | None:
+    """Which shapes the records had, and what of them was not read, per domain."""
+    rows = tuple(
+        (domain_cell(run, name), Cell(what), Cell(short(str(one), 80)), Cell(count(n)))
+        for name, values in (run.counts.domains if run.counts else {}).items()
+        for key, what in _ACCOUNTS.items()
+        for one, n in (values.get(key) or {}).items()
+        if isinstance(n, int) and n
+    )
+    if not rows:
+        return None
+    return Table("What the records are", ("Domain", "What", "Name", "Records"), rows)
 
 
 def timings(run: RunData) -> Table | None:
