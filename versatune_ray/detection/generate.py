@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import held, key_of, write_json
 from versatune_ray.runs.parts import finished_ids, write_parts
 from versatune_ray.runs.storage import push
@@ -87,25 +88,31 @@ def generator(name: str, path: str, engine: Engine, config: Config) -> Generator
 def start_token(model: str, wanted: str, trust_remote_code: bool) -> tuple[int, str]:
     """The token that pre-training puts before a document, and how it was found (Qwen tokenizers
     have no BOS).
+
+    Raises:
+        UserError: the tokenizer has neither.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
-    if wanted == "eos":
-        return tokenizer.eos_token_id, f"{tokenizer.eos_token} (EOS, as configured)"
-    if tokenizer.bos_token_id is not None:
-        return tokenizer.bos_token_id, f"{tokenizer.bos_token} (the tokenizer's BOS)"
-    config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-    if getattr(config, "bos_token_id", None) is not None:
-        return (
-            config.bos_token_id,
-            f"{tokenizer.decode([config.bos_token_id])} (BOS of the model's config; the tokenizer "
-            f"has none)",
+    how, missing = "as configured", "no EOS"
+    if wanted != "eos":
+        if tokenizer.bos_token_id is not None:
+            return tokenizer.bos_token_id, f"{tokenizer.bos_token} (the tokenizer's BOS)"
+        config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+        if getattr(config, "bos_token_id", None) is not None:
+            return (
+                config.bos_token_id,
+                f"{tokenizer.decode([config.bos_token_id])} (BOS of the model's config; the "
+                f"tokenizer has none)",
+            )
+        how, missing = "as between documents; there is no BOS", "neither BOS nor EOS"
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"{model}: the tokenizer has {missing}; nothing to begin a sequence with: set its "
+            f"bos_token or eos_token"
         )
-    return (
-        tokenizer.eos_token_id,
-        f"{tokenizer.eos_token} (EOS, as between documents; there is no BOS)",
-    )
+    return tokenizer.eos_token_id, f"{tokenizer.eos_token} (EOS, {how})"
 
 
 def generate(source: Generator, count: int, *, gpu: bool) -> int:

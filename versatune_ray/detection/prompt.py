@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from versatune_ray.domains.template import only_template
 from versatune_ray.errors import UserError
 
 # One-token option names in every usual tokenizer. vLLM returns log-probabilities of at most 128
@@ -189,9 +190,13 @@ def render(
     so that prefix caching bites.
 
     The tokenizer's chat template is used if it has one.
+
+    Raises:
+        UserError: it has several, and none called default.
     """
     text = prompt.replace("{text}", _MARK)
     if getattr(tokenizer, "chat_template", None):
+        only_template(tokenizer, tokenizer.name_or_path, "call the judge's own one so")
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": text}],
             tokenize=False,

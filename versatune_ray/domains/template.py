@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from transformers.utils.chat_template_utils import render_jinja_template
-
 from versatune_ray.domains.records import BadRecord
 from versatune_ray.errors import UserError
 from versatune_ray.runs.storage import fetch
@@ -43,7 +41,9 @@ def read_template(file: str) -> str:
         raise UserError(f"{file}: cannot be read: {words(error)} (data.chat_template)") from error
 
 
-def only_template(tokenizer: Any, path: str, key: str = "data.chat_template") -> str | None:
+def only_template(
+    tokenizer: Any, path: str, way_out: str = "give the one to use as a file (data.chat_template)"
+) -> str | None:
     """The template of a tokenizer; of several named ones the one called default.
 
     Raises:
@@ -54,7 +54,7 @@ def only_template(tokenizer: Any, path: str, key: str = "data.chat_template") ->
         if "default" not in found:
             raise UserError(
                 f"{path}: chat templates {', '.join(sorted(found))}, and none called default; "
-                f"give the one to use as a file ({key})"
+                f"{way_out}"
             )
         found = found["default"]
     return found.removeprefix("\ufeff") if found else None
@@ -97,6 +97,9 @@ class ChatTemplate:
     """A template with a tokenizer's special tokens."""
 
     def __init__(self, tokenizer: Any) -> None:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        self._render = render_jinja_template
         self.text = _frozen(tokenizer.chat_template)
         self.tracks_generation = bool(_GENERATION.search(self.text))
         self._variables = tokenizer.special_tokens_map
@@ -125,7 +128,7 @@ class ChatTemplate:
             BadRecord: whatever the template raises.
         """
         try:
-            texts, spans = render_jinja_template(
+            texts, spans = self._render(
                 conversations=[
                     [{k: v for k, v in turn.items() if v is not None} for turn in messages]
                 ],

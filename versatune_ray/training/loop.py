@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from versatune_ray.domains import DomainPaths, load_domains
-from versatune_ray.domains.chat import load_tokenizer
+from versatune_ray.domains.chat import end_of_turn, load_tokenizer, served_template
 from versatune_ray.mixture import LossSums, needs_gradients
 from versatune_ray.runs.storage import fetch, here, push
 from versatune_ray.settings import Config
@@ -337,6 +337,12 @@ class _Run:
         load as is.
         """
         config, folder = self.job.config, self.job.folder / "model"
+        tokenizer = load_tokenizer(
+            self.job.model,
+            config.data.chat_template,
+            config.model.trust_remote_code,
+            config.data.chat_template_kwargs,
+        )
         export(
             self.trainer.model,
             weights,
@@ -344,10 +350,10 @@ class _Run:
             self.job.model,
             config.model.trust_remote_code,
             config.training,
+            end_of_turn(tokenizer),
         )
-        load_tokenizer(
-            self.job.model, config.data.chat_template, config.model.trust_remote_code
-        ).save_pretrained(folder)
+        tokenizer.chat_template = served_template(tokenizer)
+        tokenizer.save_pretrained(folder)
         push(folder)
 
 

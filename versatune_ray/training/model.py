@@ -4,6 +4,7 @@ is.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -263,10 +264,13 @@ def export(
     base: str,
     trust_remote_code: bool,
     training: Training,
+    end_of_turn: int | None = None,
 ) -> None:
     """Write a model folder (safetensors), in the precision that the base model is stored in.
 
     Args:
+        end_of_turn: the token that rows taught the model to end an answer with; generation stops
+            at it, beside those at which the base model stops.
         weights: by the names of ``model.state_dict()``, whole and on the CPU; those that trained.
         base: what ``model`` was loaded from. Where parts of it were frozen it is loaded anew, for a
             sharded model cannot be merged where it is.
@@ -281,6 +285,7 @@ def export(
         if training.lora.rank is not None:
             if training.lora.export == "adapter":
                 model.save_pretrained(folder)
+                _stopping(_base(model), end_of_turn).save_pretrained(folder)
                 return
             model = model.merge_and_unload()  # type: ignore[operator]
         weights = model.state_dict()
@@ -289,7 +294,7 @@ def export(
         skeleton = AutoModelForCausalLM.from_config(
             model.config, dtype=stored, trust_remote_code=trust_remote_code
         )
-    skeleton.generation_config = model.generation_config
+    skeleton.generation_config = _stopping(model, end_of_turn)
     every, once = (
         dict(skeleton.named_parameters(remove_duplicate=single)).keys() for single in (False, True)
     )
@@ -300,3 +305,13 @@ def export(
             name: values.to(stored) for name, values in weights.items() if name not in tied
         },
     )
+
+
+def _stopping(model: PreTrainedModel, end_of_turn: int | None) -> GenerationConfig:
+    """The model's generation configuration, with one more token to stop at."""
+    found = copy.deepcopy(model.generation_config) or GenerationConfig()
+    before = found.eos_token_id
+    stops = [] if before is None else before if isinstance(before, list) else [before]
+    if end_of_turn is not None and end_of_turn not in stops:
+        found.eos_token_id = [end_of_turn, *stops]
+    return found
