@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from tiny import words_per_domain
 
 import versatune_ray
 from versatune_ray.api import Detected, Evaluated, Swept
@@ -19,22 +19,14 @@ NAMES = ("law", "code")
 
 @pytest.fixture
 def config(tiny_model: Path, tmp_path: Path) -> dict[str, Any]:
-    rng = np.random.default_rng(0)
-    for place, name in enumerate(NAMES):
-        words = rng.integers(3 + 20 * place, 23 + 20 * place, (60, 2))
-        rows = [
-            {"prompt": f"w{one} w{other}", "completion": " ".join([f"w{other}"] * 6)}
-            for one, other in words
-        ]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
         "run": "notebook",
         "storage": str(tmp_path / "runs"),
         "model": {"path": str(tiny_model)},
         "data": {"max_length": 64},
-        "domains": {name: str(tmp_path / f"{name}.jsonl") for name in NAMES},
+        "domains": words_per_domain(tmp_path, NAMES),
         "mixture": {"start": "uniform", "sigma": 2.0},
-        "reference": {"epochs": 2, "learning_rate": 1e-2, "batch_size": 8, "workers": 2},
+        "reference": {"epochs": 2, "learning_rate": 1e-2, "batch_size": 8, "workers": 1},
         "training": {
             "workers": 1,
             "epochs": 1,

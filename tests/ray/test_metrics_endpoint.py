@@ -8,6 +8,8 @@ import re
 import time
 import urllib.request
 
+from processes import patience
+
 from versatune_ray.training.loggers import Background, Row
 
 
@@ -63,7 +65,7 @@ def test_gauges_are_on_the_nodes_endpoint_and_stay(ray_cluster: None) -> None:
             | {"train/loss": 3.0},
         )
     )
-    until = time.monotonic() + 60
+    until = time.monotonic() + patience(60)
     while (found := endpoint()) != expected and time.monotonic() < until:
         time.sleep(1)
     assert found == expected

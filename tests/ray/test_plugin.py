@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import yaml
-from conftest import ROOT
+from processes import ROOT, finish_job, patience, start_job
+from tiny import words_per_domain
 
 NAMES = ("law", "code")
 
@@ -49,21 +49,13 @@ def test_the_readmes_policy_installed_as_a_package_drives_a_run(
         str(site),
         str(project),
     ]
-    subprocess.run(install, check=True, timeout=120)
+    subprocess.run(install, check=True, timeout=patience(120))
 
-    rng = np.random.default_rng(0)
-    for place, name in enumerate(NAMES):
-        words = rng.integers(3 + 20 * place, 23 + 20 * place, (60, 2))
-        rows = [
-            {"prompt": f"w{one} w{other}", "completion": " ".join([f"w{other}"] * (6 - 4 * place))}
-            for one, other in words
-        ]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     job = {
         "run": "own",
         "model": {"path": str(tiny_model)},
         "data": {"max_length": 64},
-        "domains": {name: f"{name}.jsonl" for name in NAMES},
+        "domains": words_per_domain(tmp_path, NAMES, lambda place: 6 - 4 * place),
         "mixture": {
             "start": "uniform",
             "policy": "my_policies:Improving",
@@ -78,22 +70,9 @@ def test_the_readmes_policy_installed_as_a_package_drives_a_run(
             "adjust_every": 2,
         },
     }
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, (str(site), environment.get("PYTHONPATH")))
-    )
-    command = [sys.executable, str(ROOT / "jobs" / "finetune.py"), "--config", "job.yaml"]
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stdout
+    known = os.environ.get("PYTHONPATH")
+    path = os.pathsep.join([str(site), *([known] if known else [])])
+    finish_job(start_job(job, "finetune.py", tmp_path, PYTHONPATH=path))
     lines = [
         json.loads(line)
         for line in (tmp_path / "runs" / "own" / "finetune" / "adjustments.jsonl")

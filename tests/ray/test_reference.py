@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import random_samples, write_store
+from tiny import write_stores
 
-from versatune_ray.domains import DomainPaths
 from versatune_ray.settings.loading import parse
 from versatune_ray.training.reference import reference_losses
 
@@ -18,22 +17,21 @@ from versatune_ray.training.reference import reference_losses
 def test_references_of_a_sharded_run_are_those_of_a_single_worker(
     ray_cluster: None, tiny_model: Path, tmp_path: Path
 ) -> None:
-    paths = {
-        name: DomainPaths(
-            write_store(tmp_path / name, random_samples(seed, 20)),
-            write_store(tmp_path / f"{name}-v", random_samples(9, 5)),
-        )
-        for seed, name in enumerate(("law", "code"))
-    }
+    paths = write_stores(tmp_path, ("law", "code"), 20, 5)
 
-    def measured(name: str, **training: Any) -> tuple[dict[str, Any], bool]:
+    def measured(name: str, workers: int, **training: Any) -> tuple[dict[str, Any], bool]:
         config = parse(
             {
                 "run": name,
                 "storage": str(tmp_path),
                 "model": {"path": str(tiny_model)},
                 "domains": dict.fromkeys(paths, "x.jsonl"),
-                "reference": {"epochs": 2, "batch_size": 8, "learning_rate": 1e-2, "workers": 2},
+                "reference": {
+                    "epochs": 2,
+                    "batch_size": 8,
+                    "learning_rate": 1e-2,
+                    "workers": workers,
+                },
                 "training": {"workers": 2, **training},
             }
         )
@@ -41,9 +39,9 @@ def test_references_of_a_sharded_run_are_those_of_a_single_worker(
             str(tiny_model), "tiny", paths, config, "nats/token", tmp_path / name, gpu=False
         )
 
-    single, reused = measured("single")
-    sharded, _ = measured("sharded", parallel="fsdp")
-    assert not reused and measured("sharded", parallel="fsdp")[1]
+    single, reused = measured("single", 1)
+    sharded, _ = measured("sharded", 2, parallel="fsdp")
+    assert not reused and measured("sharded", 2, parallel="fsdp")[1]
     for name in paths:
         one, other = single["domains"][name], sharded["domains"][name]
         assert other["epoch"] == one["epoch"] and len(other["curve"]) == len(one["curve"]) > 1

@@ -6,24 +6,19 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.fs
 import pytest
-import yaml
-from conftest import ROOT
+from conftest import SharedRay
+from processes import call_job, finish_job, kill_job, start_job
+from tiny import random_words
 from transformers import AutoModelForCausalLM
 
 server = pytest.importorskip("moto.server")
@@ -96,16 +91,7 @@ def bucket() -> Iterator[Bucket]:
 @pytest.fixture(scope="module")
 def job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A fine-tuning of a minute, but for its storage."""
-    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("data")
-    for name in NAMES:
-        rows = [
-            {
-                "prompt": f"w{row[0]} w{row[1]}",
-                "completion": " ".join(f"w{word}" for word in row[2:]),
-            }
-            for row in rng.integers(3, 64, (60, 8))
-        ]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = tmp_path_factory.mktemp("data")
     training = {
         "workers": 2,
         "epochs": 1,
@@ -118,43 +104,11 @@ def job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         "run": "test",
         "model": {"path": str(tiny_model)},
         "data": {"max_length": 64},
-        "domains": {name: str(folder / f"{name}.jsonl") for name in NAMES},
+        "domains": random_words(folder, NAMES),
         "mixture": {"start": "uniform", "sigma": 2.0},
         "reference": {"epochs": 1, "learning_rate": 1e-3, "workers": 2},
         "training": training,
     }
-
-
-def start(
-    job: dict[str, Any], storage: str, folder: Path, machine: str = "a"
-) -> subprocess.Popen[str]:
-    """``jobs/finetune.py`` on a machine with a disk of its own."""
-    (folder / "job.yaml").write_text(yaml.safe_dump(job, sort_keys=False))
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
-        "VERSATUNE_WORK": str(folder / machine)
-    }
-    command = [
-        sys.executable,
-        str(ROOT / "jobs" / "finetune.py"),
-        "--config",
-        str(folder / "job.yaml"),
-        f"storage={storage}",
-    ]
-    return subprocess.Popen(
-        command,
-        env=environment,
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    printed, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, printed
-    return printed
 
 
 def numbers(log: bytes | str) -> list[dict[str, Any]]:
@@ -165,17 +119,60 @@ def numbers(log: bytes | str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def expected(job: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def expected(
+    job: dict[str, Any], shared_ray: SharedRay, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """What the job leaves in a local folder."""
     folder = tmp_path_factory.mktemp("local")
-    finish(start(job, str(folder / "runs"), folder))
+    shared_ray.start()
+    call_job(job | {"reference": job["reference"] | {"workers": 1}}, "finetune.py", folder)
     return folder / "runs" / "test" / "finetune"
+
+
+# building a stage of Ray's LLM module starts a Ray where none is
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_engine_brings_its_model_to_the_machine_that_it_starts_on(
+    bucket: Bucket, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from versatune_ray.runs import storage
+    from versatune_ray.runtime import engine
+    from versatune_ray.settings import Engine, location
+
+    def stage(model: str) -> Any:
+        processor = engine.vllm_stage(
+            model, Engine(), lambda row: row, lambda row: row, gpu=False, trust_remote_code=False
+        )
+        return processor.get_stage_by_name("vLLMEngineStage")
+
+    monkeypatch.setenv("VERSATUNE_WORK", str(tmp_path / "a"))
+    model = location.root(bucket.uri("engine")) / "run" / "model"
+    shutil.copytree(tiny_model, model)
+    storage.push(model)
+    local, mirrored = stage(str(tiny_model)), stage(str(model))
+    for kwargs in (local.map_batches_kwargs, mirrored.map_batches_kwargs):
+        kwargs["compute"] = vars(kwargs["compute"])
+    assert set(mirrored.map_batches_kwargs) == set(local.map_batches_kwargs)
+    assert mirrored.fn.__mro__[1] is local.fn
+
+    class StandIn:
+        def __init__(self, model: str, engine_kwargs: dict[str, int]):
+            self.model, self.options = model, engine_kwargs
+
+    monkeypatch.setenv("VERSATUNE_WORK", str(tmp_path / "b"))
+    started = engine.started(StandIn, fetched=True, own_seeds=False)(
+        model=str(model), engine_kwargs={"other": 1}
+    )
+    assert started.options == {"other": 1} and started.model == str(storage.here(model)) != str(
+        model
+    )
+    AutoModelForCausalLM.from_pretrained(started.model)
 
 
 def test_a_job_on_machines_without_a_shared_disk_gives_the_same_numbers(
     bucket: Bucket,
     job: dict[str, Any],
     expected: Path,
+    no_ray: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -228,28 +225,18 @@ def test_a_job_on_machines_without_a_shared_disk_gives_the_same_numbers(
 def test_a_job_that_was_killed_goes_on_from_another_machine(
     bucket: Bucket, job: dict[str, Any], expected: Path, tmp_path: Path
 ) -> None:
-    storage, log = bucket.uri("killed"), "killed/test/finetune/adjustments.jsonl"
-    process = start(job, storage, tmp_path)
-    deadline = time.monotonic() + 300
-    while (
-        time.monotonic() < deadline
-        and process.poll() is None
-        and len(bucket.read(log).splitlines()) <= 3
-    ):
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    printed, _ = process.communicate()
+    storage = f"storage={bucket.uri('killed')}"
+    log, other = "killed/test/finetune/adjustments.jsonl", str(tmp_path / "b")
+    process = start_job(job, "finetune.py", tmp_path, storage, VERSATUNE_WORK=str(tmp_path / "a"))
+    printed = kill_job(process, lambda: len(bucket.read(log).splitlines()) > 3)
     assert 3 < len(numbers(bucket.read(log))) < STEPS // EVERY + 1, printed
 
-    refused = start(job, storage, tmp_path, "b")
-    printed, _ = refused.communicate()
-    assert (
-        refused.returncode == 2 and f"run 'test' is in use by process {process.pid} on" in printed
-    )
+    refused = start_job(job, "finetune.py", tmp_path, storage, VERSATUNE_WORK=other)
+    assert f"run 'test' is in use by process {process.pid} on" in finish_job(refused, status=2)
     bucket.fs.delete_file("bucket/killed/test/.owner.json")  # rather than wait until it is stale
 
     bucket.reads.clear()
-    printed = finish(start(job, storage, tmp_path, "b"))
+    printed = finish_job(start_job(job, "finetune.py", tmp_path, storage, VERSATUNE_WORK=other))
     assert "[reference losses] reused" in printed and printed.endswith(
         "s3://bucket/killed/test/finetune/model\n"
     )
@@ -263,57 +250,21 @@ def test_a_job_that_was_killed_goes_on_from_another_machine(
 
 @pytest.mark.parametrize("wrong", ["bucket", "server"])
 def test_a_storage_that_is_not_there_is_told_before_anything_starts(
-    bucket: Bucket, job: dict[str, Any], tmp_path: Path, wrong: str
+    bucket: Bucket,
+    job: dict[str, Any],
+    tmp_path: Path,
+    wrong: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("VERSATUNE_WORK", str(tmp_path / "a"))
     storage = (
         bucket.uri("x").replace("bucket/", "nobucket/")
         if wrong == "bucket"
         else "s3://bucket/x?endpoint_override=127.0.0.1:9&scheme=http"
     )
-    process = start(job, storage, tmp_path)
-    printed, _ = process.communicate()
-    assert process.returncode == 2
+    printed = call_job(job, "finetune.py", tmp_path, f"storage={storage}", status=2)
     said = {
         "bucket": "storage: s3://nobucket/x cannot be used: .*NO_SUCH_BUCKET",
         "server": "storage: s3://bucket/x cannot be used: .*NETWORK",
     }
     assert len(printed.splitlines()) == 1 and re.search(said[wrong], printed), printed
-
-
-# building a stage of Ray's LLM module starts a Ray where none is
-@pytest.mark.usefixtures("ray_cluster")
-def test_an_engine_brings_its_model_to_the_machine_that_it_starts_on(
-    bucket: Bucket, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from versatune_ray.runs import storage
-    from versatune_ray.runtime import engine
-    from versatune_ray.settings import Engine, location
-
-    def stage(model: str) -> Any:
-        processor = engine.vllm_stage(
-            model, Engine(), lambda row: row, lambda row: row, gpu=False, trust_remote_code=False
-        )
-        return processor.get_stage_by_name("vLLMEngineStage")
-
-    monkeypatch.setenv("VERSATUNE_WORK", str(tmp_path / "a"))
-    model = location.root(bucket.uri("engine")) / "run" / "model"
-    shutil.copytree(tiny_model, model)
-    storage.push(model)
-    local, mirrored = stage(str(tiny_model)), stage(str(model))
-    for kwargs in (local.map_batches_kwargs, mirrored.map_batches_kwargs):
-        kwargs["compute"] = vars(kwargs["compute"])
-    assert set(mirrored.map_batches_kwargs) == set(local.map_batches_kwargs)
-    assert mirrored.fn.__mro__[1] is local.fn
-
-    class StandIn:
-        def __init__(self, model: str, engine_kwargs: dict[str, int]):
-            self.model, self.options = model, engine_kwargs
-
-    monkeypatch.setenv("VERSATUNE_WORK", str(tmp_path / "b"))
-    started = engine.started(StandIn, fetched=True, own_seeds=False)(
-        model=str(model), engine_kwargs={"other": 1}
-    )
-    assert started.options == {"other": 1} and started.model == str(storage.here(model)) != str(
-        model
-    )
-    AutoModelForCausalLM.from_pretrained(started.model)

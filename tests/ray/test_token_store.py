@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from processes import patience
 from ray.data import DataContext
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -264,7 +265,7 @@ def test_two_runs_at_once_build_a_store_once(tmp_path: Path, tokenizer: str) -> 
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(patience(120))
     assert len(found) == 2
     assert found[0] == found[1]
     assert len([path for path in (tmp_path / "cache" / "tokens").iterdir() if path.is_dir()]) == 2

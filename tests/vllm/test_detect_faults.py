@@ -21,6 +21,7 @@ import psutil
 import pyarrow.dataset
 import pytest
 import yaml
+from processes import patience
 from test_detect_job import (
     CLASSES,
     DOMAINS,
@@ -43,7 +44,7 @@ from versatune_ray.settings.loading import parse
 COUNT, REPEATS = 600, 2
 # seconds until a job has come to a certain point; an engine starts in 20 to 100, as busy as the
 # machine is
-PATIENCE = 400.0
+PATIENCE = 200.0
 
 
 pytestmark = pytest.mark.slow
@@ -136,7 +137,7 @@ class Job:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def wait_until(self, there: Callable[[], bool]) -> None:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + patience(PATIENCE)
         while not there():
             assert self.process.poll() is None, f"the job ended too early:\n{self.said}"
             assert time.monotonic() < end, f"the job does not come that far:\n{self.said}"
@@ -165,7 +166,7 @@ class Job:
             psutil.wait_procs(left, timeout=15)
 
     def finish(self) -> int:
-        return self.process.wait(PATIENCE)
+        return self.process.wait(patience(PATIENCE))
 
 
 @contextmanager

@@ -5,17 +5,14 @@ nothing measured twice.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
-from conftest import ROOT
+from processes import call_job
+from tiny import random_llama, write_records
 
 import versatune_ray
 
@@ -28,22 +25,9 @@ WORDS = [f"w{number}" for number in range(3, 60)]
 @pytest.fixture(scope="module")
 def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights in a shape that vLLM's CPU attention takes: heads of 32."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     folder = tmp_path_factory.mktemp("models") / "heads-of-32"
     shutil.copytree(tiny_model, folder)
-    torch.manual_seed(1)
-    shape = {
-        "vocab_size": 64,
-        "hidden_size": 64,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }
-    LlamaForCausalLM(
-        LlamaConfig(**shape, max_position_embeddings=256, initializer_range=0.3)
-    ).save_pretrained(folder)
+    random_llama(folder, seed=1, max_position_embeddings=256, initializer_range=0.3)
     return folder
 
 
@@ -66,9 +50,7 @@ def job(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
         for _ in range(30)
     ]
     for name, records in (("exam", choice), ("quiz", question)):
-        (folder / f"{name}.jsonl").write_text(
-            "".join(json.dumps(record) + "\n" for record in records)
-        )
+        write_records(folder / f"{name}.jsonl", records)
     return {
         "run": "measured",
         "storage": str(folder / "runs"),
@@ -89,27 +71,8 @@ def job(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
 
 
 def evaluate(job: dict[str, Any], *overrides: str, status: int = 0) -> str:
-    file = Path(job["storage"]).with_name("job.yaml")
-    file.write_text(yaml.safe_dump(job, sort_keys=False))
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    command = [
-        sys.executable,
-        str(ROOT / "jobs" / "evaluate.py"),
-        "--config",
-        str(file),
-        *overrides,
-    ]
-    done = subprocess.run(
-        command,
-        env=environment,
-        cwd=file.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == status, done.stdout
-    return done.stdout
+    folder = Path(job["storage"]).parent
+    return call_job(job, "evaluate.py", folder, *overrides, status=status)
 
 
 def test_the_numbers_are_the_harnesss_own_and_are_kept(
@@ -165,7 +128,9 @@ def test_the_numbers_are_the_harnesss_own_and_are_kept(
     assert again.scores["base"]["law"].value == pytest.approx(mean)
 
 
-def test_what_fails_is_named_and_the_others_go_on(job: dict[str, Any], tmp_path: Path) -> None:
+def test_what_fails_is_named_and_the_others_go_on(
+    ray_cluster: None, job: dict[str, Any], tmp_path: Path
+) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{}")
     printed = evaluate(

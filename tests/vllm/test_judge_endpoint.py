@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pytest
+from processes import patience
+from tiny import random_llama, word_tokenizer
 
 from versatune_ray.detection.endpoint import Endpoint
 from versatune_ray.detection.judge_http import HttpJudge, http_stage
@@ -51,34 +53,15 @@ def judge_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama that knows 20 words, as many as an endpoint gives log-probabilities of; heads
     of 32 suit vLLM on a CPU.
     """
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
     folder = tmp_path_factory.mktemp("judge") / "random-judge"
     words = ["<s>", "</s>", "<pad>", *"ABCDEF", "answer", "?", *(f"w{i}" for i in range(9))]
-    torch.manual_seed(0)
-    settings = {
-        "hidden_size": 64,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "initializer_range": 0.3,
-    }
-    LlamaForCausalLM(
-        LlamaConfig(vocab_size=len(words), max_position_embeddings=128, **settings)
-    ).save_pretrained(folder)
-    backend = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>")
+    shape = {"vocab_size": len(words), "max_position_embeddings": 128, "initializer_range": 0.3}
+    random_llama(folder, **shape)
+    word_tokenizer(
+        folder,
+        words,
+        "{{ bos_token }} {% for message in messages %}{{ message['content'] }} {% endfor %}answer",
     )
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    )
-    tokenizer.chat_template = (
-        "{{ bos_token }} {% for message in messages %}{{ message['content'] }} {% endfor %}answer"
-    )
-    tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -139,7 +122,7 @@ def served(judge_model: Path) -> Iterator[Served]:
 
 
 def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 300
+    end = time.monotonic() + patience(200)
     while time.monotonic() < end and server.poll() is None:
         try:
             with urllib.request.urlopen(url, timeout=5):

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import psutil
 import pyarrow.dataset
 import pytest
 import yaml
-from conftest import ROOT
+from processes import ROOT, call_job, patience
 
 SETTINGS = {
     "run": "small",
@@ -30,16 +29,10 @@ SETTINGS = {
 }
 
 
-def pipeline(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        str(ROOT / "jobs" / "pipeline.py"),
-        "--config",
-        str(folder / "small.yaml"),
-        f"storage={folder}",
-        *overrides,
-    ]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+def pipeline(folder: Path, *overrides: str, status: int = 0) -> str:
+    return call_job(
+        SETTINGS | {"storage": str(folder)}, "pipeline.py", folder, *overrides, status=status
+    )
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +66,7 @@ def run(folder: Path) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.rstrip().endswith(str(folder / "small" / "report.html"))
     # some helpers of Ray's dashboard notice a moment later that it is gone
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + patience(20)
     while (
         left := [process for process in psutil.process_iter() if started_by(process, folder)]
     ) and time.monotonic() < deadline:
@@ -136,15 +129,14 @@ def test_the_run_leaves_the_files_that_are_promised(run: Path) -> None:
         assert (run / name).is_file(), name
 
 
-def test_the_same_command_does_nothing_again(run: Path, folder: Path) -> None:
+def test_the_same_command_does_nothing_again(run: Path, folder: Path, ray_cluster: None) -> None:
     before = (run / "report.html").stat().st_mtime_ns
-    said = pipeline(folder).stdout
+    said = pipeline(folder)
     assert "this run was finished before" in said
     assert "done in" not in said
     assert (run / "report.html").stat().st_mtime_ns == before
 
 
 def test_other_settings_under_the_same_name_are_refused(run: Path, folder: Path) -> None:
-    done = pipeline(folder, "mixture.sigma=3")
-    assert done.returncode == 2
-    assert "mixture.sigma: 1.0 → 3.0" in done.stderr and "run=" in done.stderr
+    told = pipeline(folder, "mixture.sigma=3", status=2)
+    assert "mixture.sigma: 1.0 → 3.0" in told and "run=" in told
