@@ -89,6 +89,7 @@ def test_what_is_asked_is_counted_and_left_out_on_request(tiny_model: Path, tmp_
     paths = {"law": DomainPaths(folder, write_store(tmp_path / "v", [([9, 9, 9], 1)]))}
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     given = [
+        f"model.path={tiny_model}",
         f"domains.law={{train: {tmp_path}/a.jsonl, questions: {tmp_path}/exam.jsonl}}",
         f"domains.code={tmp_path}/b.jsonl",
     ]

@@ -84,6 +84,7 @@ def test_shapes_unread_fields_and_what_is_left_out_are_counted(
     law = {"train": lines(tmp_path / "law.jsonl", rows), "where": {"lang": "en"}}
     domain = build(tmp_path, tokenizer, law)
     assert domain.account == {
+        "template_drops": {},
         "shapes": {"prompt/completion": 20, "question/answer": 1},
         "unused_fields": {"id": 20, "\\ud83d": 1},
         "left_out": {

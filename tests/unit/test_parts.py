@@ -109,6 +109,7 @@ def test_failed_requests_are_asked_again_and_never_cached_as_answers(
     monkeypatch.setattr(questions, "write_parts", write)
     monkeypatch.setattr(questions, "load_tokenizer", lambda *_: None)
     monkeypatch.setattr(questions, "encode_prompt", lambda *_: [1])
+    monkeypatch.setattr(questions, "end_of_turn", lambda *_: None)
     settings = Evaluation()
 
     def ask() -> tuple[dict[str, list[str]], list[str], bool]:

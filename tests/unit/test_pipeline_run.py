@@ -95,11 +95,10 @@ def test_a_given_distribution_is_noted_and_read_once(tmp_path: Path) -> None:
 
 def test_a_fine_tuning_that_was_begun_on_something_else_is_refused(tmp_path: Path) -> None:
     with RunFolder(config_of(tmp_path)) as folder:
-        run = Run(folder)
-        run._keep_inputs({"model": "a", "detected": None})
-        run._keep_inputs({"model": "a", "detected": None})
+        folder.begin({"model": "a", "detected": None})
+        folder.begin({"model": "a", "detected": None})
         with pytest.raises(UserError, match="finetune: model changed since this fine-tuning began"):
-            run._keep_inputs({"model": "b", "detected": None})
+            folder.begin({"model": "b", "detected": None})
 
 
 def test_a_run_of_many_models_has_no_model_to_fine_tune(

@@ -18,14 +18,24 @@ class StandIn:
     """In place of a run: notes whether a judge was wanted when the models were made."""
 
     def __init__(self, config: Config):
-        self.given_config, self.needs_judge, self.wanted = config, False, False
-        self.stores: dict[str, Any] = {}
-        self.detection = self.reference = None
+        self.given_config, self.wanted = config, False
+        self.folder = SimpleNamespace(path=Path("run"))
 
-    @property
-    def config(self) -> Config:
-        self.wanted = self.needs_judge
+    def prepare(self, *, judge: bool) -> Config:
+        self.wanted = judge
         return self.given_config
+
+    def tokenize(self) -> dict[str, Any]:
+        return {}
+
+    def detect(self) -> None:
+        """Was done before."""
+
+    def measure_references(self) -> None:
+        """Were measured before."""
+
+    def model(self) -> str:
+        return "m"
 
 
 @pytest.mark.parametrize(

@@ -180,9 +180,6 @@ def _parts(name: str, stores: DomainStores, fraction: float) -> tuple[Indices, I
         return everything, np.arange(len(stores.validation), dtype=np.int64)
     hashes = _groups(stores.train)
     distinct = len(np.unique(hashes))
-    if distinct < 2:  # all ask the same: their answers differ
-        hashes = stores.train.hashes
-        distinct = len(np.unique(hashes))
     if distinct < 2:
         raise UserError(
             f"domain {name!r} has only {distinct} usable records that differ; it needs 2: one to "
@@ -244,11 +241,11 @@ def _account(metas: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
 
 
 def _is_general(store: TokenStore) -> NDArray[np.bool_]:
-    """Whether more than ``_GENERAL`` records ask what a record asks: then it is an instruction, and
-    they are no duplicates; bool [n].
+    """Whether more than ``_GENERAL`` records, or all, ask what a record asks: then it is an
+    instruction, and they are no duplicates; bool [n].
     """
     _, group, counts = np.unique(store.prompts, return_inverse=True, return_counts=True)
-    found: NDArray[np.bool_] = counts[group] > _GENERAL
+    found: NDArray[np.bool_] = (counts[group] > _GENERAL) | (len(counts) == 1)
     return found
 
 
