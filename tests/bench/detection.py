@@ -27,7 +27,7 @@ def tiny_models(folder: Path) -> dict[str, str]:
     import torch
 
     from versatune_ray.microworld.tiny import _llama, train_tokenizer
-    from versatune_ray.microworld.world import DOMAINS, World
+    from versatune_ray.settings import MICROWORLD as DOMAINS, World
     from versatune_ray.settings import Base
 
     settings, world = Base(), World(100)
@@ -84,7 +84,7 @@ def judge_source(model: str, engine: Mapping[str, Any]) -> Any:
     """
     from versatune_ray.detection.judge_spec import JudgeSpec
     from versatune_ray.detection.prompt import TINY_JUDGE_PROMPT, Question
-    from versatune_ray.microworld.world import DOMAINS
+    from versatune_ray.settings import MICROWORLD as DOMAINS
     from versatune_ray.settings import Engine, Judge
 
     question = Question(DOMAINS, {}, TINY_JUDGE_PROMPT, "letters", True)

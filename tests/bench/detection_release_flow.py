@@ -88,7 +88,7 @@ def release(given: dict[str, Any]) -> Any:
 
     from versatune_ray.detection.labels import parse_label
     from versatune_ray.detection.prompt import TINY_JUDGE_PROMPT
-    from versatune_ray.microworld.world import DOMAINS
+    from versatune_ray.settings import MICROWORLD as DOMAINS
 
     torch.manual_seed(given["round"])
     judge = AutoModelForCausalLM.from_pretrained(given["models"]["judge"]).eval()
