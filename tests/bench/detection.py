@@ -27,8 +27,8 @@ def tiny_models(folder: Path) -> dict[str, str]:
     import torch
 
     from versatune_ray.microworld.tiny import _llama, train_tokenizer
-    from versatune_ray.settings import MICROWORLD as DOMAINS, World
-    from versatune_ray.settings import Base
+    from versatune_ray.settings import MICROWORLD as DOMAINS
+    from versatune_ray.settings import Base, World
 
     settings, world = Base(), World(100)
     tokenizer = train_tokenizer(
