@@ -8,7 +8,7 @@ import pytest
 
 from versatune_ray.settings import Config
 from versatune_ray.settings.loading import load
-from versatune_ray.tuning.trials import with_artefacts
+from versatune_ray.tuning.plan import with_artefacts
 
 
 class StandIn:

@@ -13,6 +13,7 @@ import pyarrow.dataset
 
 from versatune_ray.domains.chat import encode_prompt, load_tokenizer
 from versatune_ray.domains.records import Question, read_questions
+from versatune_ray.evaluation.scores import standard_error
 from versatune_ray.runs.cache import cached
 from versatune_ray.runs.parts import finished_ids, write_parts
 from versatune_ray.runs.storage import remove
@@ -130,7 +131,7 @@ def is_match(answer: str, expected: str) -> bool:
 
 
 def exact_match(answers: Sequence[str], questions: Sequence[Question]) -> dict[str, Any]:
-    """Share of matches with its binomial standard error."""
+    """Share of matches with its standard error (see ``scores.standard_error``)."""
     n = len(questions)
     p = (
         sum(
@@ -144,7 +145,7 @@ def exact_match(answers: Sequence[str], questions: Sequence[Question]) -> dict[s
         "metric": "exact_match",
         "unit": "share",
         "value": p,
-        "standard_error": math.sqrt(p * (1 - p) / n),
+        "standard_error": standard_error(p, n),
         "n": n,
     }
 

@@ -20,8 +20,9 @@ from versatune_ray.runs.cache import cached
 from versatune_ray.runs.folder import Step, say
 from versatune_ray.runs.storage import push
 from versatune_ray.settings import CoFiTune, Config, Trainable, nearest, semantics
+from versatune_ray.tuning.plan import name_of, with_artefacts
 from versatune_ray.tuning.sweep import check_objective, write_results
-from versatune_ray.tuning.trials import Failure, finish, name_of, run_trials, with_artefacts
+from versatune_ray.tuning.trials import Failure, finish, run_trials
 
 LAYERS, MODULES = "training.trainable.layers", "training.trainable.modules"
 Changes = dict[str, Any]
@@ -62,6 +63,7 @@ def cofitune(run: Run) -> Path:
             name: one["objectives"]["score"]
             for name in children
             if (one := shared.outcome(name)) is not None
+            and math.isfinite(one["objectives"]["score"])
         }
 
     search(settings, train)
