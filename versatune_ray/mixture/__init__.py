@@ -31,7 +31,7 @@ from versatune_ray.mixture.policies import (
     needs_gradients,
 )
 from versatune_ray.mixture.replay import mean_shares, replay
-from versatune_ray.mixture.sampler import DomainSampler, chosen
+from versatune_ray.mixture.sampler import DomainSampler, fixed_subset
 from versatune_ray.mixture.shares import (
     check_shares,
     inverse,
@@ -61,7 +61,7 @@ __all__ = [
     "VersaTune",
     "apply_policy",
     "check_shares",
-    "chosen",
+    "fixed_subset",
     "forgetting_degree",
     "inverse",
     "learnable_potential",

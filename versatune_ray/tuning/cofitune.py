@@ -193,7 +193,7 @@ def _measure(
     import numpy as np
     import torch
 
-    from versatune_ray.mixture import chosen
+    from versatune_ray.mixture import fixed_subset
     from versatune_ray.runs.storage import fetch
     from versatune_ray.runtime.progress import Bar
     from versatune_ray.training.batching import padded_rows
@@ -202,7 +202,9 @@ def _measure(
 
     torch.set_num_threads(config.training.cpus_per_worker)
     domain, settings = load_domains(paths, config.data)[name], config.cofitune
-    indices = chosen(len(domain.train), min(settings.records, len(domain.train)), config.seed, 0)
+    indices = fixed_subset(
+        len(domain.train), min(settings.records, len(domain.train)), config.seed, 0
+    )
     # Two forward passes are held at once, so each gets half of the tokens of a micro-batch; records
     # of like length go together.
     batches = padded_rows(domain.train.lengths[indices], config.training.micro_batch_tokens // 2)
