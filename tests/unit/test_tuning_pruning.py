@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from versatune_ray.mixture import Constant
+from versatune_ray.settings.loading import load
 from versatune_ray.settings.recipe import Recipe, StagePlan
+from versatune_ray.tuning import trial
+from versatune_ray.tuning.plan import Plan
 from versatune_ray.tuning.pruning import Marks, between_marks, samples_seen, scheduler
 
 
@@ -64,15 +67,40 @@ def test_trials_of_other_batch_sizes_are_stopped_by_samples_and_after_the_grace(
     asha = scheduler(every, grace=2)
     stopped: dict[str, int] = {}
     for name, batch, gain in (("good", 8, 0.01), ("bad", 16, 0.005)):
-        trial: Any = SimpleNamespace(trial_id=name)
+        one: Any = SimpleNamespace(trial_id=name)
         controller: Any = None
-        asha.on_trial_add(controller, trial)
+        asha.on_trial_add(controller, one)
         stages = [stage(batch, 100, 5)]
         marks = Marks(every, stages)
         for step in range(0, 45, 5):
             score = gain * samples_seen(stages, step)
             for seen, value in marks.reached(step, score):
                 result = {"samples": seen, "score": value}
-                if asha.on_trial_result(controller, trial, result) == "STOP":
+                if asha.on_trial_result(controller, one, result) == "STOP":
                     stopped.setdefault(name, seen)
     assert stopped == {"bad": 2 * every}  # two adjustments of 40 samples: the first does not count
+
+
+def test_a_fine_tuning_tells_its_score_at_the_marks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, Any]] = []
+
+    class Callback:
+        def after_report(
+            self, context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+        ) -> None:
+            told.append(metrics[0])
+
+    monkeypatch.setattr("ray.tune.integration.ray_train.TuneReportCallback", Callback)
+    monkeypatch.setattr(trial, "stages_of", lambda config, stores: [stage(8, 100, 5)])
+    config = load([], ["model.path=m", "domains={law: a.jsonl, code: b.jsonl}"])
+    assert trial._reports(config, Plan(config)) == []  # nothing is compared, nothing is told
+    (callback,) = trial._reports(config, Plan(config, marks=80))
+    before = {"loss_before.law": 4.0, "loss_before.code": 2.0}
+    # a checkpoint between adjustments has no losses; gains of the two: 0, 0.25 and 0.5, and 0
+    for step, law, code in ((0, 4.0, 2.0), (5, 3.0, 2.0), (7, None, None), (15, 2.0, 2.0)):
+        losses = {} if law is None else {"loss.law": law, "loss.code": code}
+        callback.after_report(None, [before | losses | {"step": step}], None)
+    # after 80 samples, half of the way from 40 (mean gain 0.125) to 120 (0.25)
+    assert told == [
+        {"gain": 0.25, "score": pytest.approx(0.1875), "samples": 80, "step": 15},
+    ]
