@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from versatune_ray.mixture import DomainSampler, chosen, uniform
+from versatune_ray.mixture import DomainSampler, fixed_subset, uniform
 
 SIZES = [7, 100, 31, 1]
 
@@ -303,17 +303,17 @@ def test_a_cap_is_spread_over_the_planned_batches():
 
 
 def test_chosen_samples_are_always_the_same_and_nested() -> None:
-    few, more = chosen(1000, 30, seed=3, domain=2), chosen(1000, 300, seed=3, domain=2)
+    few, more = fixed_subset(1000, 30, seed=3, domain=2), fixed_subset(1000, 300, seed=3, domain=2)
     assert len(set(few.tolist())) == 30 and set(few.tolist()) < set(more.tolist())
-    np.testing.assert_array_equal(few, chosen(1000, 30, seed=3, domain=2))
-    np.testing.assert_array_equal(chosen(7, 7, seed=3, domain=2), np.arange(7))
+    np.testing.assert_array_equal(few, fixed_subset(1000, 30, seed=3, domain=2))
+    np.testing.assert_array_equal(fixed_subset(7, 7, seed=3, domain=2), np.arange(7))
     assert (
         set(few.tolist())
-        != set(chosen(1000, 30, seed=4, domain=2).tolist())
-        != set(chosen(1000, 30, seed=4, domain=1).tolist())
+        != set(fixed_subset(1000, 30, seed=4, domain=2).tolist())
+        != set(fixed_subset(1000, 30, seed=4, domain=1).tolist())
     )
     # At random: of 1,000 numbers, the mean of 300 lies within four standard errors of 499.5, which
     # are 4 · 288.7 · √(0.7 / 300) = 55.8.
     assert abs(more.mean() - 499.5) < 55.8
     with pytest.raises(ValueError, match="count: 8 is not within 0 and 7"):
-        chosen(7, 8, seed=3, domain=2)
+        fixed_subset(7, 8, seed=3, domain=2)

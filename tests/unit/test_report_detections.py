@@ -452,7 +452,7 @@ def test_counts_that_explain_a_detection_are_said(tmp_path: Path) -> None:
     assert "2,000 generations in 5 repeats, 412,345 tokens, judged by org/judge-7b." in told
     assert "points after 3 rounds of generating; ± 2.50 points were asked for." in told
     assert (
-        "20 empty, 14 of one token repeated (counted in the shares), 1,957 different texts" in told
+        "20 empty, 14 of few tokens repeated (counted in the shares), 1,957 different texts" in told
     )
     assert "31 generations were discarded (empty generation: 20, judging failed: 11)." in told
 

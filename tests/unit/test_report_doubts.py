@@ -58,7 +58,7 @@ def test_a_sound_detection_and_an_old_one_without_the_numbers_raise_no_doubt() -
         ({"discarded": {"total": 51, "reasons": {}}}, "discarded: m (5.1 %)"),
         (
             {"generations": {"degenerate": 80}},
-            "only repeat one token: m (8.0 %, counted in the shares)",
+            "only repeat a few tokens: m (8.0 %, counted in the shares)",
         ),
         ({"generations": {"degenerate": 80, "degenerate_excluded": True}}, "m (8.0 %, left out)"),
         ({"generations": {"distinct": 812}}, "m (812 different texts in 1,000)"),

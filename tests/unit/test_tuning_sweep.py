@@ -1,17 +1,29 @@
-"""The table of a sweep."""
+"""What a sweep refuses, and its table."""
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import write_json
 from versatune_ray.settings.loading import load
-from versatune_ray.tuning.sweep import _column, _outcomes, check_objective, check_sweep
-from versatune_ray.tuning.trials import Plan
+from versatune_ray.tuning.plan import Plan
+from versatune_ray.tuning.sweep import (
+    _column,
+    _outcomes,
+    check_objective,
+    check_sweep,
+    write_results,
+)
 
 
 @pytest.mark.parametrize(
@@ -115,3 +127,45 @@ def test_keys_that_need_each_other_are_checked_together() -> None:
     check_sweep(load([], [*domains, objective, many % (ninety, ninety)]))
     with pytest.raises(UserError, match=r"mixture\.tau: 0 is not valid"):
         check_sweep(load([], [*domains, objective, many % ([*ninety, 0], ninety)]))
+
+
+def test_trials_stopped_early_failed_or_without_a_number_are_last_and_on_no_front(
+    tmp_path: Path,
+) -> None:
+    config = load([], [*OWN, f"storage={tmp_path}", "sweep.objective={gain: 1, accuracy: 1}"])
+    plan = Plan(config, weights={"gain": 1.0, "accuracy": 1.0})
+    trials: dict[str, tuple[dict[str, float], int | None]] = {
+        "a-stopped": ({"gain": 0.9}, 40),
+        "b-nan": ({"gain": math.nan, "accuracy": 0.9}, None),
+        "c-second": ({"gain": 0.1, "accuracy": 0.4}, None),
+        "d-best": ({"gain": 0.2, "accuracy": 0.4}, None),
+    }
+    for place, (name, (objectives, pruned)) in enumerate(trials.items()):
+        write_json(
+            plan.trials / name / "outcome.json",
+            {"changes": {"seed": place}, "objectives": objectives, "pruned_at": pruned},
+        )
+    written: dict[str, Any] = {}
+    run: Any = SimpleNamespace(
+        given_config=config, folder=SimpleNamespace(path=tmp_path, write=written.__setitem__)
+    )
+    failed: Any = {"e-failed": SimpleNamespace(changes={"seed": 9}, reason="no number")}
+    write_results(run, plan, ["seed"], failed)
+    rows = pq.read_table(tmp_path / "sweep" / "results.parquet").to_pylist()
+    assert [row["trial"] for row in rows] == [
+        "d-best",
+        "c-second",
+        "b-nan",
+        "a-stopped",
+        "e-failed",
+    ]
+    assert rows[0]["accuracy"] == 0.4 and rows[3]["accuracy"] is None
+    assert [one["trial"] for one in written["sweep/pareto.json"]] == ["d-best"]
+    assert yaml.safe_load((tmp_path / "sweep" / "best.yaml").read_text())["seed"] == 3
+    # where nothing but a stopped one and one without a number is left, there is no best
+    for name in ("c-second", "d-best"):
+        (plan.trials / name / "outcome.json").unlink()
+    (tmp_path / "sweep" / "best.yaml").unlink()
+    write_results(run, plan, ["seed"], {})
+    assert written["sweep/pareto.json"] == [] and json.dumps(written)
+    assert not (tmp_path / "sweep" / "best.yaml").exists()

@@ -6,12 +6,19 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from versatune_ray.domains.records import Question
+from versatune_ray.runs.cache import write_json
+from versatune_ray.settings.loading import load
+from versatune_ray.tuning.plan import Plan
 from versatune_ray.tuning.statistics import Estimate, adjusted, estimate, paired_difference
+from versatune_ray.tuning.study import _write_tables
 from versatune_ray.tuning.study_tables import NOTE, absent, study_tables
 from versatune_ray.tuning.tables import Table, table
 
@@ -173,3 +180,34 @@ def test_tables_are_written_without_a_run_of_the_baseline() -> None:
     assert list(loss.rows) == ["mine"] and loss.differences == {"mine": None}
     assert loss.missing == ("No run of the baseline uniform is done, so there are no differences.",)
     assert of({"uniform": {}, "mine": {}}, {"law": 3}, ("law",)) == []
+
+
+def test_a_study_ends_with_files_whatever_is_missing(tmp_path: Path) -> None:
+    methods = "study.methods={uniform: {}, mine: {mixture.sigma: 2}, late: {mixture.sigma: 3}}"
+    own = ["model.path=m", "domains={law: {train: a.jsonl, questions: q.jsonl}, code: b.jsonl}"]
+    config = load([], [*own, methods, "study.seeds=[0, 1]", f"storage={tmp_path}"])
+    plan = Plan(config, questions={"law": [Question("?", "a")] * 4})
+    for name, seed, law in (("uniform", 0, 0.5), ("mine", 1, 0.75)):
+        write_json(
+            plan.trials / f"{name}-{seed}" / "outcome.json",
+            {**outcome(3.0, {"law": law}), "pruned_at": None},
+        )
+    written: dict[str, Any] = {}
+    folder = SimpleNamespace(path=tmp_path, write=written.__setitem__)
+    run: Any = SimpleNamespace(
+        config=config, folder=folder, names=["law", "code"], unit="nats/token"
+    )
+    _write_tables(run, plan)
+    text = (tmp_path / "study" / "tables.md").read_text(encoding="utf-8")
+    assert text.startswith(NOTE)
+    for sentence in (
+        "Not done: uniform, seed 1.",
+        "Not done: mine, seed 0.",
+        "Not done: late, seeds 0, 1.",
+        "No accuracy of code: no questions there.",
+        "mine shares no measured seed with uniform.",
+    ):
+        assert f"\n{sentence}\n" in text, text
+    assert "| mine | 75.0 | 75.0 | – |" in text
+    assert len(list((tmp_path / "study").glob("table_*.csv"))) == 2
+    assert len(written["study/tables.json"]) == 2

@@ -11,7 +11,8 @@ import pytest
 
 from versatune_ray.settings import Config
 from versatune_ray.settings.loading import load
-from versatune_ray.tuning.trials import _Account, with_artefacts
+from versatune_ray.tuning.plan import with_artefacts
+from versatune_ray.tuning.trials import _Account
 
 
 class StandIn:

@@ -41,7 +41,7 @@ class Asked:
     """A benchmark as the harness takes it.
 
     spec: a task's name, or its configuration. identity: what a cached result depends on, besides
-    model and settings.
+    model and settings. metric: what counts of it; None: the usual one.
     """
 
     domain: str
@@ -49,6 +49,7 @@ class Asked:
     spec: str | dict[str, Any]
     shots: int | None
     identity: Mapping[str, Any]
+    metric: str | None = None
 
 
 def check_benchmarks(config: Config) -> None:
@@ -105,7 +106,9 @@ def asked(config: Config, cache: Path) -> list[Asked]:
                 f"{key}: {name} runs programs that the model writes; evaluation.run_code=true "
                 f"allows it"
             )
-        found.append(Asked(domain, name, spec, benchmark.shots, identity))
+        if benchmark.metric is not None:
+            identity = {**identity, "metric": benchmark.metric}
+        found.append(Asked(domain, name, spec, benchmark.shots, identity, benchmark.metric))
     return found
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from versatune_ray.domains.chat import load_tokenizer
 from versatune_ray.domains.template import read_template
-from versatune_ray.errors import UserError, one_line
+from versatune_ray.errors import one_line
 from versatune_ray.evaluation.benchmarks import Asked, task_manager
+from versatune_ray.evaluation.scores import metric_of, standard_error
 from versatune_ray.runs.cache import cached, have, key_of, set_aside, write_json
 from versatune_ray.runs.storage import fetch
 from versatune_ray.runtime.engine import engine_key, engine_options
@@ -252,11 +253,10 @@ def score(language_model: Any, one: Asked, config: Config, manager: Any) -> Row:
     """Metric, value, standard error and n of one benchmark, exactly as ``lm_eval.simple_evaluate``
     gives them.
 
-    Of several metrics the first that the task lists counts. n is the number of questions asked, of
-    all parts of a group.
+    n is the number of questions asked, of all parts of a group.
 
     Raises:
-        UserError: the task gives no number.
+        UserError: as ``metric_of``.
     """
     from lm_eval import simple_evaluate
 
@@ -278,20 +278,14 @@ def score(language_model: Any, one: Asked, config: Config, manager: Any) -> Row:
     )
     name = one.spec if isinstance(one.spec, str) else one.spec["task"]
     numbers = found.get("groups", {}).get(name) or found["results"].get(name) or {}
-    metric = next(
-        (
-            key
-            for key, value in numbers.items()
-            if "," in key and "_stderr" not in key and isinstance(value, int | float)
-        ),
-        None,
-    )
-    if metric is None:
-        raise UserError(f"{one.name}: the harness gave no number for it")
+    directions = found.get("higher_is_better", {}).get(name) or {}
+    metric = metric_of(numbers, directions, one.metric, one.name)
     title, _, filters = metric.partition(",")
     error = numbers.get(f"{title}_stderr,{filters}")
     asked = sum(part["effective"] for part in found["n-samples"].values())
     value = float(numbers[metric])
+    if value in (0, 1):  # the harness's own error would be 0
+        error = standard_error(value, asked)
     return {
         "metric": title,
         "unit": "share",

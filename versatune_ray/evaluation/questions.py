@@ -15,6 +15,7 @@ from versatune_ray.domains.chat import ENCODING, encode_prompt, end_of_turn, loa
 from versatune_ray.domains.records import BadRecord, Question, Rules, read_questions
 from versatune_ray.domains.template import read_template
 from versatune_ray.errors import UserError
+from versatune_ray.evaluation.scores import standard_error
 from versatune_ray.runs.cache import cached
 from versatune_ray.runs.parts import finished_ids, read_rows, write_parts
 from versatune_ray.runtime.engine import engine_key, vllm_stage
@@ -182,7 +183,7 @@ def is_match(answer: str, expected: str | Sequence[str]) -> bool:
 
 
 def exact_match(answers: Sequence[str], questions: Sequence[Question]) -> dict[str, Any]:
-    """Share of matches with its binomial standard error."""
+    """Share of matches with its standard error (see ``scores.standard_error``)."""
     n = len(questions)
     p = (
         sum(
@@ -196,7 +197,7 @@ def exact_match(answers: Sequence[str], questions: Sequence[Question]) -> dict[s
         "metric": "exact_match",
         "unit": "share",
         "value": p,
-        "standard_error": math.sqrt(p * (1 - p) / n),
+        "standard_error": standard_error(p, n),
         "n": n,
     }
 

@@ -9,7 +9,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from versatune_ray.errors import UserError
+
 AVERAGE = "average"
+_Z = 1.959964
+# what a task of the harness is scored by where it counts several things and none is named; and of
+# one thing counted after several filters of the answer
+_METRICS = ("acc", "exact_match", "pass_at_1", "pass@1", "acc_norm", "f1")
+_FILTERS = ("none", "strict-match", "create_test")
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,63 @@ class Score:
         return f"{100 * self.value:.1f}" + (
             f" ± {100 * self.error:.1f}" if self.error is not None else ""
         )
+
+
+def standard_error(right: float, n: int) -> float:
+    """Of the part ``right`` of ``n`` answers: the binomial one. Of none or all, whose binomial one
+    would be 0 as if it was certain, half of Wilson's interval, in the same units: z / 2(n + z²).
+    """
+    if 0 < right < 1:
+        return math.sqrt(right * (1 - right) / n)
+    return _Z / (2 * (n + _Z**2))
+
+
+def metric_of(
+    numbers: Mapping[str, Any],
+    higher_is_better: Mapping[str, bool | None],
+    wanted: str | None,
+    benchmark: str,
+) -> str:
+    """The key of a task's numbers, as "acc,none", that is its score.
+
+    Args:
+        numbers: of the harness: "metric,filter" → number, standard errors and texts among them.
+        higher_is_better: metric → direction, as the task says; None or missing: not known.
+        wanted: a metric's name, with or without its filter; None: the usual one.
+        benchmark: for errors.
+
+    Raises:
+        UserError: the task has no such metric, or several and none is named or usual; or it is no
+            share of which more is better, so that no mean with others would mean anything.
+    """
+    keys = [
+        key
+        for key, value in numbers.items()
+        if "," in key and "_stderr" not in key and isinstance(value, int | float)
+    ]
+    if not keys:
+        raise UserError(f"{benchmark}: the harness gave no number for it")
+    names = list(dict.fromkeys(key.partition(",")[0] for key in keys))
+    usual = [name for name in _METRICS if name in names]
+    name = wanted or (usual or names)[0]
+    there = [key for key in keys if name in (key, key.partition(",")[0])]
+    plain = [key for one in _FILTERS for key in there if key.partition(",")[2] == one]
+    way_out = f"write {{task: …, metric: …}} with one of {', '.join(keys)}"
+    if not there:
+        raise UserError(f"{benchmark}: no metric {wanted!r}; {way_out}")
+    if (wanted is None and not usual and len(names) > 1) or (len(there) > 1 and not plain):
+        raise UserError(f"{benchmark}: it counts several things; {way_out}")
+    key = (plain or there)[0]
+    title, value = key.partition(",")[0], float(numbers[key])
+    direction = higher_is_better.get(title)
+    if direction is False or (direction is None and title not in _METRICS):
+        known = "less is better" if direction is False else "its direction is not known"
+        raise UserError(f"{benchmark}: {title}: {known}, and of a score more is better; {way_out}")
+    if not 0 <= value <= 1:
+        raise UserError(
+            f"{benchmark}: {title}: {value:g} is not within 0 and 1, as a score is; {way_out}"
+        )
+    return key
 
 
 def mean(scores: Iterable[Score]) -> Score:

@@ -33,7 +33,7 @@ from versatune_ray.mixture.policies import (
 )
 from versatune_ray.mixture.registry import POLICIES, STARTS, Rule, Start
 from versatune_ray.mixture.replay import mean_shares, replay
-from versatune_ray.mixture.sampler import DomainSampler, chosen
+from versatune_ray.mixture.sampler import DomainSampler, fixed_subset
 from versatune_ray.mixture.shares import (
     check_shares,
     inverse,
@@ -67,7 +67,7 @@ __all__ = [
     "VersaTune",
     "apply_policy",
     "check_shares",
-    "chosen",
+    "fixed_subset",
     "forgetting_degree",
     "inverse",
     "learnable_potential",

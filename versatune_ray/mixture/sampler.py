@@ -262,7 +262,7 @@ class DomainSampler:
         return _stream(self._seed, which, number)
 
 
-def chosen(size: int, count: int, seed: int, domain: int) -> IntArray:
+def fixed_subset(size: int, count: int, seed: int, domain: int) -> IntArray:
     """``count`` of a domain's ``size`` samples at random, ascending, int64 [count]: always the
     same, and among those of a larger count.
 

@@ -280,7 +280,7 @@ def _written(detection: Detection) -> str:
     kept = "left out of the shares" if found.degenerate_excluded else "counted in the shares"
     parts = [f"{count(found.empty)} empty"] if found.empty is not None else []
     parts += (
-        [f"{count(found.degenerate)} of one token repeated ({kept})"]
+        [f"{count(found.degenerate)} of few tokens repeated ({kept})"]
         if found.degenerate is not None
         else []
     )

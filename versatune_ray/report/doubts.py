@@ -44,7 +44,7 @@ def doubts(detections: Sequence[Detection], failed: Iterable[str]) -> list[str]:
             "discarded more often, the shares are off.",
             _lost,
         ),
-        ("Many generations only repeat one token: {}.", _degenerate),
+        ("Many generations only repeat a few tokens: {}.", _degenerate),
         (
             "Many generations are the same text as another: {}. Small models repeat themselves; in "
             "large ones look at the sampling.",

@@ -197,7 +197,8 @@ class Detection(WithPreset):
         lt=1,
     )
     exclude_degenerate: bool = setting(
-        False, "leave out sequences that repeat one token; they are counted in any case"
+        False,
+        "leave out sequences that repeat a token or a short cycle; they are counted in any case",
     )
     estimate: Literal["raw", "corrected"] = setting(
         "raw",

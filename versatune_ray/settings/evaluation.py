@@ -24,6 +24,11 @@ class Benchmark(Section):
     shots: int | None = setting(
         None, "solved examples before each question; none: the task's own number", ge=0
     )
+    metric: str | None = setting(
+        None,
+        "what counts of a task that counts several things, by the harness's name, as acc_norm; "
+        "none: the usual one (acc, exact_match, pass@1)",
+    )
     choices: Literal["letters", "texts"] = setting(
         "letters",
         "own multiple choice: the letters of listed choices are compared, or the choices "

@@ -34,9 +34,15 @@ class Sweep(Section):
         f"benchmarks, else its questions",
     )
     prune: bool = setting(
-        False, "stop trials early whose score is low for their number of adjustments (ASHA)"
+        False, "stop trials early whose score is low for the samples that they have seen (ASHA)"
     )
-    grace: int = setting(3, "prune: adjustments before a trial may be stopped", "adjustments", ge=1)
+    grace: int = setting(
+        3,
+        "prune: adjustments before a trial may be stopped, without the one before step 1; each "
+        "stands for the samples between two of the first trial",
+        "adjustments",
+        ge=1,
+    )
     concurrency: int | None = setting(
         None, "trials at the same time; none: as many as the cluster has room for", ge=1
     )

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from versatune_ray.domains import DomainData, longest
 from versatune_ray.errors import UserError
-from versatune_ray.mixture import DomainSampler, LossSums, chosen
+from versatune_ray.mixture import DomainSampler, LossSums, fixed_subset
 from versatune_ray.settings.recipe import Execution, Recipe
 from versatune_ray.training import optimizer
 from versatune_ray.training.attention import kind_of
@@ -120,7 +120,7 @@ class Trainer:
         self._counts = sizes if records is None else list(records)
         parts = enumerate(zip(sizes, self._counts, strict=True))
         self._chosen = [
-            None if count == size else chosen(size, count, recipe.seed, domain)
+            None if count == size else fixed_subset(size, count, recipe.seed, domain)
             for domain, (size, count) in parts
         ]
         names = [domain.name for domain in self.data]

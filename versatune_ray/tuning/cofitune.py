@@ -20,8 +20,9 @@ from versatune_ray.runs.cache import cached
 from versatune_ray.runs.folder import Step, say
 from versatune_ray.runs.storage import push
 from versatune_ray.settings import CoFiTune, Config, Trainable, nearest, semantics
+from versatune_ray.tuning.plan import name_of, with_artefacts
 from versatune_ray.tuning.sweep import check_objective, write_results
-from versatune_ray.tuning.trials import Failure, finish, name_of, run_trials, with_artefacts
+from versatune_ray.tuning.trials import Failure, finish, run_trials
 
 LAYERS, MODULES = "training.trainable.layers", "training.trainable.modules"
 Changes = dict[str, Any]
@@ -62,6 +63,7 @@ def cofitune(run: Run) -> Path:
             name: one["objectives"]["score"]
             for name in children
             if (one := shared.outcome(name)) is not None
+            and math.isfinite(one["objectives"]["score"])
         }
 
     search(settings, train)
@@ -189,7 +191,7 @@ def _measure(
     import numpy as np
     import torch
 
-    from versatune_ray.mixture import chosen
+    from versatune_ray.mixture import fixed_subset
     from versatune_ray.runs.storage import fetch
     from versatune_ray.runtime.progress import Bar
     from versatune_ray.training.batching import padded_rows
@@ -198,7 +200,9 @@ def _measure(
 
     torch.set_num_threads(config.training.cpus_per_worker)
     domain, settings = load_domains(paths, config.data)[name], config.cofitune
-    indices = chosen(len(domain.train), min(settings.records, len(domain.train)), config.seed, 0)
+    indices = fixed_subset(
+        len(domain.train), min(settings.records, len(domain.train)), config.seed, 0
+    )
     # Two forward passes are held at once, so each gets half of the tokens of a micro-batch; records
     # of like length go together.
     batches = padded_rows(domain.train.lengths[indices], config.training.micro_batch_tokens // 2)

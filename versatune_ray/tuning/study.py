@@ -15,8 +15,9 @@ from versatune_ray.errors import UserError
 from versatune_ray.pipeline import Run
 from versatune_ray.runs.storage import push
 from versatune_ray.settings import Config, semantics
+from versatune_ray.tuning.plan import Plan, with_artefacts
 from versatune_ray.tuning.study_tables import NOTE, absent, study_tables
-from versatune_ray.tuning.trials import Plan, finish, run_trials, with_artefacts
+from versatune_ray.tuning.trials import finish, run_trials
 
 
 def check_study(config: Config) -> None:

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -24,15 +25,9 @@ from versatune_ray.settings import Config, semantics
 from versatune_ray.settings.loading import dump
 from versatune_ray.settings.tuning import BY_ACCURACY, OBJECTIVES, Sweep
 from versatune_ray.tuning.objectives import pareto_front
-from versatune_ray.tuning.trials import (
-    Failure,
-    Plan,
-    finish,
-    name_of,
-    run_trials,
-    told,
-    with_artefacts,
-)
+from versatune_ray.tuning.plan import Plan, name_of, with_artefacts
+from versatune_ray.tuning.pruning import between_marks, scheduler, stages_of
+from versatune_ray.tuning.trials import Failure, finish, run_trials, told
 
 _MOST_CHECKED = 200  # combinations, at some milliseconds each
 
@@ -118,7 +113,7 @@ def sweep(run: Run) -> Path:
     shared = with_artefacts(
         run, [config, *alternatives], config.mixture.targets, settings.objective
     )
-    search, scheduler = None, None
+    search, stopping = None, None
     listed: dict[str, dict[str, Any]] = {}
     if settings.search in ("grid", "random"):
         combinations = (
@@ -135,11 +130,9 @@ def sweep(run: Run) -> Path:
         search = _optuna(settings, config.seed, list(known.values()))
     more = 0 if search is None else max(0, settings.trials - len(listed))
     if settings.prune:
-        from ray.tune.schedulers import ASHAScheduler
-
-        scheduler = ASHAScheduler(
-            metric="score", mode="max", grace_period=settings.grace, max_t=10**6, reduction_factor=2
-        )
+        # of one of the trials: the configuration itself need not be one that trains
+        every = between_marks(stages_of(alternatives[0], shared.stores))
+        shared, stopping = replace(shared, marks=every), scheduler(every, settings.grace)
     failed = run_trials(
         run,
         shared,
@@ -148,7 +141,7 @@ def sweep(run: Run) -> Path:
         settings.concurrency,
         search=search,
         more=more,
-        scheduler=scheduler,
+        scheduler=stopping,
     )
     write_results(run, shared, list(settings.space), failed)
     return finish(run, failed)
@@ -243,7 +236,7 @@ def _optuna(settings: Sweep, seed: int, known: Sequence[Mapping[str, Any]]) -> A
     ]
     before = optuna.create_study(storage=storage, study_name=name, directions=directions)
     for one in known:
-        if one["pruned_at"] is None:
+        if one["pruned_at"] is None and np.isfinite([one["objectives"][aim] for aim in aims]).all():
             params = {key: inside(key, value) for key, value in one["changes"].items()}
             before.add_trial(
                 optuna.trial.create_trial(
@@ -281,6 +274,15 @@ def _is_in(value: Any, values: Any) -> bool:
     return bool(values["min"] - slack <= value <= values["max"] + slack)
 
 
+def _rank(trial: tuple[str, Mapping[str, Any]]) -> tuple[bool, bool, float]:
+    """Finished trials by score, the best first; then those without a finite one, then those stopped
+    early, whose scores are of another time.
+    """
+    score = trial[1]["objectives"].get("score", np.nan)
+    lost = not np.isfinite(score)
+    return trial[1]["pruned_at"] is not None, lost, 0.0 if lost else -score
+
+
 def write_results(
     run: Run,
     shared: Plan,
@@ -289,10 +291,11 @@ def write_results(
     more: Mapping[str, Any] | None = None,
 ) -> None:
     """``sweep/results.parquet``, ``pareto.json`` and ``best.yaml`` of all trials that changed
-    ``keys``; ``more``: keys for the best one.
+    ``keys``, the best first, those stopped early and failed ones last; ``more``: keys for the best
+    one.
     """
     settings = run.given_config.sweep
-    found = list(_outcomes(shared, keys))
+    found = sorted(_outcomes(shared, keys), key=_rank)
     if not found:
         raise Incomplete(f"no trial is done; failed: {told(failed)}")
     rows = [
@@ -310,7 +313,11 @@ def write_results(
     columns = [
         "trial",
         *keys,
-        *(name for name in (*OBJECTIVES, "score") if name in found[0][1]["objectives"]),
+        *(
+            name
+            for name in (*OBJECTIVES, "score")
+            if any(name in one["objectives"] for _, one in found)
+        ),
         "pruned_at",
         "error",
     ]
@@ -330,9 +337,9 @@ def write_results(
         for i in pareto_front(signed)
     ]
     run.folder.write("sweep/pareto.json", front)
-    if not finished:
+    if not finished or not np.isfinite(finished[0][1]["objectives"]["score"]):
         return
-    _, best = max(finished, key=lambda item: item[1]["objectives"]["score"])
+    best = finished[0][1]
     config = shared.config("check", {**best["changes"], **(more or {})}).model_copy(
         update={"run": f"{run.given_config.run}-best"}
     )

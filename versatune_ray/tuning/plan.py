@@ -1,0 +1,124 @@
+"""What all trials of a job share, and what is known of one by its name: its configuration and its
+outcome.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from versatune_ray.domains import DomainPaths
+from versatune_ray.domains.records import Question
+from versatune_ray.errors import UserError
+from versatune_ray.pipeline import Run
+from versatune_ray.runs.cache import key_of
+from versatune_ray.settings import Config, semantics
+from versatune_ray.settings.loading import parse, with_keys
+from versatune_ray.settings.location import shown
+from versatune_ray.tuning.objectives import score
+
+_FREE_TREE = ("sweep", "study", "cofitune", "replay")  # what a trial does not depend on
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all trials of a job share.
+
+    base: the configuration that trials change, with model and artefacts filled in. stores: its
+    token stores. questions: as they were read.
+    targets: domains that ``target_gain`` is of. weights: of the objectives in ``score``, by which
+    trials are compared, where it is not 0. marks: samples from one comparison of running trials
+    to the next (see ``pruning``); None: they are not compared before their end.
+    """
+
+    base: Config
+    stores: Mapping[str, DomainPaths] = field(default_factory=dict)
+    questions: Mapping[str, Sequence[Question]] = field(default_factory=dict)
+    targets: tuple[str, ...] = ()
+    weights: Mapping[str, float] = field(default_factory=lambda: {"gain": 1.0})
+    marks: int | None = None
+
+    def config(self, name: str, changes: Mapping[str, Any]) -> Config:
+        """The configuration of one trial: ``changes`` are dotted keys.
+
+        Raises:
+            UserError: a key is unknown, or a value out of range.
+        """
+        tree = self.base.model_dump(mode="json", exclude=set(_FREE_TREE))
+        return parse(with_keys(tree, {**changes, "run": f"{self.base.run}/trials/{name}"}))
+
+    @property
+    def trials(self) -> Path:
+        return self.base.run_folder / "trials"
+
+    def outcome(self, name: str) -> dict[str, Any] | None:
+        """What a finished trial left, or None.
+
+        Raises:
+            UserError: it was not measured by what this job weighs.
+        """
+        file = self.trials / name / "outcome.json"
+        if not file.is_file():
+            return None
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        # the weights may be others than then
+        found["objectives"] = self.scored(found["objectives"])
+        if missing := [
+            aim
+            for aim in self.weights
+            if aim not in found["objectives"] and found["pruned_at"] is None
+        ]:
+            raise UserError(
+                f"{shown(file)}: {missing[0]} was not measured in this trial; choose another name "
+                f"with run=…"
+            )
+        return found
+
+    def scored(self, objectives: Mapping[str, float]) -> dict[str, float]:
+        """Objectives with their ``score``, or without one where a weighted one is not there
+        (yet).
+        """
+        found = {name: value for name, value in objectives.items() if name != "score"}
+        return found | (
+            {"score": score(found, self.weights)} if self.weights.keys() <= found.keys() else {}
+        )
+
+
+def with_artefacts(
+    run: Run, configs: Sequence[Config], targets: Sequence[str], weights: Mapping[str, float]
+) -> Plan:
+    """The plan of a run's trials: what ``configs`` need of token stores, detection and reference
+    losses, made once for all of them.
+
+    So trials with other seeds share them as well: what differs between two seeds is the fine-tuning
+    alone.
+    """
+    from versatune_ray.evaluation.questions import load_questions
+
+    detect = any(semantics.needs_detection(one) for one in configs)
+    ready = run.prepare(judge=detect and run.given_config.detection.distribution is None)
+    stores, questions = run.tokenize(), load_questions(ready)
+    tree = ready.model_dump(mode="json")
+    if detect:
+        run.detect()
+        tree["detection"]["distribution"] = str(
+            run.folder.path / "detection" / Path(run.model()).name / "distribution.json"
+        )
+    if any(semantics.needs_reference(one) for one in configs):
+        run.measure_references()
+        tree["reference"]["losses"] = str(run.folder.path / "reference" / "losses.json")
+    return Plan(
+        parse(tree),
+        stores,
+        questions,
+        tuple(targets),
+        {aim: weight for aim, weight in weights.items() if weight},
+    )
+
+
+def name_of(changes: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits that stand for ``changes``."""
+    return key_of(changes)[:8]

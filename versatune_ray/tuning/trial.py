@@ -1,0 +1,162 @@
+"""One trial: a whole run on what its job has made for all of them, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from versatune_ray.errors import Incomplete, one_line
+from versatune_ray.pipeline import Run
+from versatune_ray.runs.folder import RunFolder
+from versatune_ray.runs.storage import remove
+from versatune_ray.settings import Config
+from versatune_ray.settings.tuning import BY_ACCURACY
+from versatune_ray.tuning.objectives import accuracies, achieved, by_epoch
+from versatune_ray.tuning.plan import Plan, name_of
+from versatune_ray.tuning.pruning import Marks, stages_of
+
+
+class TrialFailed(Exception):
+    """What ended a trial, in one line: all that leaves its process."""
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise TrialFailed(one_line(error)) from error
+
+
+def train(params: Mapping[str, Any], plan: Plan) -> None:
+    """One trial, as a function that Ray Tune runs: reports the objectives at its end, and on the
+    way the score at the plan's marks.
+    """
+    from ray import tune
+
+    name, changes = trial_of(params)
+    config = plan.config(name, changes)
+    # a search may choose the same values twice at once
+    with _in_one_line(), RunFolder(config, wait=True) as folder:
+        outcome = plan.outcome(name)
+        if outcome is None:
+            run = Run(folder, _reports(config, plan), plan.stores)
+            lines = [
+                json.loads(line)
+                for line in (run.finetune().parent / "adjustments.jsonl")
+                .read_text(encoding="utf-8")
+                .splitlines()
+            ]
+            before, after = lines[0]["loss"], lines[-1]["loss"]
+            accuracy = _accuracy(run, plan)
+            outcome = {
+                "changes": changes,
+                "before": before,
+                "after": after,
+                "by_epoch": by_epoch(lines),
+                "accuracy": accuracy or None,
+                "objectives": plan.scored(
+                    achieved(before, after, plan.targets) | accuracies(accuracy, plan.targets)
+                ),
+                "pruned_at": None,
+            }
+            folder.write("outcome.json", outcome)
+            folder.finish()
+    tune.report(outcome["objectives"])
+
+
+def _reports(config: Config, plan: Plan) -> list[Any]:
+    """A callback of the fine-tuning that tells Tune the score at every mark, where there are
+    marks.
+    """
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    if plan.marks is None:
+        return []
+    marks = Marks(plan.marks, stages_of(config, plan.stores))
+
+    class Reports(TuneReportCallback):  # type: ignore[misc]
+        def after_report(
+            self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+        ) -> None:
+            told = metrics[0]
+            after = {
+                domain: told[f"loss.{domain}"]
+                for domain in config.domains
+                if f"loss.{domain}" in told
+            }
+            if after:
+                found = plan.scored(
+                    achieved(
+                        {domain: told[f"loss_before.{domain}"] for domain in after},
+                        after,
+                        plan.targets,
+                    )
+                )
+                # accuracies are measured at the end alone
+                for seen, value in marks.reached(told["step"], found.get("score")):
+                    at = {"score": value, "samples": seen, "step": told["step"]}
+                    super().after_report(run_context, [found | at], None)
+
+    return [Reports()]
+
+
+def _accuracy(run: Run, plan: Plan) -> dict[str, float]:
+    """Accuracy of the tuned model per domain that has questions; or benchmarks, if the score asks
+    for them.
+
+    Raises:
+        Incomplete: a benchmark could not be measured.
+    """
+    import ray
+
+    from versatune_ray.evaluation.greedy import greedy_accuracy
+    from versatune_ray.evaluation.scores import AVERAGE, scores
+
+    config = run.prepare()
+    found: dict[str, float] = {}
+    if plan.questions:
+        asked = (
+            run.whole_model(str(run.finetune())),
+            plan.questions,
+            config.data.chat_template,
+            config.model.trust_remote_code,
+            run.gpu(),
+            config.data.chat_template_kwargs,
+        )
+        # In a task of its own where there are GPUs: the trial's process has none, and those of its
+        # workers are free by now.
+        of_gpu = ray.remote(num_cpus=config.training.cpus_per_worker, num_gpus=1)(greedy_accuracy)
+        found = ray.get(of_gpu.remote(*asked)) if run.gpu() else greedy_accuracy(*asked)
+    if plan.weights.keys() & set(BY_ACCURACY):
+        measured, failed = run.measure_benchmarks()
+        rows = scores(row for row in measured if row["model"] == "tuned").get("tuned", {})
+        if failed:
+            raise Incomplete("; ".join(f"{name}: {reason}" for name, reason in failed.items()))
+        found |= {name: one.value for name, one in rows.items() if name != AVERAGE}
+    return found
+
+
+def drop_checkpoints(trial: Path) -> None:
+    """What a trial that has its outcome needs no more: several times the size of the model."""
+    folder = trial / "finetune" / "checkpoints"
+    remove(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def trial_of(params: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and changes of a trial from what Tune hands it: a listed one, or values that a search
+    chose.
+    """
+    if "trial" in params:
+        name, changes = params["trial"]
+        return name, dict(changes)
+    changes = {
+        key: float(f"{value:.6g}") if isinstance(value, float) else value
+        for key, value in params.items()
+    }
+    return name_of(changes), changes
