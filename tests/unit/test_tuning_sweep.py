@@ -17,13 +17,8 @@ from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import write_json
 from versatune_ray.settings.loading import load
 from versatune_ray.tuning.plan import Plan
-from versatune_ray.tuning.sweep import (
-    _column,
-    _outcomes,
-    check_objective,
-    check_sweep,
-    write_results,
-)
+from versatune_ray.tuning.results import _column, outcomes, write_results
+from versatune_ray.tuning.sweep import check_objective, check_sweep
 
 
 @pytest.mark.parametrize(
@@ -106,11 +101,11 @@ def test_a_search_asks_nothing_of_the_trials_of_another(tmp_path: Path) -> None:
         plan.trials / "other" / "outcome.json",
         {"changes": {"mixture.sigma": 2}, "objectives": {"gain": 0.1}, "pruned_at": None},
     )
-    assert [(name, one["objectives"]["score"]) for name, one in _outcomes(plan, ["seed"])] == [
+    assert [(name, one["objectives"]["score"]) for name, one in outcomes(plan, ["seed"])] == [
         ("mine", 0.5)
     ]
     with pytest.raises(UserError, match="accuracy was not measured in this trial"):
-        list(_outcomes(plan, ["mixture.sigma"]))
+        list(outcomes(plan, ["mixture.sigma"]))
 
 
 def test_keys_that_need_each_other_are_checked_together() -> None:

@@ -195,7 +195,10 @@ def test_a_study_ends_with_files_whatever_is_missing(tmp_path: Path) -> None:
     written: dict[str, Any] = {}
     folder = SimpleNamespace(path=tmp_path, write=written.__setitem__)
     run: Any = SimpleNamespace(
-        config=config, folder=folder, names=["law", "code"], unit="nats/token"
+        given_config=config,
+        folder=folder,
+        domain_names=lambda: ["law", "code"],
+        unit=lambda: "nats/token",
     )
     _write_tables(run, plan)
     text = (tmp_path / "study" / "tables.md").read_text(encoding="utf-8")

@@ -42,7 +42,7 @@ from versatune_ray.runs.parts import read_rows
 from versatune_ray.settings import Detection
 from versatune_ray.settings.location import shown
 
-_DEGENERATE = "degenerate generation (one token repeated)"
+_DEGENERATE = "degenerate generation (a token or a short cycle of them, repeated)"
 
 
 def judged_sequences(spec: JudgeSpec, texts: Texts) -> Sequences:

@@ -21,7 +21,8 @@ from versatune_ray.runs.folder import Step, say
 from versatune_ray.runs.storage import push
 from versatune_ray.settings import CoFiTune, Config, Trainable, nearest, semantics
 from versatune_ray.tuning.plan import name_of, with_artefacts
-from versatune_ray.tuning.sweep import check_objective, write_results
+from versatune_ray.tuning.results import write_results
+from versatune_ray.tuning.sweep import check_objective
 from versatune_ray.tuning.trials import Failure, finish, run_trials
 
 LAYERS, MODULES = "training.trainable.layers", "training.trainable.modules"

@@ -1,33 +1,24 @@
-"""Search over ε, δ, σ, or any other key: a table of trials, those that no other beats, and the best
-as a configuration.
-"""
+"""Search over ε, δ, σ, or any other key."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from versatune_ray.errors import Incomplete, UserError
+from versatune_ray.errors import UserError
 from versatune_ray.pipeline import Run
-from versatune_ray.runs.folder import say
-from versatune_ray.runs.storage import push
 from versatune_ray.settings import Config, semantics
-from versatune_ray.settings.loading import dump
-from versatune_ray.settings.tuning import BY_ACCURACY, OBJECTIVES, Sweep
-from versatune_ray.tuning.objectives import pareto_front
+from versatune_ray.settings.tuning import BY_ACCURACY, Sweep
 from versatune_ray.tuning.plan import Plan, name_of, with_artefacts
 from versatune_ray.tuning.pruning import between_marks, scheduler, stages_of
-from versatune_ray.tuning.trials import Failure, finish, run_trials, told
+from versatune_ray.tuning.results import outcomes, write_results
+from versatune_ray.tuning.trials import finish, run_trials
 
 _MOST_CHECKED = 200  # combinations, at some milliseconds each
 
@@ -123,7 +114,7 @@ def sweep(run: Run) -> Path:
     else:
         known = {
             name: one
-            for name, one in _outcomes(shared, settings.space)
+            for name, one in outcomes(shared, settings.space)
             if _within(one["changes"], settings)
         }
         listed = {name: one["changes"] for name, one in known.items()}
@@ -165,19 +156,6 @@ def _combinations(settings: Sweep) -> Iterator[dict[str, Any]]:
 
 def _plan(config: Config) -> Plan:
     return Plan(config, targets=tuple(config.mixture.targets), weights=config.sweep.objective)
-
-
-def _column(values: Sequence[Any]) -> pa.Array:
-    """Values of one type: a fraction such as 1/16 becomes a number beside numbers, and what else
-    does not fit together becomes text.
-    """
-    try:
-        return pa.array(values)
-    except pa.ArrowException:
-        try:
-            return pa.array([None if value is None else float(Fraction(value)) for value in values])
-        except (TypeError, ValueError, ZeroDivisionError):
-            return pa.array([None if value is None else str(value) for value in values])
 
 
 def _grid(settings: Sweep) -> Iterator[dict[str, Any]]:
@@ -252,15 +230,6 @@ def _optuna(settings: Sweep, seed: int, known: Sequence[Mapping[str, Any]]) -> A
     )
 
 
-def _outcomes(shared: Plan, keys: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Finished and pruned trials that change these keys, this time's and earlier ones."""
-    for file in sorted(shared.trials.glob("*/outcome.json")):
-        if json.loads(file.read_text(encoding="utf-8"))["changes"].keys() == set(keys) and (
-            outcome := shared.outcome(file.parent.name)
-        ):
-            yield file.parent.name, outcome
-
-
 def _within(changes: Mapping[str, Any], settings: Sweep) -> bool:
     """Whether the space has these values."""
     return all(_is_in(changes[key], values) for key, values in settings.space.items())
@@ -272,87 +241,3 @@ def _is_in(value: Any, values: Any) -> bool:
     # drawn values are rounded to six digits
     slack = 1e-5 * max(abs(values["min"]), abs(values["max"]))
     return bool(values["min"] - slack <= value <= values["max"] + slack)
-
-
-def _rank(trial: tuple[str, Mapping[str, Any]]) -> tuple[bool, bool, float]:
-    """Finished trials by score, the best first; then those without a finite one, then those stopped
-    early, whose scores are of another time.
-    """
-    score = trial[1]["objectives"].get("score", np.nan)
-    lost = not np.isfinite(score)
-    return trial[1]["pruned_at"] is not None, lost, 0.0 if lost else -score
-
-
-def write_results(
-    run: Run,
-    shared: Plan,
-    keys: Sequence[str],
-    failed: Mapping[str, Failure],
-    more: Mapping[str, Any] | None = None,
-) -> None:
-    """``sweep/results.parquet``, ``pareto.json`` and ``best.yaml`` of all trials that changed
-    ``keys``, the best first, those stopped early and failed ones last; ``more``: keys for the best
-    one.
-    """
-    settings = run.given_config.sweep
-    found = sorted(_outcomes(shared, keys), key=_rank)
-    if not found:
-        raise Incomplete(f"no trial is done; failed: {told(failed)}")
-    rows = [
-        {
-            "trial": name,
-            **one["changes"],
-            **one["objectives"],
-            "pruned_at": one["pruned_at"],
-            "error": None,
-        }
-        for name, one in found
-    ] + [{"trial": name, **one.changes, "error": one.reason} for name, one in failed.items()]
-    folder = run.folder.path / "sweep"
-    folder.mkdir(exist_ok=True)
-    columns = [
-        "trial",
-        *keys,
-        *(
-            name
-            for name in (*OBJECTIVES, "score")
-            if any(name in one["objectives"] for _, one in found)
-        ),
-        "pruned_at",
-        "error",
-    ]
-    pq.write_table(
-        pa.table({column: _column([row.get(column) for row in rows]) for column in columns}),
-        folder / "results.parquet",
-    )
-    push(folder / "results.parquet")
-    finished = [(name, one) for name, one in found if one["pruned_at"] is None]
-    aims = [name for name, weight in settings.objective.items() if weight]
-    signed = [
-        [np.sign(settings.objective[aim]) * one["objectives"][aim] for aim in aims]
-        for _, one in finished
-    ]
-    front = [
-        {"trial": finished[i][0], **finished[i][1]["changes"], **finished[i][1]["objectives"]}
-        for i in pareto_front(signed)
-    ]
-    run.folder.write("sweep/pareto.json", front)
-    if not finished or not np.isfinite(finished[0][1]["objectives"]["score"]):
-        return
-    best = finished[0][1]
-    config = shared.config("check", {**best["changes"], **(more or {})}).model_copy(
-        update={"run": f"{run.given_config.run}-best"}
-    )
-    file = folder / "best.yaml"
-    file.write_text(
-        f"# the best of {len(finished)} trials of {run.given_config.run!r}: "
-        f"python jobs/finetune.py --config THIS\n" + dump(config),
-        encoding="utf-8",
-    )
-    push(file)
-    changes = ", ".join(f"{key}={value}" for key, value in best["changes"].items())
-    say(
-        "sweep",
-        f"best: {changes} (score {best['objectives']['score']:.4f}); {len(front)} of "
-        f"{len(finished)} trials are beaten by none: {file}",
-    )
