@@ -145,7 +145,8 @@ def test_repeating_sequences_are_left_out_where_this_is_asked_for(
     settings = SETTINGS.model_copy(update={"exclude_degenerate": True})
     found = summarize(detected, spec, settings, None)
     assert found.share == pytest.approx([0.6, 0.4])  # 3.0 of five
-    assert (
+    degenerate = "degenerate generation (a token or a short cycle of them, repeated)"
+    assert found.discarded.reasons[degenerate] == 1
         found.discarded.reasons[
             "degenerate generation (a token or a short cycle of them, repeated)"
         ]
