@@ -147,11 +147,6 @@ def test_repeating_sequences_are_left_out_where_this_is_asked_for(
     assert found.share == pytest.approx([0.6, 0.4])  # 3.0 of five
     degenerate = "degenerate generation (a token or a short cycle of them, repeated)"
     assert found.discarded.reasons[degenerate] == 1
-        found.discarded.reasons[
-            "degenerate generation (a token or a short cycle of them, repeated)"
-        ]
-        == 1
-    )
     assert found.judge_quality is found.corrected is None
 
 

@@ -7,8 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, cast
 
-import fsspec
-
+from versatune_ray.domains.remote import open_file
 from versatune_ray.domains.spec import Input, reason_of
 from versatune_ray.errors import UserError
 
@@ -26,7 +25,7 @@ def fingerprint(inputs: Sequence[Input]) -> str:
             content = json.dumps([source.path, source.config, source.split, source.revision])
         else:
             try:
-                with fsspec.open(source.path, "rb") as file:
+                with open_file(source.path) as file:
                     content = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
             except OSError as error:
                 raise UserError(f"{source.label}: cannot be read: {reason_of(error)}") from error

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Any, NamedTuple
-
-import fsspec
+from pathlib import PurePosixPath
+from typing import IO, Any, NamedTuple, cast
 
 from versatune_ray.domains import delimited, json_records, tables
+from versatune_ray.domains.remote import locate, open_file
 from versatune_ray.domains.spec import Input, expand, reason_of
 from versatune_ray.domains.tables import Unreadable
 from versatune_ray.errors import UserError
@@ -129,31 +132,32 @@ def _open(source: Input) -> Any:
         UserError: it is another kind of file than its name says.
     """
     path = fetch(source.path)
-    with fsspec.open(path, "rb") as file:
+    with open_file(path) as file:
         head = file.read(64)
-    compressed = path.lower().endswith((".gz", ".bz2", ".xz", ".zst"))
+    compression = _COMPRESSIONS.get(PurePosixPath(locate(path).path.lower()).suffix)
     for start, what in _FOREIGN:
         binary = not start.isascii() or start in (b"BZh", b"PK\x03\x04", b"PAR1")
-        if (compressed or source.format in ("parquet", "arrow")) and binary:
+        if (compression or source.format in ("parquet", "arrow")) and binary:
             continue
         if head.lstrip().lower().startswith(start.lower()):
             raise UserError(f"{source.label}: this is {what}")
-    if path.lower().endswith(".zst"):
-        return _zstd(path)
-    return fsspec.open(path, "rb", compression="infer")
+    file = open_file(path, seekable=source.format in ("parquet", "arrow"))
+    return compression(file) if compression else file
 
 
-def _zstd(path: str) -> Any:
-    """zstandard reads it, or pyarrow where that is missing."""
-    try:
-        import zstandard
-    except ImportError:
-        import pyarrow as pa
+def _zstd(file: IO[bytes]) -> IO[bytes]:
+    import zstandard
 
-        return io.BufferedReader(pa.CompressedInputStream(fsspec.open(path, "rb").open(), "zstd"))
-    raw = fsspec.open(path, "rb").open()
-    reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-    return io.BufferedReader(reader)
+    reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+    return io.BufferedReader(cast(io.RawIOBase, reader))
+
+
+_COMPRESSIONS: dict[str, Callable[[IO[bytes]], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _zstd,
+}
 
 
 def _decoded(file: IO[bytes], source: Input) -> IO[bytes]:

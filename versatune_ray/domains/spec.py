@@ -1,10 +1,10 @@
 """Source specs → concrete inputs.
 
-A spec is a file, a folder or a glob pattern (local, or any URI that fsspec reads), or a Hugging
-Face dataset written ``org/name``, with ``:config``, ``@split`` and ``@revision`` behind it as far
-as they are needed (split: ``train`` unless given, slices as ``train[:10%]`` included; a revision
-comes after the split). What exists locally or has ``://`` in it is a file; what looks like a file
-but is missing is an error; the rest must be a dataset id.
+A spec is a file, a folder or a glob pattern (local, or any URI that pyarrow or fsspec reads), or a
+Hugging Face dataset written ``org/name``, with ``:config``, ``@split`` and ``@revision`` behind it
+as far as they are needed (split: ``train`` unless given, slices as ``train[:10%]`` included; a
+revision comes after the split). What exists locally or has ``://`` in it is a file; what looks like
+a file but is missing is an error; the rest must be a dataset id.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-import fsspec
-
 from versatune_ray.domains import folders
+from versatune_ray.domains.remote import locate
 from versatune_ray.errors import UserError, redacted
 
 Format = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow", "txt", "hub"]
@@ -91,13 +90,14 @@ def expand(spec: str, key: str, texts: bool = False) -> list[Input]:
         return [_dataset(spec, key)]
     note = ""
     try:
-        fs, root = fsspec.core.url_to_fs(spec if "://" in spec else str(local.absolute()))
+        found = locate(spec if "://" in spec else str(local.absolute()))
+        fs, root = found.fs, found.path
         if fs.isfile(root):
             files = [root]
         elif fs.isdir(root):
             files, note = _in_folder(fs, root, key, texts)
         else:
-            files = _visible(fs.glob(root), "", texts) if _is_glob(spec) else []
+            files = _visible(fs.glob(root), "", texts) if _is_glob(root) else []
             if not files:
                 raise UserError(f"file not found: {spec} ({key})")
     except (OSError, ValueError, ImportError) as error:
@@ -110,14 +110,8 @@ def expand(spec: str, key: str, texts: bool = False) -> list[Input]:
         kind = _format(name, _TEXT_SUFFIXES)
         if kind is None:
             raise UserError(f"{spec}: unknown format; expected a file ending in {endings} ({key})")
-        shown = (
-            spec
-            if name == root
-            else fs.unstrip_protocol(name)
-            if "://" in spec
-            else _as_written(name, local)
-        )
-        place = fs.unstrip_protocol(name) if "://" in spec else name
+        place = found.uri(name) if "://" in spec else name
+        shown = spec if name == root else place if "://" in spec else _as_written(name, local)
         inputs.append(Input(place, redacted(shown), kind))
     inputs[0] = replace(inputs[0], note=f"{spec}: {note}" if note else "")
     return inputs
