@@ -21,7 +21,7 @@ from versatune_ray.evaluation.scores import Score, scores
 from versatune_ray.pipeline import Run
 from versatune_ray.pipeline.checks import TUNING, Use, check_inputs
 from versatune_ray.runs.folder import RunFolder
-from versatune_ray.runtime.cluster import connect
+from versatune_ray.runtime.cluster import check_storage, connect
 from versatune_ray.runtime.progress import Display
 from versatune_ray.settings import Config
 from versatune_ray.settings.loading import load, parse, with_keys
@@ -251,6 +251,7 @@ def _run(
         check(settings)
     with RunFolder(settings) as folder:
         connect()
+        check_storage(folder.path)
         with Display():
             yield Run(folder)
 

@@ -16,7 +16,7 @@ from versatune_ray.errors import Incomplete, UserError, is_disk_full, one_line, 
 from versatune_ray.pipeline import Run
 from versatune_ray.pipeline.checks import TUNING, Use, check_inputs
 from versatune_ray.runs.folder import RunFolder
-from versatune_ray.runtime.cluster import connect
+from versatune_ray.runtime.cluster import check_storage, connect
 from versatune_ray.runtime.progress import Display
 from versatune_ray.settings import Config
 from versatune_ray.settings.keys import describe
@@ -60,6 +60,7 @@ def main(
         with RunFolder(config) as folder:
             if needs_ray:
                 connect(verbose=arguments.debug)
+                check_storage(folder.path)
                 # Ray's own may end the process before its temporary folder is gone
                 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
             with Display() if needs_ray else nullcontext():

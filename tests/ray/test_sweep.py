@@ -19,8 +19,8 @@ from tiny import words_per_domain
 from versatune_ray.errors import UserError
 from versatune_ray.settings.loading import parse
 from versatune_ray.tuning.objectives import achieved
+from versatune_ray.tuning.plan import name_of
 from versatune_ray.tuning.sweep import check_sweep
-from versatune_ray.tuning.trials import name_of
 
 NAMES = ("law", "medicine", "code")
 STEPS, EVERY = 60, 10
@@ -153,7 +153,7 @@ def test_a_trial_that_falls_behind_is_stopped_early_and_one_that_failed_is_told(
     job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray Tune, its scheduler and the account of trials, on trials that train nothing: each gains
-    by its rate at every adjustment.
+    by its rate at every mark.
     """
 
     def scripted(params: Mapping[str, Any], plan: Any) -> None:
@@ -169,13 +169,14 @@ def test_a_trial_that_falls_behind_is_stopped_early_and_one_that_failed_is_told(
         if rate > 1:
             raise Incomplete("adjustment at step 0: law: loss is not finite")
         for step in range(1, 9):
-            tune.report({"gain": step * rate, "score": step * rate, "step": 10 * step})
+            mark = {"samples": step * plan.marks, "step": 10 * step}
+            tune.report({"gain": step * rate, "score": step * rate} | mark)
             time.sleep(0.2)
         outcome = {"changes": changes, "objectives": {"gain": 8 * rate}, "pruned_at": None}
         plan.trials.joinpath(name).mkdir(parents=True, exist_ok=True)
         (plan.trials / name / "outcome.json").write_text(json.dumps(outcome))
 
-    monkeypatch.setattr("versatune_ray.tuning.trials._train", scripted)
+    monkeypatch.setattr("versatune_ray.tuning.trials.train", scripted)
     rates = [1e-2, 5e-3, 1e-7, 1e30]
     sweep = {
         "space": {"training.learning_rate": rates},
@@ -200,7 +201,7 @@ def test_a_trial_that_falls_behind_is_stopped_early_and_one_that_failed_is_told(
     }
     assert set(rows) == set(rates)
     assert rows[1e-2]["pruned_at"] is None and rows[1e-2]["score"] == 8e-2
-    # stopped where it was first compared, after two adjustments, by what it had reached there
+    # stopped where it was first compared, after two marks, by what it had reached there
     assert rows[1e-7]["pruned_at"] == 20 and rows[1e-7]["score"] == pytest.approx(2e-7)
     assert not checkpoints.exists()
     assert "is not finite" in rows[1e30]["error"]

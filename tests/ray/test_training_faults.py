@@ -26,7 +26,8 @@ from conftest import SharedRay
 from processes import wait_until
 from tiny import write_stores
 
-from versatune_ray.errors import Incomplete
+from versatune_ray.errors import Incomplete, UserError
+from versatune_ray.runtime.cluster import check_storage
 from versatune_ray.runtime.progress import Display
 from versatune_ray.settings.loading import parse
 from versatune_ray.training.finetune import finetune
@@ -124,6 +125,42 @@ def machines(shared_ray: SharedRay) -> Iterator[Machines]:
         del os.environ["TMPDIR"], os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"]
         if before is not None:
             os.environ["TMPDIR"] = before
+
+
+def test_a_storage_that_another_machine_does_not_see_is_refused(
+    machines: Machines, tmp_path: Path
+) -> None:
+    """A machine by its host's name, and by an empty folder over that of this one."""
+    import ray
+
+    apart = ["unshare", "--map-root-user", "--uts", "--mount"]
+    if subprocess.run([*apart, "true"], capture_output=True).returncode:
+        pytest.skip("no namespaces here")
+    ours, shared = tmp_path / "ours", tmp_path / "shared"
+    for folder in (ours, shared):
+        folder.mkdir()
+        check_storage(folder)  # all nodes are this machine's
+    start = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=0"]
+    script = f'hostname elsewhere && mount -t tmpfs none "{ours}" && exec "$@"'
+    other = subprocess.Popen(
+        [*apart, "sh", "-c", script, "sh", *start, f"--address={machines.cluster.address}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def hosts() -> list[str]:
+        return [node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]]
+
+    try:
+        assert wait_until(lambda: "elsewhere" in hosts(), 60)
+        check_storage(shared)
+        with pytest.raises(UserError, match=rf"storage: {ours} is another folder on elsewhere"):
+            check_storage(ours)
+        assert list(ours.iterdir()) == list(shared.iterdir()) == []
+    finally:
+        other.terminate()
+        other.wait()
+    assert wait_until(lambda: "elsewhere" not in hosts(), 60)
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +290,7 @@ def test_no_fault_costs_a_decision_or_repeats_one(
         "preemption": machines.preempt,
         "hang": hang,
     }
-    log = tune(f"disturbed by {len(which)}", [faults[one] for one in which])
+    log = tune(f"disturbed-by-{len(which)}", [faults[one] for one in which])
     assert [line["step"] for line in log] == list(range(0, STEPS + 1, EVERY))
     assert log == undisturbed
     told = [

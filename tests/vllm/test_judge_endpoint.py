@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pytest
+from conftest import SharedRay
 from processes import patience
 from tiny import random_llama, word_tokenizer
 
@@ -197,10 +198,11 @@ def test_probabilities_are_those_of_the_model(served: Served) -> None:
     )
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_as_a_stage_of_ray_data_it_gives_the_same(served: Served) -> None:
+def test_as_a_stage_of_ray_data_it_gives_the_same(served: Served, shared_ray: SharedRay) -> None:
     import ray
 
+    shared_ray.stop()  # workers have the environment of their Ray's start, and the key is new
+    shared_ray.start()
     at = served.endpoint
     settings = Judge(
         kind="http",

@@ -5,11 +5,15 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import platform
 import shutil
 import tempfile
+import uuid
+from pathlib import Path
 from typing import Any
 
 from versatune_ray.errors import UserError
+from versatune_ray.settings.location import is_mirrored
 
 
 def connect(verbose: bool = False) -> None:
@@ -108,6 +112,46 @@ def _quiet() -> None:
         # their errors are raised too, or told by us, in one line
         logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.disable(logging.INFO)
+
+
+def check_storage(folder: Path) -> None:
+    """Whether the machines that are in the cluster by now work in the same ``folder`` as this one.
+
+    Raises:
+        UserError: some do not; their files would be missed here, and ours there.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    others = {
+        node["NodeManagerHostname"]: node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeManagerHostname"] != platform.node()
+    }
+    if not others or is_mirrored(folder):
+        return
+    seen = ray.remote(num_cpus=0, max_retries=0)(_is_there)
+    probe = folder / f".seen-{uuid.uuid4().hex[:8]}"
+    probe.touch()
+    try:
+        asked = {
+            host: seen.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+            ).remote(str(probe))
+            for host, node in others.items()
+        }
+        lost = [host for host, answer in asked.items() if not ray.get(answer, timeout=120)]
+    finally:
+        probe.unlink()
+    if lost:
+        raise UserError(
+            f"storage: {folder} is another folder on {', '.join(lost[:3])} than here; take one "
+            f"that all machines share, or a bucket (storage=s3://bucket/prefix)"
+        )
+
+
+def _is_there(path: str) -> bool:
+    return Path(path).is_file()
 
 
 def beside_the_driver() -> Any:
