@@ -264,6 +264,7 @@ def test_packing_leaks_nothing(model: str, data: list[DomainData], kernel: Calls
 
 
 @pytest.mark.usefixtures("no_group_is_left")
+@pytest.mark.compiler
 def test_layers_with_the_kernel_are_compiled_once(
     backend: str, tmp_path: Path, data: list[DomainData], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,6 +127,7 @@ def test_computing_again_changes_no_number(
     assert again.step(SHARES) == plain.step(SHARES)
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("recomputed", ["full", pytest.param("none", marks=pytest.mark.slow)])
 def test_compiled_layers_are_compiled_once_for_all_shapes(
     recomputed: str, backend: str, data: list[DomainData], tmp_path: Path
