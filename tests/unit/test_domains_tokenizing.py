@@ -139,6 +139,17 @@ def test_every_token_of_a_text_is_learned_once(tmp_path: Path, tokenizer: str) -
     assert tale.train.store.lengths.tolist() == [12, 12, 10]
 
 
+def test_rows_of_one_text_share_a_side_of_the_split(tmp_path: Path, tokenizer: str) -> None:
+    texts = [{"text": f"{number:02}" * 15} for number in range(40)]  # 30 tokens and two more
+    train = lines(tmp_path / "law.jsonl", texts)
+    domain = build(tmp_path, tokenizer, train, max_length=12, validation_fraction=0.3)
+    text_of_row = [row // 3 for row in range(120)]
+    held_out = {text_of_row[row] for row in domain.validation.indices.tolist()}
+    trained = {text_of_row[row] for row in domain.train.indices.tolist()}
+    assert held_out and not held_out & trained and len(held_out | trained) == 40
+    assert len(domain.validation.indices) == 3 * len(held_out)
+
+
 def test_sources_with_weights_give_their_parts(tmp_path: Path, tokenizer: str) -> None:
     a, b = lines(tmp_path / "a.jsonl", asked(0, 30)), lines(tmp_path / "b.jsonl", asked(100, 10))
     law = {

@@ -125,11 +125,10 @@ def encode(rows: Sequence[dict[str, Any]], encoding: Encoding) -> list[dict[str,
         if encoded.dropped_reasoning and row["account"]:
             read = json.loads(row["account"])
             row["account"] = json.dumps([*read, encoded.dropped_reasoning])
+        prompt = prompt_key(example)
         for number, piece in enumerate(fitted):
-            if len(fitted) == 1:
-                hashed, prompt = records.content_hash(example), prompt_key(example)
-            else:
-                hashed = prompt = _hash(piece.tokens)
+            whole = len(fitted) == 1
+            hashed = records.content_hash(example) if whole else _hash(piece.tokens)
             encoded_rows.append(
                 row
                 | {
@@ -137,7 +136,7 @@ def encode(rows: Sequence[dict[str, Any]], encoding: Encoding) -> list[dict[str,
                     "mask": np.array(piece.loss_mask, np.uint8),
                     "response_bytes": piece.response_bytes,
                     "hash": hashed,
-                    "prompt": prompt,
+                    "prompt": prompt,  # the same for all of a text: they share a side
                     "too_long": too_long,
                     "weight": example.weight,
                     "account": "" if number else row["account"],
