@@ -211,7 +211,9 @@ def check_embeddings(tokenizer: Any, path: str, trust_remote_code: bool = False)
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(
+            path, trust_remote_code=trust_remote_code, revision=commit(path)
+        )
     except Exception:  # a tokenizer alone; a model that cannot be loaded is told where it is
         return
     rows = getattr(config.get_text_config(), "vocab_size", None)

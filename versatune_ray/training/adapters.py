@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import cached
 from versatune_ray.runs.folder import contents
 from versatune_ray.runs.storage import fetch
-from versatune_ray.runtime.models import model_fingerprint
+from versatune_ray.runtime.models import commit, model_fingerprint
 
 _ADAPTER = "adapter_config.json"
 
@@ -37,12 +38,13 @@ def whole_model(path: str, cache: Path, trust_remote_code: bool) -> str:
         from peft import PeftModel
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        stored = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code).dtype
+        source: dict[str, Any] = {
+            "trust_remote_code": trust_remote_code,
+            "revision": commit(base),
+        }
+        stored = AutoConfig.from_pretrained(base, **source).dtype
         model = AutoModelForCausalLM.from_pretrained(
-            base,
-            dtype=torch.float32,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
+            base, dtype=torch.float32, use_safetensors=True, **source
         )
         whole = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
         whole.to(stored or torch.float32).save_pretrained(work)

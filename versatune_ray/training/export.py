@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from versatune_ray.runtime.models import commit
 from versatune_ray.settings import Training
 from versatune_ray.training.model import base_of, load_model, with_frozen
 
@@ -30,9 +31,10 @@ def export(
         base: what ``model`` was loaded from. Where parts of it were frozen it is loaded anew, for a
             sharded model cannot be merged where it is.
     """
-    stored = (
-        AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code).dtype or torch.float32
+    config = AutoConfig.from_pretrained(
+        base, trust_remote_code=trust_remote_code, revision=commit(base)
     )
+    stored = config.dtype or torch.float32
     if training.lora.rank is not None or not training.trainable.everything:
         model = with_frozen(load_model(base, trust_remote_code), training, 0)
         unknown = model.load_state_dict(weights, strict=False).unexpected_keys

@@ -143,9 +143,10 @@ def _told(path: str, *more: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        raise UserError(
-            f"{path}: cannot be loaded as a causal language model: {' '.join(str(error).split())}"
-        ) from None
+        reason = " ".join(str(error).split())
+        if "ignore_mismatched_sizes" in reason:  # transformers points to a table of its own
+            reason = "its weights have other shapes than its config.json says"
+        raise UserError(f"{path}: cannot be loaded as a causal language model: {reason}") from None
 
 
 def in_precision(model: PreTrainedModel, *, frozen: torch.dtype, trained: torch.dtype) -> None:
