@@ -15,8 +15,8 @@ from pathlib import Path
 from versatune_ray.errors import UserError
 from versatune_ray.report import build_report, compare_runs
 from versatune_ray.report.run_files import read_run
-from versatune_ray.runs.storage import pull, push, told
-from versatune_ray.settings.location import root, shown
+from versatune_ray.runs.storage import pull, push
+from versatune_ray.settings.location import root, shown, storage_errors
 
 _EVERY = 10  # seconds
 
@@ -27,7 +27,7 @@ def folder_of(run: str) -> Path:
         return Path(run).expanduser().absolute()
     storage, _, name = run.rstrip("/").rpartition("/")
     folder = root(storage) / name
-    with told(storage):
+    with storage_errors(storage):
         pull(folder, without="checkpoints")
     return folder
 

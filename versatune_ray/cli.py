@@ -49,7 +49,7 @@ def main(
             help="print what would be done and what it needs, and stop",
         )
     arguments = _parse(parser)
-    with _told(arguments.debug):
+    with _exits_on_error(arguments.debug):
         config = _load(arguments)
         check_inputs(config, uses)
         if check is not None:
@@ -81,7 +81,7 @@ def preview(description: str) -> NoReturn:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole account to FILE")
     arguments = _parse(parser)
-    with _told(arguments.debug):
+    with _exits_on_error(arguments.debug):
         if arguments.records < 0:
             raise UserError(f"--records: {arguments.records} is below 0")
         found, warnings = look(_load(arguments), arguments.records, everything=arguments.all)
@@ -146,7 +146,7 @@ def _load(arguments: argparse.Namespace) -> Config:
 
 
 @contextmanager
-def _told(debug: bool) -> Iterator[None]:
+def _exits_on_error(debug: bool) -> Iterator[None]:
     """Whatever goes wrong becomes one line and an exit status."""
     try:
         yield

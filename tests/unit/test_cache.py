@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from versatune_ray.domains import spec
 from versatune_ray.errors import UserError
-from versatune_ray.runs.cache import cached, key_of, place
+from versatune_ray.runs.cache import cached, key_of
 from versatune_ray.runtime import models
 from versatune_ray.runtime.engine import engine_options
 from versatune_ray.runtime.models import check_length, model_fingerprint
@@ -69,7 +70,7 @@ def test_the_key_does_not_depend_on_order() -> None:
 
 def test_a_model_is_known_by_its_content(tiny_model: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
-    place(tiny_model, copy)
+    shutil.copytree(tiny_model, copy)
     assert model_fingerprint(str(copy)) == model_fingerprint(str(tiny_model))
     (copy / "config.json").unlink()
     (copy / "config.json").write_text("{}")
@@ -99,7 +100,7 @@ def test_more_tokens_than_a_model_takes_are_refused_by_key_and_number(tiny_model
 def test_a_models_code_and_vocabulary_are_part_of_it(
     tiny_model: Path, tmp_path: Path, name: str
 ) -> None:
-    place(tiny_model, tmp_path / "copy")
+    shutil.copytree(tiny_model, tmp_path / "copy")
     found = set()
     for text in ("", "a", "b"):
         (tmp_path / "copy" / name).write_text(text)

@@ -19,7 +19,7 @@ from versatune_ray.domains import (
     interpret,
     to_example,
 )
-from versatune_ray.domains.records import chosen
+from versatune_ray.domains.records import read_choices
 
 ASKED = [{"role": "user", "content": "Rain?"}]
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Ostra"}}}
@@ -286,7 +286,7 @@ def test_an_html_tag_in_an_answer_is_text() -> None:
     ],
 )
 def test_an_answer_says_which_choice_by_one_rule(choices: Any, answer: Any, right: int) -> None:
-    assert chosen({"question": "q", "choices": choices, "answer": answer})[2] == right
+    assert read_choices({"question": "q", "choices": choices, "answer": answer})[2] == right
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_an_answer_that_may_mean_two_choices_is_refused(
     choices: Any, answer: Any, reason: str
 ) -> None:
     with pytest.raises(BadRecord, match=reason):
-        chosen({"question": "q", "choices": choices, "answer": answer})
+        read_choices({"question": "q", "choices": choices, "answer": answer})
 
 
 def test_the_key_of_arc_is_read() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from versatune_ray.report.data import Adjustment, RunData
 from versatune_ray.report.detections import Detection
-from versatune_ray.report.doubts import doubts, told, warnings
+from versatune_ray.report.doubts import doubts, of_adjustments, warnings
 from versatune_ray.report.outcome import outcomes
 
 QUALITY = {
@@ -124,15 +124,16 @@ def test_warnings_of_fine_tuning_are_shown_with_their_steps() -> None:
         "At step 1,000: law came.",
         "At step 2,000: code came.",
     ]
-    assert told(lines) == expected
+    assert of_adjustments(lines) == expected
     run = RunData(name="r", folder="r", adjustments=lines)
     assert list(warnings(run, outcomes(run))) == expected
 
 
 def test_of_many_warnings_the_first_are_shown_and_the_others_counted() -> None:
-    found = told([Adjustment(step=step, warnings=["code went"]) for step in range(20)])
+    found = of_adjustments([Adjustment(step=step, warnings=["code went"]) for step in range(20)])
     assert found[7:] == [
         "At step 7: code went.",
         "Fine-tuning warned 12 more times; see finetune/adjustments.jsonl.",
     ]
-    assert len(told([Adjustment(step=step, warnings=["code went"]) for step in range(8)])) == 8
+    eight = [Adjustment(step=step, warnings=["code went"]) for step in range(8)]
+    assert len(of_adjustments(eight)) == 8

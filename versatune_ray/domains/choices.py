@@ -10,7 +10,7 @@ from versatune_ray.domains.example import BadRecord
 from versatune_ray.domains.turns import listed, strict, text, user_text
 
 
-def chosen(fields: Mapping[str, Any], answer: str = "answer") -> tuple[str, list[str], int]:
+def read_choices(fields: Mapping[str, Any], answer: str = "answer") -> tuple[str, list[str], int]:
     """Question, choices and the index of the right one, of a record with ``choices``: a list of
     texts, or ``{text: [...], label: [...]}``.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from versatune_ray.domains.choices import chosen
+from versatune_ray.domains.choices import read_choices
 from versatune_ray.domains.example import (
     BadRecord,
     Example,
@@ -29,16 +29,16 @@ __all__ = [
     "Reading",
     "Role",
     "Rules",
-    "chosen",
     "content_hash",
     "interpret",
+    "read_choices",
     "read_questions",
     "to_example",
 ]
 
 # names of which a record's shape needs one; a mapped one stands for all of its kind
 _KINDS = (
-    {*CHATS, *FLAT, "text", "chosen"},
+    {*CHATS, *FLAT, "text", "read_choices"},
     {name for names in FLAT.values() for name in names},
 )
 

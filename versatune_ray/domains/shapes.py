@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
-from versatune_ray.domains.choices import chosen
+from versatune_ray.domains.choices import read_choices
 from versatune_ray.domains.example import BadRecord, Example, LeftOut, Message
 from versatune_ray.domains.turns import (
     MEDIA,
@@ -150,7 +150,7 @@ def _turns(
 ) -> tuple[list[Turn] | None, str]:
     """Turns and the shape's name; no turns where the record is a text."""
     if isinstance(fields.get("chosen"), str | list | Mapping) or "rejected" in fields:
-        return _system(_chosen(fields, preference), fields), "preference (chosen)"
+        return _system(_preferred(fields, preference), fields), "preference (chosen)"
     if "rejected_response" in fields and preference != "chosen":
         raise BadRecord(_preference("rejected_response"))
     for name in CHATS:
@@ -213,7 +213,7 @@ def _preference(names: str) -> str:
     )
 
 
-def _chosen(fields: Fields, preference: str | None) -> list[Turn]:
+def _preferred(fields: Fields, preference: str | None) -> list[Turn]:
     if preference != "chosen":
         raise BadRecord(
             _preference(", ".join(name for name in ("chosen", "rejected") if name in fields))
@@ -246,7 +246,7 @@ def _context(turn: Turn) -> Turn:
 
 def _flat(fields: Fields, prompt: str, answer: str) -> list[Turn]:
     if prompt == "question" and "choices" in fields:
-        question, choices, right = chosen(fields, answer)
+        question, choices, right = read_choices(fields, answer)
         lines = [
             f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, choices, strict=False)
         ]

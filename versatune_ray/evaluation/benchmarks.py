@@ -22,7 +22,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from versatune_ray.domains.readers import read_records
-from versatune_ray.domains.records import BadRecord, chosen, to_example
+from versatune_ray.domains.records import BadRecord, read_choices, to_example
 from versatune_ray.domains.spec import expand
 from versatune_ray.errors import UserError
 from versatune_ray.evaluation.questions import is_match
@@ -314,7 +314,7 @@ def _rows(benchmark: Benchmark, key: str) -> Iterator[Row]:
 def _row(record: Mapping[str, Any], choices: str) -> Row:
     fields = {name: value for name, value in record.items() if value is not None}
     if "choices" in fields:
-        question, texts, answer = chosen(fields)
+        question, texts, answer = read_choices(fields)
         letters = list(ascii_uppercase[: len(texts)])
         if choices == "letters":
             question = "\n".join(

@@ -67,7 +67,7 @@ def doubts(detections: Sequence[Detection], failed: Iterable[str]) -> list[str]:
     return found
 
 
-def told(adjustments: Sequence[Adjustment]) -> list[str]:
+def of_adjustments(adjustments: Sequence[Adjustment]) -> list[str]:
     """The warnings of fine-tuning as they came, with their steps; of many, the first ones and how
     many more there are.
     """
@@ -233,7 +233,7 @@ def warnings(run: RunData, result: Outcomes) -> tuple[str, ...]:
     """What a careful reader should look at twice: doubtful detections, what fine-tuning warned of,
     and failure signs.
     """
-    found = doubts(run.detections, run.failed) + told(run.adjustments)
+    found = doubts(run.detections, run.failed) + of_adjustments(run.adjustments)
     lost = [trial for trial in run.sweep.trials if trial.error is not None] if run.sweep else []
     if lost:
         told_how = (

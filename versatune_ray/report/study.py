@@ -83,7 +83,7 @@ def differences(study: StudyTable, number: int) -> Figure | None:
                 "width": 0,
             },
             "hovertext": [
-                f"{label(method, 60)}: {html.escape(_told(one, study.digits))}"
+                f"{label(method, 60)}: {html.escape(_with_interval(one, study.digits))}"
                 for _, method, one in points
             ],
             "hovertemplate": "%{hovertext}<extra></extra>",
@@ -144,7 +144,7 @@ def _difference(study: StudyTable, method: str) -> Cell:
     return Cell(signed_decimal(one.mean, study.digits), note, tone="clear" if one.clear else "")
 
 
-def _told(one: Mean, digits: int) -> str:
+def _with_interval(one: Mean, digits: int) -> str:
     half = f" ± {decimal(one.half_width, digits)}" if one.half_width is not None else ""
     return (
         f"{signed_decimal(one.mean, digits)}{half} over {count(one.n)} "

@@ -249,13 +249,13 @@ def _shares(run: RunData) -> list[str]:
     if not more and not less:
         return [opening + "; no domain’s share changed noticeably."]
 
-    def told(names: list[str]) -> str:
+    def listed(names: list[str]) -> str:
         return listing(
             [f"{short(name)} ({percent(first[name])} → {percent(last[name])})" for name in names], 3
         )
 
-    parts = ([f"gave more to {told(more)}"] if more else []) + (
-        [f"less to {told(less)}"] if less else []
+    parts = ([f"gave more to {listed(more)}"] if more else []) + (
+        [f"less to {listed(less)}"] if less else []
     )
     return [f"{opening}: it {' and '.join(parts)}."]
 

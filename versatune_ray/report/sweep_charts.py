@@ -49,7 +49,7 @@ def trade_off(sweep: Sweep) -> Figure | None:
     best = sweep.best
     front = sorted(
         (trial for trial in points if trial.trial in sweep.front),
-        key=lambda trial: _place(trial)[0],
+        key=lambda trial: _position(trial)[0],
     )
     stopped = [trial for trial in points if trial.pruned_at is not None]
     rest = [
@@ -57,7 +57,7 @@ def trade_off(sweep: Sweep) -> Figure | None:
         for trial in points
         if trial not in front and trial not in stopped and trial is not best
     ]
-    heights = [_place(trial)[1] for trial in front]
+    heights = [_position(trial)[1] for trial in front]
     # with a third objective the trials that none beats need not lie on one line
     line = heights == sorted(heights)
     kinds = (
@@ -76,8 +76,8 @@ def trade_off(sweep: Sweep) -> Figure | None:
             "type": "scatter",
             "mode": "lines+markers" if name == "beaten by none" and line else "markers",
             "name": name,
-            "x": [_place(trial)[0] for trial in found if trial],
-            "y": [_place(trial)[1] for trial in found if trial],
+            "x": [_position(trial)[0] for trial in found if trial],
+            "y": [_position(trial)[1] for trial in found if trial],
             "marker": marker,
             "line": {"width": 2, "shape": "hv"},
             "hovertext": [_hover(sweep, trial) for trial in found if trial],
@@ -284,7 +284,7 @@ def _hover(sweep: Sweep, trial: Trial) -> str:
     )
 
 
-def _place(trial: Trial) -> tuple[float, float]:
+def _position(trial: Trial) -> tuple[float, float]:
     return trial.objectives.get("forgetting") or 0.0, trial.objectives.get("target_gain") or 0.0
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -122,18 +121,3 @@ def set_aside(path: Path, why: object) -> None:
     path.rename(aside)
     reason = " ".join(str(why).split())[:200]
     print(f"[cache] {path} cannot be read ({reason}): now {aside.name}, made again", flush=True)
-
-
-def place(source: Path, target: Path) -> None:
-    """Make ``target`` show the cached folder ``source``: hard links where the file system has them,
-    else copies.
-    """
-
-    def link(src: str, dst: str) -> None:
-        try:
-            os.link(src, dst)
-        except OSError:
-            shutil.copy2(src, dst)
-
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(source, target, copy_function=link)

@@ -27,7 +27,7 @@ from versatune_ray.runs.storage import check, fetch, pull, push
 from versatune_ray.settings import Config, semantics
 from versatune_ray.settings.keys import flags
 from versatune_ray.settings.loading import changed_keys, dump, saved_config
-from versatune_ray.settings.location import shown, told
+from versatune_ray.settings.location import shown, storage_errors
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class RunFolder:
                 f"with run=…"
             ) from None
         try:
-            with told(self.config.storage):
+            with storage_errors(self.config.storage):
                 self._resources.enter_context(self._lease)
                 pull(self.path, exact=True, without="checkpoints")
             check_unchanged(self.config)

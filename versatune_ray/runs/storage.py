@@ -30,7 +30,7 @@ from filelock import FileLock
 
 from versatune_ray.errors import UserError
 from versatune_ray.runs.names import inside, manifest_files, private
-from versatune_ray.settings.location import is_mirrored, mirrored, root, shown, told
+from versatune_ray.settings.location import is_mirrored, mirrored, root, shown, storage_errors
 
 _WHOLE = ".whole"
 _TRANSFERS = 8
@@ -52,7 +52,7 @@ class Remote(NamedTuple):
 def check(storage: str) -> None:
     """Raises ``UserError`` where files cannot be written and deleted in ``storage``."""
     if "://" in storage:
-        with told(storage):
+        with storage_errors(storage):
             clock(root(storage))
 
 

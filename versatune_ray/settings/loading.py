@@ -19,7 +19,7 @@ from versatune_ray.settings import Config, Detection, Evaluation, Mixture, neare
 from versatune_ray.settings.common import WithPreset
 from versatune_ray.settings.keys import as_declared, names, without_unknown
 from versatune_ray.settings.location import resolve, shown
-from versatune_ray.settings.mistakes import check_values, told
+from versatune_ray.settings.mistakes import check_values, mistakes_of
 from versatune_ray.settings.yaml12 import read_yaml
 
 
@@ -130,7 +130,7 @@ def parse(tree: Mapping[str, Any]) -> Config:
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError(told(error)) from None
+        raise UserError(mistakes_of(error)) from None
 
     def local(path: str | None) -> str | None:
         """Workers run in other folders: what lies on this machine is named by its whole path;

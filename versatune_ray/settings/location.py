@@ -79,7 +79,7 @@ def shown(place: str | Path) -> str:
 
 
 @contextmanager
-def told(storage: str) -> Iterator[None]:
+def storage_errors(storage: str) -> Iterator[None]:
     """What goes wrong in a storage becomes one line that names it."""
     try:
         yield

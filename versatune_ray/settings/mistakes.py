@@ -47,7 +47,7 @@ def check_values(tree: Any, key: str = "", level: int = 0) -> None:
             check_values(value, f"{key}.{number}", level + 1)
 
 
-def told(error: ValidationError) -> str:
+def mistakes_of(error: ValidationError) -> str:
     """All mistakes that pydantic found, in one line."""
     return "; ".join(_explain(item) for item in _mistakes(error))
 

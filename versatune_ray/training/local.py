@@ -227,7 +227,7 @@ class LocalRuntime:
         written = write(partial)
         if self.rank == 0:
             write_json(partial / "metrics.json", metrics)
-        self._pending = self._placing.submit(self._place, target, written)
+        self._pending = self._placing.submit(self._publish, target, written)
 
     def finish(self) -> None:
         """Until the last checkpoint is in its place."""
@@ -235,7 +235,7 @@ class LocalRuntime:
         if pending is not None:
             pending.result()
 
-    def _place(self, target: Path, written: Future[Any]) -> None:
+    def _publish(self, target: Path, written: Future[Any]) -> None:
         """Once all is written, put a checkpoint in its place, and remove those that are not
         kept.
         """

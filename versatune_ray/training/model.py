@@ -20,7 +20,7 @@ from versatune_ray.runtime.models import commit
 from versatune_ray.settings import Lora, Trainable, Training
 from versatune_ray.training.attention import IMPLEMENTATION, Kind
 from versatune_ray.training.families import check_family, check_own_code
-from versatune_ray.training.trainable import check_importance, chosen, freeze
+from versatune_ray.training.trainable import check_importance, freeze, selected_modules
 
 
 def load_model(
@@ -36,7 +36,8 @@ def load_model(
     """
     options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": trust_remote_code}
     options["attn_implementation"] = IMPLEMENTATION[attention]
-    with _told(path, ImportError, KeyError, RuntimeError, SafetensorError):  # of shapes: Runtime
+    # of shapes: RuntimeError
+    with _load_errors(path, ImportError, KeyError, RuntimeError, SafetensorError):
         at = commit(path)
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, revision=at)
         check_family(config, path)
@@ -105,7 +106,7 @@ def fill(model: torch.nn.Module, path: str, *, frozen_only: bool = False) -> Non
             raise UserError(f"{path}: {plain} is {shapes}; they do not belong together")
         state[key] = parameter.detach()
     if state:
-        with _told(path):
+        with _load_errors(path):
             state_dict_loader.load(state, storage_reader=reader)
 
 
@@ -137,7 +138,7 @@ def _folder(path: str) -> Path:
 
 
 @contextmanager
-def _told(path: str, *more: type[Exception]) -> Iterator[None]:
+def _load_errors(path: str, *more: type[Exception]) -> Iterator[None]:
     """transformers' and torch's errors of a model that cannot be loaded, as ours."""
     kinds: tuple[type[Exception], ...] = (OSError, ValueError, *more)
     try:
@@ -194,14 +195,14 @@ def check_parts(
     Raises:
         UserError: it has not, or it is no causal language model.
     """
-    with _told(path), torch.device("meta"):
+    with _load_errors(path), torch.device("meta"):
         config = AutoConfig.from_pretrained(
             path, trust_remote_code=trust_remote_code, revision=commit(path)
         )
         check_family(config, path)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     for settings in trainable:
-        chosen(model, settings)
+        selected_modules(model, settings)
     if importance:
         check_importance(model, importance)
 
@@ -231,7 +232,7 @@ def _add_lora(
     assert settings.rank is not None
     targets: Any = settings.targets[0] if settings.targets == ["all-linear"] else settings.targets
     if not trainable.everything:
-        roots = chosen(model, trainable)
+        roots = selected_modules(model, trainable)
         linear = {
             f"{root}.{path}".rstrip("."): part
             for root, module in roots.items()

@@ -23,7 +23,7 @@ from versatune_ray.settings import Trainable
 from versatune_ray.settings.cofitune import layer_range
 
 
-def chosen(model: PreTrainedModel, settings: Trainable) -> dict[str, nn.Module]:
+def selected_modules(model: PreTrainedModel, settings: Trainable) -> dict[str, nn.Module]:
     """The modules of ``model`` that may move, by name: projections, or whole layers where no
     projection is named.
 
@@ -61,7 +61,7 @@ def chosen(model: PreTrainedModel, settings: Trainable) -> dict[str, nn.Module]:
 
 def freeze(model: PreTrainedModel, settings: Trainable) -> None:
     """Freeze everything but the ``chosen`` modules; embeddings, head and the last norm as well."""
-    moving = chosen(model, settings)
+    moving = selected_modules(model, settings)
     model.requires_grad_(False)
     for module in moving.values():
         module.requires_grad_(True)

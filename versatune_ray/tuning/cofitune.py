@@ -120,7 +120,7 @@ def search(
             return False
         name = max(scores, key=lambda name: scores[name])
         best.append(listed[name])
-        say("cofitune", f"{level}: best is {_told(listed[name])} (score {scores[name]:.4f})")
+        say("cofitune", f"{level}: best is {_label(listed[name])} (score {scores[name]:.4f})")
         return True
 
     if expand("layers", [{LAYERS: layers, MODULES: []} for layers in settings.layers]):
@@ -131,7 +131,7 @@ def search(
     return best
 
 
-def _told(changes: Changes) -> str:
+def _label(changes: Changes) -> str:
     return f"layers {changes[LAYERS]}" + (
         f", {' + '.join(changes[MODULES])}" if changes[MODULES] else ""
     )

@@ -21,7 +21,7 @@ from versatune_ray.settings.loading import dump
 from versatune_ray.settings.tuning import OBJECTIVES
 from versatune_ray.tuning.objectives import pareto_front
 from versatune_ray.tuning.plan import Plan
-from versatune_ray.tuning.trials import Failure, told
+from versatune_ray.tuning.trials import Failure, first_failures
 
 
 def outcomes(shared: Plan, keys: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -56,7 +56,7 @@ def write_results(
     settings = run.given_config.sweep
     found = sorted(outcomes(shared, keys), key=_rank)
     if not found:
-        raise Incomplete(f"no trial is done; failed: {told(failed)}")
+        raise Incomplete(f"no trial is done; failed: {first_failures(failed)}")
     rows = [
         {
             "trial": name,

@@ -152,13 +152,13 @@ def finish(run: Run, failed: Mapping[str, Failure]) -> Path:
     page = run.report()
     if failed:
         raise Incomplete(
-            f"{len(failed)} trials failed ({told(failed)}); the same command tries them again. The "
-            f"others: {page}"
+            f"{len(failed)} trials failed ({first_failures(failed)}); the same command tries them "
+            f"again. The others: {page}"
         )
     return page
 
 
-def told(failed: Mapping[str, Failure]) -> str:
+def first_failures(failed: Mapping[str, Failure]) -> str:
     """The first failures in one line."""
     return "; ".join(f"{name}: {one.reason}" for name, one in list(failed.items())[:3])
 
