@@ -1,8 +1,8 @@
 """Find the layers and modules that should move for mixture.targets, and the units that the other
 abilities need (CoFiTune).
 
-usage: python jobs/cofitune.py [--config FILE] [key=value …]   leaves {storage}/{run}/sweep/ with
-best.yaml for jobs/finetune.py
+usage: python jobs/cofitune.py [--config FILE] [key=value …]
+leaves: {storage}/{run}/sweep/ with best.yaml for jobs/finetune.py
 """
 
 from versatune_ray.cli import main

@@ -1,8 +1,8 @@
 """Find out what base models know: sequences from BOS, judged by domain (Algorithm 1); one model or
 many (detection.models).
 
-usage: python jobs/detect.py [--config FILE] [--plan] [key=value …]      leaves
-{storage}/{run}/detection/
+usage: python jobs/detect.py [--config FILE] [--plan] [key=value …]
+leaves: {storage}/{run}/detection/
 """
 
 from pathlib import Path

@@ -1,8 +1,9 @@
 """Measure the base model, the tuned one and any others on benchmarks, and put them side by side.
 
-usage: python jobs/evaluate.py [--config FILE] [key=value …]      leaves
-{storage}/{run}/evaluation/results.json and report.html Nothing is trained: without a tuned model in
-this run, the base and evaluation.models are measured.
+usage: python jobs/evaluate.py [--config FILE] [key=value …]
+leaves: {storage}/{run}/evaluation/results.json and report.html
+Nothing is trained: without a tuned model in this run, the base and
+evaluation.models are measured.
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
 """Fine-tune with shares that follow each domain's loss; detects and measures references first where
 they are missing.
 
-usage: python jobs/finetune.py [--config FILE] [--plan] [key=value …]      leaves
-{storage}/{run}/finetune/model/
+usage: python jobs/finetune.py [--config FILE] [--plan] [key=value …]
+leaves: {storage}/{run}/finetune/model/
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
 """Pre-train a tiny base model with a known mixture, and a tiny judge, from the microworld or any
 text corpora.
 
-usage: python jobs/make_base.py [--config FILE] [key=value …]      prints the model's folder; the
-judge lies in the cache beside it
+usage: python jobs/make_base.py [--config FILE] [key=value …]
+prints: the model's folder; the judge lies in the cache beside it
 """
 
 from pathlib import Path

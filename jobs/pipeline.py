@@ -1,7 +1,7 @@
 """The whole method: detection → reference losses → dynamic fine-tuning → evaluation → report.
 
-usage: python jobs/pipeline.py [--config FILE] [--plan] [key=value …]      leaves
-{storage}/{run}/report.html and all it shows
+usage: python jobs/pipeline.py [--config FILE] [--plan] [key=value …]
+leaves: {storage}/{run}/report.html and all it shows
 """
 
 from pathlib import Path

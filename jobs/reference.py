@@ -1,8 +1,8 @@
 """Reference losses: per domain, the lowest held-out loss of a small model tuned on that domain
 alone.
 
-usage: python jobs/reference.py [--config FILE] [key=value …]      leaves
-{storage}/{run}/reference/losses.json
+usage: python jobs/reference.py [--config FILE] [key=value …]
+leaves: {storage}/{run}/reference/losses.json
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Look ahead: the losses that a run recorded, through other policies and settings, in milliseconds.
 
 usage: python jobs/replay.py [--config FILE] [run=NAME | replay.losses=FILE] [key=value …]
-leaves {storage}/{run}/replay/
+leaves: {storage}/{run}/replay/
 """
 
 from versatune_ray.cli import main

@@ -1,10 +1,10 @@
 """Build the report of a run again, put several runs side by side, or follow one that is still
 running.
 
-usage: python jobs/report.py RUN                    leaves RUN/report.html; RUN is the run's folder,
-       or its URI python jobs/report.py RUN RUN … [-o FILE]    leaves a page that compares them
-       (comparison.html) python jobs/report.py RUN --follow           builds it again until the run
-       is finished; an open page loads itself again
+usage: python jobs/report.py RUN                    RUN: the run's folder, or its URI
+       python jobs/report.py RUN RUN … [-o FILE]    a page that compares them
+       python jobs/report.py RUN --follow           again and again until the run is finished
+leaves: RUN/report.html, or comparison.html
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Compare methods over seeds: every pair is a fine-tuning of its own; tables with 95 % intervals
 and differences seed by seed.
 
-usage: python jobs/study.py --config jobs/configs/study_microworld.yaml [key=value …]      leaves
-{storage}/{run}/study/ and the report
+usage: python jobs/study.py --config jobs/configs/study_microworld.yaml [key=value …]
+leaves: {storage}/{run}/study/ and the report
 """
 
 from versatune_ray.cli import main

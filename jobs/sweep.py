@@ -1,8 +1,8 @@
 """Search over ε, δ, σ (or any other key) with Ray Tune: every trial is a fine-tuning, on shared
 detection, references and tokens.
 
-usage: python jobs/sweep.py [--config FILE] [key=value …]      leaves {storage}/{run}/sweep/ with
-best.yaml for jobs/finetune.py
+usage: python jobs/sweep.py [--config FILE] [key=value …]
+leaves: {storage}/{run}/sweep/ with best.yaml for jobs/finetune.py
 """
 
 from versatune_ray.cli import main
