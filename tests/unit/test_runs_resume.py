@@ -108,7 +108,9 @@ def test_without_ray_changed_settings_data_and_lengths_are_refused_as_with_it(
     records("code", " w7")
     with pytest.raises(UserError, match=r"data\.max_length: this makes 2048 tokens, more than the"):
         tune("data.max_length=2048")
-    weights = (tune() / "model.safetensors").read_bytes()
+    model = tune()
+    assert (model.parent / "done").is_file()  # what jobs look for before they train or evaluate
+    weights = (model / "model.safetensors").read_bytes()
     with pytest.raises(UserError, match=r"was begun with other settings \(training\.learning_rate"):
         tune("training.learning_rate=0.5")
     records("code", " w8")  # as many

@@ -126,6 +126,8 @@ def _finetune(
     with runtime.heartbeat:
         run(job, runtime)
     runtime.finish()
+    if rank == 0:
+        (folder / "done").touch()  # as after one on Ray: evaluations find it, nothing trains again
     return folder / "model"
 
 
