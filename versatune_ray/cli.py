@@ -19,11 +19,16 @@ from versatune_ray.runs.folder import RunFolder
 from versatune_ray.runtime.cluster import check_storage, connect
 from versatune_ray.runtime.progress import Display
 from versatune_ray.settings import Config
-from versatune_ray.settings.keys import describe
+from versatune_ray.settings.keys import describe, topics
 from versatune_ray.settings.loading import dump, load, no_option
 from versatune_ray.settings.location import shown
 
-QUICKSTART = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "quickstart.yaml"
+_HERE = Path(__file__).resolve().parent
+# beside the package in the repository, within it in a wheel
+JOBS = (
+    _HERE.parent / "jobs" if (_HERE.parent / "jobs" / "pipeline.py").is_file() else _HERE / "jobs"
+)
+QUICKSTART = JOBS / "configs" / "quickstart.yaml"
 
 
 def main(
@@ -49,7 +54,7 @@ def main(
             help="print what would be done and what it needs, and stop",
         )
     arguments = _parse(parser)
-    with _exits_on_error(arguments.debug):
+    with exits_on_error(arguments.debug):
         config = _load(arguments)
         check_inputs(config, uses)
         if check is not None:
@@ -81,7 +86,7 @@ def preview(description: str) -> NoReturn:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole account to FILE")
     arguments = _parse(parser)
-    with _exits_on_error(arguments.debug):
+    with exits_on_error(arguments.debug):
         if arguments.records < 0:
             raise UserError(f"--records: {arguments.records} is below 0")
         found, warnings = look(_load(arguments), arguments.records, everything=arguments.all)
@@ -105,7 +110,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="keys (type [unit] = default):\n\n" + describe(),
+        epilog=f"keys: --keys lists all, --keys SECTION those of {', '.join(topics())}",
     )
     parser.add_argument(
         "overrides",
@@ -121,6 +126,13 @@ def _parser(description: str) -> argparse.ArgumentParser:
         help="YAML file; may be repeated, later ones win; none: jobs/configs/quickstart.yaml",
     )
     parser.add_argument(
+        "--keys",
+        nargs="?",
+        const="",
+        metavar="SECTION",
+        help="print the keys of a configuration with type, unit, default and meaning, and stop",
+    )
+    parser.add_argument(
         "--print-config", action="store_true", help="print the resolved configuration and stop"
     )
     parser.add_argument(
@@ -132,6 +144,10 @@ def _parser(description: str) -> argparse.ArgumentParser:
 def _parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The command line; an option that is none ends the process, and says what to type."""
     arguments, unknown = parser.parse_known_intermixed_args()
+    if arguments.keys is not None:
+        with exits_on_error(arguments.debug):
+            print(describe(arguments.keys))
+        sys.exit(0)
     if unknown:
         _fail(UserError(no_option(unknown)), arguments.debug, 2)
     return arguments
@@ -146,7 +162,7 @@ def _load(arguments: argparse.Namespace) -> Config:
 
 
 @contextmanager
-def _exits_on_error(debug: bool) -> Iterator[None]:
+def exits_on_error(debug: bool) -> Iterator[None]:
     """Whatever goes wrong becomes one line and an exit status."""
     try:
         yield

@@ -29,6 +29,7 @@ FLOORS = (
     "tuning",
     "api",
     "cli",
+    "commands",
     "versatune_ray",
 )
 LONGEST = 350  # lines of a file

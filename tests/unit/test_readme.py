@@ -137,7 +137,6 @@ def test_every_job_takes_what_it_is_shown_with(
     tested where they are.
     """
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("versatune_ray.cli.describe", str)  # --help's text, which takes its time
     words = shlex.split(line)
     place = next(
         number

@@ -119,4 +119,7 @@ def test_an_option_that_there_is_not_says_what_to_type() -> None:
     for words in (["--epochs=2"], ["--training.epochs=2"]):
         assert no_option(words).endswith("no such option; write training.epochs=2")
     assert no_option(["--epochs"]).endswith("write training.epochs=VALUE")
-    assert no_option(["--foo"]) == "--foo: no such option; --help lists options and keys"
+    assert (
+        no_option(["--foo"])
+        == "--foo: no such option; --help lists options, --keys what a configuration may say"
+    )

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal, NamedTuple, cast, get_args, get_orig
 import yaml
 from pydantic.fields import FieldInfo
 
+from versatune_ray.errors import UserError
 from versatune_ray.settings import Config
-from versatune_ray.settings.common import OneOf, Section, kinds
+from versatune_ray.settings.common import OneOf, Section, kinds, nearest
 from versatune_ray.settings.yaml12 import Number
 
 
@@ -137,10 +138,23 @@ def as_declared(value: Any, annotation: Any = Config) -> Any:
     return value.text if str in expected and not expected & {int, float, Any} else value.number
 
 
-def describe() -> str:
-    """Every key with type, unit, default and meaning: the text of ``--help``."""
+def topics() -> list[str]:
+    """The first parts of keys, in order."""
+    return list(dict.fromkeys(key.partition(".")[0] for key, _ in keys()))
+
+
+def describe(section: str = "") -> str:
+    """Every key with type, unit, default and meaning: the text of ``--keys``; or those in or under
+    ``section``, such as training or training.lora.
+
+    Raises:
+        UserError: no key begins so.
+    """
     rows = []
-    for key, field in keys():
+    chosen = [one for one in keys() if not section or f"{one[0]}.".startswith(f"{section}.")]
+    if not chosen:
+        raise UserError(f"--keys {section}: no such key; {nearest(section, topics())}")
+    for key, field in chosen:
         default = (
             "required" if field.is_required() else field.get_default(call_default_factory=True)
         )

@@ -56,7 +56,7 @@ def _no_override(text: str) -> str:
     if known and text.startswith("-"):
         return f"{text}: no such option; write {known[0]}=VALUE"
     if text.startswith("-"):
-        return f"{text}: no such option; --help lists options and keys"
+        return f"{text}: no such option; --help lists options, --keys what a configuration may say"
     return f"{text!r} is no override; write dotted.key=value, for example training.epochs=2"
 
 
