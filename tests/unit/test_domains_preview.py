@@ -54,7 +54,11 @@ def test_counts_examples_and_warnings_are_those_of_the_files(config: Config) -> 
     assert (code["cut"], code["tokens"]["most"]) == (1, 36)
     text = "\n".join(warnings)
     assert "2 of 5 records are bad" in text and "'source' of 2 records is not read" in text
-    assert "domains.code: 1 records are cut" in text
+    assert "domains.code: 1 records are cut" in text and "data.chat_template" not in text
+    endless = Path(str(config.data.chat_template))
+    endless.write_text(endless.read_text().replace(" </s> ", " "))
+    _, warnings = preview(config, 0)
+    assert warnings[0].startswith("data.chat_template: no assistant turn ends in a token that")
 
 
 def test_a_look_reads_the_beginning_of_a_file_and_says_so(

@@ -94,7 +94,7 @@ def preview(
         config.model.trust_remote_code,
         data.chat_template_kwargs,
     )
-    warnings: list[str] = []
+    warnings = [f"data.chat_template: {said}" for said in chat.template_warnings(tokenizer)]
     found = {}
     for name, domain in config.domains.items():
         inputs = [
