@@ -226,7 +226,7 @@ def test_hopeless_trials_are_stopped_early_and_failed_ones_are_told(
         "concurrency": 1,
     }
     # long enough to be stopped in midst
-    training = job["training"] | {"samples_per_epoch": 30 * STEPS * 8, "adjust_every": 30 * EVERY}
+    training = job["training"] | {"samples_per_epoch": 15 * STEPS * 8, "adjust_every": 15 * EVERY}
     job = job | {
         "run": "pruned",
         "mixture": {"start": "uniform", "policy": "constant"},
@@ -247,7 +247,7 @@ def test_hopeless_trials_are_stopped_early_and_failed_ones_are_told(
         .read_text()
         .splitlines()
     )
-    assert json.loads(lines[-1])["step"] < 30 * STEPS
+    assert json.loads(lines[-1])["step"] < 15 * STEPS
     assert "1 trials failed" in printed and "is not finite" in printed
 
 
