@@ -96,6 +96,7 @@ def test_a_folder_becomes_a_configuration_that_loads(tmp_path: Path) -> None:
     assert config.domains["law"].validation == [str(folder / "law-test.jsonl")]
     assert looked[0] == "code-new: of the first 200 records 200 prompt/completion"
     assert looked[2] == "support: of 6 records 6 prompt/completion"
+    assert looked[3:] == ["without records, left: README.md"]
 
 
 def test_one_domain_or_two_files_of_one_are_refused(tmp_path: Path) -> None:
@@ -105,6 +106,19 @@ def test_one_domain_or_two_files_of_one_are_refused(tmp_path: Path) -> None:
     records(tmp_path / "law.csv.jsonl")
     records(tmp_path / "law-train.jsonl")
     with pytest.raises(UserError, match=r"law\.jsonl: law-train\.jsonl would be domain 'law' too"):
+        starter(tmp_path, "m")
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [("test", "named for a split and not"), ("law-test", "no file of 'law' to train")],
+)
+def test_what_is_held_out_never_becomes_training_data(
+    tmp_path: Path, name: str, words: str
+) -> None:
+    for file in ("code", "support", name):
+        records(tmp_path / f"{file}.jsonl")
+    with pytest.raises(UserError, match=words):
         starter(tmp_path, "m")
 
 

@@ -23,15 +23,16 @@ _TRAIN = re.compile(r"[._-]?train$", re.IGNORECASE)
 
 def starter(folder: Path, model: str) -> tuple[str, list[str]]:
     """The text of a configuration for ``model`` over the records in ``folder``, and a line for each
-    domain that says what was seen in it.
+    domain that says what was seen in it, and one for the files that hold no records.
 
     A file is a domain of its stem; a subfolder one of its name. ``NAME-train`` and ``NAME-test``
     (``valid``, ``dev``) belong together.
 
     Raises:
-        UserError: fewer than two domains are there, or a file cannot be read.
+        UserError: fewer than two domains are there, a name is that of a split alone, or a file
+            cannot be read.
     """
-    found = _domains(folder)
+    found, left = _domains(folder)
     if len(found) < 2:
         names = f" ({', '.join(found)})" if found else ""
         raise UserError(
@@ -39,39 +40,51 @@ def starter(folder: Path, model: str) -> tuple[str, list[str]]:
             f"needed: a file of records (.jsonl, .csv, .parquet, …) or a subfolder for each"
         )
     looked = [_look(name, parts["train"]) for name, parts in found.items()]
+    looked += [f"without records, left: {', '.join(left)}"] if left else []
     return _text(folder, model, found), looked
 
 
-def _domains(folder: Path) -> dict[str, dict[str, str]]:
+def _domains(folder: Path) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Domain → ``train`` and perhaps ``validation`` → path; and the names of other files."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     found: dict[str, dict[str, str]] = {}
+    left = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith((".", "_")):
             continue
         try:
             expand(str(path), str(folder), texts=True)
         except UserError:
-            continue  # no records: a README, a script
+            left.append(path.name)  # a README, a script
+            continue
         stem = path
         while stem.suffix in _SUFFIXES:
             stem = stem.with_suffix("")
         name = path.name if path.is_dir() else stem.stem
         held_out = _HELD_OUT.search(name)
-        domain = _TRAIN.sub("", _HELD_OUT.sub("", name)) or name
+        domain = _TRAIN.sub("", _HELD_OUT.sub("", name))
+        if not domain:
+            raise UserError(
+                f"{path}: named for a split and not for a domain; put it into a folder of its "
+                f"domain's name"
+            )
         domain = re.sub(r"[^A-Za-z0-9_-]+", "-", domain).strip("-") or "domain"
         parts = found.setdefault(domain, {})
-        part = "validation" if held_out and domain != name else "train"
+        part = "validation" if held_out else "train"
         if part in parts:
             raise UserError(
                 f"{path}: {Path(parts[part]).name} would be domain {domain!r} too; put the files "
                 f"of a domain into a folder of its name"
             )
         parts[part] = str(path)
-    for parts in found.values():
+    for domain, parts in found.items():
         if "train" not in parts:
-            parts["train"] = parts.pop("validation")
-    return found
+            raise UserError(
+                f"{parts['validation']}: named as held out, and no file of {domain!r} to train on "
+                f"is beside it; rename it where it is to train"
+            )
+    return found, left
 
 
 def _look(name: str, spec: str) -> str:
