@@ -119,6 +119,25 @@ def word_tokenizer(folder: Path, words: Sequence[str], template: str | None = No
     tokenizer.save_pretrained(folder)
 
 
+def byte_tokenizer(folder: Path) -> str:
+    """Save a tokenizer in ``folder``: one token per byte, BOS and EOS, no template of its own."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bytewise = Tokenizer(models.BPE())
+    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytewise.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<s>", "</s>"]
+    bytewise.train_from_iterator(
+        [], trainers.BpeTrainer(vocab_size=258, special_tokens=special, initial_alphabet=alphabet)
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=bytewise, bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
+    return str(folder)
+
+
 def random_llama(
     folder: Path, seed: int = 0, labels: Sequence[str] | None = None, **shape: Any
 ) -> str:

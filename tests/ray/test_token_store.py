@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from processes import patience
 from ray.data import DataContext
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tiny import byte_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from versatune_ray.domains import (
@@ -38,22 +38,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One token per byte, BOS and EOS, no template of its own."""
-    bytewise = Tokenizer(models.BPE())
-    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytewise.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bytewise.train_from_iterator(
-        [],
-        trainers.BpeTrainer(
-            vocab_size=258, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet
-        ),
-    )
-    folder = tmp_path_factory.mktemp("tokenizer")
-    PreTrainedTokenizerFast(
-        tokenizer_object=bytewise, bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(folder)
-    return str(folder)
+    return byte_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def rows(start: int, count: int) -> Rows:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tiny import byte_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from versatune_ray.domains import (
@@ -35,20 +35,7 @@ Rows = list[dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One token per byte, BOS and EOS, no template of its own."""
-    bytewise = Tokenizer(models.BPE())
-    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytewise.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<s>", "</s>"]
-    bytewise.train_from_iterator(
-        [], trainers.BpeTrainer(vocab_size=258, special_tokens=special, initial_alphabet=alphabet)
-    )
-    folder = tmp_path_factory.mktemp("tokenizer")
-    PreTrainedTokenizerFast(
-        tokenizer_object=bytewise, bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(folder)
-    return str(folder)
+    return byte_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def lines(path: Path, rows: Rows) -> str:
