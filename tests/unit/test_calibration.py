@@ -140,8 +140,22 @@ def test_the_nearest_shares_are_those_that_a_search_of_the_simplex_finds(
     np.testing.assert_allclose(found, best, atol=1 / 400)
 
 
-@pytest.mark.parametrize("n", [400, 2000])
-@pytest.mark.parametrize(("judge", "accuracy"), [(certain, 0.8), (certain, 0.95), (unsure, 0.8)])
+@pytest.mark.parametrize(
+    ("judge", "accuracy", "n"),
+    [
+        (certain, 0.95, 400),
+        (unsure, 0.8, 400),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)  # 600 intervals each
+            for case in (
+                (certain, 0.8, 400),
+                (certain, 0.8, 2000),
+                (certain, 0.95, 2000),
+                (unsure, 0.8, 2000),
+            )
+        ),
+    ],
+)
 def test_intervals_of_corrected_shares_cover_the_truth_in_95_percent_of_detections(
     judge: Judge, accuracy: float, n: int
 ) -> None:

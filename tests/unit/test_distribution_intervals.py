@@ -130,7 +130,7 @@ def test_intervals_cover_the_true_share_in_95_percent_of_detections(kind: str, n
     assert (np.abs(covered / runs - 0.95) < 0.02).all(), covered / runs
 
 
-@pytest.mark.parametrize("kind", ["certain", "unsure"])
+@pytest.mark.parametrize("kind", ["certain", pytest.param("unsure", marks=pytest.mark.slow)])
 def test_intervals_cover_as_well_when_a_detection_stops_at_a_tolerance(kind: str) -> None:
     rng, runs, tolerance, cap, covered, reached = (
         np.random.default_rng(0),
@@ -198,7 +198,7 @@ def test_no_more_sequences_are_needed_where_the_tolerance_is_reached() -> None:
 def test_repeats_that_differ_are_noticed_and_widen_the_intervals_until_they_cover() -> None:
     rng, runs, n, covered, noticed, wider = (
         np.random.default_rng(0),
-        1000,
+        500,
         10_000,
         np.zeros(5),
         0,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from versatune_ray.errors import UserError
-from versatune_ray.evaluation import benchmarks
+from versatune_ray.evaluation.catalogue import edited
 from versatune_ray.runtime import engine
 from versatune_ray.runtime.engine import engine_key, engine_options
 from versatune_ray.settings import Engine
@@ -48,7 +48,7 @@ def test_weights_are_read_from_what_holds_no_pickle() -> None:
             engine_options(Engine(options={"load_format": name}), False, trust_remote_code=False)
 
 
-def test_an_edited_task_is_another_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edited_task_is_another_task(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("task: a\n")
     (tmp_path / "utils.py").write_text("x = 1\n")
     index = {
@@ -58,12 +58,11 @@ def test_an_edited_task_is_another_task(tmp_path: Path, monkeypatch: pytest.Monk
         ),
         "tag": SimpleNamespace(cfg=None, yaml_path=None, tags={"a"}),
     }
-    monkeypatch.setattr(benchmarks, "task_manager", lambda: SimpleNamespace(task_index=index))
-    found = [{name: benchmarks._edited(name) for name in index}]
+    found = [{name: edited(index, name) for name in index}]
     for file, text in (("a.yaml", "task: a\nn: 2\n"), ("utils.py", "x = 2\n")):
         (tmp_path / file).write_text(text)
-        found.append({name: benchmarks._edited(name) for name in index})
+        found.append({name: edited(index, name) for name in index})
     index["a"].cfg["n"] = 2
-    found.append({name: benchmarks._edited(name) for name in index})
+    found.append({name: edited(index, name) for name in index})
     for name in index:
         assert len({each[name] for each in found}) == 4

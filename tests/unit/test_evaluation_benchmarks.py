@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from versatune_ray.errors import UserError
-from versatune_ray.evaluation.benchmarks import TASKS, Asked, asked, compare, task_manager
+from versatune_ray.evaluation.benchmarks import Asked, asked, compare
+from versatune_ray.evaluation.catalogue import TASKS, declared, task_manager
 from versatune_ray.evaluation.scores import Score, mean, scores, table
 from versatune_ray.settings.loading import parse
 
@@ -46,7 +47,7 @@ def read(folder: Path, benchmark: Any, **settings: Any) -> Asked:
 
 def documents(one: Asked) -> tuple[Any, list[dict[str, Any]]]:
     """The task as the harness builds it, and its documents."""
-    task = task_manager(own_only=True).load([one.spec])["tasks"][one.name]
+    task = task_manager().load([one.spec])["tasks"][one.name]
     return task, list(task.test_docs())
 
 
@@ -232,3 +233,15 @@ def test_an_answer_leaves_half_of_the_context_to_its_question() -> None:
         "generation_kwargs": {"max_gen_toks": 256, "until": ["x"]},
     }
     assert _fitting(spec, 4096) == spec and _fitting("hellaswag", 512) == "hellaswag"
+
+
+def test_a_group_is_found_with_its_tasks_and_a_tag_with_its_own() -> None:
+    """Against what the harness's files say: ai2_arc is a tag in arc_easy's file, blimp's group
+    names its 67 tasks.
+    """
+    index = task_manager(["ai2_arc", "blimp"]).task_index
+    assert index["ai2_arc"].tags == {"arc_easy", "arc_challenge"}
+    named = index["blimp"].cfg["task"]
+    assert len(named) == 67 and all(name in index for name in named)
+    assert "hellaswag" not in index
+    assert {"hellaswag", "mmlu", "blimp"} <= declared()

@@ -72,9 +72,15 @@ class Breaking(LocalRuntime):
         self.happens()
 
 
-@pytest.fixture(scope="module")
+# The events between, all in turn, are drills: each is two runs.
+EVERY_FOURTH = pytest.mark.parametrize(
+    "begin", [1, *(pytest.param(begin, marks=pytest.mark.slow) for begin in (2, 3, 4))]
+)
+
+
+@pytest.fixture
 def attempt(
-    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[list[Any], list[Any], Any]]:
     folder = tmp_path_factory.mktemp("alone")
     paths = {
@@ -84,6 +90,8 @@ def attempt(
         )
         for seed, name in enumerate(NAMES)
     }
+
+    monkeypatch.setattr("versatune_ray.training.loop.check_room", lambda *given: None)
 
     def once(
         name: str, at: int = 0, stages: Sequence[dict[str, Any]] = (), **more: Any
@@ -143,13 +151,15 @@ def attempt(
     return once
 
 
+@EVERY_FOURTH
 def test_a_run_that_is_broken_off_anywhere_ends_like_one_that_was_not(
+    begin: int,
     attempt: Callable[..., tuple[list[Any], list[Any], Any]],
 ) -> None:
-    log, drawn, weights = attempt("whole")
+    log, drawn, weights = attempt(f"whole-{begin}")
     assert [line["step"] for line in log] == [0, 3, 6, 9] and len(drawn) == STEPS
     events = 4 + 2 * 5 + STEPS  # adjustments; saves after 2, 4, 6, 8 and 9 steps; steps
-    for at in range(1, events + 1):
+    for at in range(begin, events + 1, 4):
         ended, first, _ = attempt(f"broken-{at}", at)
         assert not ended, "every event breaks off a run"
         log_again, second, weights_again = attempt(f"broken-{at}")
@@ -213,10 +223,12 @@ TWO_STAGES = (
 )
 
 
+@EVERY_FOURTH
 def test_stages_that_are_broken_off_anywhere_end_like_ones_that_were_not(
+    begin: int,
     attempt: Callable[..., tuple[list[Any], list[Any], Any]],
 ) -> None:
-    log, drawn, weights = attempt("stages", stages=TWO_STAGES)
+    log, drawn, weights = attempt(f"stages-whole-{begin}", stages=TWO_STAGES)
     # Each begins with a line of its own; the second adjusts 3 and 6 steps after it began, and at
     # its end.
     assert [(line["step"], line["stage"]) for line in log] == [
@@ -242,7 +254,7 @@ def test_stages_that_are_broken_off_anywhere_end_like_ones_that_were_not(
         == 5
     )
     # adjustments; saves after 2, 3, 4, 6, 8 and 10 steps; steps
-    for at in range(1, 6 + 2 * 6 + 10 + 1):
+    for at in range(begin, 6 + 2 * 6 + 10 + 1, 4):
         assert not attempt(f"stages-{at}", at, stages=TWO_STAGES)[0], "every event breaks off a run"
         log_again, rest, weights_again = attempt(f"stages-{at}", stages=TWO_STAGES)
         assert log_again == log

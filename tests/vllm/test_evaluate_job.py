@@ -81,7 +81,8 @@ def test_the_numbers_are_the_harnesss_own_and_are_kept(
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    from versatune_ray.evaluation.benchmarks import asked, task_manager
+    from versatune_ray.evaluation.benchmarks import asked
+    from versatune_ray.evaluation.catalogue import task_manager
     from versatune_ray.settings.loading import parse
 
     printed = evaluate(job)
@@ -101,7 +102,7 @@ def test_the_numbers_are_the_harnesss_own_and_are_kept(
             tasks=[one.spec],
             num_fewshot=one.shots,
             limit=LIMIT,
-            task_manager=task_manager(own_only=True),
+            task_manager=task_manager(),
             fewshot_random_seed=0,
         )["results"][one.name]
         for name in ("base", "copy"):

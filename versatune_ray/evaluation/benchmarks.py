@@ -25,12 +25,12 @@ from versatune_ray.domains.readers import read_records
 from versatune_ray.domains.records import BadRecord, read_choices, to_example
 from versatune_ray.domains.spec import expand
 from versatune_ray.errors import UserError
+from versatune_ray.evaluation.catalogue import declared, edited, task_manager
 from versatune_ray.evaluation.questions import is_match
 from versatune_ray.evaluation.sandbox import passes
 from versatune_ray.runs.cache import cached
 from versatune_ray.settings import Benchmark, Config, nearest
 
-TASKS = Path(__file__).with_name("tasks")
 _STOPS = {"humaneval": ["\nclass", "\ndef", "\n#", "\nif", "\nprint"], "mbpp": ["[DONE]"]}
 _CODE_TOKENS = 1024
 Row = dict[str, Any]
@@ -81,6 +81,7 @@ def asked(config: Config, cache: Path) -> list[Asked]:
         raise UserError(
             "evaluation.benchmarks: needs lm-evaluation-harness; pip install 'versatune-ray[eval]'"
         ) from None
+    index = task_manager([one.task for _, one in listed if not _is_file(one.task)]).task_index
     found: list[Asked] = []
     for domain, benchmark in listed:
         name, key = (
@@ -97,10 +98,12 @@ def asked(config: Config, cache: Path) -> list[Asked]:
             spec, identity = _own(name, benchmark, config, cache, key)
             settings: Mapping[str, Any] = spec
         else:
-            identity, settings = (
-                {"task": benchmark.task, "harness": __version__, "files": _edited(benchmark.task)},
-                _known(benchmark.task, key),
-            )
+            settings = _known(index, benchmark.task, key)
+            identity = {
+                "task": benchmark.task,
+                "harness": __version__,
+                "files": edited(index, benchmark.task),
+            }
         if settings.get("unsafe_code") and not config.evaluation.run_code:
             raise UserError(
                 f"{key}: {name} runs programs that the model writes; evaluation.run_code=true "
@@ -120,57 +123,14 @@ def _is_file(task: str) -> bool:
     )
 
 
-def _known(task: str, key: str) -> Mapping[str, Any]:
+def _known(index: Mapping[str, Any], task: str, key: str) -> Mapping[str, Any]:
     """The harness's entry for a task; a typo is told before a model is loaded."""
-    index = task_manager().task_index
     if task not in index:
-        names = [name for name in index if "_" not in name] + list(index)
+        names = sorted(declared(), key=lambda name: "_" in name)  # the plain ones first
         raise UserError(
             f"{key}: unknown task {task!r}; {nearest(task, names)} (or a file of your own records)"
         )
     return index[task].cfg or {}
-
-
-def _edited(task: str) -> str:
-    """What changes when someone edits a task, or one of the group that it is: a hash of its
-    settings and of the YAML and Python files beside them.
-    """
-    index, digest = task_manager().task_index, hashlib.sha256()
-    waiting, seen, folders = [task], set(), set()
-    while waiting:
-        name = waiting.pop()
-        if name in seen or name not in index:
-            continue
-        seen.add(name)
-        settings, file = index[name].cfg or {}, index[name].yaml_path
-        digest.update(json.dumps([name, settings], sort_keys=True, default=str).encode())
-        folders |= set() if file is None else {Path(file).parent}
-        parts = settings.get("task")
-        named = [part if isinstance(part, str) else part.get("task") for part in parts or ()]
-        if isinstance(parts, str):  # of a task that is no group: its own name
-            named = []
-        waiting += sorted([*filter(None, named), *(index[name].tags or ())], reverse=True)
-    for file in sorted(file for folder in folders for file in folder.iterdir()):
-        if file.suffix in (".yaml", ".py"):
-            digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
-
-
-def task_manager(own_only: bool = False) -> Any:
-    """The harness's tasks and ours; ours win where both have a name. Its own are thousands of
-    files: some ten seconds to list.
-    """
-    global _manager
-    from lm_eval.tasks import TaskManager
-
-    if own_only:
-        return TaskManager(include_path=str(TASKS), include_defaults=False)
-    if _manager is None:
-        _manager = TaskManager(include_path=str(TASKS))
-    return _manager
-
-
-_manager: Any = None
 
 
 def _own(

@@ -13,7 +13,8 @@ from typing import Any
 from versatune_ray.domains.chat import load_tokenizer
 from versatune_ray.domains.template import read_template
 from versatune_ray.errors import one_line
-from versatune_ray.evaluation.benchmarks import Asked, task_manager
+from versatune_ray.evaluation.benchmarks import Asked
+from versatune_ray.evaluation.catalogue import task_manager
 from versatune_ray.evaluation.scores import metric_of, standard_error
 from versatune_ray.runs.cache import cached, have, key_of, set_aside, write_json
 from versatune_ray.runs.storage import fetch
@@ -195,7 +196,7 @@ def _measure(
                 data.chat_template_kwargs,
             )
             language_model.hf_chat_template = tokenizer.chat_template
-        manager = task_manager(own_only=all(isinstance(one.spec, dict) for one in benchmarks))
+        manager = task_manager([one.spec for one in benchmarks if isinstance(one.spec, str)])
         for place, one in enumerate(benchmarks):
             bar.to(place, one.name)
 
