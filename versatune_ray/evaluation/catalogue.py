@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness by name, and ours beside them, without listing its 14,000 files."""
+"""Tasks of lm-evaluation-harness by name, without listing its 14,000 files; and ours."""
 
 from __future__ import annotations
 
