@@ -61,8 +61,8 @@ __all__ = [
 class Model(Section):
     path: str | None = setting(
         None,
-        "base model: a folder or a Hugging Face id; none: pre-train the tiny one described under "
-        "`base`",
+        "base model: a folder, a Hugging Face id, a .gguf file, or demo:smollm2 (real, of 135M, "
+        "with the extra demo); none: pre-train the tiny one described under `base`",
     )
     trust_remote_code: bool = setting(
         False, "run Python code that comes with the model (only for sources you trust)"
