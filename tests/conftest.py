@@ -89,7 +89,8 @@ class SharedRay:
         from versatune_ray.runtime.cluster import connect
 
         before = dict(os.environ)
-        os.environ["RAY_ADDRESS"] = "local"
+        # Ray's own 10 s between reports are long to wait
+        os.environ.update(RAY_ADDRESS="local", RAY_metrics_report_interval_ms="2000")
         try:
             for tries_left in (2, 1, 0):
                 try:

@@ -69,7 +69,7 @@ def test_gauges_are_on_the_nodes_endpoint_and_stay(ray_cluster: None) -> None:
     while (found := endpoint()) != expected and time.monotonic() < until:
         time.sleep(1)
     assert found == expected
-    time.sleep(30)  # Ray forgets what is not set for two of its export intervals, 10 s each
+    time.sleep(8)  # Ray forgets what is not set for two of its export intervals, 2 s each here
     assert endpoint() == expected
 
 
