@@ -12,24 +12,14 @@ import sys
 import time
 from pathlib import Path
 
+from versatune_ray.commands.runs import folder_of
 from versatune_ray.errors import UserError
 from versatune_ray.report import build_report, compare_runs
 from versatune_ray.report.run_files import read_run
-from versatune_ray.runs.storage import pull, push
-from versatune_ray.settings.location import root, shown, storage_errors
+from versatune_ray.runs.storage import push
+from versatune_ray.settings.location import shown
 
 _EVERY = 10  # seconds
-
-
-def folder_of(run: str) -> Path:
-    """The folder of a run; of a URI, this machine's copy of it."""
-    if "://" not in run:
-        return Path(run).expanduser().absolute()
-    storage, _, name = run.rstrip("/").rpartition("/")
-    folder = root(storage) / name
-    with storage_errors(storage):
-        pull(folder, without="checkpoints")
-    return folder
 
 
 def main() -> None:

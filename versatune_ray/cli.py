@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from versatune_ray.errors import Incomplete, UserError, is_disk_full, one_line, root_cause
 from versatune_ray.pipeline import Run
@@ -29,6 +29,17 @@ JOBS = (
     _HERE.parent / "jobs" if (_HERE.parent / "jobs" / "pipeline.py").is_file() else _HERE / "jobs"
 )
 QUICKSTART = JOBS / "configs" / "quickstart.yaml"
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for a mistake, and ``--debug`` on every command."""
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self.add_argument("--debug", action="store_true", help="full tracebacks, all logs")
+
+    def error(self, message: str) -> NoReturn:
+        _fail(UserError(f"{self.prog}: {message}; --help says more"), False, 2)
 
 
 def main(
@@ -105,9 +116,9 @@ def preview(description: str) -> NoReturn:
     sys.exit(0)
 
 
-def _parser(description: str) -> argparse.ArgumentParser:
+def _parser(description: str) -> Parser:
     """What every job understands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"keys: --keys lists all, --keys SECTION those of {', '.join(topics())}",
@@ -135,13 +146,10 @@ def _parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved configuration and stop"
     )
-    parser.add_argument(
-        "--debug", action="store_true", help="full tracebacks and all logs of the workers"
-    )
     return parser
 
 
-def _parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+def _parse(parser: Parser) -> argparse.Namespace:
     """The command line; an option that is none ends the process, and says what to type."""
     arguments, unknown = parser.parse_known_intermixed_args()
     if arguments.keys is not None:
