@@ -9,4 +9,4 @@ from versatune_ray.cli import main
 from versatune_ray.tuning.cofitune import check_cofitune, cofitune
 
 if __name__ == "__main__":
-    main(cofitune, __doc__, check=check_cofitune, uses=("records",))
+    main("cofitune", cofitune, __doc__, check=check_cofitune, uses=("records",))

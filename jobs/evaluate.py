@@ -18,4 +18,4 @@ def job(run: Run) -> Path:
 
 
 if __name__ == "__main__":
-    main(job, __doc__, check=check_benchmarks, uses=("models",))
+    main("evaluate", job, __doc__, check=check_benchmarks, uses=("models",))

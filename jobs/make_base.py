@@ -16,4 +16,4 @@ def job(run: Run) -> Path:
 
 
 if __name__ == "__main__":
-    main(job, __doc__, uses=())
+    main("make_base", job, __doc__, uses=())

@@ -17,4 +17,4 @@ def job(run: Run) -> Path:
 
 
 if __name__ == "__main__":
-    main(job, __doc__, uses=("records", "reference"))
+    main("reference", job, __doc__, uses=("records", "reference"))

@@ -8,4 +8,4 @@ from versatune_ray.cli import main
 from versatune_ray.tuning.lookahead import look_ahead
 
 if __name__ == "__main__":
-    main(look_ahead, __doc__, needs_ray=False, uses=())
+    main("replay", look_ahead, __doc__, needs_ray=False, uses=())

@@ -9,4 +9,4 @@ from versatune_ray.cli import main
 from versatune_ray.tuning.study import check_study, study
 
 if __name__ == "__main__":
-    main(study, __doc__, check=check_study, uses=("records",))
+    main("study", study, __doc__, check=check_study, uses=("records",))

@@ -9,4 +9,4 @@ from versatune_ray.cli import main
 from versatune_ray.tuning.sweep import check_sweep, sweep
 
 if __name__ == "__main__":
-    main(sweep, __doc__, check=check_sweep, uses=("records",))
+    main("sweep", sweep, __doc__, check=check_sweep, uses=("records",))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterator
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 from versatune_ray.errors import Incomplete, UserError, is_disk_full, one_line, root_cause
 from versatune_ray.pipeline import Run
 from versatune_ray.pipeline.checks import TUNING, Use, check_inputs
+from versatune_ray.pipeline.closing import closing, following
 from versatune_ray.runs.folder import RunFolder
 from versatune_ray.runtime.cluster import check_storage, connect
 from versatune_ray.runtime.progress import Display
@@ -43,6 +45,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(
+    name: str,
     job: Callable[[Run], Path],
     description: str,
     plan_of: Callable[[Config], str] | None = None,
@@ -50,12 +53,13 @@ def main(
     needs_ray: bool = True,
     uses: Collection[Use] = TUNING,
 ) -> NoReturn:
-    """Read the configuration, join or start Ray, do ``job(run)``, print the path of what it made.
+    """Read the configuration, join or start Ray, do ``job(run)``; print what came of it, what one
+    would type next, and last the path of what it made.
 
-    ``plan_of`` is what ``--plan`` prints, where a job has it; ``check`` refuses what this job alone
-    cannot do, before anything starts; ``uses`` is what it works on (``check_inputs``). Exit status:
-    0 done, 1 failed or done in part, 2 wrong input (one line says what and how to mend it), 130
-    interrupted, 143 ended.
+    ``name`` is the job's. ``plan_of`` is what ``--plan`` prints, where a job has it; ``check``
+    refuses what this job alone cannot do, before anything starts; ``uses`` is what it works on
+    (``check_inputs``). Exit status: 0 done, 1 failed or done in part, 2 wrong input (one line says
+    what and how to mend it), 130 interrupted, 143 ended.
     """
     parser = _parser(description)
     if plan_of is not None:
@@ -64,6 +68,7 @@ def main(
             action="store_true",
             help="print what would be done and what it needs, and stop",
         )
+    parser.add_argument("--open", action="store_true", help="show the page when it is done")
     arguments = _parse(parser)
     with exits_on_error(arguments.debug):
         config = _load(arguments)
@@ -79,10 +84,24 @@ def main(
                 check_storage(folder.path)
                 # Ray's own may end the process before its temporary folder is gone
                 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+            run = Run(folder)
             with Display() if needs_ray else nullcontext():
-                made = job(Run(folder))
+                made = job(run)
+            if arguments.open and made.suffix != ".html":
+                run.report()
+        print(f"\n{closing(name, folder.path, arguments.config, arguments.overrides)}")
         print(f"\n{shown(made)}", flush=True)
+        if arguments.open:
+            show(folder.path / "report.html")
     sys.exit(0)
+
+
+def show(page: Path) -> None:
+    """Open a page in the browser, where there is one."""
+    import webbrowser
+
+    if not webbrowser.open(page.absolute().as_uri()):
+        print(f"--open: no browser here; the page is {shown(page)}", file=sys.stderr)
 
 
 def preview(description: str) -> NoReturn:
@@ -102,7 +121,9 @@ def preview(description: str) -> NoReturn:
             raise UserError(f"--records: {arguments.records} is below 0")
         found, warnings = look(_load(arguments), arguments.records, everything=arguments.all)
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        print(screen(found, warnings, colour=colour), flush=True)
+        print(screen(found, warnings, colour=colour))
+        given = " ".join(f"--config {shlex.quote(file)}" for file in arguments.config)
+        print("", *following("preview", "", given), sep="\n", flush=True)
         if arguments.json is not None:
             domains = {name: one.as_json() for name, one in found.items()}
             content = {"domains": domains, "warnings": warnings}
