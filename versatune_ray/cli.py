@@ -48,7 +48,7 @@ def main(
     name: str,
     job: Callable[[Run], Path],
     description: str,
-    plan_of: Callable[[Config], str] | None = None,
+    plan_of: Callable[[Config], str],
     check: Callable[[Config], None] | None = None,
     needs_ray: bool = True,
     uses: Collection[Use] = TUNING,
@@ -56,18 +56,15 @@ def main(
     """Read the configuration, join or start Ray, do ``job(run)``; print what came of it, what one
     would type next, and last the path of what it made.
 
-    ``name`` is the job's. ``plan_of`` is what ``--plan`` prints, where a job has it; ``check``
-    refuses what this job alone cannot do, before anything starts; ``uses`` is what it works on
-    (``check_inputs``). Exit status: 0 done, 1 failed or done in part, 2 wrong input (one line says
-    what and how to mend it), 130 interrupted, 143 ended.
+    ``name`` is the job's. ``plan_of`` is what ``--plan`` prints; ``check`` refuses what this job
+    alone cannot do, before anything starts; ``uses`` is what it works on (``check_inputs``). Exit
+    status: 0 done, 1 failed or done in part, 2 wrong input (one line says what and how to mend
+    it), 130 interrupted, 143 ended.
     """
     parser = _parser(description)
-    if plan_of is not None:
-        parser.add_argument(
-            "--plan",
-            action="store_true",
-            help="print what would be done and what it needs, and stop",
-        )
+    parser.add_argument(
+        "--plan", action="store_true", help="print what would be done and what it needs, and stop"
+    )
     parser.add_argument("--open", action="store_true", help="show the page when it is done")
     arguments = _parse(parser)
     with exits_on_error(arguments.debug):
@@ -75,7 +72,7 @@ def main(
         check_inputs(config, uses)
         if check is not None:
             check(config)
-        if plan_of is not None and arguments.plan:
+        if arguments.plan:
             print(plan_of(config))
             sys.exit(0)
         with RunFolder(config) as folder:
