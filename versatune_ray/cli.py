@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 
 from versatune_ray.errors import Incomplete, UserError, is_disk_full, one_line, root_cause
 from versatune_ray.pipeline import Run
-from versatune_ray.pipeline.checks import TUNING, Use, check_inputs
+from versatune_ray.pipeline.checks import TUNING, Use, check_lengths, check_named
 from versatune_ray.pipeline.closing import closing, following
-from versatune_ray.runs.folder import RunFolder
+from versatune_ray.runs.folder import RunFolder, check_free
 from versatune_ray.runtime.cluster import check_storage, connect
 from versatune_ray.runtime.progress import Display
 from versatune_ray.settings import Config
@@ -69,9 +69,12 @@ def main(
     arguments = _parse(parser)
     with exits_on_error(arguments.debug):
         config = _load(arguments)
-        check_inputs(config, uses)
+        check_named(config, uses)
+        if not arguments.plan:
+            check_free(config)
         if check is not None:
             check(config)
+        check_lengths(config, uses)
         if arguments.plan:
             print(plan_of(config))
             sys.exit(0)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from versatune_ray.detection.plan import describe_detection, memory
 from versatune_ray.domains import DomainData, DomainPaths, load_domains, load_tokenizer
 from versatune_ray.domains.chat import tokenizer_fingerprint
 from versatune_ray.domains.contamination import mark
@@ -21,6 +20,8 @@ _TINY = "a tiny base model is trained first (minutes on a CPU)"
 
 def plan_detection(config: Config) -> str:
     """What ``Run.detect_all`` would do, as text; nothing is started or made."""
+    from versatune_ray.detection.plan import describe_detection
+
     if config.detection.distribution is not None:
         return f"nothing to detect: the distribution is given ({config.detection.distribution})"
     config, _ = prepare(
@@ -104,6 +105,7 @@ def plan_pipeline(config: Config) -> str:
 
 def plan_evaluation(config: Config) -> str:
     """What ``Run.measure_all`` would measure, and the memory that it takes."""
+    from versatune_ray.detection.plan import memory
     from versatune_ray.evaluation.benchmarks import asked
 
     config, _ = prepare(config, config.model.path is None, False, make=False)
