@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from versatune_ray.cli import show
-from versatune_ray.commands import _ALL
+from versatune_ray.commands import COMMANDS
 from versatune_ray.pipeline.closing import _NEXT, closing, following
 from versatune_ray.pipeline.verdict import verdict
 
@@ -100,7 +100,7 @@ def test_what_to_type_next_is_three_commands_that_there_are(job: str) -> None:
     assert not any(f" {name} runs" in line for line in without for name in ("chat", "serve"))
     for line in (*with_model[1:], *without[1:]):
         words = shlex.split(line, comments=True)
-        assert words[0].endswith("versatune") and words[1] in _ALL
+        assert words[0].endswith("versatune") and words[1] in COMMANDS
         assert len(line) <= 120
 
 

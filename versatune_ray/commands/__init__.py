@@ -34,6 +34,8 @@ _TRAIN = {
 _USE = {
     "chat": "talk to the tuned model, and to the base model beside it",
     "serve": "the tuned model behind an OpenAI-compatible API, by vLLM",
+    "push": "model, adapter and a card of them to the Hugging Face hub; a GGUF by llama.cpp",
+    "completion": "a script by which bash, zsh or fish completes commands, options and keys",
 }
 _SEARCH = {
     "sweep": "a search over ε, δ, σ or any other key",
@@ -42,9 +44,9 @@ _SEARCH = {
     "replay": "recorded losses through other settings, in a second",
     "make_base": "a tiny base model with a known mixture, and a tiny judge",
 }
-_ALL = _BEGIN | _TRAIN | _USE | _SEARCH
+COMMANDS = _BEGIN | _TRAIN | _USE | _SEARCH
 # what stands around the jobs: a module beside this one
-_OWN = ("init", "chat", "serve")
+_OWN = ("init", "chat", "serve", "push", "completion")
 
 
 def command() -> NoReturn:
@@ -56,7 +58,7 @@ def command() -> NoReturn:
     name, rest = arguments[0], arguments[1:]
     with exits_on_error("--debug" in rest):
         if name in _OWN:
-            import_module(f"{__name__}.{name}").command(_ALL[name], rest)
+            import_module(f"{__name__}.{name}").command(COMMANDS[name], rest)
         else:
             _job(name, rest)
     sys.exit(0)
@@ -76,8 +78,8 @@ def _overview() -> str:
 
 
 def _job(name: str, arguments: Sequence[str]) -> None:
-    if name not in _ALL:
-        raise UserError(f"versatune {name}: no such command; {nearest(name, [*_ALL])}")
+    if name not in COMMANDS:
+        raise UserError(f"versatune {name}: no such command; {nearest(name, [*COMMANDS])}")
     asks = {"-h", "--help", "--keys"} & set(arguments)
     given = any(one == "--config" or one.startswith("--config=") for one in arguments)
     if name not in _WITHOUT_CONFIG and not asks and not given:

@@ -29,7 +29,7 @@ _NEXT: dict[str, tuple[tuple[str, str], ...]] = {
     "detect": (_PLAN, _ALL, _PAGE),
     "reference": (_PLAN, _ALL, _PAGE),
     "finetune": (_CHAT, ("pipeline {config}", "measure it, and write the page"), _SERVE),
-    "pipeline": (_CHAT, _SERVE, _PAGE),
+    "pipeline": (_CHAT, _SERVE, ("push {run} OWNER/NAME --dry-run", "model and card for the hub")),
     "evaluate": (_CHAT, _PAGE, _SERVE),
     "sweep": _TRIALS,
     "cofitune": _TRIALS,
@@ -60,7 +60,7 @@ def following(job: str, run: str, config: str, tuned: bool = False) -> list[str]
     asked = _NEXT[job]
     if not tuned:
         without = [one for one in asked if one[0].split()[0] not in _TALKS]
-        asked = tuple(dict.fromkeys([*without, _ALL, _PLAN]))[:3]
+        asked = tuple(dict.fromkeys([*without, _ALL, _PLAN, _PAGE]))[:3]
     listed = [
         (f"{_program()} {command.format(run=run, config=config)}", what) for command, what in asked
     ]
