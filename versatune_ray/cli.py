@@ -19,6 +19,7 @@ from versatune_ray.pipeline.checks import TUNING, Use, check_lengths, check_name
 from versatune_ray.pipeline.closing import closing, following
 from versatune_ray.runs.folder import RunFolder, check_free
 from versatune_ray.runtime.cluster import check_storage, connect
+from versatune_ray.runtime.installation import check_installation
 from versatune_ray.runtime.progress import Display
 from versatune_ray.settings import Config
 from versatune_ray.settings.keys import describe, topics
@@ -74,6 +75,7 @@ def main(
             check_free(config)
         if check is not None:
             check(config)
+        check_installation()
         check_lengths(config, uses)
         if arguments.plan:
             print(plan_of(config))
@@ -119,7 +121,9 @@ def preview(description: str) -> NoReturn:
     with exits_on_error(arguments.debug):
         if arguments.records < 0:
             raise UserError(f"--records: {arguments.records} is below 0")
-        found, warnings = look(_load(arguments), arguments.records, everything=arguments.all)
+        config = _load(arguments)
+        check_installation()
+        found, warnings = look(config, arguments.records, everything=arguments.all)
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         print(screen(found, warnings, colour=colour))
         given = " ".join(f"--config {shlex.quote(file)}" for file in arguments.config)

@@ -9,6 +9,7 @@ import pytest
 import ray
 
 from versatune_ray.errors import UserError
+from versatune_ray.runtime import installation
 from versatune_ray.runtime.cluster import connect, without_own_echo
 
 
@@ -45,3 +46,23 @@ def test_rays_echo_of_its_log_level_is_left_out_and_nothing_else(
         raise RuntimeError
     os.write(2, b"after\n")
     assert capfd.readouterr().err == "before\nE raylet: no space left\nafter\n"
+
+
+@pytest.mark.parametrize(
+    ("torch", "vision", "told"),
+    [
+        ("2.13.0+cpu", "0.28.0", True),
+        ("2.13.0+cpu", "0.28.0+cpu", False),
+        ("2.13.0", "0.28.0", False),
+    ],
+)
+def test_a_torchvision_of_another_build_is_told_before_it_breaks_transformers(
+    torch: str, vision: str, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {"torch": torch, "torchvision": vision}
+    monkeypatch.setattr(installation, "version", there.__getitem__)
+    if told:
+        with pytest.raises(UserError, match=r"pip uninstall --yes torchvision"):
+            installation.check_installation()
+    else:
+        installation.check_installation()

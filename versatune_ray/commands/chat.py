@@ -11,6 +11,7 @@ from versatune_ray.cli import Parser
 from versatune_ray.commands.runs import Tuned, tuned_of
 from versatune_ray.domains.records import Message
 from versatune_ray.errors import UserError, printable
+from versatune_ray.runtime.installation import check_installation
 
 Talk = list[Message]
 # a conversation per model → its next turn, by the model's name
@@ -50,6 +51,7 @@ def command(what: str, arguments: Sequence[str]) -> None:
         raise UserError("versatune chat: the prompt is empty")
     names = ["tuned"] if given.no_base else ["tuned", "base"]
     with contextlib.suppress(KeyboardInterrupt):
+        check_installation()
         answer = _models(tuned, names, given.tokens, given.temperature, given.raw)
         if at_once is not None:
             talk(names, answer, [at_once])
