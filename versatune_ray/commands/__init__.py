@@ -88,6 +88,6 @@ def _job(name: str, arguments: Sequence[str]) -> None:
                 f"{arguments[0]}: a configuration file is given as --config {arguments[0]}"
             )
         raise UserError(f"versatune {name}: no configuration; give --config my.yaml ({_TRY})")
-    file = JOBS / f"{'pipeline' if name == 'quickstart' else name}.py"
+    file = JOBS / f"{'pipeline' if name == 'quickstart' and given else name}.py"
     sys.argv = [f"versatune {name}", *arguments]
     runpy.run_path(str(file), run_name="__main__")

@@ -30,6 +30,11 @@ _NEXT: dict[str, tuple[tuple[str, str], ...]] = {
     "reference": (_PLAN, _ALL, _PAGE),
     "finetune": (_CHAT, ("pipeline {config}", "measure it, and write the page"), _SERVE),
     "pipeline": (_CHAT, _SERVE, ("push {run} OWNER/NAME --dry-run", "model and card for the hub")),
+    "quickstart": (
+        _CHAT,
+        ("report {run} {run}-balanced", "the paper and balanced on one page"),
+        ("init FOLDER", "your own files"),
+    ),
     "evaluate": (_CHAT, _PAGE, _SERVE),
     "sweep": _TRIALS,
     "cofitune": _TRIALS,
