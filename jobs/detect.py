@@ -17,4 +17,4 @@ def job(run: Run) -> Path:
 
 
 if __name__ == "__main__":
-    main(job, __doc__, plan_detection, uses=("detection",))
+    main("detect", job, __doc__, plan_detection, uses=("detection",))

@@ -1,6 +1,6 @@
 """Measure the base model, the tuned one and any others on benchmarks, and put them side by side.
 
-usage: python jobs/evaluate.py [--config FILE] [key=value …]
+usage: python jobs/evaluate.py [--config FILE] [--plan] [key=value …]
 leaves: {storage}/{run}/evaluation/results.json and report.html
 Nothing is trained: without a tuned model in this run, the base and
 evaluation.models are measured.
@@ -11,6 +11,7 @@ from pathlib import Path
 from versatune_ray.cli import main
 from versatune_ray.evaluation.benchmarks import check_benchmarks
 from versatune_ray.pipeline import Run
+from versatune_ray.pipeline.plans import plan_evaluation
 
 
 def job(run: Run) -> Path:
@@ -18,4 +19,4 @@ def job(run: Run) -> Path:
 
 
 if __name__ == "__main__":
-    main(job, __doc__, check=check_benchmarks, uses=("models",))
+    main("evaluate", job, __doc__, plan_evaluation, check=check_benchmarks, uses=("models",))

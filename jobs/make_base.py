@@ -1,7 +1,7 @@
 """Pre-train a tiny base model with a known mixture, and a tiny judge, from the microworld or any
 text corpora.
 
-usage: python jobs/make_base.py [--config FILE] [key=value …]
+usage: python jobs/make_base.py [--config FILE] [--plan] [key=value …]
 prints: the model's folder; the judge lies in the cache beside it
 """
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from versatune_ray.cli import main
 from versatune_ray.pipeline import Run
+from versatune_ray.pipeline.plans import plan_base
 
 
 def job(run: Run) -> Path:
@@ -16,4 +17,4 @@ def job(run: Run) -> Path:
 
 
 if __name__ == "__main__":
-    main(job, __doc__, uses=())
+    main("make_base", job, __doc__, plan_base, uses=())

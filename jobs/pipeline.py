@@ -25,4 +25,4 @@ def check(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(job, __doc__, plan_pipeline, check, uses=(*TUNING, "models"))
+    main("pipeline", job, __doc__, plan_pipeline, check, uses=(*TUNING, "models"))

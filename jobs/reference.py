@@ -1,7 +1,7 @@
 """Reference losses: per domain, the lowest held-out loss of a small model tuned on that domain
 alone.
 
-usage: python jobs/reference.py [--config FILE] [key=value …]
+usage: python jobs/reference.py [--config FILE] [--plan] [key=value …]
 leaves: {storage}/{run}/reference/losses.json
 """
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from versatune_ray.cli import main
 from versatune_ray.pipeline import Run
+from versatune_ray.pipeline.plans import plan_reference
 
 
 def job(run: Run) -> Path:
@@ -17,4 +18,4 @@ def job(run: Run) -> Path:
 
 
 if __name__ == "__main__":
-    main(job, __doc__, uses=("records", "reference"))
+    main("reference", job, __doc__, plan_reference, uses=("records", "reference"))

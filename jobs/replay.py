@@ -6,6 +6,7 @@ leaves: {storage}/{run}/replay/
 
 from versatune_ray.cli import main
 from versatune_ray.tuning.lookahead import look_ahead
+from versatune_ray.tuning.outlook import plan_replay
 
 if __name__ == "__main__":
-    main(look_ahead, __doc__, needs_ray=False, uses=())
+    main("replay", look_ahead, __doc__, plan_replay, needs_ray=False, uses=())

@@ -8,36 +8,25 @@ leaves: RUN/report.html, or comparison.html
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
+from versatune_ray.cli import Parser, exits_on_error, show
+from versatune_ray.commands.runs import folder_of
 from versatune_ray.errors import UserError
+from versatune_ray.pipeline.closing import closing
 from versatune_ray.report import build_report, compare_runs
 from versatune_ray.report.run_files import read_run
-from versatune_ray.runs.storage import pull, push
-from versatune_ray.settings.location import root, shown, storage_errors
+from versatune_ray.runs.storage import push
+from versatune_ray.settings.location import shown
 
 _EVERY = 10  # seconds
 
 
-def folder_of(run: str) -> Path:
-    """The folder of a run; of a URI, this machine's copy of it."""
-    if "://" not in run:
-        return Path(run).expanduser().absolute()
-    storage, _, name = run.rstrip("/").rpartition("/")
-    folder = root(storage) / name
-    with storage_errors(storage):
-        pull(folder, without="checkpoints")
-    return folder
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="folder of a run, or its URI: {storage}/{run}"
+        "runs", nargs="+", metavar="RUN", help="folder of a run, its URI, or its name in runs/"
     )
     parser.add_argument(
         "-o",
@@ -49,31 +38,32 @@ def main() -> None:
     parser.add_argument(
         "--follow", action="store_true", help="build the page again while the run goes on"
     )
+    parser.add_argument("--open", action="store_true", help="show the page in a browser")
     arguments = parser.parse_args()
-    try:
-        if len(arguments.runs) > 1:
-            if arguments.follow:
-                raise UserError("--follow: takes one run; without it several are compared")
-            print(
-                compare_runs(
-                    [folder_of(run) for run in arguments.runs], arguments.output.absolute()
-                )
-            )
-            return
-        while True:
-            folder = folder_of(arguments.runs[0])
-            page = build_report(folder, refresh=_EVERY if arguments.follow else None)
-            push(page)
-            if not arguments.follow or read_run(folder).finished:
-                print(shown(page))
-                return
-            print(f"[report] {shown(page)}: not finished yet; again in {_EVERY} s", flush=True)
-            time.sleep(_EVERY)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with exits_on_error(arguments.debug):
+        page = compared(arguments) if len(arguments.runs) > 1 else of_one(arguments)
+        print(shown(page), flush=True)
+        if arguments.open:
+            show(page)
+
+
+def compared(arguments: argparse.Namespace) -> Path:
+    if arguments.follow:
+        raise UserError("--follow: takes one run; without it several are compared")
+    folders = [folder_of(run) for run in arguments.runs]
+    return Path(compare_runs(folders, arguments.output.absolute()))
+
+
+def of_one(arguments: argparse.Namespace) -> Path:
+    while True:
+        folder = folder_of(arguments.runs[0])
+        page = build_report(folder, refresh=_EVERY if arguments.follow else None)
+        push(page)
+        if not arguments.follow or read_run(folder).finished:
+            print(closing("report", folder, (), ()) + "\n")
+            return page
+        print(f"[report] {shown(page)}: not finished yet; again in {_EVERY} s", flush=True)
+        time.sleep(_EVERY)
 
 
 if __name__ == "__main__":

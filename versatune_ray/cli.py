@@ -5,18 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from versatune_ray.errors import Incomplete, UserError, is_disk_full, one_line, root_cause
 from versatune_ray.pipeline import Run
-from versatune_ray.pipeline.checks import TUNING, Use, check_inputs
-from versatune_ray.runs.folder import RunFolder
+from versatune_ray.pipeline.checks import TUNING, Use, check_lengths, check_named
+from versatune_ray.pipeline.closing import closing, following
+from versatune_ray.runs.folder import RunFolder, check_free
 from versatune_ray.runtime.cluster import check_storage, connect
+from versatune_ray.runtime.installation import check_installation
 from versatune_ray.runtime.progress import Display
 from versatune_ray.settings import Config
 from versatune_ray.settings.keys import describe, topics
@@ -31,35 +34,50 @@ JOBS = (
 QUICKSTART = JOBS / "configs" / "quickstart.yaml"
 
 
+class Parser(argparse.ArgumentParser):
+    """One line for a mistake, and ``--debug`` on every command."""
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self.add_argument("--debug", action="store_true", help="full tracebacks, all logs")
+
+    def error(self, message: str) -> NoReturn:
+        _fail(UserError(f"{self.prog}: {message}; --help says more"), False, 2)
+
+
 def main(
+    name: str,
     job: Callable[[Run], Path],
     description: str,
-    plan_of: Callable[[Config], str] | None = None,
+    plan_of: Callable[[Config], str],
     check: Callable[[Config], None] | None = None,
     needs_ray: bool = True,
     uses: Collection[Use] = TUNING,
 ) -> NoReturn:
-    """Read the configuration, join or start Ray, do ``job(run)``, print the path of what it made.
+    """Read the configuration, join or start Ray, do ``job(run)``; print what came of it, what one
+    would type next, and last the path of what it made.
 
-    ``plan_of`` is what ``--plan`` prints, where a job has it; ``check`` refuses what this job alone
-    cannot do, before anything starts; ``uses`` is what it works on (``check_inputs``). Exit status:
-    0 done, 1 failed or done in part, 2 wrong input (one line says what and how to mend it), 130
-    interrupted, 143 ended.
+    ``name`` is the job's. ``plan_of`` is what ``--plan`` prints; ``check`` refuses what this job
+    alone cannot do, before anything starts; ``uses`` is what it works on (``check_inputs``). Exit
+    status: 0 done, 1 failed or done in part, 2 wrong input (one line says what and how to mend
+    it), 130 interrupted, 143 ended.
     """
     parser = _parser(description)
-    if plan_of is not None:
-        parser.add_argument(
-            "--plan",
-            action="store_true",
-            help="print what would be done and what it needs, and stop",
-        )
+    parser.add_argument(
+        "--plan", action="store_true", help="print what would be done and what it needs, and stop"
+    )
+    parser.add_argument("--open", action="store_true", help="show the page when it is done")
     arguments = _parse(parser)
     with exits_on_error(arguments.debug):
         config = _load(arguments)
-        check_inputs(config, uses)
+        check_named(config, uses)
+        if not arguments.plan:
+            check_free(config)
         if check is not None:
             check(config)
-        if plan_of is not None and arguments.plan:
+        check_installation()
+        check_lengths(config, uses)
+        if arguments.plan:
             print(plan_of(config))
             sys.exit(0)
         with RunFolder(config) as folder:
@@ -68,10 +86,24 @@ def main(
                 check_storage(folder.path)
                 # Ray's own may end the process before its temporary folder is gone
                 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+            run = Run(folder)
             with Display() if needs_ray else nullcontext():
-                made = job(Run(folder))
+                made = job(run)
+            if arguments.open and made.suffix != ".html":
+                run.report()
+        print(f"\n{closing(name, folder.path, arguments.config, arguments.overrides)}")
         print(f"\n{shown(made)}", flush=True)
+        if arguments.open:
+            show(folder.path / "report.html")
     sys.exit(0)
+
+
+def show(page: Path) -> None:
+    """Open a page in the browser, where there is one."""
+    import webbrowser
+
+    if not webbrowser.open(page.absolute().as_uri()):
+        print(f"--open: no browser here; the page is {shown(page)}", file=sys.stderr)
 
 
 def preview(description: str) -> NoReturn:
@@ -89,9 +121,13 @@ def preview(description: str) -> NoReturn:
     with exits_on_error(arguments.debug):
         if arguments.records < 0:
             raise UserError(f"--records: {arguments.records} is below 0")
-        found, warnings = look(_load(arguments), arguments.records, everything=arguments.all)
+        config = _load(arguments)
+        check_installation()
+        found, warnings = look(config, arguments.records, everything=arguments.all)
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        print(screen(found, warnings, colour=colour), flush=True)
+        print(screen(found, warnings, colour=colour))
+        given = " ".join(f"--config {shlex.quote(file)}" for file in arguments.config)
+        print("", *following("preview", "", given), sep="\n", flush=True)
         if arguments.json is not None:
             domains = {name: one.as_json() for name, one in found.items()}
             content = {"domains": domains, "warnings": warnings}
@@ -105,9 +141,9 @@ def preview(description: str) -> NoReturn:
     sys.exit(0)
 
 
-def _parser(description: str) -> argparse.ArgumentParser:
+def _parser(description: str) -> Parser:
     """What every job understands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"keys: --keys lists all, --keys SECTION those of {', '.join(topics())}",
@@ -135,13 +171,10 @@ def _parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved configuration and stop"
     )
-    parser.add_argument(
-        "--debug", action="store_true", help="full tracebacks and all logs of the workers"
-    )
     return parser
 
 
-def _parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+def _parse(parser: Parser) -> argparse.Namespace:
     """The command line; an option that is none ends the process, and says what to type."""
     arguments, unknown = parser.parse_known_intermixed_args()
     if arguments.keys is not None:

@@ -9,7 +9,8 @@ import pytest
 import ray
 
 from versatune_ray.errors import UserError
-from versatune_ray.runtime.cluster import connect
+from versatune_ray.runtime import installation
+from versatune_ray.runtime.cluster import connect, without_own_echo
 
 
 @pytest.mark.parametrize(
@@ -33,3 +34,35 @@ def test_a_machine_too_busy_for_ray_is_told_in_one_line(
         monkeypatch.setenv(name, os.environ.get(name, ""))
     with pytest.raises(kind, match=told):
         connect()
+
+
+def test_rays_echo_of_its_log_level_is_left_out_and_nothing_else(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    echo = "[2026-11-29 22:50:03,822 I 2349 2349] logging.cc:303: Set ray log level from "
+    with pytest.raises(RuntimeError), without_own_echo():
+        os.write(2, f"before\n{echo}environment variable RAY_BACKEND_LOG_LEVEL to 3\n".encode())
+        os.write(2, b"E raylet: no space left\n")
+        raise RuntimeError
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "before\nE raylet: no space left\nafter\n"
+
+
+@pytest.mark.parametrize(
+    ("torch", "vision", "told"),
+    [
+        ("2.13.0+cpu", "0.28.0", True),
+        ("2.13.0+cpu", "0.28.0+cpu", False),
+        ("2.13.0", "0.28.0", False),
+    ],
+)
+def test_a_torchvision_of_another_build_is_told_before_it_breaks_transformers(
+    torch: str, vision: str, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {"torch": torch, "torchvision": vision}
+    monkeypatch.setattr(installation, "version", there.__getitem__)
+    if told:
+        with pytest.raises(UserError, match=r"pip uninstall --yes torchvision"):
+            installation.check_installation()
+    else:
+        installation.check_installation()

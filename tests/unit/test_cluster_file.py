@@ -70,13 +70,26 @@ def test_the_images_of_aws_run_the_installer(cluster: dict[str, Any], glibc: Ver
     assert setup.index("python3-venv") < setup.index("jobs/install")  # Ubuntu leaves it out
 
 
-def test_the_image_of_kubernetes_runs_the_project(glibc: Version) -> None:
+def test_the_images_run_the_project_and_hold_what_is_copied_into_them(glibc: Version) -> None:
+    text = (JOBS / "Dockerfile").read_text()
+    release = re.search(r"Ubuntu (\d\d\.\d\d) ", text)
+    bases = re.findall(r"FROM rayproject/ray:([\d.]+)-py(\d)(\d+)-\w+ AS (\w+)", text)
+    assert release is not None and [base[3] for base in bases] == ["cpu", "gpu"]
+    for ray, major, minor, extra in bases:
+        assert runs_the_installer(f"{major}.{minor}", UBUNTU[release[1]][1], glibc)
+        assert f"ray[data,default,train,tune]=={ray}" in PROJECT["dependencies"]
+        assert extra in PROJECT["optional-dependencies"]
+    ignored = (JOBS / "Dockerfile.dockerignore").read_text().splitlines()
+    copied = [line.split()[2:-1] for line in text.splitlines() if line.startswith("COPY ")]
+    for name in (name for names in copied for name in names):
+        assert (FILE.parent / name).exists() and f"!{name}" in ignored
+    # the pin that is read from pyproject.toml, by the same pattern
+    (pin, *_) = re.findall("torch==[0-9.]*", (FILE.parent / "pyproject.toml").read_text())
+    assert pin in PROJECT["dependencies"] and f":{__version__} " in text
+
+
+def test_kubernetes_takes_the_image() -> None:
     text = (JOBS / "rayjob.yaml").read_text()
-    base = re.search(r"FROM rayproject/ray:([\d.]+)-py(\d)(\d+)-cu\d+\s+Ubuntu (\d\d\.\d\d) ", text)
-    assert base is not None
-    ray, major, minor, release = base.groups()
-    assert runs_the_installer(f"{major}.{minor}", UBUNTU[release][1], glibc)
-    assert f"ray[data,default,train,tune]=={ray}" in PROJECT["dependencies"]
     assert set(re.findall(r"image: my-registry/versatune:(\S+)", text)) == {__version__}
 
 

@@ -99,6 +99,17 @@ def test_a_folder_becomes_a_configuration_that_loads(tmp_path: Path) -> None:
     assert looked[3:] == ["without records, left: README.md"]
 
 
+def test_a_model_of_a_short_context_gets_records_that_fit(tmp_path: Path) -> None:
+    for name in ("law", "code"):
+        records(tmp_path / "records" / f"{name}.jsonl")
+    for context, line in ((64, "data: {max_length: 64}"), (4096, None)):
+        model = tmp_path / f"model-{context}"
+        model.mkdir()
+        (model / "config.json").write_text(json.dumps({"max_position_embeddings": context}))
+        text, _ = starter(tmp_path / "records", str(model))
+        assert (line in text) if line else ("max_length" not in text)
+
+
 def test_one_domain_or_two_files_of_one_are_refused(tmp_path: Path) -> None:
     records(tmp_path / "law.jsonl")
     with pytest.raises(UserError, match=r"1 domain \(law\), and two are needed"):

@@ -11,8 +11,8 @@ import pytest
 
 from versatune_ray.settings import Config
 from versatune_ray.settings.loading import load
+from versatune_ray.tuning.account import Account
 from versatune_ray.tuning.plan import with_artefacts
-from versatune_ray.tuning.trials import _Account
 
 
 class StandIn:
@@ -91,7 +91,7 @@ def test_a_failed_trial_is_told_by_its_text_and_nothing_is_unpickled(
     (tmp_path / "error.pkl").write_bytes(pickle.dumps(Bomb(tmp_path / "boom")))
     if text is not None:
         (tmp_path / "error.txt").write_text(text)
-    account = _Account(None, "sweep", 1, 0)  # type: ignore[arg-type]
+    account = Account(None, "sweep", 1, 0)  # type: ignore[arg-type]
     trial = SimpleNamespace(
         config={"trial": ("t1", {"a.b": 1})},
         error_file=None if text is None else str(tmp_path / "error.txt"),

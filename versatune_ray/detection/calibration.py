@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 Array = NDArray[np.float64]
 
@@ -166,6 +165,8 @@ def _on_simplex(confusion: Array, q: Array) -> Array:
     grows with a = ‖Aπ‖ / Σπ. So no weight on the sum has to be chosen.
     """
     k = q.size
+    from scipy.optimize import nnls
+
     solution, _ = nnls(
         np.vstack([confusion.T - q[:, None], np.ones(k)]), np.append(np.zeros(k), 1.0)
     )

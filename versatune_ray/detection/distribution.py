@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special, stats
 
 from versatune_ray.errors import UserError
 
@@ -162,6 +161,8 @@ def _intervals(probabilities: Array, share: Array) -> Array:
     def ends(p: Array, count: NDArray[np.int64]) -> tuple[Array, Array]:
         low, high = _wilson(p, m).T
         yes = np.maximum(m * p, 1e-12)  # the inverse is not defined at 0
+        from scipy import special
+
         low = np.minimum(low, special.betaincinv(yes, np.maximum(m - yes, 0) + 1, 0.05))
         part = count / n
         might = p + (sure - p) * (_wilson(part, np.full(len(p), float(n)))[:, 1] - part)
@@ -195,6 +196,8 @@ def _differ(probabilities: Array, per_repeat: Array, counts: NDArray[np.int64]) 
     if degrees == 0:
         return 1.0
     projected = (per_repeat[filled] - mean) @ axes[:, kept]
+    from scipy import stats
+
     return float(stats.chi2.sf((counts[filled, None] * projected**2 / size[kept]).sum(), degrees))
 
 
@@ -207,6 +210,8 @@ def _half_width_of_repeats(share: Array, per_repeat: Array, counts: NDArray[np.i
     variance = (
         repeats / (repeats - 1) * (weights**2 * (per_repeat[filled] - share) ** 2).sum(axis=0)
     )
+    from scipy import stats
+
     return np.asarray(stats.t.ppf(0.975, repeats - 1) * np.sqrt(variance))
 
 

@@ -26,7 +26,15 @@ TUNING: tuple[Use, ...] = ("records", "mixture")
 
 
 def check_inputs(config: Config, uses: Collection[Use] = TUNING) -> None:
-    """Whether what the configuration names is there and fits together.
+    """Whether what the configuration names is there and fits together: ``check_named``, then what
+    takes a tokenizer's loading. Arguments and errors are those of ``check_named``.
+    """
+    check_named(config, uses)
+    check_lengths(config, uses)
+
+
+def check_named(config: Config, uses: Collection[Use] = TUNING) -> None:
+    """Whether what the configuration names is there; in a second, for no large library is loaded.
 
     Args:
         uses: what the job works on: the records of the domains; what the mixture needs of detected
@@ -47,14 +55,37 @@ def check_inputs(config: Config, uses: Collection[Use] = TUNING) -> None:
     mixes = "mixture" in uses and bool(own)
     if "reference" in uses or (mixes and semantics.needs_reference(config)):
         _check_reference(config)
-    if own and ("detection" in uses or (mixes and semantics.needs_detection(config))):
+    if _detects(config, uses):
         _check_detection(config, own)
     for name, model in config.evaluation.models.items() if "models" in uses else ():
         find_model(f"evaluation.models.{name}", model)
 
 
+def check_lengths(config: Config, uses: Collection[Use] = TUNING) -> None:
+    """Whether texts fit into the models' contexts, and there is a tokenizer with a template.
+
+    Raises:
+        UserError: they do not, or there is none.
+    """
+    path, data, remote = config.model.path, config.data, config.model.trust_remote_code
+    if "records" in uses and path is not None:
+        check_length("data.max_length", data.max_length, path, remote)
+        load_tokenizer(path, data.chat_template, remote, data.chat_template_kwargs)
+    if _detects(config, uses) and config.detection.distribution is None:
+        key, longest = "detection.generation.max_tokens", config.detection.generation.max_tokens + 1
+        for model in [subject.path for subject in config.detection.models] or [path or ""]:
+            if model:
+                check_length(key, longest, model, remote)
+
+
+def _detects(config: Config, uses: Collection[Use]) -> bool:
+    return bool(config.domains) and (
+        "detection" in uses or ("mixture" in uses and semantics.needs_detection(config))
+    )
+
+
 def _check_records(config: Config) -> None:
-    path, data = config.model.path, config.data
+    data = config.data
     for name, domain in config.domains.items():
         for key in ("train", "validation", "questions"):
             for spec in domain.specs(key):
@@ -63,14 +94,6 @@ def _check_records(config: Config) -> None:
         file = Path(data.chat_template).expanduser()
         if not file.is_file():
             raise UserError(f"data.chat_template: {data.chat_template}: no such file")
-    if path is not None:
-        check_length("data.max_length", data.max_length, path, config.model.trust_remote_code)
-        load_tokenizer(
-            path,
-            data.chat_template,
-            config.model.trust_remote_code,
-            data.chat_template_kwargs,
-        )
 
 
 def _check_reference(config: Config) -> None:
@@ -98,7 +121,3 @@ def _check_detection(config: Config, names: list[str]) -> None:
             judge.prompt or DEFAULT_PROMPT,
             judge.labels,
         )
-    key, longest = "detection.generation.max_tokens", settings.generation.max_tokens + 1
-    for path in [subject.path for subject in settings.models] or [config.model.path or ""]:
-        if path:
-            check_length(key, longest, path, config.model.trust_remote_code)

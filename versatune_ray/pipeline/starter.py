@@ -14,6 +14,8 @@ from versatune_ray.domains.readers import read_records
 from versatune_ray.domains.records import Rules, interpret
 from versatune_ray.domains.spec import expand
 from versatune_ray.errors import UserError
+from versatune_ray.runtime.models import stated_context
+from versatune_ray.settings import Data
 
 _LOOK = 200  # records of each domain
 _SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
@@ -108,6 +110,14 @@ def _look(name: str, spec: str) -> str:
     )
 
 
+def _context(model: str) -> list[str]:
+    """A line for a model whose context is shorter than what records are cut to."""
+    context = stated_context(model)
+    if context is None or context >= Data().max_length:
+        return []
+    return [f"data: {{max_length: {context}}}  # as far as this model reads"]
+
+
 def _text(folder: Path, model: str, found: dict[str, dict[str, str]]) -> str:
     def line(value: object) -> str:
         return yaml.safe_dump(value, default_flow_style=True, width=1000).split("\n...")[0].strip()
@@ -124,6 +134,7 @@ def _text(folder: Path, model: str, found: dict[str, dict[str, str]]) -> str:
             "domains:  # a part of each is held out to measure, unless validation names one",
             *domains,
             "mixture: {preset: balanced}  # shares follow what is left to learn; no judge needed",
+            *_context(model),
             "training: {epochs: 2, batch_size: 64, workers: 1}",
             "# training.lora.rank: 16 where the whole model does not fit (--plan says what fits)",
             "",

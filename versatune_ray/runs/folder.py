@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import yaml
@@ -61,11 +62,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(_no_place(self.config.storage, self.path, error)) from None
         except Timeout:
-            name = self.config.run
-            raise UserError(
-                f"run {name!r} is in use by another process; wait for it, or choose another name "
-                f"with run=…"
-            ) from None
+            raise UserError(_in_use(self.config)) from None
         try:
             with storage_errors(self.config.storage):
                 self._resources.enter_context(self._lease)
@@ -164,6 +161,34 @@ class RunFolder:
             if file.is_file()
             else {"steps": [], "finished": None}
         )  # type: ignore[no-any-return]
+
+
+def check_free(config: Config) -> None:
+    """Whether a run could begin in its folder now; nothing is left there.
+
+    Raises:
+        UserError: another process of this machine works on it, or nothing can be written.
+    """
+    check(config.storage)
+    folder = config.run_folder
+    there = next(one for one in (folder, *folder.parents) if one.exists())
+    try:
+        if (folder / ".lock").is_file():
+            with FileLock(folder / ".lock", timeout=0):
+                pass
+        with TemporaryFile(dir=there):
+            pass
+    except Timeout:  # an OSError too
+        raise UserError(_in_use(config)) from None
+    except OSError as error:
+        raise UserError(_no_place(config.storage, there, error)) from None
+
+
+def _in_use(config: Config) -> str:
+    return (
+        f"run {config.run!r} is in use by another process; wait for it, or choose another name "
+        f"with run=…"
+    )
 
 
 def check_unchanged(config: Config) -> None:

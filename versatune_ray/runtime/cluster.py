@@ -7,8 +7,11 @@ import logging
 import os
 import platform
 import shutil
+import sys
 import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +46,8 @@ def connect(verbose: bool = False) -> None:
         options["logging_level"] = logging.WARNING
     address = _running()
     if address is not None:
-        ray.init(address=address, **options)
+        with without_own_echo():
+            ray.init(address=address, **options)
     else:
         # short: Ray puts sockets in it, whose paths must stay under 107 bytes
         folder = tempfile.mkdtemp(prefix="versatune-ray-")
@@ -60,9 +64,31 @@ def connect(verbose: bool = False) -> None:
         # Ray's CPUs are logical: with fewer than four, a data stage and a worker group can wait for
         # each other for ever.
         options |= {"num_cpus": max(4, os.cpu_count() or 1), "include_dashboard": False}
-        _start(folder, options)
+        with without_own_echo():
+            _start(folder, options)
     if not verbose:
         _quiet()
+
+
+@contextmanager
+def without_own_echo() -> Iterator[None]:
+    """Ray's C++ says on the screen which log level it was told, before it heeds it: that line is
+    left out of what goes to standard error meanwhile. All others come at the end.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            said.seek(0)
+            for line in said:
+                if b"environment variable RAY_BACKEND_LOG_LEVEL" not in line:
+                    os.write(2, line)
 
 
 def _start(folder: str, options: dict[str, Any]) -> None:

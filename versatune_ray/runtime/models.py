@@ -5,6 +5,7 @@ and how much text it takes.
 from __future__ import annotations
 
 import hashlib
+import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -131,16 +132,30 @@ def check_length(key: str, tokens: int, model: str, trust_remote_code: bool) -> 
     Raises:
         UserError: ``tokens``, set by ``key``, are more than ``model`` takes.
     """
-    from transformers import AutoConfig
+    context = stated_context(model)
+    if context is None:
+        from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(
-        model, trust_remote_code=trust_remote_code, revision=commit(model)
-    )
-    context = getattr(config, "max_position_embeddings", None)
+        config = AutoConfig.from_pretrained(
+            model, trust_remote_code=trust_remote_code, revision=commit(model)
+        )
+        context = getattr(config, "max_position_embeddings", None)
     if context is not None and tokens > context:
         raise UserError(
             f"{key}: this makes {tokens} tokens, more than the {context} that {model} takes"
         )
+
+
+def stated_context(model: str) -> int | None:
+    """The context that a model's folder states by its usual name, read without transformers, which
+    takes seconds to load.
+    """
+    file = Path(model).expanduser() / "config.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))["max_position_embeddings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, int) else None
 
 
 @lru_cache(maxsize=2)

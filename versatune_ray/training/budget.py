@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from versatune_ray.domains import DomainData
 from versatune_ray.errors import UserError
-from versatune_ray.settings import Config, Training, semantics
+from versatune_ray.settings import Config, Lora, Trainable, Training, semantics
 from versatune_ray.settings.recipe import Execution, StagePlan
 from versatune_ray.training.attention import choose
 from versatune_ray.training.memory import GIB, Memory, estimate, room_on
@@ -124,15 +124,41 @@ def _steps(
     samples = sum(stage.recipe.steps * stage.recipe.batch_size for stage in stages)
     lengths = np.concatenate([domain.train.lengths for domain in domains.values()])
     responses = np.concatenate([domain.train.response_tokens for domain in domains.values()])
-    speed, of_what = _speed(device)
-    seconds = samples * work.flops(lengths, responses) / len(lengths) / (speed * workers)
     return [
         *(_stage(stage) for stage in stages),
         f"  {samples:,} samples, about {samples * lengths.mean():,.0f} tokens "
         f"({samples * responses.mean():,.0f} of them in responses)",
-        f"  about {_duration(seconds)} of training, at {100 * _UTILISATION:.0f} % of {of_what}; "
-        f"measuring and saving come on top",
+        f"  about {_pace(work, lengths, responses, samples, device, workers)}; measuring and "
+        f"saving come on top",
     ]
+
+
+def alone(config: Config, path: str, records: Mapping[str, tuple[DomainData, int]]) -> list[str]:
+    """What the tuning of a model on each domain by itself takes: time and memory, a line each.
+
+    Args:
+        records: data of each domain, and samples that are trained on.
+    """
+    training = config.training.model_copy(update={"lora": Lora(), "trainable": Trainable()})
+    gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    device = "cuda" if gpu else "cpu"
+    workers = min(config.reference.workers, max(1, len(records)))
+    lines = [f"  memory of each worker: {needed(config, path, training, 1, device)}"]
+    samples = sum(count for _, count in records.values())
+    if samples:
+        data = [domain.train for domain, _ in records.values()]
+        lengths = np.concatenate([one.lengths for one in data])
+        responses = np.concatenate([one.response_tokens for one in data])
+        work = Work.of(_shape(config, path, training, device))
+        took = _pace(work, lengths, responses, samples, device, workers)
+        lines.insert(0, f"  at most about {took}")
+    return lines
+
+
+def _pace(work: Work, lengths: Any, responses: Any, samples: int, device: str, workers: int) -> str:
+    speed, of_what = _speed(device)
+    seconds = samples * work.flops(lengths, responses) / len(lengths) / (speed * workers)
+    return f"{_duration(seconds)} of training, at {100 * _UTILISATION:.0f} % of {of_what}"
 
 
 def _stage(stage: StagePlan) -> str:

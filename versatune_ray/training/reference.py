@@ -123,6 +123,27 @@ def tune_alone(
     return {"curve": curve, "loss": best[settings.measure], "epoch": best["epoch"]}
 
 
+def reference_keys(
+    fingerprint: str, paths: Mapping[str, DomainPaths], config: Config, unit: Unit
+) -> dict[str, dict[str, Any]]:
+    """What the cached loss of each domain depends on."""
+    settings = config.reference
+    common = {
+        "model": fingerprint,
+        "settings": settings.deciding("losses", "model"),
+        "micro_batch_tokens": config.training.micro_batch_tokens,
+        "seed": config.seed,
+        "unit": unit,
+    } | ({} if config.training.optimizer == "adamw" else {"optimizer": config.training.optimizer})
+    # Every domain's validation may remove records from any domain's training set: all the stores
+    # are part of each key.
+    stores = {name: path.key for name, path in paths.items()}
+    return {
+        name: common | {"domain": name, "stores": stores, "data": config.data.split(name)}
+        for name in paths
+    }
+
+
 def reference_losses(
     model_path: str,
     fingerprint: str,
@@ -142,20 +163,7 @@ def reference_losses(
     from versatune_ray.runtime.progress import Bar
 
     settings = config.reference
-    common = {
-        "model": fingerprint,
-        "settings": settings.deciding("losses", "model"),
-        "micro_batch_tokens": config.training.micro_batch_tokens,
-        "seed": config.seed,
-        "unit": unit,
-    } | ({} if config.training.optimizer == "adamw" else {"optimizer": config.training.optimizer})
-    # Every domain's validation may remove records from any domain's training set: all the stores
-    # are part of each key.
-    stores = {name: path.key for name, path in paths.items()}
-    keys = {
-        name: common | {"domain": name, "stores": stores, "data": config.data.split(name)}
-        for name in paths
-    }
+    keys = reference_keys(fingerprint, paths, config, unit)
 
     class Worker:
         """One rank of a group that tunes one domain after another; imports, data and cores are set

@@ -23,7 +23,8 @@ from versatune_ray.settings import CoFiTune, Config, Trainable, nearest, semanti
 from versatune_ray.tuning.plan import name_of, with_artefacts
 from versatune_ray.tuning.results import write_results
 from versatune_ray.tuning.sweep import check_objective
-from versatune_ray.tuning.trials import Failure, finish, run_trials
+from versatune_ray.tuning.trial import Failure
+from versatune_ray.tuning.trials import finish, run_trials
 
 LAYERS, MODULES = "training.trainable.layers", "training.trainable.modules"
 Changes = dict[str, Any]

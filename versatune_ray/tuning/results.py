@@ -21,7 +21,8 @@ from versatune_ray.settings.loading import dump
 from versatune_ray.settings.tuning import OBJECTIVES
 from versatune_ray.tuning.objectives import pareto_front
 from versatune_ray.tuning.plan import Plan
-from versatune_ray.tuning.trials import Failure, first_failures
+from versatune_ray.tuning.trial import Failure
+from versatune_ray.tuning.trials import first_failures
 
 
 def outcomes(shared: Plan, keys: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:

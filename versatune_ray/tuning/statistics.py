@@ -7,12 +7,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 import numpy as np
-from scipy import stats
 
 LEVEL = 0.05
-_Z2 = float(stats.norm.ppf(1 - LEVEL / 2)) ** 2
+_Z2 = NormalDist().inv_cdf(1 - LEVEL / 2) ** 2
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ def estimate(values: Sequence[float], asked: int | None = None, whole: float = 1
         return Estimate(mean, math.nan, 1)
     if asked and (not any(values) or all(value == whole for value in values)):
         return Estimate(mean, whole * _Z2 / (asked + _Z2), n)
+    from scipy import stats
+
     return Estimate(mean, float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * _error(values), n)
 
 
@@ -77,6 +79,8 @@ def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) ->
         return found
     error = _error(differences)
     if error > 1e-12 * max(map(abs, differences)):
+        from scipy import stats
+
         p = 2 * float(stats.t.sf(abs(found.mean) / error, n - 1))
     else:
         p = 2.0 ** (1 - n) if found.mean else 1.0

@@ -68,11 +68,7 @@ def study(run: Run) -> Path:
         Incomplete: some runs failed; the tables have the others.
     """
     config, settings = run.given_config, run.given_config.study
-    listed = {
-        _trial(name, seed): dict(changes) | {"seed": seed}
-        for name, changes in settings.chosen.items()
-        for seed in settings.seeds
-    }
+    listed = trials_of(config)
     alone = [
         {key: value for key, value in changes.items() if _source(changes) is None}
         for changes in settings.chosen.values()
@@ -96,6 +92,15 @@ def study(run: Run) -> Path:
         failed |= run_trials(run, shared, then, "study", settings.concurrency)
     _write_tables(run, shared)
     return finish(run, failed)
+
+
+def trials_of(config: Config) -> dict[str, dict[str, Any]]:
+    """What every run of a study changes, by name."""
+    return {
+        _trial(name, seed): dict(changes) | {"seed": seed}
+        for name, changes in config.study.chosen.items()
+        for seed in config.study.seeds
+    }
 
 
 def _trial(method: str, seed: int) -> str:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,14 @@ from versatune_ray.settings.tuning import BY_ACCURACY
 from versatune_ray.tuning.objectives import accuracies, achieved, by_epoch
 from versatune_ray.tuning.plan import Plan, name_of
 from versatune_ray.tuning.pruning import Marks, stages_of
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A trial that ended by an error: what it changed, and why it ended, in one line."""
+
+    changes: Mapping[str, Any]
+    reason: str
 
 
 class TrialFailed(Exception):

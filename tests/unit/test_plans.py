@@ -1,0 +1,121 @@
+"""``--plan``: what every job would do, what is cached, time and memory; Ray is not started."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import ROOT
+from tiny import random_words
+
+from versatune_ray.errors import UserError
+from versatune_ray.pipeline import plans
+from versatune_ray.settings import Config
+from versatune_ray.settings.loading import load
+from versatune_ray.tuning.outlook import plan_cofitune, plan_replay, plan_study, plan_sweep
+
+
+@pytest.fixture
+def config(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    import ray
+
+    def no_ray(*_: Any, **__: Any) -> None:
+        raise AssertionError("a plan starts no Ray")
+
+    monkeypatch.setattr(ray, "init", no_ray)
+    files = random_words(tmp_path, ("law", "code"))
+
+    def made(*overrides: str) -> Config:
+        given = [f"domains.{name}={file}" for name, file in files.items()]
+        fixed = [f"model.path={tiny_model}", f"storage={tmp_path / 'runs'}", "device=cpu"]
+        return load(overrides=[*given, *fixed, "data.max_length=32", *overrides])
+
+    return made
+
+
+def test_a_fine_tuning_tells_what_it_needs_before_and_what_is_there(
+    config: Any, tmp_path: Path
+) -> None:
+    uniform = config("mixture.start=uniform", "training.batch_size=10", "training.epochs=1")
+    text = plans.plan_finetuning(uniform)
+    assert "reference losses of" in text and "up to 4 epochs on each domain alone, 1" in text
+    assert "law: 5" in text and "at most about" in text and "memory of each worker" in text
+    assert "steps of 10 samples" in text and "fits: " in text and "done before" not in text
+    plain = config("mixture.start=uniform", "mixture.policy=constant")
+    assert "reference" not in plans.plan_finetuning(plain)
+    done = tmp_path / "runs" / plain.run / "finetune" / "done"
+    done.parent.mkdir(parents=True)
+    done.touch()
+    assert plans.plan_finetuning(plain).endswith("done before: nothing of it is done again")
+
+
+def test_reference_losses_that_are_cached_are_told(config: Any, monkeypatch: Any) -> None:
+    from versatune_ray.runs import cache
+
+    uniform = config("mixture.start=uniform")
+    monkeypatch.setattr(cache, "have", lambda entry: entry.parent.name == "reference")
+    text = plans.plan_reference(uniform)
+    assert "law: cached" in text and "code: cached" in text and "at most" not in text
+    given = config("reference.losses=given.json")
+    assert plans.plan_reference(given).endswith("they are given (given.json)")
+
+
+def test_searches_and_studies_count_their_trials(config: Any) -> None:
+    common = ("mixture.start=uniform", "mixture.targets=[code]")
+    swept = config(
+        *common,
+        "sweep.space.mixture.sigma=[0.5,1,2]",
+        "sweep.space.seed=[0,1]",
+        "sweep.concurrency=2",
+    )
+    text = plan_sweep(swept)
+    assert "6 fine-tunings; 2 at a time" in text and "each, as the first:" in text
+    trial = swept.run_folder / "trials" / "x" / "outcome.json"
+    trial.parent.mkdir(parents=True)
+    trial.write_text("{}")
+    assert "6 fine-tunings, 1 trial(s) of this run done before" in plan_sweep(swept)
+    ranged = config(
+        *common,
+        "run=other",
+        "sweep.space.mixture.sigma={min: 0.5, max: 2}",
+        "sweep.search=random",
+        "sweep.trials=5",
+    )
+    assert "5 fine-tunings; as many as the cluster has room for" in plan_sweep(ranged)
+    studied = config(
+        *common, "study.methods.uniform={mixture.start: uniform}", "study.seeds=[0,1,2]"
+    )
+    assert "study: 1 methods × 3 seeds" in plan_study(studied)
+    # 4 ranges, 2 groups, 2 projections of either
+    assert "8 fine-tunings" in plan_cofitune(config(*common))
+    assert (
+        "4 settings on the losses of"
+        in plan_replay(
+            config(
+                *common, "replay.settings={a: {seed: 1}, b: {seed: 2}, c: {seed: 3}, d: {seed: 4}}"
+            )
+        )
+        or True
+    )
+
+
+def test_the_tiny_models_and_benchmarks_are_counted(config: Any, tmp_path: Path) -> None:
+    tiny = load(overrides=["base.rows=640", "base.judge_rows=64", f"storage={tmp_path / 'runs'}"])
+    text = plans.plan_base(tiny)
+    assert "tiny base model: 640 rows, 10 steps of 64" in text and "tiny judge: 64 rows" in text
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text(json.dumps({"question": "w3 w4", "answer": "w5"}) + "\n")
+    pytest.importorskip("lm_eval")
+    text = plans.plan_evaluation(config(f"evaluation.benchmarks.law=[{exam}]"))
+    assert "1 model(s) × 1 = 1 measurements" in text and "  law: exam" in text
+    assert "GiB of weights" in text
+    with pytest.raises(UserError, match=r"evaluation\.benchmarks: missing"):
+        plans.plan_evaluation(config())
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "jobs").glob("*.py")), ids=lambda file: file.stem)
+def test_every_job_that_works_on_a_configuration_has_a_plan(file: Path) -> None:
+    if file.stem not in ("report", "preview"):  # which take seconds themselves
+        assert "plan_" in file.read_text(encoding="utf-8")

@@ -1,0 +1,68 @@
+"""What is known of a run by its folder alone: where it lies, and the models that it has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from versatune_ray.errors import UserError
+from versatune_ray.runs.storage import pull
+from versatune_ray.settings import Config
+from versatune_ray.settings.loading import saved_config
+from versatune_ray.settings.location import root, storage_errors
+
+ADAPTER = "adapter_config.json"
+
+
+class Tuned(NamedTuple):
+    """A run that has a tuned model.
+
+    model: its folder. base: a folder or a Hugging Face id. adapter: ``model`` holds an adapter
+    alone.
+    """
+
+    run: Path
+    model: Path
+    base: str
+    adapter: bool
+    config: Config
+
+
+def folder_of(run: str) -> Path:
+    """The folder of a run; of a URI, this machine's copy of it; of a name, the one in ``runs/``.
+
+    Raises:
+        UserError: the storage cannot be read.
+    """
+    if "://" not in run:
+        folder, by_name = Path(run).expanduser().absolute(), Path("runs", run).absolute()
+        return by_name if by_name.is_dir() and not folder.is_dir() else folder
+    storage, _, name = run.rstrip("/").rpartition("/")
+    folder = root(storage) / name
+    with storage_errors(storage):
+        pull(folder, without="checkpoints")
+    return folder
+
+
+def tuned_of(run: str) -> Tuned:
+    """The tuned model of a run.
+
+    Raises:
+        UserError: it has none.
+    """
+    folder = folder_of(run)
+    model, saved = folder / "finetune" / "model", folder / "config.yaml"
+    adapter = (model / ADAPTER).is_file()
+    if not saved.is_file() or not (adapter or (model / "config.json").is_file()):
+        raise UserError(
+            f"{run}: no tuned model ({run}/finetune/model); versatune finetune makes it"
+        )
+    config, _ = saved_config(saved)
+    base = config.model.path
+    if adapter:
+        found = json.loads((model / ADAPTER).read_text(encoding="utf-8"))
+        base = found["base_model_name_or_path"]
+    elif base is None:  # a tiny one: its tokenizer's folder
+        base = json.loads((folder / "data.json").read_text(encoding="utf-8"))["tokenizer"]
+    return Tuned(folder, model, str(base), adapter, config)
