@@ -43,6 +43,7 @@ from versatune_ray.mixture.shares import (
     uniform,
     uniform_remainder,
 )
+from versatune_ray.mixture.tokens import TokenSampler
 
 __all__ = [
     "POLICIES",
@@ -64,6 +65,7 @@ __all__ = [
     "Rule",
     "SkillIt",
     "Start",
+    "TokenSampler",
     "VersaTune",
     "apply_policy",
     "check_shares",

@@ -65,6 +65,13 @@ class Mixture(WithPreset):
         "settings of such a class, or of another one's rule (doremi: eta, smoothing); none: its "
         "defaults",
     )
+    unit: Literal["samples", "tokens"] = setting(
+        "samples",
+        "what shares count: samples, as in the paper, or tokens, whatever the lengths of records",
+    )
+    tokens: Literal["response", "all"] = setting(
+        "response", "unit=tokens: those that train, or prompts as well"
+    )
     strength: float = setting(
         0.9, "λ, how far the shares of policy=balanced leave equal ones", ge=0, le=1
     )

@@ -121,7 +121,14 @@ def stages(
                     f"no record is left of {', '.join(part.sources)}; raise records or fraction"
                 )
             alone = part.over(own)
-            one = replace(recipe(alone, sum(counts), unit), order=len(found))
+            one = replace(
+                recipe(alone, sum(counts), unit),
+                order=len(found),
+                orders=tuple(
+                    config.domains[name].order if name in config.domains else "random"
+                    for name in names
+                ),
+            )
             check_passes(alone, own, counts, one)
             start = np.zeros(len(names))
             start[places] = starting_shares(
@@ -235,6 +242,7 @@ def recipe(config: Config, train_records: int, unit: Unit) -> Recipe:
         if cap == "auto"
         else cap,
         length_correction=config.mixture.length_correction,
+        counted="samples" if config.mixture.unit == "samples" else config.mixture.tokens,
     )
 
 

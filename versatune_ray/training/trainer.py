@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from versatune_ray.domains import DomainData, longest
 from versatune_ray.errors import UserError
-from versatune_ray.mixture import DomainSampler, LossSums, fixed_subset
+from versatune_ray.mixture import LossSums, fixed_subset
 from versatune_ray.settings.recipe import Execution, Recipe
 from versatune_ray.training import optimizer
 from versatune_ray.training.attention import kind_of
@@ -27,6 +27,7 @@ from versatune_ray.training.batches import Layout, MicroBatch, Samples
 from versatune_ray.training.families import check_positions
 from versatune_ray.training.loss import ResponseLoss
 from versatune_ray.training.model import in_precision, model_size
+from versatune_ray.training.order import sampler_of
 from versatune_ray.training.parallel import Parallel, compiles, in_bf16
 from versatune_ray.training.step import (
     Array,
@@ -37,9 +38,6 @@ from versatune_ray.training.step import (
     token_weights,
 )
 from versatune_ray.training.trainable import SoftMask
-
-# between the seeds of two orders: no two of small seeds and few orders meet
-_ORDERS = 0x9E3779B97F4A7C15
 
 
 class Trainer:
@@ -123,16 +121,7 @@ class Trainer:
             None if count == size else fixed_subset(size, count, recipe.seed, domain)
             for domain, (size, count) in parts
         ]
-        names = [domain.name for domain in self.data]
-        seed = (recipe.seed + recipe.order * _ORDERS) % 2**64
-        self.sampler = DomainSampler(
-            self._counts,
-            recipe.batch_size,
-            seed,
-            names=names,
-            max_passes=recipe.max_passes,
-            steps=recipe.steps,
-        )
+        self.sampler = sampler_of(recipe, self.data, self._chosen)
 
     def step(self, shares: Array, ahead: bool = False) -> float:
         """One optimizer step on one global batch; returns the mean loss of all ranks in nats per
