@@ -2,11 +2,11 @@
 pure NumPy.
 
 Read in this order: ``metrics`` (Eq. 2, Eq. 3) → ``feedback`` → ``policies`` (Algorithms 2 and 3) →
-``sampler``. ``shares`` holds starting points, ``baselines`` the rules of others, ``registry`` the
-names of all of them, ``replay`` runs a policy over recorded losses, ``diagnostics`` reads signs of
-trouble off a log. Every array is in the
-order of the configured domain list. Equations and algorithms are those of VersaTune (arXiv
-2411.11266); a choice the paper leaves open is named as ours where it is made.
+``sampler``, ``tokens``. ``shares`` holds starting points, ``baselines`` and ``rivals`` the rules of
+others, ``schedule`` a plan, ``powerlaw`` one of ours that looks ahead, ``registry`` the names of all
+of them, ``replay`` runs a policy over recorded losses, ``diagnostics`` reads signs of trouble off a
+log. Every array is in the order of the configured domain list. Equations and algorithms are those
+of VersaTune (arXiv 2411.11266); a choice the paper leaves open is named as ours where it is made.
 """
 
 from versatune_ray.mixture.baselines import (
@@ -18,7 +18,7 @@ from versatune_ray.mixture.baselines import (
     SkillIt,
 )
 from versatune_ray.mixture.diagnostics import new_warnings
-from versatune_ray.mixture.feedback import Feedback, LossSums
+from versatune_ray.mixture.feedback import Budget, Feedback, LossSums
 from versatune_ray.mixture.metrics import forgetting_degree, learnable_potential
 from versatune_ray.mixture.policies import (
     Balanced,
@@ -29,11 +29,12 @@ from versatune_ray.mixture.policies import (
     Policy,
     VersaTune,
     apply_policy,
-    needs_gradients,
+    needs,
 )
 from versatune_ray.mixture.registry import POLICIES, STARTS, Rule, Start
 from versatune_ray.mixture.replay import mean_shares, replay
 from versatune_ray.mixture.sampler import DomainSampler, fixed_subset
+from versatune_ray.mixture.schedule import Schedule
 from versatune_ray.mixture.shares import (
     check_shares,
     inverse,
@@ -49,6 +50,7 @@ __all__ = [
     "POLICIES",
     "STARTS",
     "Balanced",
+    "Budget",
     "Constant",
     "DoGE",
     "DoReMi",
@@ -63,6 +65,7 @@ __all__ = [
     "OnlineDataMixing",
     "Policy",
     "Rule",
+    "Schedule",
     "SkillIt",
     "Start",
     "TokenSampler",
@@ -74,7 +77,7 @@ __all__ = [
     "inverse",
     "learnable_potential",
     "mean_shares",
-    "needs_gradients",
+    "needs",
     "new_warnings",
     "proportional",
     "replay",

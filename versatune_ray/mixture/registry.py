@@ -17,6 +17,7 @@ from versatune_ray.mixture.baselines import (
     SkillIt,
 )
 from versatune_ray.mixture.policies import Balanced, Constant, Expansion, Policy, VersaTune
+from versatune_ray.mixture.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Rule:
         return bool(getattr(self.kind, "needs_gradients", False))
 
     @property
+    def starts(self) -> bool:
+        """Whether the shares before step 1 are its own, whatever ``mixture.start`` says."""
+        return bool(getattr(self.kind, "starts", False))
+
+    @property
     def multiplicative(self) -> bool:
         """Whether a share of 0 stays 0, but for a target or a floor."""
         return bool(getattr(self.kind, "multiplicative", False))
@@ -79,6 +85,7 @@ POLICIES: Mapping[str, Rule] = MappingProxyType(
             floor=True,
             needs_targets=True,
         ),
+        "schedule": Rule(Schedule, options=("waypoints", "between")),
         "exponential_loss": Rule(ExponentialLoss),
         "doremi": Rule(DoReMi, options=("eta", "smoothing")),
         "dynamic_loading": Rule(DynamicLoading, options=("eta", "smoothing")),

@@ -129,7 +129,7 @@ class TokenSampler(DomainSampler):
     def _choose(self, shares: FloatArray) -> tuple[IntArray, IntArray, FloatArray, FloatArray]:
         self._refuse_empty(shares)
         share, until = self._within_cap(shares / shares.sum())
-        most = (
+        most: FloatArray = (
             np.full(share.size, np.inf)
             if self._max_passes is None
             else np.floor(self._max_passes * self._sizes)
@@ -150,7 +150,7 @@ class TokenSampler(DomainSampler):
                 raise self._spent()
         places = near[places]
         domain, length = domain[places], length[places]
-        given = np.bincount(domain, length, share.size)
+        given: FloatArray = np.bincount(domain, length, share.size).astype(np.float64)
         return domain, self._index(domain, position[places]), share * length.sum(), given
 
     def _waiting(
@@ -214,7 +214,7 @@ class TokenSampler(DomainSampler):
         offset = position - (self._pass_held * self._sizes)[domain]
         beyond = np.flatnonzero(offset >= self._sizes[domain])
         offset[beyond] = 0
-        length = self._walked[self._start[domain] + offset].astype(np.float64)
+        length: FloatArray = self._walked[self._start[domain] + offset].astype(np.float64)
         for places, one, pass_, rest in self._passes(domain, position, beyond):
             length[places] = self._lengths[self._start[one] + self._ahead(one, pass_)[rest]]
         return length

@@ -16,6 +16,7 @@ from versatune_ray.settings.common import Paths, Section, Shares, nearest, setti
 from versatune_ray.settings.detection import Detection, Engine, Generation, Http, Judge, Subject
 from versatune_ray.settings.domains import Data, Domain, Source
 from versatune_ray.settings.evaluation import Benchmark, Evaluation
+from versatune_ray.settings.given import leaves
 from versatune_ray.settings.location import root
 from versatune_ray.settings.mixture import Mixture
 from versatune_ray.settings.stages import Stage
@@ -196,7 +197,7 @@ class Config(Section):
         return self
 
     def _start_names(self) -> Sequence[str]:
-        return list(self.mixture.start) if isinstance(self.mixture.start, dict) else []
+        return leaves(self.mixture.start) if isinstance(self.mixture.start, dict) else []
 
     @property
     def title(self) -> str:

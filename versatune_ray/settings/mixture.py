@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from versatune_ray.mixture import POLICIES, STARTS
-from versatune_ray.settings.common import OneOf, Paths, Shares, WithPreset, setting
+from versatune_ray.settings.common import OneOf, Paths, WithPreset, setting
+from versatune_ray.settings.given import Given
 
 # balanced is what won in our studies (README). Its shares are derived in ``mixture.Balanced``. Why
 # a length correction of one half: where the mean loss over domains is what counts, each domain's
@@ -53,8 +54,10 @@ class Mixture(WithPreset):
         "balanced: what won in our studies; paper: its settings to the letter; for every key not "
         "set here",
     )
-    start: StartName | Shares = setting(
-        "detected", "shares before step 1: a rule, or a share per domain"
+    start: StartName | Given = setting(
+        "detected",
+        "shares before step 1: a rule, or {law: 0.4, code: 0.6}, {law: 3 epochs, code: 1 epoch}, "
+        "or with groups {legal: {share: 0.4, members: [law, contracts]}, code: 0.6}",
     )
     policy: PolicyName = setting(
         "versatune",

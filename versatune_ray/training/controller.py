@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from versatune_ray.mixture import (
+    Budget,
     Feedback,
     apply_policy,
     check_shares,
@@ -201,7 +202,9 @@ class WeightController:
         stage = self.stages[first.stage]
         lines = [line for line in self.lines if line.get("stage") == stage.name]
         history = [list(line["loss"].values()) for line in lines]
-        products, passes = first.gradient_products, first.passes + self._passed(stage)
+        before = self._passed(stage)
+        products, passes = first.gradient_products, first.passes + before
+        budget = self._budget(stage, np.stack([*map(self._passes, lines), passes]) - before)
         feedback = Feedback(
             first.step,
             loss,
@@ -211,6 +214,7 @@ class WeightController:
             history,
             products,
             passes,
+            budget,
         )
         guard = None
         if first.step == stage.first:
@@ -252,6 +256,7 @@ class WeightController:
             "share_achieved": self._named(_normalised(first.samples)),
             "token_share_achieved": self._named(_normalised(first.tokens)),
             "passes": self._named(passes),
+            "drawn": self._named(budget.drawn[-1]),
             "train_loss": self._named(train_loss),
             "guard": guard,
             "feedback": "train" if first.loss_sums is None else "held_out",
@@ -267,13 +272,22 @@ class WeightController:
         self.number += 1
         return decision
 
+    def _passes(self, line: dict[str, Any]) -> Array:
+        passes = line.get("passes") or {}
+        return np.array([passes.get(name) or 0.0 for name in self.domains])
+
+    def _budget(self, stage: StagePlan, passes: Array) -> Budget:
+        """``passes``: of this stage at its adjustments and now, [t + 1, k]."""
+        sizes = np.array(stage.records, dtype=np.float64)
+        recipe = stage.recipe
+        return Budget(recipe.steps, recipe.batch_size, sizes, np.rint(passes * sizes))
+
     def _passed(self, stage: StagePlan) -> Array:
         """Passes over each domain's records in earlier stages, [k]. A smaller part lies within a
         larger one, so the sum over stages is how often the most repeated records were seen.
         """
         before = next((line for line in reversed(self.lines) if line["stage"] != stage.name), None)
-        passes = (before or {}).get("passes") or {}
-        return np.array([passes.get(name) or 0.0 for name in self.domains])
+        return self._passes(before or {})
 
     def _smoothed(self, train_loss: Array) -> Array:
         """Training feedback, [k]: the moving average of each domain's training losses; NaN, not

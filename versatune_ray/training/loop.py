@@ -18,7 +18,7 @@ import torch
 
 from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.domains.chat import end_of_turn, load_tokenizer, served_template
-from versatune_ray.mixture import LossSums, needs_gradients
+from versatune_ray.mixture import LossSums, needs
 from versatune_ray.runs.storage import fetch, here, push
 from versatune_ray.settings import Config
 from versatune_ray.settings.recipe import Execution, StagePlan
@@ -243,7 +243,7 @@ class _Run:
             else None
         )
         # a stage's first adjustment decides nothing
-        asked = trainer.steps_done > stage.first and needs_gradients(stage.policy)
+        asked = trainer.steps_done > stage.first and needs(stage.policy, "gradients")
         products = (
             trainer.gradient_products(self.job.config.mixture.gradient_records) if asked else None
         )

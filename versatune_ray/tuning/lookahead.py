@@ -16,7 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from versatune_ray.errors import UserError
-from versatune_ray.mixture import POLICIES, STARTS, Start, needs_gradients, replay
+from versatune_ray.mixture import (
+    POLICIES,
+    STARTS,
+    Budget,
+    Start,
+    needs,
+    replay,
+)
 from versatune_ray.pipeline import Run
 from versatune_ray.runs.folder import say
 from versatune_ray.settings import Config, mixing, semantics
@@ -100,8 +107,17 @@ def _answers(
     losses = np.array([[line["loss"][name] for name in names] for line in lines])
     ceiling = None if reference is None else [reference[name] for name in names]
     policy, told = mixing.policy(config, names), lines[1:]
+    budget = _budget(told, names)
+    if needs(policy, "budget"):
+        if budget is None:
+            raise UserError(
+                f"replay.losses: the log does not say what was drawn of every domain, by which "
+                f"policy {config.mixture.policy} goes; take that of a newer run"
+            )
+        if mixing.rule_of(config.mixture.policy).starts:
+            start = mixing.starting_shares(config, names, None, budget.sizes.astype(int).tolist())
     products = None
-    if needs_gradients(policy):
+    if needs(policy, "gradients"):
         if any("gradient_products" not in line for line in told):
             raise UserError(
                 f"replay.losses: the log has no gradient_products, by which policy "
@@ -121,6 +137,19 @@ def _answers(
         [line["step"] for line in told],
         products,
         _passes(told, names),
+        budget,
+    )
+
+
+def _budget(lines: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Budget | None:
+    """Of the run that was recorded, as far as it went; None where a line does not say it."""
+    passes = _passes(lines, names)
+    if passes is None or not all(passes[-1]) or any("drawn" not in line for line in lines):
+        return None
+    drawn = np.array([[line["drawn"][name] for name in names] for line in lines])
+    steps = lines[-1]["step"]
+    return Budget(
+        steps, round(drawn[-1].sum() / steps), np.rint(drawn[-1] / np.array(passes[-1])), drawn
     )
 
 
