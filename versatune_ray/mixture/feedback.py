@@ -93,7 +93,7 @@ class Feedback:
         gradient_products: npt.ArrayLike | None = None,
         passes: npt.ArrayLike | None = None,
         budget: Budget | None = None,
-        gradient_history: npt.ArrayLike = (),
+        gradient_history: Sequence[npt.ArrayLike] | FloatArray = (),
         gradient_variances: npt.ArrayLike | None = None,
         held_out_products: npt.ArrayLike | None = None,
     ) -> None:

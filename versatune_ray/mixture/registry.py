@@ -17,6 +17,9 @@ from versatune_ray.mixture.baselines import (
     SkillIt,
 )
 from versatune_ray.mixture.policies import Balanced, Constant, Expansion, Policy, VersaTune
+from versatune_ray.mixture.powerlaw import PowerLaw
+from versatune_ray.mixture.probing import Aioli, Constrained
+from versatune_ray.mixture.rivals import MSFT, DynamixSFT, Ideal, PiKE, RandB, Velocitune
 from versatune_ray.mixture.schedule import Schedule
 
 
@@ -92,6 +95,19 @@ POLICIES: Mapping[str, Rule] = MappingProxyType(
         "odm": Rule(OnlineDataMixing, options=("alpha", "warmup")),
         "skill_it": Rule(SkillIt, options=("skills", "eta", "window")),
         "doge": Rule(DoGE, options=("eta", "mu")),
+        "powerlaw": Rule(PowerLaw, options=("strength", "passes", "prior")),
+        "dynamix": Rule(DynamixSFT, options=("gamma", "alpha", "beta")),
+        "velocitune": Rule(Velocitune),
+        "pike": Rule(PiKE, options=("zeta1", "zeta2")),
+        "rnb": Rule(RandB, options=("strength", "wanted")),
+        "aioli": Rule(Aioli, options=("eta", "smoothing", "sweeps", "steady")),
+        "ideal": Rule(Ideal, options=("largest", "rounds")),
+        "msft": Rule(MSFT, options=("patience",)),
+        "constrained": Rule(
+            Constrained,
+            options=("bound", "max_share", "smoothing", "sweeps", "steady"),
+            needs_targets=True,
+        ),
     }
 )
 
@@ -104,6 +120,7 @@ class Start:
     needs_sizes: bool = False
     needs_targets: bool = False
     needs_trajectory: bool = False
+    needs_embeddings: bool = False
 
 
 STARTS: Mapping[str, Start] = MappingProxyType(
@@ -117,5 +134,6 @@ STARTS: Mapping[str, Start] = MappingProxyType(
         "specific": Start(needs_targets=True),
         "uniform_remainder": Start(needs_targets=True),
         "trajectory": Start(needs_trajectory=True),
+        "chameleon": Start(needs_embeddings=True),
     }
 )

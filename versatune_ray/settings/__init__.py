@@ -194,6 +194,11 @@ class Config(Section):
                 "mixture.trajectory: missing; name the adjustments.jsonl of the run whose average "
                 "mixture to start from"
             )
+        if start.needs_embeddings and self.mixture.embeddings is None:
+            raise ValueError(
+                "mixture.embeddings: missing; name a JSON file with the mean embedding of each "
+                "domain"
+            )
         return self
 
     def _start_names(self) -> Sequence[str]:

@@ -130,6 +130,8 @@ def starting_shares(
             return mix.temperature(mix.proportional(sizes), config.mixture.tau)
         if start == "trajectory":
             return _trajectory(config, names)
+        if start == "chameleon":
+            return _chameleon(config, names)
         if start == "specific":
             return mix.specific(k, targets(config, names))
         if start == "uniform_remainder":
@@ -143,6 +145,17 @@ def starting_shares(
         )
     except ValueError as error:
         raise UserError(f"mixture.start={start}: {error}") from None
+
+
+def _chameleon(config: Config, names: Sequence[str]) -> NDArray[np.float64]:
+    file = Path(config.mixture.embeddings or "")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return mix.chameleon([found[name] for name in names], names=names)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"mixture.embeddings: {file}: no embedding of each of {', '.join(names)}: {error!r}"
+        ) from None
 
 
 def _given(

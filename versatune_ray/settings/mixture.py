@@ -86,6 +86,9 @@ class Mixture(WithPreset):
     trajectory: str | None = setting(
         None, "start=trajectory: an adjustments.jsonl; the start is its average mixture"
     )
+    embeddings: str | None = setting(
+        None, "start=chameleon: a JSON file, domain name → its mean embedding, a list of numbers"
+    )
     sigma: float = setting(
         1.0, "σ, strength of the learnable potential (unpublished in the paper)", ge=0
     )
@@ -134,7 +137,8 @@ class Mixture(WithPreset):
     )
     gradient_records: int = setting(
         16,
-        "policy=doge: training records of each domain whose gradient is taken at each adjustment",
+        "policies that go by gradients (doge, dynamix, pike, rnb, ideal): training records of each "
+        "domain whose gradient is taken at each adjustment",
         "records",
         ge=1,
     )

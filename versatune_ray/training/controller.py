@@ -20,8 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from versatune_ray.mixture import (
-    Budget,
-    Feedback,
     apply_policy,
     check_shares,
     forgetting_degree,
@@ -31,6 +29,7 @@ from versatune_ray.mixture import (
 from versatune_ray.settings.recipe import StagePlan
 from versatune_ray.training.adjustment import Array, Decision, Refused, Report
 from versatune_ray.training.heartbeat import Sign, held_up_by
+from versatune_ray.training.told import measured, passes_in, told
 
 
 class WeightController:
@@ -201,20 +200,15 @@ class WeightController:
             loss = self._smoothed(train_loss)
         stage = self.stages[first.stage]
         lines = [line for line in self.lines if line.get("stage") == stage.name]
-        history = [list(line["loss"].values()) for line in lines]
         before = self._passed(stage)
-        products, passes = first.gradient_products, first.passes + before
-        budget = self._budget(stage, np.stack([*map(self._passes, lines), passes]) - before)
-        feedback = Feedback(
-            first.step,
-            loss,
-            self.previous_loss,
-            self.reference_loss,
+        feedback = told(
             self.domains,
-            history,
-            products,
-            passes,
-            budget,
+            stage,
+            first,
+            lines,
+            before,
+            (loss, self.previous_loss),
+            self.reference_loss,
         )
         guard = None
         if first.step == stage.first:
@@ -255,39 +249,26 @@ class WeightController:
             "share": self._named(self.share),
             "share_achieved": self._named(_normalised(first.samples)),
             "token_share_achieved": self._named(_normalised(first.tokens)),
-            "passes": self._named(passes),
-            "drawn": self._named(budget.drawn[-1]),
+            "passes": self._named(feedback.passes),
+            "drawn": self._named(np.rint(first.passes * stage.records)),
             "train_loss": self._named(train_loss),
             "guard": guard,
             "feedback": "train" if first.loss_sums is None else "held_out",
             "seconds": {name: round(seconds, 3) for name, seconds in first.seconds.items()},
         }
-        if products is not None:  # else a replay could not ask such a policy again
-            line["gradient_products"] = {
-                name: self._named(row) for name, row in zip(self.domains, products, strict=True)
-            }
+        line |= measured(self.domains, first.gradients)
         line["warnings"] = new_warnings([*lines, line], self.warn_passes)
         self.lines.append(line)
         decision = Decision(self.number, self.share, line)
         self.number += 1
         return decision
 
-    def _passes(self, line: dict[str, Any]) -> Array:
-        passes = line.get("passes") or {}
-        return np.array([passes.get(name) or 0.0 for name in self.domains])
-
-    def _budget(self, stage: StagePlan, passes: Array) -> Budget:
-        """``passes``: of this stage at its adjustments and now, [t + 1, k]."""
-        sizes = np.array(stage.records, dtype=np.float64)
-        recipe = stage.recipe
-        return Budget(recipe.steps, recipe.batch_size, sizes, np.rint(passes * sizes))
-
     def _passed(self, stage: StagePlan) -> Array:
         """Passes over each domain's records in earlier stages, [k]. A smaller part lies within a
         larger one, so the sum over stages is how often the most repeated records were seen.
         """
         before = next((line for line in reversed(self.lines) if line["stage"] != stage.name), None)
-        return self._passes(before or {})
+        return passes_in(before or {}, self.domains)
 
     def _smoothed(self, train_loss: Array) -> Array:
         """Training feedback, [k]: the moving average of each domain's training losses; NaN, not

@@ -35,6 +35,14 @@ CAVEAT = (
 )
 
 
+# what a policy may go by, and where it is in the log
+_LOGGED = {
+    "gradients": "gradient_products",
+    "variances": "gradient_variances",
+    "held_out_gradient": "held_out_products",
+}
+
+
 def look_ahead(run: Run) -> Path:
     """Answers of every setting to the recorded losses, in ``replay/trajectories.json``; returns the
     report, which draws them.
@@ -117,12 +125,13 @@ def _answers(
         if mixing.rule_of(config.mixture.policy).starts:
             start = mixing.starting_shares(config, names, None, budget.sizes.astype(int).tolist())
     products = None
-    if needs(policy, "gradients"):
-        if any("gradient_products" not in line for line in told):
+    for what, key in _LOGGED.items():
+        if needs(policy, what) and any(key not in line for line in told):
             raise UserError(
-                f"replay.losses: the log has no gradient_products, by which policy "
+                f"replay.losses: the log has no {key}, by which policy "
                 f"{config.mixture.policy} goes; take that of a run with it"
             )
+    if all("gradient_products" in line for line in told):
         products = [
             [[line["gradient_products"][one][other] for other in names] for one in names]
             for line in told
@@ -138,6 +147,12 @@ def _answers(
         products,
         _passes(told, names),
         budget,
+        *(
+            [[line[key][name] for name in names] for line in told]
+            if all(key in line for line in told)
+            else None
+            for key in ("gradient_variances", "held_out_products")
+        ),
     )
 
 
