@@ -87,7 +87,9 @@ class Mixture(WithPreset):
         None, "start=trajectory: an adjustments.jsonl; the start is its average mixture"
     )
     embeddings: str | None = setting(
-        None, "start=chameleon: a JSON file, domain name → its mean embedding, a list of numbers"
+        None,
+        "start=chameleon: a JSON file, domain name → its mean embedding, a list of numbers; "
+        "python -m versatune_ray.training.embeddings makes one",
     )
     sigma: float = setting(
         1.0, "σ, strength of the learnable potential (unpublished in the paper)", ge=0
