@@ -6,9 +6,10 @@ usage: python tests/bench/sampler_rate.py [--quick]
 Shares take a random step before every batch. Permutations are made before the measuring starts,
 until every domain has been drawn, and their time is added to every sample's as its part of one pass
 over all records. The headline is the batch size ``HEADLINE``; all of ``BATCHES`` are in the detail,
-beside a plain draw by NumPy: ``Generator.choice`` of a domain for every place by share, then a
-uniform random record of each, with replacement. That one knows no passes and no resuming, and its
-counts scatter around the shares.
+beside ``TokenSampler`` on records of mixed lengths (``tokens``), and a plain draw by NumPy:
+``Generator.choice`` of a domain for every place by share, then a uniform random record of each,
+with replacement. That one knows no passes and no resuming, and its counts scatter around the
+shares.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import common
 import numpy as np
 
-from versatune_ray.mixture import DomainSampler
+from versatune_ray.mixture import DomainSampler, TokenSampler
 
 GOAL = 1.0
 K, HEADLINE = 1_000, 1_024
@@ -65,6 +66,7 @@ def plain(sizes: Any, batch: int, seed: int) -> Callable[[Any], Any]:
 def parent(quick: bool) -> None:
     rounds, seconds = (2, 0.1) if quick else (ROUNDS, SECONDS)
     sizes = np.exp(np.random.default_rng(0).uniform(*np.log(DOMAIN_SIZES), K)).astype(np.int64)
+    lengths = np.exp(np.random.default_rng(1).normal(5, 1, DOMAIN_SIZES[1])).astype(np.int64)
     found: dict[int, dict[str, list[float]]] = {}
     for batch in BATCHES:
         sampler, shares = DomainSampler(sizes, batch, seed=0), moving(0)
@@ -72,7 +74,12 @@ def parent(quick: bool) -> None:
         while not sampler.counts.all():
             sampler.next_batch(np.full(K, 1 / K))
         permuting = (time.perf_counter() - began) / int(sizes.sum())  # seconds per sample
-        sides = {"ours": sampler.next_batch, "choice": plain(sizes, batch, 0)}
+        by_tokens = TokenSampler([lengths[:size] for size in sizes], batch, seed=0)
+        sides = {
+            "ours": sampler.next_batch,
+            "tokens": by_tokens.next_batch,
+            "choice": plain(sizes, batch, 0),
+        }
         found[batch] = {side: [] for side in (*sides, "drawing_alone")}
         for number in range(rounds):
             for side in list(sides) if number % 2 == 0 else list(sides)[::-1]:

@@ -18,6 +18,7 @@ from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.settings import Data, Lora, Trainable, Training
 from versatune_ray.settings.recipe import Execution, Recipe
 from versatune_ray.training.checkpoint import Checkpoints
+from versatune_ray.training.gradients import measure
 from versatune_ray.training.model import begin_adapters, fill, load_model, with_frozen
 from versatune_ray.training.trainable import read_importance
 from versatune_ray.training.trainer import Trainer
@@ -86,7 +87,7 @@ def case(given: dict[str, Any], rank: int = 0, world: int = 1) -> dict[str, Any]
         "samples": samples.tolist(),
         "tokens": tokens.tolist(),
     }
-    found["products"] = trainer.gradient_products(5).tolist()
+    found["products"] = measure(trainer, 5).products.tolist()
     weights = checkpoints.weights()
     if rank == 0 and given.get("weights"):
         torch.save(weights, given["weights"])

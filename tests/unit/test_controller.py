@@ -14,7 +14,7 @@ import pytest
 
 from versatune_ray.mixture import Constant, DoGE, Expansion, VersaTune
 from versatune_ray.settings.recipe import Recipe, StagePlan
-from versatune_ray.training.adjustment import Refused, Report
+from versatune_ray.training.adjustment import Gradients, Refused, Report
 from versatune_ray.training.controller import WeightController
 
 START = np.array([0.5, 0.5])
@@ -352,14 +352,16 @@ def test_products_of_gradients_come_to_the_policy_and_into_the_log() -> None:
     actor.begin(2, None)
     (first, _) = exchange(actor, report(0, [4, 4], [1, 1]), report(0, [4, 4], [1, 1]))
     assert "gradient_products" not in first.line
-    told = replace(report(10, [4, 4], [1, 1]), gradient_products=np.array([[1.0, 0.5], [0.5, 9.0]]))
+    told = replace(
+        report(10, [4, 4], [1, 1]), gradients=Gradients(np.array([[1.0, 0.5], [0.5, 9.0]]))
+    )
     (decision, _) = exchange(actor, told, told)
     np.testing.assert_allclose(decision.share, [0.5, 0.5])  # both help the other alike: 0.5 / 2
     assert decision.line["gradient_products"] == {
         "law": {"law": 1.0, "code": 0.5},
         "code": {"law": 0.5, "code": 9.0},
     }
-    broken = replace(report(20, [4, 4], [1, 1]), gradient_products=np.full((2, 2), np.inf))
+    broken = replace(report(20, [4, 4], [1, 1]), gradients=Gradients(np.full((2, 2), np.inf)))
     with pytest.raises(Refused, match="step 20: gradient products: inf is not a finite number"):
         exchange(actor, broken, broken)
 

@@ -192,7 +192,7 @@ def test_a_rule_is_chosen_by_name_with_its_options() -> None:
     assert configured(policy="doge", options={"mu": 0.01}) == DoGE(mu=0.01)
     needing = [("doge", 0.0, True), ("doge", 0.1, True), ("odm", 0.1, False)]
     assert all(
-        mix.needs_gradients(configured(policy=name, min_share=floor)) is needs
+        mix.needs(configured(policy=name, min_share=floor), "gradients") is needs
         for name, floor, needs in needing
     )
     assert configured(policy="odm", options={"alpha": 0.5}) == OnlineDataMixing(alpha=0.5)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from copy import copy
 from dataclasses import fields
 
+import numpy as np
 import pytest
 
 from versatune_ray.errors import UserError
-from versatune_ray.mixture import POLICIES, STARTS, Feedback
+from versatune_ray.mixture import POLICIES, STARTS, Budget, Feedback, needs
 from versatune_ray.settings import semantics
 from versatune_ray.settings.common import Section, setting
 from versatune_ray.settings.loading import load, parse
@@ -17,13 +19,18 @@ from versatune_ray.settings.mixture import Mixture
 
 LOSS = [2.0, 1.0, 0.5]
 PRODUCTS = [[1.0, 0.5, 0.1], [0.5, 1.0, 0.2], [0.1, 0.2, 1.0]]
+BUDGET = Budget(10, 8, np.array([20.0, 30.0, 50.0]), np.array([[0, 0, 0], [10, 10, 20.0]]))
 FEEDBACK = Feedback(
     5,
     LOSS,
     [2.5, 1.5, 0.6],
     [0.4, 0.4, 0.4],
-    history=[[2.5, 1.5, 0.6]],
+    history=[[2.5, 1.5, 0.4]],
     gradient_products=PRODUCTS,
+    passes=[0.5, 1 / 3, 0.4],
+    budget=BUDGET,
+    gradient_variances=[4.0, 2.0, 1.0],
+    held_out_products=[0.5, 0.2, -0.1],
 )
 
 
@@ -45,16 +52,33 @@ def test_the_flags_are_what_the_policy_does(name: str) -> None:
     rule, shares = POLICIES[name], [0.0, 0.4, 0.6]
     after = made(name).update(shares, FEEDBACK)
     # a target is raised from 0 as well
-    kept = after[0] == 0 or rule.needs_targets
+    kept = after[0] == 0 or (rule.needs_targets and rule.multiplicative)
     assert kept == rule.multiplicative
     assert rule.fixed == bool((after == shares).all())
-    bare = Feedback(5, LOSS, [2.5, 1.5, 0.6], gradient_products=PRODUCTS)
+    bare = Feedback(
+        5,
+        LOSS,
+        [2.5, 1.5, 0.6],
+        history=[[2.5, 1.5, 0.6]],
+        gradient_products=PRODUCTS,
+        budget=BUDGET,
+    )
     if rule.needs_reference:
         with pytest.raises(ValueError, match="reference_loss is missing"):
             made(name).update(shares, bare)
     if rule.needs_gradients:
         with pytest.raises(ValueError, match="gradient_products are missing"):
-            made(name).update(shares, Feedback(5, LOSS))
+            made(name).update(shares, Feedback(5, LOSS, reference_loss=[0.4] * 3))
+    for what, field in (
+        ("budget", "budget is missing"),
+        ("variances", "gradient_variances are missing"),
+        ("held_out_gradient", "held_out_products are missing"),
+    ):
+        if needs(rule.kind, what):
+            lacking = copy(FEEDBACK)
+            setattr(lacking, field.split()[0], None)
+            with pytest.raises(ValueError, match=field):
+                made(name).update(shares, lacking)
 
 
 def test_configurations_take_every_name_of_the_tables_and_no_other() -> None:
@@ -64,7 +88,7 @@ def test_configurations_take_every_name_of_the_tables_and_no_other() -> None:
         assert isinstance(semantics.policy(config, ["law", "code"]), rule.kind)
         assert semantics.needs_reference(config) == rule.needs_reference
     for name, start in STARTS.items():
-        given = {"start": name, "targets": ["law"], "trajectory": "x"}
+        given = {"start": name, "targets": ["law"], "trajectory": "x", "embeddings": "x"}
         assert semantics.needs_detection(parse({"mixture": given})) == start.needs_detection
     for key, wrong, right in (("policy", "dogee", "doge"), ("start", "detectd", "detected")):
         with pytest.raises(UserError, match=f"mixture.{key}: '{wrong}'.*did you mean '{right}'"):

@@ -44,6 +44,21 @@ VALID: list[dict[str, Any]] = [
         "mixture": {"policy": "odm", "options": {"alpha": 0.5}},
         "data": {"max_train": {"law": 10}},
     },
+    {
+        "model": {"path": "m"},
+        "domains": {"law": {"train": "a.jsonl", "order": "length"}, "code": "b.jsonl"},
+        "mixture": {
+            "unit": "tokens",
+            "start": {"some": {"share": 0.5, "members": {"law": "2 epochs"}}, "code": 0.5},
+            "policy": "schedule",
+            "options": {
+                "waypoints": [
+                    {"at": 0, "shares": {"law": 1, "code": 1}},
+                    {"at": "50%", "shares": "proportional"},
+                ]
+            },
+        },
+    },
 ]
 ODD: list[Any] = [
     *(None, True, False, 0, -1, 2.5, 10**30, float("nan"), float("inf"), -1e308, "", "no", "1:30"),

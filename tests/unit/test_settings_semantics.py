@@ -322,3 +322,13 @@ def test_without_a_cap_any_run_is_long_enough() -> None:
     recipe = semantics.recipe(config, train_records=100, unit="nats/token")
     assert recipe.max_passes is None
     semantics.check_passes(config, NAMES, [10, 20, 70], recipe)
+
+
+def test_what_shares_count_and_the_order_of_records_reach_the_recipe() -> None:
+    (plain,) = stages()
+    assert plain.recipe.counted == "samples" and set(plain.recipe.orders) == {"random"}
+    (one,) = stages(
+        "mixture.unit=tokens", "domains.law={train: a, order: length}", "mixture.tokens=all"
+    )
+    assert one.recipe.counted == "all"
+    assert one.recipe.orders == tuple("length" if name == "law" else "random" for name in NAMES)

@@ -25,6 +25,7 @@ from versatune_ray.training.controller import WeightController
 from versatune_ray.training.local import LocalRuntime
 from versatune_ray.training.loop import Job, run
 from versatune_ray.training.step import Unrecoverable
+from versatune_ray.tuning import lookahead
 
 NAMES = ("law", "code")
 # an epoch of both domains is 5 steps: resumes fall inside epochs and at their ends
@@ -294,3 +295,30 @@ def test_a_stage_on_the_same_records_goes_through_them_in_another_order(
     log, drawn, _ = attempt("twice", stages=two)
     (_, _, first), (_, _, second) = drawn
     assert first != second and log[-1]["passes"]["law"] == 0.8
+
+
+@pytest.mark.parametrize("policy", ["dynamix", "pike", "ideal", "powerlaw", "schedule"])
+def test_policies_that_ask_for_more_go_on_and_are_replayed_as_they_decided(
+    attempt: Callable[..., tuple[list[Any], list[Any], Any]], policy: str
+) -> None:
+    ramp = [
+        {"at": 0, "shares": {"law": 1, "code": 1}},
+        {"at": 1.0, "shares": {"law": 3, "code": 1}},
+    ]
+    options = {"waypoints": ramp} if policy == "schedule" else {}
+    stages = ({"name": "all", "policy": policy, "options": options},)
+    log, drawn, weights = attempt(f"{policy}-whole", stages=stages)
+    assert not attempt(f"{policy}-broken", 14, stages=stages)[0]
+    log_again, rest, weights_again = attempt(f"{policy}-broken", stages=stages)
+    assert log_again == log and rest == drawn[len(drawn) - len(rest) :]
+    assert all(torch.equal(weights[name], weights_again[name]) for name in weights)
+    shares = [[line["share"][name] for name in NAMES] for line in log]
+    assert len({tuple(row) for row in shares}) > 1, "shares moved"
+    assert log[-1]["drawn"] == {
+        name: sum(domains.count(number) for _, domains, _ in drawn)
+        for number, name in enumerate(NAMES)
+    }
+    config = parse({"mixture": {"start": "uniform", "policy": policy, "options": options}})
+    reference = dict(zip(NAMES, REFERENCE, strict=True))
+    replayed = lookahead._answers(config, log, NAMES, reference, np.array(shares[0]))
+    np.testing.assert_allclose(replayed, shares, atol=1e-12)

@@ -26,6 +26,7 @@ from versatune_ray.training import loss as loss_module
 from versatune_ray.training.attention import choose
 from versatune_ray.training.checkpoint import Checkpoints
 from versatune_ray.training.export import export
+from versatune_ray.training.gradients import measure
 from versatune_ray.training.model import load_model, with_frozen
 from versatune_ray.training.step import Unrecoverable
 from versatune_ray.training.trainer import Trainer
@@ -149,7 +150,7 @@ def test_products_of_gradients_are_those_of_each_domains_plain_gradient(
 ) -> None:
     trainer = Trainer(load_model(str(model)), data, RECIPE, CPU)
     twin = Trainer(load_model(str(model)), data, RECIPE, CPU)
-    found = trainer.gradient_products(1000)
+    found = measure(trainer, 1000).products
     gradients = []
     for domain in data:
         nats, network = plain(model, [domain.train[i] for i in range(len(domain.train))])
@@ -163,12 +164,43 @@ def test_products_of_gradients_are_those_of_each_domains_plain_gradient(
         rtol=1e-4,
         atol=1e-6,
     )
-    few = trainer.gradient_products(2)
-    np.testing.assert_array_equal(few, trainer.gradient_products(2))
+    few = measure(trainer, 2).products
+    np.testing.assert_array_equal(few, measure(trainer, 2).products)
     assert abs(few / found - 1).max() > 1e-3, "other records, other gradients"
     assert trainer.step(np.array([0.5, 0.5])) == twin.step(np.array([0.5, 0.5])), (
         "neither sampler nor gradients are moved"
     )
+
+
+def test_variances_and_the_held_out_gradient_are_those_of_plain_gradients(
+    model: Path, data: list[DomainData]
+) -> None:
+    trainer = Trainer(load_model(str(model)), data, RECIPE, CPU)
+
+    def gradient(records: Any, rows: Any) -> torch.Tensor:
+        nats, network = plain(model, [records[int(i)] for i in rows])
+        nats.mean().backward()
+        return torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
+
+    found = measure(trainer, 6, variances=True, held_out=True)
+    assert found.products is not None and found.variances is not None
+    assert found.held_out is not None
+    held_out = sum(
+        gradient(domain.validation, range(len(domain.validation))) for domain in data
+    ) / len(data)
+    for number, domain in enumerate(data):
+        draw = np.random.default_rng([RECIPE.seed, 0, number])
+        count = min(6, len(domain.train))
+        rows = draw.choice(len(domain.train), count, replace=False)
+        whole = gradient(domain.train, rows)
+        one, other = (gradient(domain.train, half) for half in np.array_split(rows, 2))
+        apart = float(((one - other) ** 2).sum())
+        # σ²·(1/n + 1/m) is what two means over n and m records differ by
+        weight = 1 / (count - count // 2) + 1 / (count // 2)
+        assert found.variances[number] == pytest.approx(apart / weight, rel=1e-3)
+        assert found.products[number, number] == pytest.approx(float(whole @ whole), rel=1e-3)
+        if max(len(each.validation) for each in data) <= 6:
+            assert found.held_out[number] == pytest.approx(float(whole @ held_out), rel=1e-3)
 
 
 @pytest.mark.parametrize("correction", [0.5, 1.0])

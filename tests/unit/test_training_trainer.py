@@ -287,3 +287,27 @@ def test_a_stage_goes_on_with_optimizer_and_schedule_or_begins_anew(
     )
     one.begin(second)
     assert one.optimizer is not optimizer and not one.optimizer.state
+
+
+@pytest.mark.parametrize("counted", ["response", "all"])
+def test_shares_of_tokens_are_those_of_what_trains_and_go_on_exactly(
+    tiny_model: Path, data: list[DomainData], tmp_path: Path, counted: str
+) -> None:
+    recipe = replace(RECIPE, counted=counted, orders=("length", "random"))
+    column = "response_tokens" if counted == "response" else "lengths"
+    longest = max(int(getattr(domain.train, column).max()) for domain in data)
+    one, given = trainer(tiny_model, data, recipe), np.zeros(2)
+    first = one._draw(SHARES).samples
+    lengths = data[0].train.lengths[np.sort(first.index[first.domain == 0])]
+    assert max(lengths) <= np.sort(data[0].train.lengths)[: len(lengths)].max()
+    one = trainer(tiny_model, data, recipe)
+    for number in range(6):
+        if number == 3:
+            Checkpoints(one).save(tmp_path / "checkpoint").result()
+            one = trainer(tiny_model, data, recipe)
+            Checkpoints(one).load(tmp_path / "checkpoint")
+        drawn = one._draw(SHARES).samples
+        assert len(drawn) == recipe.batch_size
+        given += np.bincount(drawn.domain, getattr(drawn, column), 2)
+        assert abs(SHARES * given.sum() - given).max() <= longest
+        one.steps_done += 1

@@ -1,12 +1,13 @@
 """Which domain the next samples come from: metrics, policies, starting shares and the sampler, in
-pure NumPy.
+NumPy (and once SciPy) alone.
 
 Read in this order: ``metrics`` (Eq. 2, Eq. 3) → ``feedback`` → ``policies`` (Algorithms 2 and 3) →
-``sampler``. ``shares`` holds starting points, ``baselines`` the rules of others, ``registry`` the
-names of all of them, ``replay`` runs a policy over recorded losses, ``diagnostics`` reads signs of
-trouble off a log. Every array is in the
-order of the configured domain list. Equations and algorithms are those of VersaTune (arXiv
-2411.11266); a choice the paper leaves open is named as ours where it is made.
+``sampler``, ``tokens``. ``shares`` holds starting points; ``baselines``, ``rivals`` and ``probing``
+the rules of others, ``schedule`` a plan, ``powerlaw`` one of ours that looks ahead; ``registry``
+the names of all of them. ``replay`` runs a policy over recorded losses, ``diagnostics`` reads signs
+of trouble off a log. Every array is in the order of the configured domain list. Equations and
+algorithms are those of VersaTune (arXiv 2411.11266); a choice the paper leaves open is named as
+ours where it is made.
 """
 
 from versatune_ray.mixture.baselines import (
@@ -18,7 +19,7 @@ from versatune_ray.mixture.baselines import (
     SkillIt,
 )
 from versatune_ray.mixture.diagnostics import new_warnings
-from versatune_ray.mixture.feedback import Feedback, LossSums
+from versatune_ray.mixture.feedback import Budget, Feedback, LossSums
 from versatune_ray.mixture.metrics import forgetting_degree, learnable_potential
 from versatune_ray.mixture.policies import (
     Balanced,
@@ -29,12 +30,17 @@ from versatune_ray.mixture.policies import (
     Policy,
     VersaTune,
     apply_policy,
-    needs_gradients,
+    needs,
 )
+from versatune_ray.mixture.powerlaw import PowerLaw
+from versatune_ray.mixture.probing import Aioli, Constrained
 from versatune_ray.mixture.registry import POLICIES, STARTS, Rule, Start
 from versatune_ray.mixture.replay import mean_shares, replay
+from versatune_ray.mixture.rivals import MSFT, DynamixSFT, Ideal, PiKE, RandB, Velocitune
 from versatune_ray.mixture.sampler import DomainSampler, fixed_subset
+from versatune_ray.mixture.schedule import Schedule
 from versatune_ray.mixture.shares import (
+    chameleon,
     check_shares,
     inverse,
     proportional,
@@ -43,36 +49,50 @@ from versatune_ray.mixture.shares import (
     uniform,
     uniform_remainder,
 )
+from versatune_ray.mixture.tokens import TokenSampler
 
 __all__ = [
+    "MSFT",
     "POLICIES",
     "STARTS",
+    "Aioli",
     "Balanced",
+    "Budget",
     "Constant",
+    "Constrained",
     "DoGE",
     "DoReMi",
     "DomainSampler",
     "DynamicLoading",
+    "DynamixSFT",
     "Expansion",
     "ExponentialLoss",
     "Feedback",
     "Floored",
     "GuardState",
+    "Ideal",
     "LossSums",
     "OnlineDataMixing",
+    "PiKE",
     "Policy",
+    "PowerLaw",
+    "RandB",
     "Rule",
+    "Schedule",
     "SkillIt",
     "Start",
+    "TokenSampler",
+    "Velocitune",
     "VersaTune",
     "apply_policy",
+    "chameleon",
     "check_shares",
     "fixed_subset",
     "forgetting_degree",
     "inverse",
     "learnable_potential",
     "mean_shares",
-    "needs_gradients",
+    "needs",
     "new_warnings",
     "proportional",
     "replay",

@@ -16,20 +16,12 @@ import numpy.typing as npt
 
 from versatune_ray.mixture.arrays import FloatArray, square
 from versatune_ray.mixture.feedback import Feedback
+from versatune_ray.mixture.rules import Rival, exponentiated, is_number, mixed, positive, share
 from versatune_ray.mixture.shares import check_shares, normalised
 
 
-class _Rival:
-    needs_reference: ClassVar[bool] = False
-    needs_gradients: ClassVar[bool] = False
-    multiplicative: ClassVar[bool] = False
-
-    def guard_state(self, shares: npt.ArrayLike, feedback: Feedback) -> None:
-        return None
-
-
 @dataclass(frozen=True)
-class ExponentialLoss(_Rival):
+class ExponentialLoss(Rival):
     """What the released code of VersaTune does in place of Algorithm 2: P_j ∝ P_j(t−1)·exp(ℓ_j(t)).
     No reference, no σ, no settings.
     """
@@ -38,11 +30,11 @@ class ExponentialLoss(_Rival):
 
     def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
         before = check_shares(shares, feedback.loss.size, feedback.names)
-        return _exponentiated(before, feedback.loss)
+        return exponentiated(before, feedback.loss)
 
 
 @dataclass(frozen=True)
-class _Excess(_Rival):
+class _Excess(Rival):
     """Goes by what a loss has beyond a reference."""
 
     needs_reference: ClassVar[bool] = True
@@ -51,8 +43,8 @@ class _Excess(_Rival):
     smoothing: float = 1e-4
 
     def __post_init__(self) -> None:
-        _positive("eta", self.eta)
-        _share("smoothing", self.smoothing)
+        positive("eta", self.eta)
+        share("smoothing", self.smoothing)
 
 
 @dataclass(frozen=True)
@@ -76,7 +68,7 @@ class DoReMi(_Excess):
 
     def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
         before = check_shares(shares, feedback.loss.size, feedback.names)
-        return _mixed(_exponentiated(before, self.eta * feedback.excess_loss()), self.smoothing)
+        return mixed(exponentiated(before, self.eta * feedback.excess_loss()), self.smoothing)
 
 
 @dataclass(frozen=True)
@@ -103,14 +95,14 @@ class DynamicLoading(_Excess):
                 f"step {feedback.step}: reference_loss is missing; it is the target of dynamic "
                 f"loading"
             )
-        return _mixed(
-            _exponentiated(before, self.eta * (feedback.loss - feedback.reference_loss)),
+        return mixed(
+            exponentiated(before, self.eta * (feedback.loss - feedback.reference_loss)),
             self.smoothing,
         )
 
 
 @dataclass(frozen=True)
-class OnlineDataMixing(_Rival):
+class OnlineDataMixing(Rival):
     """ODM (Albalak et al. 2023, arXiv 2312.02406): Exp3 with the loss as a domain's reward.
 
     R_j(n) = α·R_j(n−1) + (1 − α)·exp(ℓ_j(n)) at the n-th measurement, from R = 0; ε_t = min(1/k,
@@ -131,9 +123,9 @@ class OnlineDataMixing(_Rival):
     warmup: int = 0
 
     def __post_init__(self) -> None:
-        if not _is_number(self.alpha) or not 0 <= self.alpha < 1:
+        if not is_number(self.alpha) or not 0 <= self.alpha < 1:
             raise ValueError(f"alpha: {self.alpha!r} is not a number of at least 0 and below 1")
-        if not _is_number(self.warmup, int) or self.warmup < 0:
+        if not is_number(self.warmup, int) or self.warmup < 0:
             raise ValueError(f"warmup: {self.warmup!r} is not a whole number of at least 0")
 
     def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
@@ -150,7 +142,7 @@ class OnlineDataMixing(_Rival):
 
 
 @dataclass(frozen=True)
-class SkillIt(_Rival):
+class SkillIt(Rival):
     """Skill-It (Chen et al. 2023, arXiv 2307.14430, Algorithm 1): P ∝ exp(η·A·Σ ℓ over the last
     ``window`` adjustments).
 
@@ -168,8 +160,8 @@ class SkillIt(_Rival):
     window: int = 3
 
     def __post_init__(self) -> None:
-        _positive("eta", self.eta)
-        if not _is_number(self.window, int) or self.window < 1:
+        positive("eta", self.eta)
+        if not is_number(self.window, int) or self.window < 1:
             raise ValueError(f"window: {self.window!r} is not a whole number of at least 1")
         if self.skills is not None:
             try:
@@ -187,11 +179,11 @@ class SkillIt(_Rival):
         k = before.size
         graph = np.eye(k) if self.skills is None else square(self.skills, "skills", k)
         recent = np.vstack([feedback.history, feedback.loss])[-self.window :].sum(axis=0)
-        return _exponentiated(np.ones(k), self.eta * (graph @ recent))
+        return exponentiated(np.ones(k), self.eta * (graph @ recent))
 
 
 @dataclass(frozen=True)
-class DoGE(_Rival):
+class DoGE(Rival):
     """DoGE (Fan et al. 2023, arXiv 2310.15393, Algorithm 1): more of the domains whose gradients
     help the others.
 
@@ -217,8 +209,8 @@ class DoGE(_Rival):
     mu: float = 0.05
 
     def __post_init__(self) -> None:
-        _positive("eta", self.eta)
-        _positive("mu", self.mu)
+        positive("eta", self.eta)
+        positive("mu", self.mu)
 
     def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
         before = check_shares(shares, feedback.loss.size, feedback.names)
@@ -231,29 +223,6 @@ class DoGE(_Rival):
         mean_norm = float(np.sqrt(own).mean())
         if mean_norm == 0:
             return before
-        return _exponentiated(
+        return exponentiated(
             before, self.eta * np.clip((products.sum(axis=0) - own) / mean_norm, 0, 5) / self.mu
         )
-
-
-def _exponentiated(weights: FloatArray, exponents: FloatArray) -> FloatArray:
-    """Proportional to weights·exp(exponents), without overflow."""
-    return normalised(weights * np.exp(exponents - exponents.max()))
-
-
-def _mixed(shares: FloatArray, part: float) -> FloatArray:
-    return normalised((1 - part) * shares + part / shares.size)
-
-
-def _is_number(value: object, kind: type | tuple[type, ...] = (int, float)) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
-def _positive(name: str, value: float) -> None:
-    if not (_is_number(value) and value > 0 and np.isfinite(value)):
-        raise ValueError(f"{name}: {value!r} is not a finite number above 0")
-
-
-def _share(name: str, value: float) -> None:
-    if not (_is_number(value) and 0 <= value <= 1):
-        raise ValueError(f"{name}: {value!r} is not within 0 and 1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,27 @@ from versatune_ray.mixture.arrays import FloatArray, square, vector
 # passes over a domain's records from which a rising held-out loss means that they are learned by
 # heart; before, they were hardly seen twice
 REPEATED = 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """What a run has drawn, and may still draw; where it has several stages, the present one.
+
+    Attributes:
+        steps: optimizer steps planned. batch_size: samples per step.
+        sizes: training records of each domain, [k].
+        drawn: samples of each domain before every row of the history and now, [t + 1, k].
+    """
+
+    steps: int
+    batch_size: int
+    sizes: FloatArray
+    drawn: FloatArray
+
+    def of(self, domains: Sequence[int]) -> Budget:
+        """What is told of some domains alone."""
+        which = list(domains)
+        return Budget(self.steps, self.batch_size, self.sizes[which], self.drawn[:, which])
 
 
 @dataclass(eq=False, init=False)
@@ -33,6 +55,13 @@ class Feedback:
         gradient_products: g_i · g_j of the domains' gradients now, [k, k], for a policy that asks
             for them (``needs_gradients``); or None.
         passes: over each domain's records so far, [k]; or None if unknown.
+        budget: steps and samples of the run, or None if unknown.
+        gradient_history: earlier gradient products, [t', k, k], the oldest first; those of the last
+            t' rows of ``history``.
+        gradient_variances: Σ over all weights of the variance of the gradient of one record's mean
+            loss, [k] (``needs_variances``); or None.
+        held_out_products: g_j · g of the gradient of the mean over domains of their held-out
+            losses, [k] (``needs_held_out_gradient``); or None.
         names: domain names, for errors; or None.
 
     Raises:
@@ -48,6 +77,10 @@ class Feedback:
     history: FloatArray
     gradient_products: FloatArray | None
     passes: FloatArray | None
+    budget: Budget | None
+    gradient_history: FloatArray
+    gradient_variances: FloatArray | None
+    held_out_products: FloatArray | None
 
     def __init__(
         self,
@@ -59,6 +92,10 @@ class Feedback:
         history: npt.ArrayLike = (),
         gradient_products: npt.ArrayLike | None = None,
         passes: npt.ArrayLike | None = None,
+        budget: Budget | None = None,
+        gradient_history: Sequence[npt.ArrayLike] | FloatArray = (),
+        gradient_variances: npt.ArrayLike | None = None,
+        held_out_products: npt.ArrayLike | None = None,
     ) -> None:
         if index(step) < 0:
             raise ValueError(f"step: {step} is negative")
@@ -89,15 +126,49 @@ class Feedback:
         self.history = np.stack(rows) if rows else np.empty((0, k))
         self.gradient_products = products
         self.passes = None if passes is None else read(passes, "passes")
+        self.budget = budget
+        if budget is not None and budget.drawn.shape != (len(rows) + 1, k):
+            raise ValueError(
+                f"step {step}: samples drawn {budget.drawn.shape} for {len(rows) + 1} rows of {k} "
+                f"domains"
+            )
+        earlier = [
+            square(one, f"step {step}: earlier gradient products", k) for one in gradient_history
+        ]
+        self.gradient_history = np.stack(earlier) if earlier else np.empty((0, k, k))
+        self.gradient_variances = known_as(gradient_variances, "gradient variance")
+        self.held_out_products = None
+        if held_out_products is not None:
+            self.held_out_products = np.array(held_out_products, dtype=np.float64)
+            if self.held_out_products.shape != (k,) or not np.isfinite(held_out_products).all():
+                raise ValueError(f"step {step}: held-out products: not {k} finite numbers")
+
+    def needed(self, what: str, who: str) -> Any:
+        """``what`` of these, where it is there.
+
+        Raises:
+            ValueError: it is None; ``who`` goes by it.
+        """
+        value = getattr(self, what)
+        if value is None:
+            verb, it = ("are", "them") if what[-2:] in ("ts", "es") else ("is", "it")
+            raise ValueError(f"step {self.step}: {what} {verb} missing; {who} goes by {it}")
+        return value
 
     def of(self, domains: Sequence[int], since: int = 0) -> Feedback:
         """What is told of some domains alone, in the order of ``domains``, with steps counted from
         ``since``.
         """
         which = list(domains)
-        previous, reference, passes = (
+        previous, reference, passes, variances, held_out = (
             None if values is None else values[which]
-            for values in (self.previous_loss, self.reference_loss, self.passes)
+            for values in (
+                self.previous_loss,
+                self.reference_loss,
+                self.passes,
+                self.gradient_variances,
+                self.held_out_products,
+            )
         )
         names = None if self.names is None else [self.names[domain] for domain in which]
         products = (
@@ -112,6 +183,10 @@ class Feedback:
             self.history[:, which],
             products,
             passes,
+            None if self.budget is None else self.budget.of(which),
+            self.gradient_history[:, which][:, :, which],
+            variances,
+            held_out,
         )
 
     def excess_loss(self) -> FloatArray:

@@ -57,11 +57,12 @@ class Policy(Protocol):
         ...
 
 
-def needs_gradients(policy: Policy | type[Policy]) -> bool:
-    """Whether ``feedback.gradient_products`` has to be there: a flag that a policy may have beside
-    ``needs_reference``.
+def needs(policy: Policy | type[Policy], what: str) -> bool:
+    """Whether a policy has the flag ``needs_{what}``: gradients, variances, held_out_gradient or
+    budget of ``Feedback``.
     """
-    return bool(getattr(policy, "needs_gradients", False))
+    inner = policy.policy if isinstance(policy, Floored) else policy
+    return bool(getattr(inner, f"needs_{what}", False))
 
 
 def apply_policy(
@@ -99,10 +100,6 @@ class Floored:
     @property
     def needs_reference(self) -> bool:
         return self.policy.needs_reference
-
-    @property
-    def needs_gradients(self) -> bool:
-        return needs_gradients(self.policy)
 
     def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
         return floored(

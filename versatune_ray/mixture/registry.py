@@ -17,6 +17,10 @@ from versatune_ray.mixture.baselines import (
     SkillIt,
 )
 from versatune_ray.mixture.policies import Balanced, Constant, Expansion, Policy, VersaTune
+from versatune_ray.mixture.powerlaw import PowerLaw
+from versatune_ray.mixture.probing import Aioli, Constrained
+from versatune_ray.mixture.rivals import MSFT, DynamixSFT, Ideal, PiKE, RandB, Velocitune
+from versatune_ray.mixture.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,11 @@ class Rule:
         return bool(getattr(self.kind, "needs_gradients", False))
 
     @property
+    def starts(self) -> bool:
+        """Whether the shares before step 1 are its own, whatever ``mixture.start`` says."""
+        return bool(getattr(self.kind, "starts", False))
+
+    @property
     def multiplicative(self) -> bool:
         """Whether a share of 0 stays 0, but for a target or a floor."""
         return bool(getattr(self.kind, "multiplicative", False))
@@ -79,12 +88,26 @@ POLICIES: Mapping[str, Rule] = MappingProxyType(
             floor=True,
             needs_targets=True,
         ),
+        "schedule": Rule(Schedule, options=("waypoints", "between")),
         "exponential_loss": Rule(ExponentialLoss),
         "doremi": Rule(DoReMi, options=("eta", "smoothing")),
         "dynamic_loading": Rule(DynamicLoading, options=("eta", "smoothing")),
         "odm": Rule(OnlineDataMixing, options=("alpha", "warmup")),
         "skill_it": Rule(SkillIt, options=("skills", "eta", "window")),
         "doge": Rule(DoGE, options=("eta", "mu")),
+        "powerlaw": Rule(PowerLaw, options=("strength", "passes", "prior")),
+        "dynamix": Rule(DynamixSFT, options=("gamma", "alpha", "beta")),
+        "velocitune": Rule(Velocitune),
+        "pike": Rule(PiKE, options=("zeta1", "zeta2")),
+        "rnb": Rule(RandB, options=("strength", "wanted")),
+        "aioli": Rule(Aioli, options=("eta", "smoothing", "sweeps", "steady")),
+        "ideal": Rule(Ideal, options=("largest", "rounds")),
+        "msft": Rule(MSFT, options=("patience",)),
+        "constrained": Rule(
+            Constrained,
+            options=("bound", "max_share", "smoothing", "sweeps", "steady"),
+            needs_targets=True,
+        ),
     }
 )
 
@@ -97,6 +120,7 @@ class Start:
     needs_sizes: bool = False
     needs_targets: bool = False
     needs_trajectory: bool = False
+    needs_embeddings: bool = False
 
 
 STARTS: Mapping[str, Start] = MappingProxyType(
@@ -110,5 +134,6 @@ STARTS: Mapping[str, Start] = MappingProxyType(
         "specific": Start(needs_targets=True),
         "uniform_remainder": Start(needs_targets=True),
         "trajectory": Start(needs_trajectory=True),
+        "chameleon": Start(needs_embeddings=True),
     }
 )

@@ -5,12 +5,13 @@ run.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from versatune_ray.mixture.arrays import FloatArray, vector
-from versatune_ray.mixture.feedback import Feedback
+from versatune_ray.mixture.feedback import Budget, Feedback
 from versatune_ray.mixture.policies import Policy, apply_policy
 from versatune_ray.mixture.shares import check_shares
 
@@ -25,6 +26,9 @@ def replay(
     steps: Sequence[int] | None = None,
     gradient_products: npt.ArrayLike | None = None,
     passes: npt.ArrayLike | None = None,
+    budget: Budget | None = None,
+    gradient_variances: npt.ArrayLike | None = None,
+    held_out_products: npt.ArrayLike | None = None,
 ) -> FloatArray:
     """Return shares [t+1, k]: row 0 is ``shares``, row i what the policy makes of row i−1 and of
     the losses of adjustment i.
@@ -43,6 +47,8 @@ def replay(
         steps: [t], the optimizer step of each adjustment, which some policies go by; None: 1 … t.
         gradient_products: [t, k, k] of the adjustments, for a policy that needs them.
         passes: [t, k], over the domains' records up to each adjustment; None if unknown.
+        budget: of the whole run, ``drawn`` at each adjustment, [t, k]; None if unknown.
+        gradient_variances, held_out_products: [t, k], as ``gradient_products``.
 
     Raises:
         ValueError: no valid shares; a loss is NaN, infinite, negative or missing (step and domain
@@ -70,13 +76,31 @@ def replay(
         if gradient_products is None
         else np.asarray(gradient_products, dtype=np.float64)
     )
-    seen = [None] * len(table) if passes is None else np.asarray(passes, dtype=np.float64)
-    for step, loss, product, passed in zip(at, table, products, seen, strict=True):
+    seen, variances, held_out = (
+        [None] * len(table) if values is None else np.asarray(values, dtype=np.float64)
+        for values in (passes, gradient_variances, held_out_products)
+    )
+    told = zip(at, table, products, seen, variances, held_out, strict=True)
+    earlier = np.zeros((len(history), start.size))
+    for row, (step, loss, product, passed, variance, out) in enumerate(told):
         rows.append(
             apply_policy(
                 policy,
                 rows[-1],
-                Feedback(step, loss, previous, reference_loss, names, history, product, passed),
+                Feedback(
+                    step,
+                    loss,
+                    previous,
+                    reference_loss,
+                    names,
+                    history,
+                    product,
+                    passed,
+                    budget and replace(budget, drawn=np.vstack([earlier, budget.drawn[: row + 1]])),
+                    () if gradient_products is None else products[:row],  # type: ignore[arg-type]
+                    variance,
+                    out,
+                ),
             )[1]
         )
         history.append(loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from operator import index as integer
 from typing import Any
@@ -16,6 +17,8 @@ from versatune_ray.mixture.shares import check_shares
 _ORDER = 2**64 - 1  # the stream that orders batches, where those of domains are 0 … k−1
 # the number of the stream that chooses among a domain's samples, where those of passes are 0, 1, …
 _CHOICE = 2**64 - 1
+# parts of a state that only some samplers have
+_SELDOM = ("unit", "walks")
 
 
 class DomainSampler:
@@ -40,6 +43,7 @@ class DomainSampler:
         names: Sequence[str] | None = None,
         max_passes: float | None = None,
         steps: int | None = None,
+        walks: Sequence[npt.ArrayLike | None] | None = None,
     ) -> None:
         """Start before the first batch.
 
@@ -94,6 +98,11 @@ class DomainSampler:
             int(self._sizes.sum()), dtype=np.int32 if self._sizes.max() < 2**31 else np.int64
         )
         self._pass_held: IntArray = np.full(counted.size, -1, dtype=np.int64)
+        self._walks = {
+            domain: self._checked(domain, walk)
+            for domain, walk in enumerate(walks or ())
+            if walk is not None
+        }
 
     @property
     def sizes(self) -> IntArray:
@@ -112,7 +121,9 @@ class DomainSampler:
 
     @property
     def deficits(self) -> FloatArray:
-        """Samples requested so far minus those drawn, per domain, [k]."""
+        """What was requested so far minus what was drawn, per domain, [k], in the unit of the
+        shares.
+        """
         return self._deficits.copy()
 
     @property
@@ -131,19 +142,30 @@ class DomainSampler:
                 with a share has reached ``max_passes``. The sampler is then as it was before the
                 call.
         """
-        request = self._request(check_shares(shares, self._sizes.size, self._names))
+        domain, index, request, given = self._choose(
+            check_shares(shares, self._sizes.size, self._names)
+        )
+        drawn = np.bincount(domain, minlength=self._sizes.size)
+        nth = np.arange(self._batch_size) - np.repeat(np.cumsum(drawn) - drawn, drawn)
+        jitter = (
+            self._stream(_ORDER, self._step).random_raw(self._batch_size) >> np.uint64(11)
+        ) * 2.0**-53
+        places = np.argsort((nth + jitter) / drawn[domain], kind="stable")
+        self._deficits += request - given
+        self._counts += drawn
+        self._step += 1
+        return domain[places], index[places]
+
+    def _choose(self, shares: FloatArray) -> tuple[IntArray, IntArray, FloatArray, FloatArray]:
+        """The samples of the next batch, (domain[b], index[b]) by domain and in the order of its
+        walk; and per domain [k] what was requested and what is given, in the unit of the shares.
+        """
+        request = self._request(shares)
         given = apportion(self._deficits + request, request, self._batch_size)
         domain = np.repeat(np.arange(given.size, dtype=np.int64), given)
         nth = np.arange(self._batch_size) - np.repeat(np.cumsum(given) - given, given)
         index = self._walk(domain, self._counts[domain] + nth)
-        jitter = (
-            self._stream(_ORDER, self._step).random_raw(self._batch_size) >> np.uint64(11)
-        ) * 2.0**-53
-        places = np.argsort((nth + jitter) / given[domain], kind="stable")
-        self._deficits += request - given
-        self._counts += given
-        self._step += 1
-        return domain[places], index[places]
+        return domain, index, request, given.astype(np.float64)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain Python numbers and lists, which JSON keeps exactly."""
@@ -160,15 +182,16 @@ class DomainSampler:
 
         Raises:
             ValueError: the state lacks a key, is inconsistent, or is of a sampler with other sizes,
-                batch size, seed, max_passes or steps.
+                batch size, seed, max_passes, steps, unit or order.
         """
         mine = self._identity()
         if missing := [key for key in (*mine, "step", "counts", "deficits") if key not in state]:
             raise ValueError(f"sampler state: {', '.join(missing)} missing")
-        for key, value in mine.items():
-            if not np.array_equal(state[key], value):
+        for key in dict.fromkeys((*mine, *(key for key in _SELDOM if key in state))):
+            there, here = state[key], mine.get(key)
+            if not np.array_equal(there, here):  # type: ignore[arg-type]
                 raise ValueError(
-                    f"sampler state: {key} is {_brief(state[key])} there and {_brief(value)} here; "
+                    f"sampler state: {key} is {_brief(there)} there and {_brief(here)} here; "
                     f"the stream would not continue"
                 )
         counts, deficits = np.array(state["counts"]), np.array(state["deficits"], dtype=np.float64)
@@ -185,11 +208,11 @@ class DomainSampler:
         if (
             deficits.shape != self._sizes.shape
             or not abs(float(deficits.sum())) < 1e-3
-            or not (deficits > -1).all()
+            or not (deficits > -self._most_ahead).all()
         ):
             raise ValueError(
-                "sampler state: deficits are not one number above −1 per domain, summing to 0; the "
-                "state is damaged"
+                f"sampler state: deficits are not one number above −{self._most_ahead:g} per "
+                f"domain, summing to 0; the state is damaged"
             )
         self._step, self._counts, self._deficits = (
             int(state["step"]),
@@ -197,23 +220,50 @@ class DomainSampler:
             deficits,
         )
 
+    @property
+    def _most_ahead(self) -> float:
+        """What no domain's count runs ahead of its request by, in the unit of the shares."""
+        return 1.0
+
     def _identity(self) -> dict[str, Any]:
-        return {
+        mine: dict[str, Any] = {
             "seed": self._seed,
             "batch_size": self._batch_size,
             "sizes": self._sizes.tolist(),
             "max_passes": self._max_passes,
             "steps": self._steps,
         }
+        if self._walks:
+            mine["walks"] = {
+                str(domain): zlib.crc32(walk.tobytes()) for domain, walk in self._walks.items()
+            }
+        return mine
 
-    def _request(self, shares: FloatArray) -> FloatArray:
-        """Samples requested of each domain in this batch, [k], summing to the batch size."""
+    def _checked(self, domain: int, walk: npt.ArrayLike) -> IntArray:
+        size, order = int(self._sizes[domain]), np.asarray(walk, dtype=np.int64)
+        if order.shape != (size,) or (np.sort(order) != np.arange(size)).any():
+            raise ValueError(
+                f"walks: that of {label(domain, self._names)} is no order of its {size} samples"
+            )
+        return order
+
+    def _refuse_empty(self, shares: FloatArray) -> None:
         empty = (shares > 0) & (self._sizes == 0)
         if empty.any():
             domain = int(empty.argmax())
             raise ValueError(
                 f"{label(domain, self._names)} has no samples but a share of {shares[domain]:.6g}"
             )
+
+    def _spent(self) -> ValueError:
+        return ValueError(
+            f"max_passes: every domain with a share has reached {self._max_passes} passes; "
+            f"raise it or stop earlier"
+        )
+
+    def _request(self, shares: FloatArray) -> FloatArray:
+        """Samples requested of each domain in this batch, [k], summing to the batch size."""
+        self._refuse_empty(shares)
         request: FloatArray = self._batch_size * (shares / shares.sum())
         if self._max_passes is None:
             return request
@@ -225,10 +275,7 @@ class DomainSampler:
             request[over] = np.maximum(room[over], 0)
             open_ &= ~over
             if not open_.any():
-                raise ValueError(
-                    f"max_passes: every domain with a share has reached {self._max_passes} passes; "
-                    f"raise it or stop earlier"
-                )
+                raise self._spent()
             left = self._batch_size - request[~open_].sum()
             request[open_] = left * shares[open_] / shares[open_].sum()
         return request
@@ -251,12 +298,16 @@ class DomainSampler:
     def _hold(self, domain: int, pass_: int) -> None:
         """Put the permutation of one pass over one domain in place."""
         start, size = int(self._start[domain]), int(self._sizes[domain])
+        self._order[start : start + size] = self._permutation(domain, pass_)
+        self._pass_held[domain] = pass_
+
+    def _permutation(self, domain: int, pass_: int) -> IntArray:
+        if domain in self._walks:
+            return self._walks[domain]
         # Sorting raw words, not Generator.permutation: NumPy may change what a Generator makes of
         # its bits.
-        self._order[start : start + size] = np.argsort(
-            self._stream(domain, pass_).random_raw(size), kind="stable"
-        )
-        self._pass_held[domain] = pass_
+        size = int(self._sizes[domain])
+        return np.argsort(self._stream(domain, pass_).random_raw(size), kind="stable")
 
     def _stream(self, which: int, number: int) -> np.random.Philox:
         return _stream(self._seed, which, number)

@@ -143,6 +143,34 @@ def proportional(sizes: npt.ArrayLike, names: Sequence[str] | None = None) -> Fl
     return normalised(counts)
 
 
+def chameleon(
+    embeddings: npt.ArrayLike,
+    regularisation: float = 10.0,
+    sharpness: float = 0.2,
+    names: Sequence[str] | None = None,
+) -> FloatArray:
+    """Chameleon (arXiv 2505.24844): softmax(S / 0.2), S = diag(K·(K + λ·k·I)⁻¹), the leverage of
+    each domain among all, for K the products of the domains' mean embeddings [k, d].
+
+    λ = 10 and 0.2 as published; the original takes the mean of a proxy model's hidden states over
+    2,048 samples of each domain.
+
+    Raises:
+        ValueError: no embedding for each domain, of finite numbers, or a setting out of range.
+    """
+    table = np.array(embeddings, dtype=np.float64)
+    if table.ndim != 2 or not table.size or not np.isfinite(table).all():
+        raise ValueError("embeddings: expected a row of finite numbers for each domain")
+    if names is not None and len(names) != len(table):
+        raise ValueError(f"embeddings: {len(table)} rows for {len(names)} domains")
+    for name, value in (("regularisation", regularisation), ("sharpness", sharpness)):
+        if not (np.isfinite(value) and value > 0):
+            raise ValueError(f"{name}: {value} is not a finite number > 0")
+    k, kernel = len(table), table @ table.T
+    leverage = np.linalg.solve(kernel + regularisation * k * np.eye(k), kernel).diagonal()
+    return normalised(np.exp((leverage - leverage.max()) / sharpness))
+
+
 def temperature(
     shares: npt.ArrayLike, tau: float, names: Sequence[str] | None = None
 ) -> FloatArray:

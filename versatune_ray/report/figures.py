@@ -84,10 +84,11 @@ def shares(run: RunData) -> Figure | None:
         )
     layout = bare_layout(x="optimizer step", lines=len(requested))
     layout["yaxis"] |= {"tickformat": "~%", "rangemode": "tozero", "title": {"text": "share"}}
+    asked = "tokens" if run.setting("mixture.unit") == "tokens" else "samples"
     sentence = (
-        "Each line is the share of training samples asked of one domain; it holds from one "
-        "adjustment to the next, "
-        "so a step up means more of that domain from there on."
+        f"Each line is the share of training {asked} asked of one domain; it holds from one "
+        f"adjustment to the next, "
+        f"so a step up means more of that domain from there on."
     )
     if samples or tokens:
         sentence += (
@@ -95,7 +96,7 @@ def shares(run: RunData) -> Figure | None:
             "where records are longer or shorter."
         )
     tables = (
-        series(run, "Requested share of samples", lambda item: item.share, percent),
+        series(run, f"Requested share of {asked}", lambda item: item.share, percent),
         series(
             run,
             "Share of samples drawn since the adjustment before",

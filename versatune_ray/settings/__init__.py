@@ -16,6 +16,7 @@ from versatune_ray.settings.common import Paths, Section, Shares, nearest, setti
 from versatune_ray.settings.detection import Detection, Engine, Generation, Http, Judge, Subject
 from versatune_ray.settings.domains import Data, Domain, Source
 from versatune_ray.settings.evaluation import Benchmark, Evaluation
+from versatune_ray.settings.given import leaves
 from versatune_ray.settings.location import root
 from versatune_ray.settings.mixture import Mixture
 from versatune_ray.settings.stages import Stage
@@ -193,10 +194,15 @@ class Config(Section):
                 "mixture.trajectory: missing; name the adjustments.jsonl of the run whose average "
                 "mixture to start from"
             )
+        if start.needs_embeddings and self.mixture.embeddings is None:
+            raise ValueError(
+                "mixture.embeddings: missing; name a JSON file with the mean embedding of each "
+                "domain"
+            )
         return self
 
     def _start_names(self) -> Sequence[str]:
-        return list(self.mixture.start) if isinstance(self.mixture.start, dict) else []
+        return leaves(self.mixture.start) if isinstance(self.mixture.start, dict) else []
 
     @property
     def title(self) -> str:

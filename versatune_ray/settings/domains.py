@@ -47,6 +47,11 @@ class Domain(Section):
         "keep only records of `train` and `validation` with this value, or one of these, as "
         "{split: train, lang: [en, fr]}; none: all",
     )
+    order: Literal["random", "given", "length"] = setting(
+        "random",
+        "order of its records at every pass: another at random each time; as they were given; the "
+        "shortest first",
+    )
     description: str = setting("", "what belongs to the domain, in words, for the judge's prompt")
 
     @field_validator("fields")

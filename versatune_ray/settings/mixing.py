@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from versatune_ray import mixture as mix
 from versatune_ray.errors import UserError
-from versatune_ray.settings import Config, nearest
-
-# up to which repeated records are nearly as good as new ones (Muennighoff et al. 2023, arXiv
+from versatune_ray.settings import Config, given, nearest
 
 
 def policy(config: Config, names: Sequence[str]) -> mix.Policy:
@@ -44,11 +44,13 @@ def policy(config: Config, names: Sequence[str]) -> mix.Policy:
                 f"mixture.options.{key}: {settings.policy} takes no such setting; "
                 f"{nearest(key, rule.options)}"
             )
-    given = {key: getattr(settings, key) for key in rule.keys} | settings.options
+    values = {key: getattr(settings, key) for key in rule.keys} | settings.options
     if rule.needs_targets:
-        given["targets"] = targets(config, names)
+        values["targets"] = targets(config, names)
+    if "waypoints" in values:
+        values["waypoints"] = _waypoints(values["waypoints"], names)
     try:
-        found = rule.kind(**given)
+        found = rule.kind(**values)
     except (TypeError, ValueError) as error:
         where = "mixture.options" if settings.options else "mixture"
         raise UserError(f"{where}: {settings.policy}: {error}") from None
@@ -114,16 +116,11 @@ def starting_shares(
         UserError: the shares given are not one per domain, or not a distribution.
     """
     start, k = config.mixture.start, len(names)
+    if rule_of(config.mixture.policy).starts:
+        planned: NDArray[np.float64] = policy(config, names).start(sizes)  # type: ignore[attr-defined]
+        return planned
     if isinstance(start, dict):
-        if set(start) != set(names):
-            raise UserError(
-                f"mixture.start: needs one share for each of {', '.join(names)}; found "
-                f"{', '.join(start)}"
-            )
-        total = sum(start.values())
-        if min(start.values()) < 0 or not 0 < total < math.inf:
-            raise UserError(f"mixture.start: shares must be ≥ 0 and not all 0; found {start}")
-        return np.array([start[name] / total for name in names])
+        return _given(start, names, sizes, "mixture.start")
     try:
         if start == "uniform":
             return mix.uniform(k)
@@ -133,6 +130,8 @@ def starting_shares(
             return mix.temperature(mix.proportional(sizes), config.mixture.tau)
         if start == "trajectory":
             return _trajectory(config, names)
+        if start == "chameleon":
+            return _chameleon(config, names)
         if start == "specific":
             return mix.specific(k, targets(config, names))
         if start == "uniform_remainder":
@@ -146,6 +145,60 @@ def starting_shares(
         )
     except ValueError as error:
         raise UserError(f"mixture.start={start}: {error}") from None
+
+
+def _chameleon(config: Config, names: Sequence[str]) -> NDArray[np.float64]:
+    file = Path(config.mixture.embeddings or "")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return mix.chameleon([found[name] for name in names], names=names)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"mixture.embeddings: {file}: no embedding of each of {', '.join(names)}: {error!r}"
+        ) from None
+
+
+def _given(
+    start: Mapping[str, Any], names: Sequence[str], sizes: Sequence[int], key: str
+) -> NDArray[np.float64]:
+    found = given.leaves(start)
+    if set(found) != set(names):
+        raise UserError(
+            f"{key}: needs one share for each of {', '.join(names)}; found {', '.join(found)}"
+        )
+    try:
+        parts = given.parts(start, dict(zip(names, sizes, strict=True)))
+    except (ValueError, ZeroDivisionError) as error:
+        raise UserError(f"{key}: {error}") from None
+    return np.array([parts[name] for name in names]) / sum(parts.values())
+
+
+def _waypoints(value: Any, names: Sequence[str]) -> list[tuple[int | float, Any]]:
+    """``mixture.options.waypoints`` of policy=schedule, with shares in the order of ``names``."""
+    key = "mixture.options.waypoints"
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{key}: a list of {{at: 50%, shares: {{law: 0.4, …}}}}; found {value!r}")
+    found: list[tuple[int | float, Any]] = []
+    for number, one in enumerate(value):
+        where = f"{key}.{number}"
+        if not isinstance(one, Mapping) or set(one) != {"at", "shares"}:
+            raise UserError(f"{where}: write {{at: 50%, shares: {{law: 0.4, …}}}}; found {one!r}")
+        at, shares = one["at"], one["shares"]
+        if isinstance(at, str) and re.fullmatch(r"\d+(\.\d+)?%", at):
+            at = float(at[:-1]) / 100
+        if isinstance(at, bool) or not isinstance(at, int | float):
+            raise UserError(f"{where}.at: a step as 100, or a part as 50%; found {at!r}")
+        if isinstance(shares, Mapping):
+            try:
+                checked = TypeAdapter(given.Given).validate_python(shares)
+            except ValidationError as error:
+                reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise UserError(f"{where}.shares: {reason}") from None
+            if any(given.epochs(part) is not None for part in checked.values()):
+                raise UserError(f"{where}.shares: shares are needed here, not epochs")
+            shares = tuple(_given(checked, names, [1] * len(names), f"{where}.shares").tolist())
+        found.append((at, shares))
+    return found
 
 
 def _trajectory(config: Config, names: Sequence[str]) -> NDArray[np.float64]:

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from versatune_ray.mixture import POLICIES, STARTS
-from versatune_ray.settings.common import OneOf, Paths, Shares, WithPreset, setting
+from versatune_ray.settings.common import OneOf, Paths, WithPreset, setting
+from versatune_ray.settings.given import Given
 
 # balanced is what won in our studies (README). Its shares are derived in ``mixture.Balanced``. Why
 # a length correction of one half: where the mean loss over domains is what counts, each domain's
@@ -53,8 +54,10 @@ class Mixture(WithPreset):
         "balanced: what won in our studies; paper: its settings to the letter; for every key not "
         "set here",
     )
-    start: StartName | Shares = setting(
-        "detected", "shares before step 1: a rule, or a share per domain"
+    start: StartName | Given = setting(
+        "detected",
+        "shares before step 1: a rule, or {law: 0.4, code: 0.6}, {law: 3 epochs, code: 1 epoch}, "
+        "or with groups {legal: {share: 0.4, members: [law, contracts]}, code: 0.6}",
     )
     policy: PolicyName = setting(
         "versatune",
@@ -64,6 +67,13 @@ class Mixture(WithPreset):
         dict,
         "settings of such a class, or of another one's rule (doremi: eta, smoothing); none: its "
         "defaults",
+    )
+    unit: Literal["samples", "tokens"] = setting(
+        "samples",
+        "what shares count: samples, as in the paper, or tokens, whatever the lengths of records",
+    )
+    tokens: Literal["response", "all"] = setting(
+        "response", "unit=tokens: those that train, or prompts as well"
     )
     strength: float = setting(
         0.9, "λ, how far the shares of policy=balanced leave equal ones", ge=0, le=1
@@ -75,6 +85,11 @@ class Mixture(WithPreset):
     )
     trajectory: str | None = setting(
         None, "start=trajectory: an adjustments.jsonl; the start is its average mixture"
+    )
+    embeddings: str | None = setting(
+        None,
+        "start=chameleon: a JSON file, domain name → its mean embedding, a list of numbers; "
+        "python -m versatune_ray.training.embeddings makes one",
     )
     sigma: float = setting(
         1.0, "σ, strength of the learnable potential (unpublished in the paper)", ge=0
@@ -124,7 +139,8 @@ class Mixture(WithPreset):
     )
     gradient_records: int = setting(
         16,
-        "policy=doge: training records of each domain whose gradient is taken at each adjustment",
+        "policies that go by gradients (doge, dynamix, pike, rnb, ideal): training records of each "
+        "domain whose gradient is taken at each adjustment",
         "records",
         ge=1,
     )

@@ -23,8 +23,9 @@ class Recipe:
 
     scheduled: steps of the learning-rate schedule, where it is that of several stages; None: those
     of this one. order: which of the orders of ``seed`` the records come in; another in every stage,
-    so that one on the same records does not repeat the same samples. The rest is ``training.*`` of
-    the settings.
+    so that one on the same records does not repeat the same samples. counted: what shares count.
+    orders: of each domain's records, [k]; none: at random. The rest is ``training.*`` of the
+    settings.
     """
 
     steps: int
@@ -48,6 +49,8 @@ class Recipe:
     optimizer: Literal["adamw", "adamw_8bit", "adamw_bf16"] = "adamw"
     on_nonfinite: Literal["stop", "skip"] = "stop"
     max_skipped: int = 3
+    counted: Literal["samples", "response", "all"] = "samples"
+    orders: tuple[Literal["random", "given", "length"], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 
 from versatune_ray import mixture as mix
 from versatune_ray.errors import UserError
-from versatune_ray.settings import MICROWORLD, Config
+from versatune_ray.settings import MICROWORLD, Config, given
 from versatune_ray.settings.mixing import policy, rule_of, starting_shares
 from versatune_ray.settings.recipe import Recipe, StagePlan, Unit
 from versatune_ray.settings.stage_config import stage_configs
@@ -121,7 +121,17 @@ def stages(
                     f"no record is left of {', '.join(part.sources)}; raise records or fraction"
                 )
             alone = part.over(own)
-            one = replace(recipe(alone, sum(counts), unit), order=len(found))
+            # shares in epochs say how long the run is
+            asked = given.samples(alone.mixture.start, dict(zip(own, counts, strict=True)))
+            each = sum(counts) if asked is None else math.ceil(asked / alone.training.epochs)
+            one = replace(
+                recipe(alone, sum(counts), unit, each),
+                order=len(found),
+                orders=tuple(
+                    config.domains[name].order if name in config.domains else "random"
+                    for name in names
+                ),
+            )
             check_passes(alone, own, counts, one)
             start = np.zeros(len(names))
             start[places] = starting_shares(
@@ -137,7 +147,7 @@ def stages(
                     recipe=one,
                     adjust_every=alone.training.adjust_every
                     or max(1, round(one.steps / alone.training.epochs)),
-                    epoch_samples=alone.training.samples_per_epoch or sum(counts),
+                    epoch_samples=alone.training.samples_per_epoch or each,
                     fresh=part.fresh,
                     first=found[-1].last if found else 0,
                     first_epoch=found[-1].epoch(found[-1].last) if found else 0.0,
@@ -198,7 +208,8 @@ def controller_arguments(
 
 
 def needs_detection(config: Config) -> bool:
-    starts = [part.config.mixture.start for part in stage_configs(config, domain_names(config))]
+    found = [part.config.mixture for part in stage_configs(config, domain_names(config))]
+    starts = [one.start for one in found if not rule_of(one.policy).starts]
     return any(isinstance(start, str) and mix.STARTS[start].needs_detection for start in starts)
 
 
@@ -207,10 +218,12 @@ def needs_reference(config: Config) -> bool:
     return any(rule_of(policy).needs_reference for policy in policies)
 
 
-def recipe(config: Config, train_records: int, unit: Unit) -> Recipe:
-    """Steps = epochs × samples per epoch / batch size, rounded up."""
+def recipe(config: Config, train_records: int, unit: Unit, samples: int | None = None) -> Recipe:
+    """Steps = epochs × samples per epoch / batch size, rounded up. ``samples``: per epoch, where
+    no key says how many; None: the records.
+    """
     training = config.training
-    samples = training.samples_per_epoch or train_records
+    samples = training.samples_per_epoch or samples or train_records
     steps = math.ceil(training.epochs * samples / training.batch_size)
     cap = config.mixture.max_passes
     return Recipe(
@@ -235,6 +248,7 @@ def recipe(config: Config, train_records: int, unit: Unit) -> Recipe:
         if cap == "auto"
         else cap,
         length_correction=config.mixture.length_correction,
+        counted="samples" if config.mixture.unit == "samples" else config.mixture.tokens,
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Config, Stage, nearest
+from versatune_ray.settings.given import leaves, only
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,7 @@ class StageConfig:
         start = self.config.mixture.start
         if not isinstance(start, dict):
             return self.config
-        mixture = self.config.mixture.model_copy(
-            update={"start": {name: start[name] for name in sources if name in start}}
-        )
+        mixture = self.config.mixture.model_copy(update={"start": only(start, sources)})
         return self.config.model_copy(update={"mixture": mixture})
 
 
@@ -70,12 +69,9 @@ def stage_configs(config: Config, names: Sequence[str]) -> list[StageConfig]:
     found: list[StageConfig] = []
     for stage in config.stages:
         where = f"stages.{stage.name}"
-        counted = (
-            value
-            for value in (stage.records, stage.fraction, stage.start)
-            if isinstance(value, Mapping)
-        )
-        for name in (*stage.sources, *(name for value in counted for name in value)):
+        counted = (value for value in (stage.records, stage.fraction) if isinstance(value, Mapping))
+        started = leaves(stage.start) if isinstance(stage.start, Mapping) else []
+        for name in (*stage.sources, *started, *(name for value in counted for name in value)):
             if name not in names:
                 raise UserError(f"{where}: unknown domain {name!r}; {nearest(name, names)}")
         own = set(stage.sources or names)
@@ -85,7 +81,8 @@ def stage_configs(config: Config, names: Sequence[str]) -> list[StageConfig]:
         sources = tuple(name for name in names if name in own | earlier)
         for key in ("records", "fraction", "start"):
             value = getattr(stage, key)
-            for name in value if isinstance(value, Mapping) else ():
+            listed = leaves if key == "start" else list
+            for name in listed(value) if isinstance(value, Mapping) else ():
                 if name not in sources:
                     raise UserError(
                         f"{where}.{key}: this stage does not train on {name!r}, but on "

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
-from versatune_ray.settings.common import Paths, Section, Shares, setting
+from versatune_ray.settings.common import Paths, Section, setting
+from versatune_ray.settings.given import Given
 from versatune_ray.settings.mixture import PolicyName, StartName
 
 
@@ -54,7 +55,7 @@ class Stage(Section):
         "k of DMT: the fraction of what earlier stages used of their other sources that is mixed "
         "in again",
     )
-    start: StartName | Shares | None = setting(
+    start: StartName | Given | None = setting(
         None, "shares it starts with; none: mixture.start, over its sources"
     )
     policy: PolicyName | None = setting(None, "how they follow the losses; none: mixture.policy")

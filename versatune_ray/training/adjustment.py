@@ -12,6 +12,18 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Gradients:
+    """products: g_i · g_j [k, k]. variances: of the gradient of one record, summed over weights,
+    [k]; held_out: g_j · g of the mean held-out loss over domains, [k]; None: not asked for. The
+    same on every rank; 0 of a domain that the recipe does not draw from.
+    """
+
+    products: Array | None
+    variances: Array | None = None
+    held_out: Array | None = None
+
+
+@dataclass(frozen=True)
 class Report:
     """What one rank tells at one adjustment. Sums are this rank's own part; the rest is the same on
     every rank.
@@ -23,7 +35,7 @@ class Report:
     ranks since the last adjustment.
     passes: of this stage over the records that it draws from, so far. seconds: timings, for the log
     only.
-    gradient_products: of the domains' gradients [k, k], where the stage's policy asks for them.
+    gradients: of the domains, where the stage's policy asks for them.
     """
 
     stage: int
@@ -37,7 +49,7 @@ class Report:
     tokens: NDArray[np.int64]
     passes: Array
     seconds: dict[str, float] = field(default_factory=dict)
-    gradient_products: Array | None = None
+    gradients: Gradients | None = None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from versatune_ray.mixture import (
-    Feedback,
     apply_policy,
     check_shares,
     forgetting_degree,
@@ -30,6 +29,7 @@ from versatune_ray.mixture import (
 from versatune_ray.settings.recipe import StagePlan
 from versatune_ray.training.adjustment import Array, Decision, Refused, Report
 from versatune_ray.training.heartbeat import Sign, held_up_by
+from versatune_ray.training.told import measured, passes_in, told
 
 
 class WeightController:
@@ -200,17 +200,15 @@ class WeightController:
             loss = self._smoothed(train_loss)
         stage = self.stages[first.stage]
         lines = [line for line in self.lines if line.get("stage") == stage.name]
-        history = [list(line["loss"].values()) for line in lines]
-        products, passes = first.gradient_products, first.passes + self._passed(stage)
-        feedback = Feedback(
-            first.step,
-            loss,
-            self.previous_loss,
-            self.reference_loss,
+        before = self._passed(stage)
+        feedback = told(
             self.domains,
-            history,
-            products,
-            passes,
+            stage,
+            first,
+            lines,
+            before,
+            (loss, self.previous_loss),
+            self.reference_loss,
         )
         guard = None
         if first.step == stage.first:
@@ -251,16 +249,14 @@ class WeightController:
             "share": self._named(self.share),
             "share_achieved": self._named(_normalised(first.samples)),
             "token_share_achieved": self._named(_normalised(first.tokens)),
-            "passes": self._named(passes),
+            "passes": self._named(feedback.passes),
+            "drawn": self._named(np.rint(first.passes * stage.records)),
             "train_loss": self._named(train_loss),
             "guard": guard,
             "feedback": "train" if first.loss_sums is None else "held_out",
             "seconds": {name: round(seconds, 3) for name, seconds in first.seconds.items()},
         }
-        if products is not None:  # else a replay could not ask such a policy again
-            line["gradient_products"] = {
-                name: self._named(row) for name, row in zip(self.domains, products, strict=True)
-            }
+        line |= measured(self.domains, first.gradients)
         line["warnings"] = new_warnings([*lines, line], self.warn_passes)
         self.lines.append(line)
         decision = Decision(self.number, self.share, line)
@@ -272,8 +268,7 @@ class WeightController:
         larger one, so the sum over stages is how often the most repeated records were seen.
         """
         before = next((line for line in reversed(self.lines) if line["stage"] != stage.name), None)
-        passes = (before or {}).get("passes") or {}
-        return np.array([passes.get(name) or 0.0 for name in self.domains])
+        return passes_in(before or {}, self.domains)
 
     def _smoothed(self, train_loss: Array) -> Array:
         """Training feedback, [k]: the moving average of each domain's training losses; NaN, not

@@ -18,7 +18,7 @@ import torch
 
 from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.domains.chat import end_of_turn, load_tokenizer, served_template
-from versatune_ray.mixture import LossSums, needs_gradients
+from versatune_ray.mixture import LossSums, needs
 from versatune_ray.runs.storage import fetch, here, push
 from versatune_ray.settings import Config
 from versatune_ray.settings.recipe import Execution, StagePlan
@@ -27,6 +27,7 @@ from versatune_ray.training.attention import choose
 from versatune_ray.training.budget import check_room
 from versatune_ray.training.checkpoint import Checkpoints, steps_in
 from versatune_ray.training.export import export
+from versatune_ray.training.gradients import measure as gradients_of
 from versatune_ray.training.metrics import Metrics
 from versatune_ray.training.model import begin_adapters, fill, load_model, with_frozen
 from versatune_ray.training.parallel import in_bf16, kind_of
@@ -243,9 +244,19 @@ class _Run:
             else None
         )
         # a stage's first adjustment decides nothing
-        asked = trainer.steps_done > stage.first and needs_gradients(stage.policy)
-        products = (
-            trainer.gradient_products(self.job.config.mixture.gradient_records) if asked else None
+        asked = {
+            what: needs(stage.policy, what)
+            for what in ("gradients", "variances", "held_out_gradient")
+        }
+        gradients = (
+            gradients_of(
+                trainer,
+                self.job.config.mixture.gradient_records,
+                asked["variances"],
+                asked["held_out_gradient"],
+            )
+            if trainer.steps_done > stage.first and any(asked.values())
+            else None
         )
         train, samples, tokens = trainer.take_counts()
         return Report(
@@ -260,7 +271,7 @@ class _Run:
             tokens=tokens,
             passes=trainer.sampler.passes,
             seconds={"training": training, "measuring": time.monotonic() - self.began - training},
-            gradient_products=products,
+            gradients=gradients,
         )
 
     def measure(self) -> LossSums | None:

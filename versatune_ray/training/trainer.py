@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from versatune_ray.domains import DomainData, longest
 from versatune_ray.errors import UserError
-from versatune_ray.mixture import DomainSampler, LossSums, fixed_subset
+from versatune_ray.mixture import LossSums, fixed_subset
 from versatune_ray.settings.recipe import Execution, Recipe
 from versatune_ray.training import optimizer
 from versatune_ray.training.attention import kind_of
@@ -27,6 +27,7 @@ from versatune_ray.training.batches import Layout, MicroBatch, Samples
 from versatune_ray.training.families import check_positions
 from versatune_ray.training.loss import ResponseLoss
 from versatune_ray.training.model import in_precision, model_size
+from versatune_ray.training.order import sampler_of
 from versatune_ray.training.parallel import Parallel, compiles, in_bf16
 from versatune_ray.training.step import (
     Array,
@@ -37,9 +38,6 @@ from versatune_ray.training.step import (
     token_weights,
 )
 from versatune_ray.training.trainable import SoftMask
-
-# between the seeds of two orders: no two of small seeds and few orders meet
-_ORDERS = 0x9E3779B97F4A7C15
 
 
 class Trainer:
@@ -123,16 +121,7 @@ class Trainer:
             None if count == size else fixed_subset(size, count, recipe.seed, domain)
             for domain, (size, count) in parts
         ]
-        names = [domain.name for domain in self.data]
-        seed = (recipe.seed + recipe.order * _ORDERS) % 2**64
-        self.sampler = DomainSampler(
-            self._counts,
-            recipe.batch_size,
-            seed,
-            names=names,
-            max_passes=recipe.max_passes,
-            steps=recipe.steps,
-        )
+        self.sampler = sampler_of(recipe, self.data, self._chosen)
 
     def step(self, shares: Array, ahead: bool = False) -> float:
         """One optimizer step on one global batch; returns the mean loss of all ranks in nats per
@@ -164,32 +153,16 @@ class Trainer:
         assert self.last is not None
         return self.last.loss
 
-    def gradient_products(self, records: int) -> Array:
-        """g_i · g_j of the domains' gradients at the present weights, [k, k], the same on every
-        rank.
+    def records_of(self, domain: int) -> int:
+        """Records of a domain that this recipe draws from."""
+        return self._counts[domain]
 
-        g_j is the gradient of the mean loss over the response tokens of ``records`` of domain j's
-        training records (fewer if it has fewer, but one for each rank), drawn anew at every step of
-        the run without moving the sampler; of a domain that this recipe does not draw from, 0.
-        Costs a forward and a backward pass over k · ``records``, and host memory for k gradients.
+    def gradient(self, samples: Samples, weights: Array) -> list[torch.Tensor]:
+        """Of the loss of ``samples``, the same on every rank, taken to the host; ``weights``: of a
+        response token of each domain, [k].
         """
-        k = len(self.data)
-        drawn_from = [domain for domain in range(k) if self._counts[domain]]
-        gradients = []
-        for domain in drawn_from:
-            size = self._counts[domain]
-            draw = np.random.default_rng([self.recipe.seed, self.steps_done, domain])
-            count = max(min(records, size), self.world)
-            samples = self._samples(
-                np.full(count, domain), draw.choice(size, count, replace=count > size)
-            )
-            weights = np.zeros(k)
-            weights[domain] = 1 / samples.response_tokens.sum()
-            self._backward(self._batches(samples, weights))
-            gradients.append(self.parallel.take_gradients())
-        products = np.zeros((k, k))
-        products[np.ix_(drawn_from, drawn_from)] = self.parallel.products(gradients)
-        return products
+        self._backward(self._batches(samples, weights))
+        return self.parallel.take_gradients()
 
     @torch.no_grad()
     def held_out(self, progress: Callable[[int], None] = lambda records: None) -> LossSums:
@@ -224,11 +197,11 @@ class Trainer:
 
     def _draw(self, shares: Array) -> Drawn:
         """The next global batch."""
-        samples = self._samples(*self.sampler.next_batch(shares))
+        samples = self.training_samples(*self.sampler.next_batch(shares))
         weights = token_weights(samples, len(self.data), self.recipe.length_correction)
         return Drawn(samples, self._batches(samples, weights))
 
-    def _samples(self, domain: NDArray[np.int64], index: NDArray[np.int64]) -> Samples:
+    def training_samples(self, domain: NDArray[np.int64], index: NDArray[np.int64]) -> Samples:
         """Some of the records that the domains train on, in this recipe's counting."""
         rows = index.copy()
         for number, records in enumerate(self._chosen):

@@ -16,7 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from versatune_ray.errors import UserError
-from versatune_ray.mixture import POLICIES, STARTS, Start, needs_gradients, replay
+from versatune_ray.mixture import (
+    POLICIES,
+    STARTS,
+    Budget,
+    Start,
+    needs,
+    replay,
+)
 from versatune_ray.pipeline import Run
 from versatune_ray.runs.folder import say
 from versatune_ray.settings import Config, mixing, semantics
@@ -26,6 +33,14 @@ CAVEAT = (
     "These losses were recorded under the shares of the run itself; training under other shares "
     "would have measured others."
 )
+
+
+# what a policy may go by, and where it is in the log
+_LOGGED = {
+    "gradients": "gradient_products",
+    "variances": "gradient_variances",
+    "held_out_gradient": "held_out_products",
+}
 
 
 def look_ahead(run: Run) -> Path:
@@ -100,13 +115,23 @@ def _answers(
     losses = np.array([[line["loss"][name] for name in names] for line in lines])
     ceiling = None if reference is None else [reference[name] for name in names]
     policy, told = mixing.policy(config, names), lines[1:]
-    products = None
-    if needs_gradients(policy):
-        if any("gradient_products" not in line for line in told):
+    budget = _budget(told, names)
+    if needs(policy, "budget"):
+        if budget is None:
             raise UserError(
-                f"replay.losses: the log has no gradient_products, by which policy "
+                f"replay.losses: the log does not say what was drawn of every domain, by which "
+                f"policy {config.mixture.policy} goes; take that of a newer run"
+            )
+        if mixing.rule_of(config.mixture.policy).starts:
+            start = mixing.starting_shares(config, names, None, budget.sizes.astype(int).tolist())
+    products = None
+    for what, key in _LOGGED.items():
+        if needs(policy, what) and any(key not in line for line in told):
+            raise UserError(
+                f"replay.losses: the log has no {key}, by which policy "
                 f"{config.mixture.policy} goes; take that of a run with it"
             )
+    if all("gradient_products" in line for line in told):
         products = [
             [[line["gradient_products"][one][other] for other in names] for one in names]
             for line in told
@@ -121,6 +146,25 @@ def _answers(
         [line["step"] for line in told],
         products,
         _passes(told, names),
+        budget,
+        *(
+            [[line[key][name] for name in names] for line in told]
+            if all(key in line for line in told)
+            else None
+            for key in ("gradient_variances", "held_out_products")
+        ),
+    )
+
+
+def _budget(lines: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Budget | None:
+    """Of the run that was recorded, as far as it went; None where a line does not say it."""
+    passes = _passes(lines, names)
+    if passes is None or not all(passes[-1]) or any("drawn" not in line for line in lines):
+        return None
+    drawn = np.array([[line["drawn"][name] for name in names] for line in lines])
+    steps = lines[-1]["step"]
+    return Budget(
+        steps, round(drawn[-1].sum() / steps), np.rint(drawn[-1] / np.array(passes[-1])), drawn
     )
 
 

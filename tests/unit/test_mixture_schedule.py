@@ -1,0 +1,168 @@
+"""Shares that follow a plan, and shares as people write them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from versatune_ray.errors import UserError
+from versatune_ray.mixture import Budget, Feedback, Schedule, replay
+from versatune_ray.settings import semantics
+from versatune_ray.settings.loading import load
+
+NAMES = ["law", "code", "general"]
+SIZES = [10, 20, 70]
+
+
+def at(step: int, policy: Schedule, steps: int = 100) -> Any:
+    budget = Budget(steps, 8, np.array(SIZES, dtype=float), np.zeros((1, 3)))
+    return policy.update([0.2, 0.3, 0.5], Feedback(step, [1, 1, 1], budget=budget))
+
+
+def test_shares_go_from_waypoint_to_waypoint() -> None:
+    plan = Schedule([(20, (1, 0, 0)), (0.5, (0.5, 0.5, 0)), (1.0, (0, 0, 1))])
+    np.testing.assert_allclose(plan.start(SIZES), [1, 0, 0])
+    for step, expected in (
+        (0, [1, 0, 0]),
+        (20, [1, 0, 0]),
+        # a third of the way from 20 to 50
+        (30, [1 - 1 / 6, 1 / 6, 0]),
+        (50, [0.5, 0.5, 0]),
+        # half of the way to 100
+        (75, [0.25, 0.25, 0.5]),
+        (100, [0, 0, 1]),
+        (120, [0, 0, 1]),
+    ):
+        np.testing.assert_allclose(at(step, plan), expected, atol=1e-12)
+    # a quarter of the way on a cosine: (1 − cos(π/4)) / 2 = 0.146447
+    two = Schedule([(0, (1, 0, 0)), (100, (0, 1, 0))], between="cosine")
+    np.testing.assert_allclose(at(25, two), [1 - 0.1464466094, 0.1464466094, 0], atol=1e-9)
+
+
+def test_annealing_is_a_temperature_that_falls_to_one() -> None:
+    # half of the way from uniform to proportional, geometrically: records^(1/2), τ = 2
+    roots = np.sqrt([10, 20, 70])
+    np.testing.assert_allclose(at(50, Schedule(between="geometric")), roots / roots.sum())
+    # linearly: the mean of both
+    np.testing.assert_allclose(at(50, Schedule()), (1 / 3 + np.array([0.1, 0.2, 0.7])) / 2)
+    np.testing.assert_allclose(Schedule().start(SIZES), 1 / 3)
+
+
+def test_a_plan_is_replayed_like_any_policy() -> None:
+    budget = Budget(20, 8, np.array(SIZES, dtype=float), np.zeros((2, 3)))
+    found = replay(
+        Schedule(), [1 / 3] * 3, np.ones((2, 3)), None, [1, 1, 1], NAMES, [10, 20], budget=budget
+    )
+    np.testing.assert_allclose(found[2], [0.1, 0.2, 0.7])
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"waypoints": []}, "waypoints: at least one"),
+        ({"waypoints": [(-1, "uniform")]}, "at -1 is no step"),
+        ({"waypoints": [(1.5, "uniform")]}, "no fraction within 0 and 1"),
+        ({"waypoints": [(0, "unifrom")]}, "'unifrom' are unknown"),
+        ({"waypoints": [(0, (0.5, 0.6))]}, "shares sum to 1.1"),
+        ({"between": "step"}, "between: 'step'"),
+    ],
+)
+def test_plans_that_cannot_be_are_refused(given: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        Schedule(**given)
+    with pytest.raises(ValueError, match=r"at 60, 50 of 100 steps; they have to rise"):
+        at(1, Schedule([(60, "uniform"), (0.5, "uniform")]))
+
+
+def test_a_plan_from_a_configuration_starts_with_its_own_shares_and_needs_no_detection() -> None:
+    config = load(
+        [],
+        [
+            "mixture.policy=schedule",
+            "mixture.options.waypoints=[{at: 0, shares: {law: 1, code: 1, general: 2}}, "
+            "{at: 50%, shares: {a: {share: 3, members: [law, code]}, general: 1}}, "
+            "{at: 1.0, shares: proportional}]",
+        ],
+    )
+    assert not semantics.needs_detection(config)
+    semantics.check(config, NAMES)
+    found = semantics.policy(config, NAMES)
+    assert isinstance(found, Schedule)
+    assert found.waypoints == [
+        (0, (0.25, 0.25, 0.5)),
+        (0.5, (0.375, 0.375, 0.25)),
+        (1.0, "proportional"),
+    ]
+    np.testing.assert_allclose(
+        semantics.starting_shares(config, NAMES, None, SIZES), [0.25, 0.25, 0.5]
+    )
+
+
+@pytest.mark.parametrize(
+    ("waypoints", "told"),
+    [
+        ("3", "mixture.options.waypoints: a list of"),
+        ("[3]", "mixture.options.waypoints.0: write {at: 50%"),
+        ("[{at: soon, shares: uniform}]", "waypoints.0.at: a step as 100, or a part as 50%"),
+        ("[{at: 0, shares: {law: 1}}]", "waypoints.0.shares: needs one share for each of"),
+        ("[{at: 0, shares: {law: x, code: 1, general: 1}}]", "waypoints.0.shares: law: a share"),
+        ("[{at: 0, shares: {law: 1 epoch, code: 1 epoch, general: 1 epoch}}]", "not epochs"),
+    ],
+)
+def test_a_wrong_plan_is_told_in_one_line(waypoints: str, told: str) -> None:
+    config = load([], ["mixture.policy=schedule", f"mixture.options.waypoints={waypoints}"])
+    with pytest.raises(UserError, match=re.escape(told)):
+        semantics.check(config, NAMES)
+
+
+def test_groups_have_a_share_that_their_members_divide() -> None:
+    config = load(
+        [],
+        [
+            "mixture.start={legal: {share: 0.4, members: {law: 3, inner: {share: 1, members: "
+            "[code]}}}, general: 0.6}"
+        ],
+    )
+    np.testing.assert_allclose(
+        semantics.starting_shares(config, NAMES, None, SIZES), [0.3, 0.1, 0.6]
+    )
+
+
+def test_epochs_say_the_shares_and_how_long_the_run_is() -> None:
+    settings = [
+        "model.path=m",
+        *(f"domains.{name}=a" for name in NAMES),
+        "mixture.policy=constant",
+        "mixture.start={law: 3 epochs, code: 1 epoch, general: 0.5 epochs}",
+        "training.batch_size=5",
+        "training.epochs=2",
+    ]
+    (one,) = semantics.stages(load([], settings), NAMES, SIZES, None, "nats/token")
+    # 3 · 10 + 20 + 35 = 85 samples, of which 30 : 20 : 35, in 17 steps
+    np.testing.assert_allclose(one.start, np.array([30, 20, 35]) / 85)
+    assert one.recipe.steps == 18, "two parts of 42.5 samples, each rounded up: 86 in steps of 5"
+    longer = load([], [*settings, "training.samples_per_epoch=100"])
+    (two,) = semantics.stages(longer, NAMES, SIZES, None, "nats/token")
+    assert two.recipe.steps == 40
+
+
+@pytest.mark.parametrize(
+    ("start", "told"),
+    [
+        (
+            "{law: 3 epochs, code: 1, general: 1}",
+            "write epochs for every one of these, or for none",
+        ),
+        ("{law: three, code: 1}", "law: a share, or passes as 3 epochs; found 'three'"),
+        ("{a: {share: 1}, code: 1}", "a: a group is written {share: 0.4, members: [a, b]}"),
+        ("{a: {share: 1, members: []}, code: 1}", "a.members: name at least one domain"),
+        ("{a: {share: 1, members: [law, code]}, code: 1}", "code stands in two places"),
+    ],
+)
+def test_shares_that_cannot_be_are_told_in_one_line(start: str, told: str) -> None:
+    with pytest.raises(UserError, match=re.escape(told)) as refused:
+        load([], [f"mixture.start={start}"])
+    assert "mixture.start" in str(refused.value) and "\n" not in str(refused.value)
