@@ -19,9 +19,10 @@ from typing import Any
 
 from versatune_ray.evaluation.scores import Score, scores
 from versatune_ray.pipeline import Run
-from versatune_ray.pipeline.checks import TUNING, Use, check_inputs
+from versatune_ray.pipeline.checks import TUNING, Use, check_lengths, check_named
 from versatune_ray.runs.folder import RunFolder
 from versatune_ray.runtime.cluster import check_storage, connect
+from versatune_ray.runtime.gguf import with_folders
 from versatune_ray.runtime.progress import Display
 from versatune_ray.settings import Config
 from versatune_ray.settings.loading import load, parse, with_keys
@@ -244,11 +245,13 @@ def evaluate(config: Settings, changes: Mapping[str, Any] | None = None) -> Eval
 def _run(
     config: Settings, changes: Mapping[str, Any] | None, *uses: Use, check: Any = None
 ) -> Iterator[Run]:
-    """``uses``: as of ``check_inputs``; none: those of a fine-tuning."""
+    """``uses``: as of ``check_named``; none: those of a fine-tuning."""
     settings = _load(config, changes or {})
-    check_inputs(settings, uses or TUNING)
+    check_named(settings, uses or TUNING)
     if check is not None:
         check(settings)
+    settings = with_folders(settings)
+    check_lengths(settings, uses or TUNING)
     with RunFolder(settings) as folder:
         connect()
         check_storage(folder.path)

@@ -19,6 +19,7 @@ from versatune_ray.pipeline.checks import TUNING, Use, check_lengths, check_name
 from versatune_ray.pipeline.closing import closing, following
 from versatune_ray.runs.folder import RunFolder, check_free
 from versatune_ray.runtime.cluster import check_storage, connect
+from versatune_ray.runtime.gguf import with_folders
 from versatune_ray.runtime.installation import check_installation
 from versatune_ray.runtime.progress import Display
 from versatune_ray.settings import Config
@@ -58,7 +59,7 @@ def main(
     would type next, and last the path of what it made.
 
     ``name`` is the job's. ``plan_of`` is what ``--plan`` prints; ``check`` refuses what this job
-    alone cannot do, before anything starts; ``uses`` is what it works on (``check_inputs``). Exit
+    alone cannot do, before anything starts; ``uses`` is what it works on (``check_named``). Exit
     status: 0 done, 1 failed or done in part, 2 wrong input (one line says what and how to mend
     it), 130 interrupted, 143 ended.
     """
@@ -76,6 +77,7 @@ def main(
         if check is not None:
             check(config)
         check_installation()
+        config = with_folders(config)
         check_lengths(config, uses)
         if arguments.plan:
             print(plan_of(config))

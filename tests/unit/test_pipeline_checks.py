@@ -9,8 +9,14 @@ from pathlib import Path
 import pytest
 
 from versatune_ray.errors import UserError
-from versatune_ray.pipeline.checks import TUNING, Use, check_inputs
+from versatune_ray.pipeline.checks import TUNING, Use, check_lengths, check_named
+from versatune_ray.settings import Config
 from versatune_ray.settings.loading import load
+
+
+def check(config: Config, uses: Collection[Use] = TUNING) -> None:
+    check_named(config, uses)
+    check_lengths(config, uses)
 
 
 @pytest.fixture
@@ -26,8 +32,8 @@ def given(tmp_path: Path, tiny_model: Path) -> list[str]:
 
 
 def test_what_is_there_is_taken(given: list[str]) -> None:
-    check_inputs(load([], given))
-    check_inputs(load([], []))  # the microworld
+    check(load([], given))
+    check(load([], []))  # the microworld
 
 
 @pytest.mark.parametrize(
@@ -53,7 +59,7 @@ def test_what_is_not_there_is_told_by_its_key(
     given: list[str], change: str, words: str, uses: Collection[Use]
 ) -> None:
     with pytest.raises(UserError, match=words):
-        check_inputs(load([], [*given, change]), uses)
+        check(load([], [*given, change]), uses)
 
 
 @pytest.mark.parametrize(
@@ -71,10 +77,10 @@ def test_detection_is_checked_where_the_start_needs_it(
     judge = "" if "judge" in change else f"detection.judge.path={tiny_model}"
     change = f"detection.{change.replace('MODEL', str(tiny_model))}"
     overrides = [*given, *filter(None, [judge]), "detection.generation.max_tokens=30", change]
-    check_inputs(load([], overrides))
+    check(load([], overrides))
     with pytest.raises(UserError, match=words):
-        check_inputs(load([], [*overrides, "mixture.start=detected"]))
+        check(load([], [*overrides, "mixture.start=detected"]))
 
 
 def test_trials_may_have_a_mixture_that_needs_less(given: list[str]) -> None:
-    check_inputs(load([], [*given, "mixture.start=detected"]), ("records",))
+    check(load([], [*given, "mixture.start=detected"]), ("records",))

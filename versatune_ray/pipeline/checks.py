@@ -25,14 +25,6 @@ Use = Literal["records", "mixture", "detection", "reference", "models"]
 TUNING: tuple[Use, ...] = ("records", "mixture")
 
 
-def check_inputs(config: Config, uses: Collection[Use] = TUNING) -> None:
-    """Whether what the configuration names is there and fits together: ``check_named``, then what
-    takes a tokenizer's loading. Arguments and errors are those of ``check_named``.
-    """
-    check_named(config, uses)
-    check_lengths(config, uses)
-
-
 def check_named(config: Config, uses: Collection[Use] = TUNING) -> None:
     """Whether what the configuration names is there; in a second, for no large library is loaded.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from versatune_ray.errors import UserError
 from versatune_ray.runs.storage import fetch
+from versatune_ray.runtime.gguf import gguf_file
 from versatune_ray.settings.location import is_mirrored
 
 # .py: of a model with code of its own; .tiktoken: of a tokenizer
@@ -82,7 +83,7 @@ def find_model(key: str, path: str) -> None:
         return  # comes from the storage when it is needed
     try:
         folder = Path(path).expanduser()
-        if not (folder / "config.json").is_file():
+        if gguf_file(path) is None and not (folder / "config.json").is_file():
             model_fingerprint(path)
     except UserError as error:
         raise UserError(f"{key}: {error}") from None

@@ -29,6 +29,7 @@ from versatune_ray.domains.tokenizing import build_stores
 from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import write_json
 from versatune_ray.runs.folder import RunFolder
+from versatune_ray.runtime.gguf import with_folders
 from versatune_ray.runtime.models import check_length, find_model, model_fingerprint
 from versatune_ray.runtime.progress import State, line
 from versatune_ray.settings import Config, semantics
@@ -67,6 +68,7 @@ def finetune_alone(config: Config) -> Path:
     try:
         with ExitStack() as held:
             with together(world):
+                config = with_folders(config)
                 kept = held.enter_context(RunFolder(config)) if rank == 0 else None
             return _finetune(config, kept, rank, world, device)
     finally:
