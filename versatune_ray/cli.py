@@ -32,7 +32,7 @@ _HERE = Path(__file__).resolve().parent
 JOBS = (
     _HERE.parent / "jobs" if (_HERE.parent / "jobs" / "pipeline.py").is_file() else _HERE / "jobs"
 )
-QUICKSTART = JOBS / "configs" / "quickstart.yaml"
+QUICKSTART = str(JOBS / "configs" / "quickstart.yaml")
 
 
 class Parser(argparse.ArgumentParser):
@@ -128,7 +128,8 @@ def preview(description: str) -> NoReturn:
         found, warnings = look(config, arguments.records, everything=arguments.all)
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         print(screen(found, warnings, colour=colour))
-        given = " ".join(f"--config {shlex.quote(file)}" for file in arguments.config)
+        files = [f"--config {file}" for file in map(shlex.quote, arguments.config or [QUICKSTART])]
+        given = " ".join([*files, *map(shlex.quote, arguments.overrides)])
         print("", *following("preview", "", given), sep="\n", flush=True)
         if arguments.json is not None:
             domains = {name: one.as_json() for name, one in found.items()}
