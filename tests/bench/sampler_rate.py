@@ -75,6 +75,8 @@ def parent(quick: bool) -> None:
             sampler.next_batch(np.full(K, 1 / K))
         permuting = (time.perf_counter() - began) / int(sizes.sum())  # seconds per sample
         by_tokens = TokenSampler([lengths[:size] for size in sizes], batch, seed=0)
+        while not by_tokens.counts.all():
+            by_tokens.next_batch(np.full(K, 1 / K))
         sides = {
             "ours": sampler.next_batch,
             "tokens": by_tokens.next_batch,

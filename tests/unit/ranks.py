@@ -87,7 +87,9 @@ def case(given: dict[str, Any], rank: int = 0, world: int = 1) -> dict[str, Any]
         "samples": samples.tolist(),
         "tokens": tokens.tolist(),
     }
-    found["products"] = measure(trainer, 5).products.tolist()
+    told = measure(trainer, 5, variances=True, held_out=True)
+    found["products"] = told.products.tolist()
+    found["variances"], found["with_held_out"] = told.variances.tolist(), told.held_out.tolist()
     weights = checkpoints.weights()
     if rank == 0 and given.get("weights"):
         torch.save(weights, given["weights"])

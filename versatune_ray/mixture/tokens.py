@@ -33,8 +33,8 @@ _LEAST = 1e-12
 def fair_queue(
     begins: FloatArray, ends: FloatArray, length: FloatArray, batch_size: int
 ) -> tuple[IntArray, float]:
-    """Return the places [batch_size] of the records to give now, ascending, and the moment up to
-    which records had to begin.
+    """Return the places [batch_size] of the records to give now, ascending, and the moment before
+    which all records that begin have to be among these: else there are others to choose from.
 
     Args:
         begins: moments on the clock of tokens, [n], n ≥ ``batch_size``; a batch begins at 0.
@@ -68,7 +68,8 @@ def fair_queue(
         others = given(low + 1)
         if 0 < starts[low] - others[1] < best[1] - starts[low]:
             low, best = low + 1, others
-    return np.sort(by_end[best[0]]), float(starts[low - 1])
+    # where all have begun, one that begins before the end would have been the next
+    return np.sort(by_end[best[0]]), float(starts[low - 1]) if low < begins.size else best[1]
 
 
 def _order(values: FloatArray) -> IntArray:
@@ -136,8 +137,8 @@ class TokenSampler(DomainSampler):
         ) - self._counts
         most[(share == 0) & (self._deficits <= 0)] = 0
         pace = np.maximum(share, _LEAST)
+        until *= 1.1
         while True:
-            until *= 1.1
             domain, position, length, through, all_ = self._waiting(pace * until, most)
             ends = (through - self._deficits[domain]) / pace[domain]
             begins = ends - length / pace[domain]
@@ -148,6 +149,7 @@ class TokenSampler(DomainSampler):
                     break
             elif all_:
                 raise self._spent()
+            until *= 1.5
         places = near[places]
         domain, length = domain[places], length[places]
         given: FloatArray = np.bincount(domain, length, share.size).astype(np.float64)

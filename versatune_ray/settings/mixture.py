@@ -39,6 +39,9 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 _CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
+_OPTIONS = "; ".join(
+    f"{name}: {', '.join(rule.options)}" for name, rule in POLICIES.items() if rule.options
+)
 StartName = Annotated[str, BeforeValidator(OneOf(STARTS))]
 PolicyName = Annotated[
     str, BeforeValidator(OneOf(POLICIES, _CLASS, "; or a class as package.module:Class"))
@@ -65,8 +68,7 @@ class Mixture(WithPreset):
     )
     options: dict[str, Any] = setting(
         dict,
-        "settings of such a class, or of another one's rule (doremi: eta, smoothing); none: its "
-        "defaults",
+        f"settings of such a class, or of a rule ({_OPTIONS}); none: its defaults",
     )
     unit: Literal["samples", "tokens"] = setting(
         "samples",
