@@ -23,6 +23,7 @@ _WITHOUT_CONFIG = ("quickstart", "make_base", "report")
 _BEGIN = {
     "init": "write a configuration from a folder of files, with a look at each",
     "quickstart": "the whole method on a small made-up world: ten minutes on two cores",
+    "group": "domains out of one heap of unlabelled records",
     "preview": "what would train: shapes, unread fields, bad records, examples",
 }
 _TRAIN = {

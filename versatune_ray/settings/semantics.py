@@ -36,6 +36,7 @@ RUN_FOLDERS = (
     "detection",
     "evaluation",
     "finetune",
+    "group",
     "reference",
     "replay",
     "study",
