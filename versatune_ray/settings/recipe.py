@@ -23,8 +23,8 @@ class Recipe:
 
     scheduled: steps of the learning-rate schedule, where it is that of several stages; None: those
     of this one. order: which of the orders of ``seed`` the records come in; another in every stage,
-    so that one on the same records does not repeat the same samples. The rest is ``training.*`` of
-    the settings.
+    so that one on the same records does not repeat the same samples. kl, kl_domain, kl_records, l2:
+    ``training.keep.*``. The rest is ``training.*`` of the settings.
     """
 
     steps: int
@@ -48,6 +48,10 @@ class Recipe:
     optimizer: Literal["adamw", "adamw_8bit", "adamw_bf16"] = "adamw"
     on_nonfinite: Literal["stop", "skip"] = "stop"
     max_skipped: int = 3
+    kl: float = 0.0
+    kl_domain: str | None = None
+    kl_records: int = 8
+    l2: float = 0.0
 
 
 @dataclass(frozen=True)
