@@ -3,7 +3,7 @@ domains by silhouette) or by a judge. A killed job goes on.
 
 usage: python jobs/group.py --config FILE group.sources=heap.jsonl [group.by=judge …] [key=value …]
 leaves, in {storage}/{run}/group/: NAME.parquet of each domain, domains.yaml (a section ready to
-run), group.html, groups.json, assignments.parquet
+run), groups.html, groups.json, assignments.parquet
 """
 
 from versatune_ray.cli import main

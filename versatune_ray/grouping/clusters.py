@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,7 @@ class Groups:
         return group.astype(np.int64), cosine.astype(np.float64)
 
 
-def unit(vectors: Vectors) -> Vectors:
+def unit(vectors: NDArray[Any]) -> Vectors:
     """Each row by its length; one of zeros stays."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     found: Vectors = (vectors / np.where(length > 0, length, 1)).astype(np.float32)

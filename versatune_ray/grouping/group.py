@@ -6,7 +6,7 @@
 | ``ungrouped.parquet`` | those that the judge did not answer for, or not with ``confidence`` |
 | ``domains.yaml`` | the section, to be given as one more ``--config`` |
 | ``assignments.parquet`` | every good record: location, domain, how near or how likely |
-| ``groups.json``, ``group.html`` | sizes, words, examples, silhouettes; the same as a page |
+| ``groups.json``, ``groups.html`` | sizes, words, examples, silhouettes; the same as a page |
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def group(run: Run) -> Path:
     for one in content["domains"]:
         say("group", f"{one['name']}: {one['records']:,} records; {', '.join(one['words'][:6])}")
     print(f"\n{domains}", flush=True)
-    file = run.folder.path / "group" / "group.html"
+    file = run.folder.path / "group" / "groups.html"
     file.write_text(page(content, found.vectors, found.group[found.sample]), encoding="utf-8")
     push(file)
     config_file = shown(run.folder.path / "group" / "domains.yaml")

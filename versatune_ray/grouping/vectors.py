@@ -69,18 +69,19 @@ def embed(
     import ray.data
 
     on_gpu = gpu and settings.embedding != "words"
-    options = {"gpu": on_gpu, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"gpu": on_gpu, "trust_remote_code": trust_remote_code}
     made: Any
+    of: dict[str, Any]
     if settings.embedding == "words":
         kept = ray.put(Words(texts, settings.dimensions, seed))
         made = partial(ray.get, kept)
         of = {"dimensions": settings.dimensions, "sample": settings.sample, "seed": seed}
     elif settings.embedding == "base":
         tokens = settings.max_tokens
-        made = partial(HiddenStates, model, settings.depth, tokens, settings.cpus, **options)
+        made = partial(HiddenStates, model or "", settings.depth, tokens, settings.cpus, **options)
         of = {"depth": settings.depth, "max_tokens": tokens, "gpu": gpu}
     else:
-        made = partial(Sentences, model, settings.cpus, **options)
+        made = partial(Sentences, model or "", settings.cpus, **options)
         of = {"gpu": gpu}
     identity = {} if model is None else {"model": model_fingerprint(model)}
     parts = {"heap": heap.name, "embedding": settings.embedding} | of | identity
