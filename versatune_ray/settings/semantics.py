@@ -89,10 +89,10 @@ def check(config: Config, names: Sequence[str]) -> None:
     general = config.training.keep.kl_domain
     if general is not None and general not in names:
         raise UserError(f"training.keep.kl_domain: {general!r}; valid: {', '.join(names)}")
-    for name, part in config.training.keep.replay.items():
+    for name, replayed in config.training.keep.replay.items():
         if name not in names:
             raise UserError(f"training.keep.replay: {name!r}; valid: {', '.join(names)}")
-        if part and config.domains and not config.domains[name].validation:
+        if replayed and config.domains and not config.domains[name].validation:
             raise UserError(
                 f"domains.{name}.validation: missing; what the base wrote itself may train "
                 f"(training.keep.replay) and must not measure"

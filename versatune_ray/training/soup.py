@@ -96,7 +96,7 @@ def _mean(name: str, shards: Sequence[dict[str, Path]], parts: Sequence[float]) 
     total: torch.Tensor | None = None
     for own, part in zip(shards, parts, strict=True):
         with safe_open(own[name], "pt") as file:
-            values = file.get_tensor(name)
+            values: torch.Tensor = file.get_tensor(name)
         if not values.is_floating_point():
             return values
         total = values.float() * part if total is None else total.add_(values.float(), alpha=part)
