@@ -26,6 +26,7 @@ FLOORS = (
     "evaluation",
     "report",
     "pipeline",
+    "grouping",
     "tuning",
     "api",
     "cli",

@@ -17,10 +17,11 @@ from versatune_ray.settings.common import nearest
 
 _TRY = "versatune init FOLDER writes one from your files, versatune quickstart needs none"
 # these take none, or the microworld is what they are for
-_WITHOUT_CONFIG = ("quickstart", "make_base", "report")
+_WITHOUT_CONFIG = ("quickstart", "make_base", "report", "soup")
 _BEGIN = {
     "init": "write a configuration from a folder of files, with a look at each",
     "quickstart": "the whole method on a small made-up world: ten minutes on two cores",
+    "group": "domains out of one heap of unlabelled records",
     "preview": "what would train: shapes, unread fields, bad records, examples",
 }
 _TRAIN = {
@@ -42,6 +43,7 @@ _SEARCH = {
     "study": "methods × seeds, with intervals and paired differences",
     "cofitune": "which layers and modules should move for the targets",
     "replay": "recorded losses through other settings, in a second",
+    "soup": "the mean of models that were tuned from one base",
     "make_base": "a tiny base model with a known mixture, and a tiny judge",
 }
 COMMANDS = _BEGIN | _TRAIN | _USE | _SEARCH

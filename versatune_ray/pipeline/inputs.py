@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any, TypeVar
 
 from versatune_ray.domains import DomainData, DomainPaths, load_domains
@@ -102,6 +103,29 @@ class Inputs:
         return path
 
     @once
+    def with_replay(self) -> Config:
+        """``prepare``, with what the base wrote itself among the records of the domains that
+        ``training.keep.replay`` names.
+        """
+        config, keep = self.prepare(), self.given_config.training.keep
+        if not any(keep.replay.values()):
+            return config
+        from versatune_ray.detection.generate import generate, generator
+        from versatune_ray.pipeline.written import with_written, written_texts
+
+        name, engine = Path(self.model()).name, config.detection.engine
+        source = generator(name, self.model(), engine, config, gpu=self.gpu())
+
+        def write() -> Step:
+            made = generate(source, keep.replay_samples, gpu=self.gpu())
+            return Step(written_texts(source.folder, keep.replay_samples, self.cache), not made)
+
+        file = self.folder.step("replay", write)
+        return config.model_copy(
+            update={"domains": with_written(config.domains, keep.replay, file)}
+        )
+
+    @once
     def fingerprint(self) -> str:
         """What stands for the base model's content."""
         return model_fingerprint(self.model())
@@ -146,7 +170,7 @@ class Inputs:
         """The token stores per domain; ``data.json`` accounts for every record."""
         from versatune_ray.training.inputs import check_rows
 
-        config = self.prepare()
+        config = self.with_replay()
         for name, domain in config.domains.items():
             if not domain.train:
                 raise UserError(
@@ -180,7 +204,7 @@ class Inputs:
     def _build_stores(self, tokenizer: str) -> Step:
         from versatune_ray.domains.tokenizing import build_stores
 
-        config, began = self.prepare(), int(time.time())
+        config, began = self.with_replay(), int(time.time())
         paths = build_stores(config, config.domains, tokenizer, self.cache)
         stores = [folder for one in paths.values() for folder in one.folders]
         return Step(paths, all((folder / "meta.json").stat().st_mtime < began for folder in stores))

@@ -17,6 +17,7 @@ from versatune_ray.settings.detection import Detection, Engine, Generation, Http
 from versatune_ray.settings.domains import Data, Domain, Source
 from versatune_ray.settings.evaluation import Benchmark, Evaluation
 from versatune_ray.settings.given import leaves
+from versatune_ray.settings.grouping import Group
 from versatune_ray.settings.location import root
 from versatune_ray.settings.mixture import Mixture
 from versatune_ray.settings.stages import Stage
@@ -36,6 +37,7 @@ __all__ = [
     "Engine",
     "Evaluation",
     "Generation",
+    "Group",
     "Http",
     "Judge",
     "Lora",
@@ -129,6 +131,9 @@ class Config(Section):
     replay: Replay = setting(
         Replay, "recorded losses through other settings (jobs/replay.py)", resumable=True
     )
+    group: Group = setting(
+        Group, "domains out of unlabelled records (jobs/group.py)", resumable=True
+    )
     base: Base = setting(Base, "tiny base model made here")
     microworld: Microworld = setting(Microworld, "embedded default world")
 
@@ -158,6 +163,9 @@ class Config(Section):
                 raise ValueError(
                     f"domains.{name}.train: missing; name a file, a folder, a URI or a dataset id"
                 )
+        for name in self.group.labels:
+            if (reason := _no_domain(name)) is not None:
+                raise ValueError(f"group.labels: {name!r} cannot be a domain's name; {reason}")
         if (
             self.domains
             and self.model.path is None

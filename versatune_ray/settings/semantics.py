@@ -36,6 +36,7 @@ RUN_FOLDERS = (
     "detection",
     "evaluation",
     "finetune",
+    "group",
     "reference",
     "replay",
     "study",
@@ -85,6 +86,17 @@ def check(config: Config, names: Sequence[str]) -> None:
                     f"training.batch_size: {batch} is less than one sample for each of {workers} "
                     f"workers"
                 )
+    general = config.training.keep.kl_domain
+    if general is not None and general not in names:
+        raise UserError(f"training.keep.kl_domain: {general!r}; valid: {', '.join(names)}")
+    for name, replayed in config.training.keep.replay.items():
+        if name not in names:
+            raise UserError(f"training.keep.replay: {name!r}; valid: {', '.join(names)}")
+        if replayed and config.domains and not config.domains[name].validation:
+            raise UserError(
+                f"domains.{name}.validation: missing; what the base wrote itself may train "
+                f"(training.keep.replay) and must not measure"
+            )
     best = config.training.keep_best
     if best is not None and best not in ("loss", *(f"loss.{name}" for name in names)):
         raise UserError(
@@ -244,6 +256,10 @@ def recipe(config: Config, train_records: int, unit: Unit, samples: int | None =
         optimizer=training.optimizer,
         on_nonfinite=training.on_nonfinite,
         max_skipped=training.max_skipped,
+        kl=training.keep.kl,
+        kl_domain=training.keep.kl_domain,
+        kl_records=training.keep.kl_records,
+        l2=training.keep.l2,
         max_passes=max(_GOOD_PASSES, 2 * steps * training.batch_size / train_records)
         if cap == "auto"
         else cap,

@@ -7,7 +7,15 @@ from typing import Literal
 from pydantic import field_validator, model_validator
 
 from versatune_ray.settings.cofitune import Trainable
-from versatune_ray.settings.common import Betas, Loggers, Paths, Recompute, Section, setting
+from versatune_ray.settings.common import (
+    Betas,
+    Loggers,
+    Paths,
+    Recompute,
+    Section,
+    Shares,
+    setting,
+)
 
 
 class Reference(Section):
@@ -46,6 +54,43 @@ class Lora(Section):
     export: Literal["merged", "adapter"] = setting(
         "merged", "leave a whole model, or the adapter alone"
     )
+
+
+class Keep(Section):
+    """What keeps the tuned model near the base, whatever the shares; 0: nothing."""
+
+    kl: float = setting(
+        0.0,
+        "weight of KL(base ‖ model), the mean over response tokens of some records, in the loss; "
+        "without LoRA a copy of the base model stays in memory",
+        ge=0,
+    )
+    kl_domain: str | None = setting(
+        None, "kl: the domain whose training records these are; none: each domain in turn"
+    )
+    kl_records: int = setting(8, "kl: records per step, drawn anew at each", "records", ge=1)
+    l2: float = setting(
+        0.0,
+        "weight λ of λ/2 · ‖θ − θ₀‖², the squared distance to the base's weights (with LoRA of the "
+        "merged ones), in the loss",
+        ge=0,
+    )
+    replay: Shares = setting(
+        dict,
+        "domain → part of its samples that the base model wrote itself, from its start token "
+        "(detection's sequences), as {general: 0.2}; the domain needs `validation` of its own",
+    )
+    replay_samples: int = setting(
+        1000, "replay: sequences; those of an earlier detection are there already", ge=1
+    )
+
+    @field_validator("replay")
+    @classmethod
+    def _a_part(cls, value: Shares) -> Shares:
+        for name, part in value.items():
+            if not 0 <= part < 1:
+                raise ValueError(f"{name}: a part of the domain's samples, below 1; found {part}")
+        return value
 
 
 class Training(Section):
@@ -111,6 +156,7 @@ class Training(Section):
         "files of unit importance (jobs/cofitune.py): the update of a unit is scaled by 1 − its "
         "importance; of several, the highest",
     )
+    keep: Keep = setting(Keep, "terms of the loss against forgetting")
     optimizer: Literal["adamw", "adamw_8bit", "adamw_bf16"] = setting(
         "adamw",
         "adamw: 16 bytes per trained parameter (weight, gradient, two moments); adamw_8bit: "

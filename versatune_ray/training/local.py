@@ -86,6 +86,10 @@ def _finetune(
             "model.path and domains: name a model and data; for the embedded microworld there is "
             "jobs/quickstart"
         )
+    if any(config.training.keep.replay.values()):
+        raise UserError(
+            "training.keep.replay: what the base writes itself is made on Ray; run jobs/finetune.py"
+        )
     # The others wait for as long as the first one tokenises, and not just for a step.
     patient = dist.new_group(timeout=_TOKENISING, backend="gloo") if world > 1 else None
     with together(world, patient):

@@ -24,6 +24,7 @@ from versatune_ray.settings import Config
 from versatune_ray.settings.recipe import Execution, StagePlan
 from versatune_ray.training.adjustment import Refused, Report
 from versatune_ray.training.attention import choose
+from versatune_ray.training.attention import kind_of as kind_of_model
 from versatune_ray.training.budget import check_room
 from versatune_ray.training.checkpoint import Checkpoints, steps_in
 from versatune_ray.training.export import export
@@ -81,6 +82,11 @@ def run(job: Job, runtime: Runtime) -> None:
             empty=empty,
         )
         model = with_frozen(model, training, config.seed)
+        base = (
+            load_model(job.model, config.model.trust_remote_code, kind_of_model(model), empty=empty)
+            if training.keep.kl and training.lora.rank is None
+            else None
+        )
         data = list(load_domains(job.paths, config.data).values())
     with runtime.resume() as folder:
         stage = job.stages[job.stage_at(steps_in(folder))]
@@ -95,14 +101,18 @@ def run(job: Job, runtime: Runtime) -> None:
                 execution,
                 stage.records,
                 job.importance,
+                base,
             )
         runtime.watch(lambda: trainer.reached)
         checkpoints = Checkpoints(trainer)
         if empty:
             with together(runtime.world):
                 # a checkpoint has what trains
-                fill(model, job.model, frozen_only=folder is not None)
+                fill(model, job.model, frozen_only=folder is not None and not training.keep.l2)
                 begin_adapters(model, config.seed)
+                trainer.remember_base()
+                if base is not None:
+                    fill(base, job.model)
         state = None if folder is None else checkpoints.load(folder)
     share, lines = runtime.begin(state)
     with together(runtime.world):

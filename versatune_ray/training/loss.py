@@ -47,7 +47,7 @@ class ResponseLoss(nn.Module):
         self,
         tokens: torch.Tensor,
         kept: torch.Tensor,
-        targets: torch.Tensor,
+        targets: torch.Tensor | None,
         weights: torch.Tensor | None = None,
         **attention: Any,
     ) -> Any:
@@ -57,7 +57,9 @@ class ResponseLoss(nn.Module):
         Args:
             tokens: int64 [rows, length].
             kept: int64 [n], flat positions in ``tokens`` after which a response token follows.
-            targets: int64 [n], those tokens.
+            targets: int64 [n], those tokens. None: log-probabilities are returned, float32
+                [n, vocabulary]. Log-probabilities of another model, float [n, vocabulary]: nats are
+                KL(other ‖ this).
             weights: float32 [n], what each target counts in the loss.
             attention: what the attention needs to know of packed rows, ``position_ids`` and more
                 (see ``attention``).
@@ -81,12 +83,24 @@ def nats_and_gradient(
     return nats, log_p.exp_().add_(hit, alpha=-1).mul_(weights[:, None])
 
 
+def kl_and_gradient(
+    logits: torch.Tensor, log_p: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL(p ‖ softmax(logits)) [n], and the gradient of Σ weights · KL with respect to ``logits``
+    [n, vocabulary], weights · (softmax(logits) − p); both float32.
+    """
+    log_q = functional.log_softmax(logits, -1, dtype=torch.float32)
+    p = log_p.exp()
+    divergence = (p * (log_p - log_q)).sum(-1)
+    return divergence, log_q.exp_().sub_(p).mul_(weights[:, None])
+
+
 def _head_loss(
     head: nn.Linear,
     gradient: Gradient,
     rows: int | None,
     hidden: torch.Tensor,
-    targets: torch.Tensor,
+    targets: torch.Tensor | None,
     weights: torch.Tensor | None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     device, rows = hidden.device.type, rows or ROWS.get(hidden.device.type, 256)
@@ -94,6 +108,11 @@ def _head_loss(
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         hidden = hidden.to(torch.get_autocast_dtype(device))
     weight = head.weight.to(hidden.dtype)
+    if targets is None:
+        parts = [_logits(part, weight).float().log_softmax(-1) for part in hidden.split(rows)]  # type: ignore[no-untyped-call]
+        return torch.cat(parts)
+    if targets.is_floating_point():
+        gradient = kl_and_gradient
     if weights is None:
         return torch.cat(
             [

@@ -28,6 +28,7 @@ from versatune_ray.settings.recipe import Execution
 from versatune_ray.training.loss import ROWS, ResponseLoss
 from versatune_ray.training.optimizer import STATE_BYTES
 from versatune_ray.training.parallel import compiles, in_bf16, kind_of, prepare_layers
+from versatune_ray.training.retention import KL_TOKENS
 
 GIB = 2**30
 # of a GPU: CUDA's own context, kernels, NCCL's buffers, and what the allocator cannot use
@@ -90,8 +91,16 @@ def estimate(
         workspace = 4.0 * trained  # the buckets that gradients are sent in
     if low and kind != "fsdp":
         workspace += 2.0 * trained  # autocast's copies of the weights
+    whole, keep = training.lora.rank is None, training.keep
+    # copies of the base: of what trains, and of all of it
+    base = size * trained * bool(keep.l2 and whole) + (2 if low else 4) * (trained + frozen) * bool(
+        keep.kl and whole
+    )
+    if keep.kl:  # probabilities over the vocabulary
+        tokens = max(min(training.micro_batch_tokens, KL_TOKENS), longest)
+        workspace += 4.0 * tokens * model.config.vocab_size
     return Memory(
-        weights=(size * trained + (2 if low else 4) * frozen) * kept,
+        weights=(size * trained + (2 if low else 4) * frozen + base) * kept,
         gradients=gradients,
         optimizer=STATE_BYTES[training.optimizer] * trained * kept,
         activations=float(

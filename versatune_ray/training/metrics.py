@@ -126,6 +126,7 @@ class Metrics:
                 values["peak_memory_gib"] = torch.cuda.max_memory_allocated(trainer.device) / 2**30
             if seen.any():
                 values["loss"] = made.loss
+            values |= made.terms
             drawn = np.flatnonzero(seen)
             losses = {
                 trainer.data[domain].name: made.nats[domain] / made.count[domain]

@@ -169,11 +169,17 @@ class Parallel:
             parts.append(gradient * scales[id(parameter)] if id(parameter) in scales else gradient)
         norms = torch._foreach_norm(parts, 2.0, torch.float32) if parts else [torch.zeros(())]
         norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms)).to(self.device)
-        if self._shards is not None and self.world > 1:
-            square = norm.square()
-            dist.all_reduce(square, group=self._shards)
-            norm = square.sqrt()
-        return norm
+        return self.over_shards(norm.square()).sqrt() if self._in_shards else norm
+
+    @property
+    def _in_shards(self) -> bool:
+        return self._shards is not None and self.world > 1
+
+    def over_shards(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum over the parts of a copy of the model; what each rank has, where it has all."""
+        if self._in_shards:
+            dist.all_reduce(value, group=self._shards)
+        return value
 
     def scale_gradient(self, factor: torch.Tensor) -> None:
         gradients = [local(parameter.grad) for parameter in self._with_gradient()]
@@ -209,9 +215,7 @@ class Parallel:
             for pieces in zip(*(part.split(max(1, _SLICE // k)) for part in parts), strict=True):
                 stacked = torch.stack([piece.to(self.device, torch.float32) for piece in pieces])
                 found += (stacked @ stacked.T).double()
-        if self._shards is not None and self.world > 1:
-            dist.all_reduce(found, group=self._shards)
-        return found.cpu().numpy()  # type: ignore[no-any-return]
+        return self.over_shards(found).cpu().numpy()  # type: ignore[no-any-return]
 
     def gather(self, value: object) -> list[Any]:
         """``value`` of every rank, in rank order."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,9 @@ class StepStats:
 
     nats, count: summed over all ranks per domain [k], and what they are divided by (tokens or
     bytes). norm: of the gradient before clipping. rate: the learning rate. skipped: what
-    ``on_nonfinite=skip`` left out, in words; None: nothing, the weights moved.
+    ``on_nonfinite=skip`` left out, in words; None: nothing, the weights moved. terms: what
+    ``training.keep`` adds to the loss and ``loss`` has not, by name: kl_to_base, the mean KL in
+    nats per token before the step; distance_to_base, ‖θ − θ₀‖ before it.
     """
 
     lengths: NDArray[np.int64]
@@ -37,6 +39,7 @@ class StepStats:
     norm: float
     rate: float
     skipped: str | None = None
+    terms: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:

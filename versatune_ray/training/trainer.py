@@ -27,14 +27,15 @@ from versatune_ray.training.batches import Layout, MicroBatch, Samples
 from versatune_ray.training.families import check_positions
 from versatune_ray.training.loss import ResponseLoss
 from versatune_ray.training.model import in_precision, model_size
+from versatune_ray.training.nonfinite import find_not_finite
 from versatune_ray.training.order import sampler_of
 from versatune_ray.training.parallel import Parallel, compiles, in_bf16
+from versatune_ray.training.retention import KLToBase, L2ToBase
 from versatune_ray.training.step import (
     Array,
     Drawn,
     StepStats,
     Unrecoverable,
-    not_finite,
     token_weights,
 )
 from versatune_ray.training.trainable import SoftMask
@@ -56,8 +57,11 @@ class Trainer:
         execution: Execution = Execution(),  # noqa: B008 - frozen
         records: Sequence[int] | None = None,
         importance: Mapping[str, torch.Tensor] | None = None,
+        base: PreTrainedModel | None = None,
     ):
-        """``model``: of ``load_model``, an ``empty`` one only under FSDP."""
+        """``model``: of ``load_model``, an ``empty`` one only under FSDP. ``base``: the same again,
+        where ``recipe.kl`` asks for it and there are no adapters.
+        """
         if recipe.batch_size < world:
             raise UserError(
                 f"training.batch_size: {recipe.batch_size} samples cannot be spread over {world} "
@@ -82,6 +86,13 @@ class Trainer:
             self.attention, parameters, width, world, rank, self.parallel.in_step, pinned=gpu
         )
         self._mask = SoftMask(self.parallel.module, importance) if importance else None
+        self._kl = (
+            KLToBase(recipe, self.data, self.parallel, self._layout, execution, base)
+            if recipe.kl
+            else None
+        )
+        self._l2 = L2ToBase(self.parallel.module, recipe.l2) if recipe.l2 else None
+        self.remember_base()
         # While the device works on a step, a thread makes the batches of the next one.
         self._thread = (
             ThreadPoolExecutor(1, "batches", torch.cuda.set_device, (device,)) if gpu else None
@@ -98,6 +109,11 @@ class Trainer:
         self.train_loss = LossSums.zeros(len(self.data))
         self.samples = np.zeros(len(self.data), dtype=np.int64)
         self.tokens = np.zeros(len(self.data), dtype=np.int64)
+
+    def remember_base(self) -> None:
+        """The weights that are there now are the base's; once an ``empty`` model is filled."""
+        if self._l2 is not None:
+            self._l2.remember()
 
     def begin(
         self, recipe: Recipe, records: Sequence[int] | None = None, *, fresh: bool = True
@@ -142,14 +158,20 @@ class Trainer:
             ) from error
         if ahead and self._thread is not None:
             self._next = self._thread.submit(self._draw, shares)
+        # before the others, with which its gradient is reduced
+        terms = {"kl_to_base": self._kl.backward(self.recipe, self.steps_done)} if self._kl else {}
         sums = self._backward(drawn.batches)
+        whole = self.parallel.total(torch.cat([sums, *(one[None] for one in terms.values())]))
+        if self._l2:
+            terms["distance_to_base"] = self._l2.add_gradient(self.parallel)
+            whole = torch.cat([whole, terms["distance_to_base"].double()[None]])
         norm = self.parallel.gradient_norm(self._mask.scales if self._mask else ())
         self._clip(norm)
-        whole = self.parallel.total(sums)
         # all that the host waits for in a step
         read = torch.cat([sums, whole, norm.double()[None]]).cpu().numpy()
         k = len(self.data)
-        self._account(drawn, read[:k], read[k : 2 * k], float(read[-1]))
+        named = dict(zip(terms, map(float, read[2 * k : -1]), strict=True))
+        self._account(drawn, read[:k], read[k : 2 * k], float(read[-1]), named)
         assert self.last is not None
         return self.last.loss
 
@@ -240,11 +262,13 @@ class Trainer:
         if self.recipe.max_grad_norm:
             self.parallel.scale_gradient((self.recipe.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
 
-    def _account(self, drawn: Drawn, nats: Array, whole: Array, norm: float) -> None:
+    def _account(
+        self, drawn: Drawn, nats: Array, whole: Array, norm: float, terms: Mapping[str, float]
+    ) -> None:
         """The end of a step: move the weights, or leave them, and count what it was made of.
 
         Args:
-            nats: of this rank, per domain [k]; whole: of all ranks.
+            nats: of this rank, per domain [k]; whole: of all ranks. terms: see ``StepStats``.
 
         Raises:
             Unrecoverable: the gradient is not finite.
@@ -260,7 +284,8 @@ class Trainer:
             mine = np.sum([self._count(batch.samples) for batch in drawn.batches], axis=0)
             self.train_loss += LossSums(nats, mine)
         else:
-            skipped = f"step {self.steps_done + 1}: {self._not_finite(drawn, nats)}"
+            found = find_not_finite(drawn, nats, self.data, self._layout, self.parallel)
+            skipped = f"step {self.steps_done + 1}: {found}"
             self.skipped += 1
             if self.recipe.on_nonfinite == "stop":
                 raise Unrecoverable(f"{skipped}; the last checkpoint is intact")
@@ -271,7 +296,7 @@ class Trainer:
                 )
             whole, count = np.zeros_like(whole), np.zeros_like(count)
         self.optimizer.zero_grad(set_to_none=True)
-        self.last = StepStats(lengths, responses, whole, count, norm, rate, skipped)
+        self.last = StepStats(lengths, responses, whole, count, norm, rate, skipped, terms)
         k = len(self.data)
         self.samples += np.bincount(samples.domain, minlength=k)
         self.tokens += np.bincount(samples.domain, responses, k).astype(np.int64)
@@ -290,34 +315,3 @@ class Trainer:
             samples.domain, samples.counted(self.recipe.unit), len(self.data)
         ).astype(np.float64)
         return counted
-
-    @torch.no_grad()
-    def _not_finite(self, drawn: Drawn, nats: Array) -> str:
-        """Find out what is not finite; the same on every rank."""
-        mine: list[str] = []
-        bad = ~np.isfinite(nats)
-        if bad.any():
-            for batch in drawn.batches:
-                samples = batch.samples.take(np.flatnonzero(bad[batch.samples.domain]))
-                # A single rank cannot go through a sharded model: all its samples of the domain are
-                # named.
-                single = () if self.parallel.in_step else self._batches_of_one(samples)
-                named = (
-                    [one.samples for one in single if not torch.isfinite(self._nats(one)).all()]
-                    if single
-                    else [samples]
-                )
-                mine += [
-                    f"{self.data[domain].name}: {location}"
-                    for found in named
-                    for domain, location in zip(found.domain, found.locations(), strict=True)
-                ]
-        return not_finite(text for texts in self.parallel.gather(mine) for text in texts)
-
-    def _batches_of_one(self, samples: Samples) -> list[MicroBatch]:
-        singles = (samples.take(np.array([row])) for row in range(len(samples)))
-        return [self._layout.collate(single, None) for single in singles]
-
-    def _nats(self, batch: MicroBatch) -> torch.Tensor:
-        nats: torch.Tensor = self.parallel.forward(batch.to(self.device).inputs, train=False)
-        return nats

@@ -1,0 +1,66 @@
+"""Replay against forgetting: texts that the base model wrote itself, from its start token alone, as
+a part of a domain's records. They are detection's sequences; what is missing of them is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet
+
+from versatune_ray.detection.generate import GENERATED
+from versatune_ray.errors import UserError
+from versatune_ray.runs.cache import cached
+from versatune_ray.runs.parts import read_rows
+from versatune_ray.settings import Domain, Source
+
+
+def written_texts(sequences: Path, count: int, cache: Path) -> Path:
+    """A file of the texts among the first ``count`` of a store of sequences: without those that
+    failed, are empty, or repeat a token or a short cycle of them.
+
+    Raises:
+        UserError: none is left.
+    """
+
+    def build(work: Path) -> None:
+        table = read_rows(sequences, GENERATED, ["id", "text", "degenerate", "discarded"])
+        good = pc.and_(table["discarded"].is_null(), pc.invert(table["degenerate"]))
+        texts = table.filter(pc.and_(good, pc.less(table["id"], count)))["text"].to_pylist()
+        texts = [text for text in texts if text.strip()]
+        if not texts:
+            raise UserError(
+                f"training.keep.replay: none of the {count} sequences that the base model wrote is "
+                f"a text to learn from; leave it out"
+            )
+        pyarrow.parquet.write_table(pa.table({"text": texts}), work / "written.parquet")
+
+    parts = {"sequences": sequences.name, "count": count}
+    return cached(cache, "written", parts, build)[0] / "written.parquet"
+
+
+def with_written(
+    domains: Mapping[str, Domain], replay: Mapping[str, float], file: Path
+) -> dict[str, Domain]:
+    """The domains, of which those in ``replay`` take that part of their samples from ``file``; what
+    their own sources give keeps its proportions.
+    """
+    return {
+        name: domain.model_copy(update={"train": _sources(domain, replay[name], file)})
+        if replay.get(name)
+        else domain
+        for name, domain in domains.items()
+    }
+
+
+def _sources(domain: Domain, part: float, file: Path) -> list[Source]:
+    own = domain.weights or [1.0] * len(domain.train)
+    total = sum(own)
+    weighed = [
+        Source(path=spec, weight=(1 - part) * weight / total)
+        for spec, weight in zip(domain.specs("train"), own, strict=True)
+    ]
+    return [*weighed, Source(path=str(file), weight=part)]
