@@ -15,7 +15,7 @@ import pytest
 from versatune_ray.domains.fingerprint import fingerprint
 from versatune_ray.domains.readers import read_records
 from versatune_ray.domains.remote import locate
-from versatune_ray.domains.spec import expand
+from versatune_ray.domains.spec import Input, expand
 from versatune_ray.errors import UserError
 
 server = pytest.importorskip("moto.server")
@@ -62,7 +62,25 @@ def test_a_folder_of_a_bucket_holds_what_the_same_folder_here_holds(
     assert [source.format for source in there] == ["jsonl", "jsonl", "jsonl", "parquet"]
     for one, other in zip(here, there, strict=True):
         assert [row.record for row in read_records(other)] == ROWS, other
-        assert fingerprint([other]) == fingerprint([one])
+        assert fingerprint([other], "content") == fingerprint([one], "content")
+
+
+def test_an_object_is_known_by_its_place_size_and_version(files: Path, query: str) -> None:
+    (source,) = expand(f"s3://bucket/some/law/law 1.jsonl{query}", "domains.law.train")
+    before = fingerprint([source])
+    assert fingerprint([source]) == before
+    found = locate(source.path)
+    text = (files / "law 1.jsonl").read_bytes()
+    try:
+        with found.fs.fs.open_output_stream(found.path) as stream:
+            stream.write(text.replace(b"a", b"e"))  # of the same size, perhaps in the same second
+        assert fingerprint([source]) != before
+    finally:
+        with found.fs.fs.open_output_stream(found.path) as stream:
+            stream.write(text)
+    gone = Input(source.path.replace("law 1", "law 0"), "gone", "jsonl")
+    with pytest.raises(UserError, match="gone: cannot be read: no such file"):
+        fingerprint([gone])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -215,3 +217,42 @@ def test_tables_between_tasks_carry_what_lists_in_one_process_do(
     assert ours.bad == [(0, 2, "no answer (completion is empty)")]
     assert dict(ours.accounts) == dict(alone.accounts)
     assert sorted(ours.accounts) == ["", '["prompt/completion", ["id"], []]', '["text", [], []]']
+
+
+def test_sources_are_read_again_when_their_files_change_and_known_by_their_records(
+    tmp_path: Path, tokenizer: str
+) -> None:
+    law = tmp_path / "law.jsonl"
+    config = parse(
+        {"model": {"path": "unused"}, "domains": {"law": lines(law, asked(0, 9)), "b": str(law)}}
+    )
+
+    def found() -> Any:
+        args = (config, config.domains, tokenizer, tmp_path / "cache")
+        return build_stores(*args, distributed=False)["law"]
+
+    first = found()
+    assert found() == first
+    os.utime(law, ns=(1, 1))
+    touched = found()
+    assert touched.train != first.train
+    assert touched.key == first.key
+    lines(law, asked(1, 9))
+    assert found().key != first.key
+
+
+def test_a_store_of_the_version_before_is_found_by_its_content_once(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    law, cache = lines(tmp_path / "law.jsonl", asked(0, 9)), tmp_path / "cache"
+    tree: dict[str, Any] = {"model": {"path": "unused"}, "domains": {"law": law, "b": law}}
+    before = parse(tree | {"data": {"fingerprint": "content"}})
+    args = (before.domains, tokenizer, cache)
+    old = build_stores(before, *args, distributed=False)["law"]
+    meta = json.loads((old.train / "meta.json").read_text())
+    del meta["identity"]
+    (old.train / "meta.json").write_text(json.dumps(meta))
+    assert old.key == [old.train.name, None]
+    assert build_stores(parse(tree), *args, distributed=False)["law"] == old
+    monkeypatch.setattr(import_module("versatune_ray.domains.fingerprint"), "open_file", None)
+    assert build_stores(parse(tree), *args, distributed=False)["law"] == old

@@ -22,7 +22,7 @@ from versatune_ray.domains import chat, records
 from versatune_ray.domains.blocks import Part, part_of_rows, parts_of, schemas
 from versatune_ray.domains.encoding import Encoding, encode, packed, read, unpacked
 from versatune_ray.domains.example import BadRecord, printable
-from versatune_ray.domains.fingerprint import fingerprint
+from versatune_ray.domains.keys import store_folder
 from versatune_ray.domains.readers import remarks
 from versatune_ray.domains.spec import Input, expand
 from versatune_ray.domains.split import DomainPaths
@@ -32,7 +32,7 @@ from versatune_ray.domains.store import (
 )
 from versatune_ray.domains.store_writer import TokenStoreWriter
 from versatune_ray.errors import UserError
-from versatune_ray.runs.cache import have, held, key_of
+from versatune_ray.runs.cache import have, held
 from versatune_ray.runs.folder import say
 from versatune_ray.settings import Config, Domain
 
@@ -68,10 +68,10 @@ def build_stores(
     """Tokenise the records of ``domains`` and return the folders of their stores (see
     ``split.load_domains``).
 
-    A store is reused when the content of its sources, the tokenizer, the chat template and the
-    length settings are the same. Two runs that need the same store at once build it once. Ray must
-    be initialised, or is by Ray Data; unless ``distributed`` is false, which does all of it in this
-    process.
+    A store is reused when its sources (see ``data.fingerprint``), the tokenizer, the chat template
+    and the length settings are the same. Two runs that need the same store at once build it once.
+    Ray must be initialised, or is by Ray Data; unless ``distributed`` is false, which does all of
+    it in this process.
 
     Raises:
         UserError: a source is missing, unreadable or without a record, or has more bad records than
@@ -108,8 +108,8 @@ def build_stores(
         groups = [expand(spec, key) for spec in domain.specs(side)]
         inputs = [source for group in groups for source in group]
         rules = records.Rules(domain.fields, domain.allowed, data.preference)
-        parts = variant | {"content": fingerprint(inputs), "rules": asdict(rules)}
-        folder = (cache / "tokens" / key_of(parts)).absolute()
+        parts = variant | {"rules": asdict(rules)}
+        folder = store_folder(cache, parts, inputs, data.fingerprint, key)
         return _Job(key, inputs, [len(group) for group in groups], rules, folder)
 
     jobs = {
