@@ -124,7 +124,7 @@ def _write(folder: Path, count: int) -> dict[str, Any]:
 
 def parent(quick: bool) -> None:
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-    count = 500 if quick else 8000
+    count = 500 if quick else 3000
     with tempfile.TemporaryDirectory() as name:
         given = _write(Path(name), count)
         rounds = []

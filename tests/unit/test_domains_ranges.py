@@ -15,11 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 from tiny import byte_tokenizer
 
-from versatune_ray.domains import TokenStore, expand, read_records
+from versatune_ray.domains import TokenStore, expand, read_records, sample
 from versatune_ray.domains import ranges as module
-from versatune_ray.domains.ranges import NotByLines, in_one_piece, ranges, read_range, step_for
+from versatune_ray.domains.delimited import NotByLines
+from versatune_ray.domains.labelled import labelled_texts
+from versatune_ray.domains.ranges import in_one_piece, ranges, read_range, step_for
+from versatune_ray.domains.sample import some_records
 from versatune_ray.domains.spec import Input
 from versatune_ray.domains.tokenizing import build_stores
+from versatune_ray.settings import Data
 from versatune_ray.settings.loading import parse
 
 JSONL = (
@@ -135,3 +139,30 @@ def test_a_store_does_not_depend_on_ranges(
     assert found.meta["bad_examples"][0][1] == expected.meta["bad_examples"][0][1] > 100
     places = range(len(expected))
     assert [found.location(n) for n in places] == [expected.location(n) for n in places]
+
+
+def test_of_large_sources_some_records_are_read_from_all_over_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": f"q{n}", "completion": "x" * 50} for n in range(5000)]
+    for name, some in (("a", rows[:4000]), ("b", rows[4000:])):
+        text = "".join(json.dumps(row) + "\n" for row in some)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    inputs = expand(str(tmp_path), "key")
+    domain = parse(
+        {"model": {"path": "x"}, "domains": dict.fromkeys(("law", "b"), str(tmp_path))}
+    ).domains["law"]
+    everything = labelled_texts({"law": domain}, Data(), 20)["law"]
+    assert [item.record for item in some_records(inputs)] == rows
+    monkeypatch.setattr(sample, "_WHOLE", 100)
+    monkeypatch.setattr(sample, "_LINES", 2000)
+    found = [item.record for item in some_records(inputs)]
+    assert sorted(found, key=str) == sorted(rows, key=str)  # each once, if one reads on
+    first = [int(row["prompt"][1:]) // 1000 for row in found[:1000] if row]
+    assert set(first) == {0, 1, 2, 3, 4}
+    assert [item.record for item in some_records(inputs)] == found
+    few = labelled_texts({"law": domain}, Data(), 20)["law"]
+    assert len(few) == 20
+    assert set(few) != set(everything)
+    assert few == labelled_texts({"law": domain}, Data(), 20)["law"]
+    assert len(labelled_texts({"law": domain}, Data(), 10_000)["law"]) > 150  # a twentieth

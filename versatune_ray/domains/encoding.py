@@ -19,8 +19,9 @@ import numpy as np
 
 from versatune_ray.domains import chat, records
 from versatune_ray.domains.blocks import Part, part_of_rows
+from versatune_ray.domains.delimited import NotByLines
 from versatune_ray.domains.example import printable, prompt_key
-from versatune_ray.domains.ranges import NotByLines, Range, read_range
+from versatune_ray.domains.ranges import Range, read_range
 from versatune_ray.domains.readers import read_records
 from versatune_ray.domains.spec import Input
 from versatune_ray.errors import UserError

@@ -18,11 +18,10 @@ from typing import Any
 from versatune_ray.domains import delimited, json_records
 from versatune_ray.domains.delimited import NotByLines
 from versatune_ray.domains.readers import BOM, UTF_16, Located, as_text, decoded, open_source
+from versatune_ray.domains.remote import stamp
 from versatune_ray.domains.spec import Input, reason_of
 from versatune_ray.domains.tables import ParquetRange
 from versatune_ray.errors import UserError
-
-__all__ = ["NotByLines", "Range", "in_one_piece", "ranges", "read_range"]
 
 STEP = 8 << 20  # bytes of a range at least: a few seconds of tokenising
 _MOST = 4096  # ranges of all inputs together, about
@@ -39,6 +38,17 @@ class Range:
     start: int
     end: int
     lines: int = field(default=0, compare=False)
+
+
+def size_of(source: Input) -> int | None:
+    """Bytes of a file; None where nobody knows. What is wrong with it is told when it is read."""
+    if source.format == "hub":
+        return None
+    try:
+        found = stamp(source.path)
+    except (OSError, ValueError, ImportError):
+        return None
+    return found[0] if found else None
 
 
 def step_for(total: int) -> int:
@@ -118,7 +128,7 @@ def _lines(file: Any, part: Range) -> _Lines:
     return _Lines(whole, max(0, stop - begin))
 
 
-def _line_start(file: io.BufferedReader, place: int) -> int:
+def _line_start(file: io.BufferedReader[Any], place: int) -> int:
     """Where the first line begins that does not begin before ``place``."""
     if place == 0:
         return 0
@@ -154,7 +164,7 @@ class _Seekable(io.RawIOBase):
 class _Lines(io.BufferedReader):
     """The next ``left`` bytes of a file; ``lines``: of them that were iterated."""
 
-    def __init__(self, file: io.BufferedReader, left: int) -> None:
+    def __init__(self, file: io.BufferedReader[Any], left: int) -> None:
         super().__init__(_Limited(file, left), _BUFFER)
         self.lines = 0
 
@@ -165,7 +175,7 @@ class _Lines(io.BufferedReader):
 
 
 class _Limited(io.RawIOBase):
-    def __init__(self, file: io.BufferedReader, left: int) -> None:
+    def __init__(self, file: io.BufferedReader[Any], left: int) -> None:
         self._file, self._left = file, left
 
     def readable(self) -> bool:

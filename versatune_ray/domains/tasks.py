@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 
 from versatune_ray.domains.blocks import Part
 from versatune_ray.domains.encoding import Encoding, Item, encoded, read
-from versatune_ray.domains.ranges import BREAKS, in_one_piece, ranges, step_for
+from versatune_ray.domains.ranges import BREAKS, in_one_piece, ranges, size_of, step_for
 from versatune_ray.domains.records import Rules
-from versatune_ray.domains.remote import stamp
 from versatune_ray.domains.spec import Input
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ _BLOCKS = 4096
 def items(stores: Sequence[tuple[Sequence[Input], Rules]]) -> list[Item]:
     """The work for some stores, in order: it depends on the inputs and on nothing else."""
     sizes = {
-        (store, number): _size(source)
+        (store, number): size_of(source)
         for store, (inputs, _) in enumerate(stores)
         for number, source in enumerate(inputs)
     }
@@ -46,17 +45,6 @@ def items(stores: Sequence[tuple[Sequence[Input], Rules]]) -> list[Item]:
         else:
             found.append(replace(item, breaks=reason == BREAKS))
     return found
-
-
-def _size(source: Input) -> int | None:
-    """Bytes of a file; None where nobody knows. What is wrong with it is told when it is read."""
-    if source.format == "hub":
-        return None
-    try:
-        found = stamp(source.path)
-    except (OSError, ValueError, ImportError):
-        return None
-    return found[0] if found else None
 
 
 def alone(work: Sequence[Item], encoding: Encoding) -> Generator[Part]:
