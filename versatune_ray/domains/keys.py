@@ -57,7 +57,10 @@ def _from_before(place: Path, inputs: Sequence[Input]) -> bool:
     """Whether there is a store of inputs of these names that was found by its content."""
     names = [source.prefix for source in inputs]
     for file in place.glob("*/meta.json"):
-        meta = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            meta = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # told by whoever needs that store
+            continue
         if "identity" not in meta and meta.get("inputs") == names:
             return True
     return False
