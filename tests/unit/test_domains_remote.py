@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from versatune_ray.domains.fingerprint import fingerprint
+from versatune_ray.domains.ranges import in_one_piece, ranges, read_range, size_of
 from versatune_ray.domains.readers import read_records
 from versatune_ray.domains.remote import locate
-from versatune_ray.domains.spec import expand
+from versatune_ray.domains.spec import Input, expand
 from versatune_ray.errors import UserError
 
 server = pytest.importorskip("moto.server")
@@ -62,7 +63,36 @@ def test_a_folder_of_a_bucket_holds_what_the_same_folder_here_holds(
     assert [source.format for source in there] == ["jsonl", "jsonl", "jsonl", "parquet"]
     for one, other in zip(here, there, strict=True):
         assert [row.record for row in read_records(other)] == ROWS, other
-        assert fingerprint([other]) == fingerprint([one])
+        assert fingerprint([other], "content") == fingerprint([one], "content")
+
+
+def test_objects_are_read_in_ranges(files: Path, query: str) -> None:
+    for name in ("law 1.jsonl", "law 4.parquet"):
+        (source,) = expand(f"s3://bucket/some/law/{name}{query}", "domains.law.train")
+        size = size_of(source)
+        assert size == (files / name).stat().st_size
+        parts = ranges(source, size, size // 2)
+        assert len(parts) > 1
+        assert in_one_piece(source) is None
+        assert [row.record for part in parts for row in read_range(source, part)] == ROWS
+
+
+def test_an_object_is_known_by_its_place_size_and_version(files: Path, query: str) -> None:
+    (source,) = expand(f"s3://bucket/some/law/law 1.jsonl{query}", "domains.law.train")
+    before = fingerprint([source])
+    assert fingerprint([source]) == before
+    found = locate(source.path)
+    text = (files / "law 1.jsonl").read_bytes()
+    try:
+        with found.fs.fs.open_output_stream(found.path) as stream:
+            stream.write(text.replace(b"a", b"e"))  # of the same size, perhaps in the same second
+        assert fingerprint([source]) != before
+    finally:
+        with found.fs.fs.open_output_stream(found.path) as stream:
+            stream.write(text)
+    gone = Input(source.path.replace("law 1", "law 0"), "gone", "jsonl")
+    with pytest.raises(UserError, match="gone: cannot be read: no such file"):
+        fingerprint([gone])
 
 
 @pytest.mark.parametrize(

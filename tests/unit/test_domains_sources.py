@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -193,24 +196,37 @@ def test_records_of_a_dataset_come_through_the_datasets_library(tmp_path: Path) 
         list(read_records(Input(str(tmp_path), "org/law", "hub", split="nosuch")))
 
 
-def test_the_fingerprint_follows_content_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["files", "content"])
+def test_a_fingerprint_follows_what_is_read_and_in_which_order(tmp_path: Path, by: Any) -> None:
+    first = expand(str(write(tmp_path / "a.jsonl", lines(ROWS))), KEY)
+    other = expand(str(write(tmp_path / "c.jsonl", lines(ROWS[:1]))), KEY)
+    lists = [first, other, first + other, other + first]
+    assert len({fingerprint(one, by) for one in lists}) == 4
+    assert fingerprint(first, by) == fingerprint(first, by)
+    before = fingerprint(first, by)
+    write(tmp_path / "a.jsonl", lines(ROWS[::-1]))
+    os.utime(tmp_path / "a.jsonl", ns=(1, 1))
+    assert fingerprint(first, by) != before
+    hub = [Input("org/law", "org/law", "hub", None, "train", revision) for revision in ("1", "2")]
+    assert fingerprint(hub[:1], by) != fingerprint(hub[1:], by)
+
+
+def test_only_content_is_the_same_in_another_place(tmp_path: Path) -> None:
     first = expand(str(write(tmp_path / "a.jsonl", lines(ROWS))), KEY)
     moved = expand(str(write(tmp_path / "other/b.jsonl", lines(ROWS))), KEY)
-    changed = expand(str(write(tmp_path / "c.jsonl", lines(ROWS[:1]))), KEY)
-    assert fingerprint(first) == fingerprint(moved)
-    assert (
-        len(
-            {
-                fingerprint(first),
-                fingerprint(changed),
-                fingerprint(first + changed),
-                fingerprint(changed + first),
-            }
-        )
-        == 4
-    )
-    hub = [Input("org/law", "org/law", "hub", None, "train", revision) for revision in ("1", "2")]
-    assert fingerprint(hub[:1]) != fingerprint(hub[1:])
+    for source in (*first, *moved):
+        os.utime(source.path, ns=(1, 1))
+    assert fingerprint(first, "content") == fingerprint(moved, "content")
+    assert fingerprint(first) != fingerprint(moved)
+
+
+def test_a_fingerprint_of_files_reads_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = expand(str(write(tmp_path / "a.jsonl", lines(ROWS))), KEY)
+    monkeypatch.setattr(import_module("versatune_ray.domains.fingerprint"), "open_file", None)
+    assert len(fingerprint(found)) == 64
+    (tmp_path / "a.jsonl").unlink()
+    with pytest.raises(UserError, match=r"a\.jsonl: cannot be read: "):
+        fingerprint(found)
 
 
 def test_texts_come_from_plain_files_and_text_fields(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from versatune_ray.domains.chat import (
     check_embeddings,
     encode,
+    encode_many,
     encode_prompt,
     end_of_turn,
     load_tokenizer,
@@ -21,6 +23,7 @@ from versatune_ray.domains.chat import (
     tokenizer_fingerprint,
 )
 from versatune_ray.domains.records import BadRecord, Example, Message
+from versatune_ray.domains.template import ChatTemplate
 from versatune_ray.errors import UserError
 
 CHATML = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -483,3 +486,54 @@ def test_tokens_without_embeddings_are_told_before_training(tmp_path: Path) -> N
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     check_embeddings(tokenizer, str(tmp_path))
     check_embeddings(tokenizer, str(tmp_path / "no model"))
+
+
+WORDS = [
+    "a",
+    "Four.",
+    " b\n",
+    "Q",
+    "<|im_end|>",
+    "assistant\n",
+    "é [INST] ",
+    "a <think>x</think> y",
+    "",
+]
+
+
+@pytest.mark.parametrize("family", TABLE)
+def test_a_skeleton_and_a_batch_give_what_marks_give(family: str) -> None:
+    random, tokenizer = Random(7), tokenizer_of(family)
+    examples = []
+    for _ in range(60):
+        turns = [Message(role="system", content=random.choice(WORDS))] * (random.random() < 0.3)
+        for _ in range(random.randrange(1, 4)):
+            for role in ("user", "assistant"):
+                said = " ".join(random.choices(WORDS, k=random.randrange(1, 3)))
+                turns.append(Message(role=role, content=said))  # type: ignore[typeddict-item]
+        trains = tuple(t["role"] == "assistant" and random.random() < 0.8 for t in turns)
+        examples.append(Example(tuple(turns), trains))
+
+    def alone(example: Example) -> Any:
+        ChatTemplate.of(tokenizer).skeletons.clear()
+        try:
+            return encode(tokenizer, example)
+        except BadRecord as error:
+            return str(error)
+
+    expected = [alone(example) for example in examples]
+    ChatTemplate.of(tokenizer).skeletons.clear()
+    found = encode_many(tokenizer, [*examples, *examples])
+    said = [str(one) if isinstance(one, BadRecord) else one for one in found]
+    assert said == [*expected, *expected]
+    assert any(isinstance(one, tuple) for one in expected)
+
+
+def test_a_conversation_of_known_roles_is_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tokenizer_of("Qwen2.5")
+    encode(tokenizer, ONE)
+    template, calls = ChatTemplate.of(tokenizer), []
+    render = template.render
+    monkeypatch.setattr(template, "render", lambda *a, **k: calls.append(1) or render(*a, **k))
+    encode(tokenizer, ONE)
+    assert len(calls) == 1

@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import gzip
 import json
-from dataclasses import asdict
+import os
+import pickle
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +25,9 @@ from versatune_ray.domains import (
     TokenStore,
     expand,
     load_domains,
-    tokenizing,
+    tasks,
 )
-from versatune_ray.domains.blocks import part_of_rows, parts_of
-from versatune_ray.domains.encoding import Encoding, encode, read
+from versatune_ray.domains.encoding import Encoding, Item
 from versatune_ray.domains.tokenizing import build_stores
 from versatune_ray.errors import UserError
 from versatune_ray.settings.loading import parse
@@ -195,23 +197,56 @@ def test_tables_between_tasks_carry_what_lists_in_one_process_do(
         {"text": "0123456789" * 3},
     ]
     (source,) = expand(lines(tmp_path / "law.jsonl", rows), "key")
-    item = {
-        "store": 3,
-        "input": 0,
-        "source": json.dumps(asdict(source)),
-        "rules": json.dumps(asdict(Rules())),
-    }
     encoding = Encoding(tokenizer, PLAIN_TEMPLATE, False, 24, "cut")
-    (table,) = tokenizing._read_tables(pa.Table.from_pylist([item]))
-    (ours,) = parts_of(tokenizing._encode_table(table, encoding))
-    (alone,) = (part_of_rows(3, encode(read_rows, encoding)) for read_rows in read(item))
-    assert ours.good is not None
-    assert alone.good is not None
-    for name, column in ours.good._asdict().items():
-        assert column.tolist() == getattr(alone.good, name).tolist(), name
-    assert ours.good.weights is not None
+    (alone,) = tasks.alone([Item(3, 0, source, Rules())], encoding)
+    for apart in (False, True):
+        item = Item(3, 0, source, Rules(), apart=apart)
+        table = pa.Table.from_pydict({"work": [pickle.dumps((item, None))]})
+        (read,) = tasks._read_apart(table)
+        (found,) = tasks._encode(read, encoding)
+        ours = pickle.loads(found["part"][0].as_py())
+        for name, column in ours.good._asdict().items():
+            assert column.tolist() == getattr(alone.good, name).tolist(), name
+        assert replace(ours, good=None) == replace(alone, good=None)
     assert ours.good.weights.tolist() == [0.5, 1, 1]
-    assert (ours.store, ours.bad, dict(ours.left_out)) == (3, alone.bad, dict(alone.left_out))
-    assert ours.bad == [(0, 2, "no answer (completion is empty)")]
-    assert dict(ours.accounts) == dict(alone.accounts)
+    assert ours.bad == [(2, "no answer (completion is empty)")]
     assert sorted(ours.accounts) == ["", '["prompt/completion", ["id"], []]', '["text", [], []]']
+
+
+def test_sources_are_read_again_when_their_files_change_and_known_by_their_records(
+    tmp_path: Path, tokenizer: str
+) -> None:
+    law = tmp_path / "law.jsonl"
+    config = parse(
+        {"model": {"path": "unused"}, "domains": {"law": lines(law, asked(0, 9)), "b": str(law)}}
+    )
+
+    def found() -> Any:
+        args = (config, config.domains, tokenizer, tmp_path / "cache")
+        return build_stores(*args, distributed=False)["law"]
+
+    first = found()
+    assert found() == first
+    os.utime(law, ns=(1, 1))
+    touched = found()
+    assert touched.train != first.train
+    assert touched.key == first.key
+    lines(law, asked(1, 9))
+    assert found().key != first.key
+
+
+def test_a_store_of_the_version_before_is_found_by_its_content_once(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    law, cache = lines(tmp_path / "law.jsonl", asked(0, 9)), tmp_path / "cache"
+    tree: dict[str, Any] = {"model": {"path": "unused"}, "domains": {"law": law, "b": law}}
+    before = parse(tree | {"data": {"fingerprint": "content"}})
+    args = (before.domains, tokenizer, cache)
+    old = build_stores(before, *args, distributed=False)["law"]
+    meta = json.loads((old.train / "meta.json").read_text())
+    del meta["identity"]
+    (old.train / "meta.json").write_text(json.dumps(meta))
+    assert old.key == [old.train.name, None]
+    assert build_stores(parse(tree), *args, distributed=False)["law"] == old
+    monkeypatch.setattr(import_module("versatune_ray.domains.fingerprint"), "open_file", None)
+    assert build_stores(parse(tree), *args, distributed=False)["law"] == old

@@ -182,7 +182,7 @@ def _labelled(config: Config, spec: JudgeSpec) -> Labelled | None:
             for spec in specs
             for source in expand(spec, f"domains.{name}.{side}", texts=side == "labelled")
         ]
-        inputs.append([name, side, fingerprint(listed)])
+        inputs.append([name, side, fingerprint(listed, config.data.fingerprint)])
     parts = {"inputs": inputs, "limit": limit, "fraction": config.data.validation_fraction}
 
     def build(work: Path) -> None:

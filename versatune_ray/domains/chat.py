@@ -143,20 +143,45 @@ def encode(tokenizer: Any, example: Example | Sequence[Message]) -> Encoded:
     Raises:
         BadRecord: the template refuses the conversation, or leaves out of it what it must not.
     """
-    if not isinstance(example, Example):
-        example = Example.chat(example)
+    one = example if isinstance(example, Example) else Example.chat(example)
+    (found,) = encode_many(tokenizer, [one])
+    if isinstance(found, BadRecord):
+        raise found
+    return found
+
+
+def encode_many(tokenizer: Any, examples: Sequence[Example]) -> list[Encoded | BadRecord]:
+    """``encode`` for each, tokenised together; in place of what it raises the error itself."""
     template, break_at = ChatTemplate.of(tokenizer), partial(_break_at, tokenizer)
-    if example.text is not None:
-        learned = masks.raw_text(template, example.text, break_at)
-    else:
-        learned = masks.learned(template, example, break_at)
-    tokens, offsets = _tokens(tokenizer, learned.text, learned.breaks)
-    mask = masks.covered(offsets, learned.spans)
-    row = _with_bos(tokenizer, tokens)
-    mask = [False] * (len(row) - len(mask)) + mask
-    if example.text is not None and tokenizer.eos_token_id is not None:
-        row, mask = [*row, tokenizer.eos_token_id], [*mask, True]
-    return Encoded(row, mask, learned.response_bytes, learned.dropped)
+    rendered: list[masks.Learned | BadRecord] = []
+    for example in examples:
+        try:
+            if example.text is not None:
+                rendered.append(masks.raw_text(template, example.text, break_at))
+            else:
+                rendered.append(masks.learned(template, example, break_at))
+        except BadRecord as error:
+            rendered.append(error)
+    good = [one for one in rendered if not isinstance(one, BadRecord)]
+    tokenised = iter(_backend(tokenizer, [(one.text, one.breaks) for one in good]))
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    found: list[Encoded | BadRecord] = []
+    for example, one in zip(examples, rendered, strict=True):
+        if isinstance(one, BadRecord):
+            found.append(one)
+            continue
+        try:
+            tokens, offsets = _places(next(tokenised), one.breaks)
+        except BadRecord as error:
+            found.append(error)
+            continue
+        mask = masks.covered(offsets, one.spans)
+        if bos is not None and tokens[:1] != [bos]:
+            tokens, mask = [bos, *tokens], [False, *mask]
+        if example.text is not None and eos is not None:
+            tokens, mask = [*tokens, eos], [*mask, True]
+        found.append(Encoded(tokens, mask, one.response_bytes, one.dropped))
+    return found
 
 
 def encode_prompt(tokenizer: Any, conversation: Sequence[Message]) -> list[int]:
@@ -169,7 +194,8 @@ def encode_prompt(tokenizer: Any, conversation: Sequence[Message]) -> list[int]:
     text, breaks = masks.prompt_text(
         ChatTemplate.of(tokenizer), Example.chat(conversation), partial(_break_at, tokenizer)
     )
-    return _with_bos(tokenizer, _tokens(tokenizer, text, breaks)[0])
+    (found,) = _backend(tokenizer, [(text, breaks)])
+    return _with_bos(tokenizer, _places(found, breaks)[0])
 
 
 def end_of_turn(tokenizer: Any) -> int | None:
@@ -261,14 +287,19 @@ def cut(tokenizer: Any, encoded: Encoded, max_length: int) -> Encoded:
     return encoded._replace(tokens=tokens, loss_mask=mask, response_bytes=response_bytes)
 
 
-def _tokens(
-    tokenizer: Any, text: str, breaks: Sequence[int]
-) -> tuple[list[int], list[tuple[int, int]]]:
-    """Tokens and their character offsets."""
-    whole = masks.with_breaks(text, breaks) if breaks else text
+def _backend(tokenizer: Any, texts: Sequence[tuple[str, Sequence[int]]]) -> list[Any]:
+    """The tokens of texts with breaks."""
+    whole = [masks.with_breaks(text, breaks) if breaks else text for text, breaks in texts]
     backend = tokenizer.backend_tokenizer
     backend.encode_special_tokens = False  # a state that each call of a tokenizer may change
-    found = backend.encode(whole, add_special_tokens=False)
+    if len(whole) == 1:  # without the threads that a batch starts
+        return [backend.encode(whole[0], add_special_tokens=False)]
+    found: list[Any] = backend.encode_batch(whole, add_special_tokens=False)
+    return found
+
+
+def _places(found: Any, breaks: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Tokens and their character offsets."""
     if breaks:
         return masks.without_breaks(found.ids, found.offsets, breaks)
     return found.ids, found.offsets

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from versatune_ray.domains.example import Example, prompt_key
+from versatune_ray.domains.keys import identity
 from versatune_ray.domains.records import Question, read_questions
 from versatune_ray.domains.split import DomainPaths
 from versatune_ray.domains.store import TokenStore
@@ -67,7 +68,7 @@ def _find(store: Path, asked: Asked, cache: Path) -> Path:
         np.save(work / "contaminated.npy", exact | shared)
         write_json(work / "counts.json", {"ask": int(exact.sum()), "share": int(shared.sum())})
 
-    parts = {"format": _FORMAT, "store": store.name, "asked": asked.key}
+    parts = {"format": _FORMAT, "store": identity(store), "asked": asked.key}
     return cached(cache, "contamination", parts, build)[0]
 
 

@@ -33,14 +33,59 @@ def read(text: io.TextIOWrapper, source: Input) -> Iterator[Row]:
         UserError: the header is broken, not UTF-8, or names a column twice.
     """
     separator, quotes, lines = _form(text, source.format)
-    header: list[str] | None = None
     rows = _quoted(lines, separator) if quotes else _plain(lines, separator)
+    yield from _records(rows, _header(rows, source))
+
+
+def read_part(
+    head: io.TextIOWrapper, text: io.TextIOWrapper, source: Input, part: Any
+) -> Iterator[Row]:
+    """The same of ``text``, some lines of a file of which ``head`` is the beginning; sets
+    ``part.lines`` to their number.
+
+    Raises:
+        NotByLines: a record takes more than one line, or is broken. UserError: as ``read``.
+    """
+    separator, quotes, first = _form(head, source.format)
+    header = _header(_quoted(first, separator) if quotes else _plain(first, separator), source)
+    lines = _Counted(text)
+    rows = _quoted(lines, separator, by_lines=True) if quotes else _plain(lines, separator)
+    if part.start == 0:
+        next(rows, None)
+    yield from _records(rows, header)
+    part.lines = lines.count
+
+
+def breaks_lines(text: io.TextIOWrapper, source: Input) -> bool:
+    """Whether records of ``text`` take more than one line, or are broken."""
+    separator, quotes, lines = _form(text, source.format)
+    try:
+        for _ in _quoted(lines, separator, by_lines=True) if quotes else ():
+            pass
+    except NotByLines:
+        return True
+    return False
+
+
+class NotByLines(Exception):
+    """Records are not lines: no line says whether it begins one."""
+
+
+class _Counted:
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines, self.count = iter(lines), 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self.count += 1
+        return line
+
+
+def _records(rows: Iterator[Cells], header: list[str]) -> Iterator[Row]:
     for number, cells, problem in rows:
-        if header is None:
-            if cells is None:
-                raise UserError(f"{source.label}:{number}: {problem} (in the header)")
-            header = _header(cells, source, number)
-            continue
         if cells is not None and len(cells) != len(header):
             problem = f"{len(cells)} fields where the header has {len(header)}"
         elif cells is not None and not _is_unicode("".join(cells)):
@@ -114,9 +159,12 @@ def _plain(lines: Iterator[str], separator: str) -> Iterator[Cells]:
             yield number, line.split(separator), None
 
 
-def _quoted(lines: Iterator[str], separator: str) -> Iterator[Cells]:
+def _quoted(lines: Iterator[str], separator: str, by_lines: bool = False) -> Iterator[Cells]:
     """Rows in which cells may be quoted. After a broken one, reading goes on in the line after the
     one where its quote was opened.
+
+    Raises:
+        NotByLines: with ``by_lines``, if one is broken or takes more than a line.
     """
     waiting: deque[str] = deque()
     number = 1
@@ -128,6 +176,8 @@ def _quoted(lines: Iterator[str], separator: str) -> Iterator[Cells]:
         except StopIteration:
             return
         except csv.Error as error:
+            if by_lines:
+                raise NotByLines from None
             ended = "unexpected end" in str(error)
             # else the last line closed it, and before the end of its cell
             opened = _opened(taken if ended else taken[:-1])
@@ -139,6 +189,8 @@ def _quoted(lines: Iterator[str], separator: str) -> Iterator[Cells]:
             waiting.extendleft(reversed(taken[opened + 1 :]))
             number += opened + 1
             continue
+        if by_lines and len(taken) > 1:
+            raise NotByLines
         if cells:
             yield number, cells, None
         number += len(taken)
@@ -167,7 +219,10 @@ def _opened(taken: list[str]) -> int:
     return opened
 
 
-def _header(cells: list[str], source: Input, number: int) -> list[str]:
+def _header(rows: Iterator[Cells], source: Input) -> list[str]:
+    number, cells, problem = next(rows, (0, [], None))
+    if cells is None:
+        raise UserError(f"{source.label}:{number}: {problem} (in the header)")
     for name in cells:
         if not _is_unicode(name):
             raise UserError(

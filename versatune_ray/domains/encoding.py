@@ -1,6 +1,6 @@
 """Inputs → rows of tokens, in plain Python: what a task of Ray Data runs, or this process alone.
 
-A row is a dictionary: ``input`` and ``number`` say where it was read, ``account`` what was read of
+A row is a dictionary: ``number`` says where it was read, ``account`` what was read of
 it, ``problem`` why it is none (``left_out``: by its own word; ``fatal``: nor is the rest of its
 file).
 """
@@ -10,21 +10,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from versatune_ray.domains import chat, records
+from versatune_ray.domains.blocks import Part, part_of_rows
+from versatune_ray.domains.delimited import NotByLines
 from versatune_ray.domains.example import printable, prompt_key
+from versatune_ray.domains.ranges import Range, read_range
 from versatune_ray.domains.readers import read_records
 from versatune_ray.domains.spec import Input
 from versatune_ray.errors import UserError
 
 _READ_ROWS = 256
 _JSON = json.JSONEncoder(ensure_ascii=False)
+_PLAIN = {"role", "content"}
 _EMPTY = {"example": None, "account": "", "problem": "", "fatal": False, "left_out": False}
 
 
@@ -41,27 +45,62 @@ class Encoding:
     too_long: str
 
 
-def read(item: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
-    """Rows with an example or a problem, ``_READ_ROWS`` at a time."""
+@dataclass(frozen=True)
+class Item:
+    """One input of a store, or a range of it, and how its records are read. apart: it is read by
+    one task and encoded by others. breaks: it would have ranges, but for line breaks in fields.
+    """
+
+    store: int
+    input: int
+    source: Input
+    rules: records.Rules
+    part: Range | None = None
+    apart: bool = False
+    breaks: bool = False
+
+
+class Read(NamedTuple):
+    """Rows with an example or a problem. lines, whole: see ``blocks.Part``."""
+
+    rows: list[dict[str, Any]]
+    lines: int = 0
+    whole: bool = False
+
+
+def read(item: Item) -> Iterator[Read]:
+    """What is in an item, ``_READ_ROWS`` rows at a time."""
     rows: list[dict[str, Any]] = []
-    rules = records.Rules(**json.loads(item["rules"]))
-    for row in _read_input(Input(**json.loads(item["source"])), rules):
-        rows.append({"store": item["store"], "input": item["input"]} | _EMPTY | row)
-        if len(rows) == _READ_ROWS:
-            yield rows
-            rows = []
-    yield rows
-
-
-def _read_input(source: Input, rules: records.Rules) -> Iterator[dict[str, Any]]:
     try:
-        for item in read_records(source):
-            row: dict[str, Any] = {"number": item.number}
-            if item.record is None:
-                row["problem"] = item.problem
+        for row in _read_input(item):
+            rows.append(_EMPTY | row)
+            if len(rows) == _READ_ROWS:
+                yield Read(rows)
+                rows = []
+    except NotByLines:
+        yield Read([], whole=True)
+        return
+    yield Read(rows, item.part.lines if item.part else 0)
+
+
+def encoded(item: Item, found: Read, encoding: Encoding) -> Part:
+    """What was read of an item, as it goes into the store."""
+    if found.whole:
+        return Part(item.store, item.input, whole=True)
+    return part_of_rows(item.store, item.input, encode(found.rows, encoding), found.lines)
+
+
+def _read_input(item: Item) -> Iterator[dict[str, Any]]:
+    try:
+        found = read_range(item.source, item.part) if item.part else read_records(item.source)
+        for one in found:
+            row: dict[str, Any] = {"number": one.number}
+            if one.record is None:
+                row["problem"] = one.problem
             else:
                 try:
-                    read = records.interpret(item.record, rules)
+                    read = records.interpret(one.record, item.rules)
+                    _check_json(read.example)
                     row["example"] = read.example
                     row["account"] = _account(read.shape, read.unused, read.missing)
                 except records.BadRecord as error:
@@ -78,68 +117,59 @@ def _account(shape: str, unused: tuple[str, ...], missing: tuple[str, ...]) -> s
     return json.dumps([shape, unused, missing])
 
 
-def packed(example: records.Example) -> str:
-    """An example as JSON, for tables.
+def _check_json(example: records.Example) -> None:
+    """Tools and calls are written out by templates, and hashed.
 
     Raises:
-        BadRecord: it holds what JSON cannot.
+        BadRecord: they hold what JSON cannot.
     """
-    fields = [example.messages, example.trains, example.tools, example.weight, example.text]
+    if example.tools is None and all(turn.keys() == _PLAIN for turn in example.messages):
+        return
     try:
-        found = _JSON.encode(fields)
-        found.encode()
+        _JSON.encode([example.messages, example.tools]).encode()
     except (TypeError, ValueError) as error:  # dates among arguments, half characters in a name
         raise records.BadRecord(f"tools or calls hold what JSON cannot: {error}") from None
-    return found
-
-
-def unpacked(content: str) -> records.Example:
-    """What ``packed`` made JSON of."""
-    messages, trains, tools, weight, text = json.loads(content)
-    return records.Example(tuple(messages), tuple(trains), tools, weight, text)
 
 
 def encode(rows: Sequence[dict[str, Any]], encoding: Encoding) -> list[dict[str, Any]]:
     """Rows with an example → rows with tokens, or a problem; a text may become several."""
     tokenizer = _tokenizer(encoding)
-    empty = {
-        "tokens": [],
-        "mask": [],
-        "hash": 0,
-        "prompt": 0,
-        "response_bytes": 0,
-        "too_long": False,
-    }
+    examples = [row["example"] for row in rows if not row["problem"]]
+    tokenised = iter(chat.encode_many(tokenizer, examples))
     encoded_rows = []
-    for row in ({**row, **empty, "weight": 1.0} for row in rows):
-        example = row.pop("example")
+    for row in rows:
         if row["problem"]:
             encoded_rows.append(row)
             continue
+        example, found = row["example"], next(tokenised)
         try:
-            encoded = chat.encode(tokenizer, example)
-            fitted, too_long = _fit(tokenizer, encoded, encoding, example.text is not None)
+            if isinstance(found, records.BadRecord):
+                raise found
+            fitted, too_long = _fit(tokenizer, found, encoding, example.text is not None)
         except records.BadRecord as error:
             encoded_rows.append({**row, "problem": printable(str(error))})
             continue
-        if encoded.dropped_reasoning and row["account"]:
-            read = json.loads(row["account"])
-            row["account"] = json.dumps([*read, encoded.dropped_reasoning])
+        account = row["account"]
+        if found.dropped_reasoning and account:
+            account = json.dumps([*json.loads(account), found.dropped_reasoning])
         prompt = prompt_key(example)
         for number, piece in enumerate(fitted):
-            whole = len(fitted) == 1
-            hashed = records.content_hash(example) if whole else _hash(piece.tokens)
             encoded_rows.append(
-                row
-                | {
+                {
+                    "number": row["number"],
+                    "problem": "",
+                    "fatal": False,
+                    "left_out": False,
                     "tokens": piece.tokens,
-                    "mask": np.array(piece.loss_mask, np.uint8),
+                    "mask": piece.loss_mask,
                     "response_bytes": piece.response_bytes,
-                    "hash": hashed,
+                    "hash": records.content_hash(example)
+                    if len(fitted) == 1
+                    else _hash(piece.tokens),
                     "prompt": prompt,  # the same for all of a text: they share a side
                     "too_long": too_long,
                     "weight": example.weight,
-                    "account": "" if number else row["account"],
+                    "account": "" if number else account,
                 }
             )
     return encoded_rows

@@ -34,6 +34,13 @@ def read_lines(file: IO[bytes], source: Input) -> Iterator[Row]:
             yield number, *_parse(line)
 
 
+def read_each(file: IO[bytes]) -> Iterator[Row]:
+    """Objects line by line, and nothing else."""
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            yield number, *_parse(line)
+
+
 def _elements(content: bytes) -> list[tuple[int, Any]] | None:
     """Elements of a JSON list of objects with the lines where they begin; None if it is no such
     list.

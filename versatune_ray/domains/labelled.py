@@ -6,9 +6,12 @@ import heapq
 from collections.abc import Iterable, Iterator, Mapping
 
 from versatune_ray.domains import records
-from versatune_ray.domains.readers import read_records, read_texts
-from versatune_ray.domains.spec import expand
+from versatune_ray.domains.readers import read_texts
+from versatune_ray.domains.sample import not_read_through, some_records
+from versatune_ray.domains.spec import Input, expand
 from versatune_ray.settings import Data, Domain
+
+_TIMES = 8  # texts to choose from, where not all are read
 
 
 def labelled_sources(domain: Domain) -> tuple[str, list[str]]:
@@ -25,12 +28,16 @@ def labelled_texts(domains: Mapping[str, Domain], data: Data, limit: int) -> dic
     """Up to ``limit`` distinct texts per domain, those with the lowest content hashes.
 
     A record becomes one text of its questions and answers. Of ``train`` only the records are taken
-    that ``split`` holds out. Records that cannot be read are left to the token store to count.
+    that ``split`` holds out. Sources of more than 64 MiB are read in pieces from all over them
+    until there are eight times as many. Records that cannot be read are left to the token store to
+    count.
 
     Raises:
         UserError: a source is missing or unreadable.
     """
-    return {name: _lowest(_texts(domain, data, name), limit) for name, domain in domains.items()}
+    return {
+        name: _lowest(_texts(domain, data, name, limit), limit) for name, domain in domains.items()
+    }
 
 
 def _lowest(texts: Iterable[tuple[int, str]], limit: int) -> list[str]:
@@ -45,7 +52,7 @@ def _lowest(texts: Iterable[tuple[int, str]], limit: int) -> list[str]:
     return [text for _, text in heapq.nsmallest(limit, new())]
 
 
-def _texts(domain: Domain, data: Data, name: str) -> Iterator[tuple[int, str]]:
+def _texts(domain: Domain, data: Data, name: str, limit: int) -> Iterator[tuple[int, str]]:
     side, specs = labelled_sources(domain)
     key = f"domains.{name}.{side}"
     if side == "labelled":
@@ -53,10 +60,15 @@ def _texts(domain: Domain, data: Data, name: str) -> Iterator[tuple[int, str]]:
             yield text_hash(text), text
         return
     below = int(data.validation_fraction * 2.0**64) if side == "train" else 2**64
-    for example in _examples(domain, data, specs, key):
+    inputs = [source for spec in specs for source in expand(spec, key)]
+    large, left = not_read_through(inputs), _TIMES * limit
+    for example in _examples(domain, data, inputs):
         number = records.content_hash(example)
         if number < below:
             yield number, plain_text(example)
+            left -= 1
+            if large and not left:
+                return
 
 
 def plain_text(example: records.Example) -> str:
@@ -72,12 +84,11 @@ def text_hash(text: str) -> int:
     return records.content_hash(records.Example.chat([{"role": "user", "content": text}]))
 
 
-def _examples(domain: Domain, data: Data, specs: list[str], key: str) -> Iterator[records.Example]:
+def _examples(domain: Domain, data: Data, inputs: list[Input]) -> Iterator[records.Example]:
     rules = records.Rules(domain.fields, domain.allowed, data.preference)
-    for source in (source for spec in specs for source in expand(spec, key)):
-        for item in read_records(source):
-            if item.record is not None:
-                try:
-                    yield records.to_example(item.record, rules)
-                except records.BadRecord:
-                    continue
+    for item in some_records(inputs):
+        if item.record is not None:
+            try:
+                yield records.to_example(item.record, rules)
+            except records.BadRecord:
+                continue

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from versatune_ray.domains.records import BadRecord, Example
@@ -54,7 +55,20 @@ class Layout:
     breaks: list[int]
 
     def of(self, turn: int) -> list[Region]:
-        return [region for region in self.regions if region.piece.turn == turn]
+        return [self.regions[place] for place in self._places.get(turn, ())]
+
+    def around(self, turn: int) -> tuple[int, int]:
+        """Where what stands before a turn that is there ends, and where what follows begins."""
+        first, last = self._places[turn][0], self._places[turn][-1] + 1
+        after = self.regions[last].start if last < len(self.regions) else len(self.text)
+        return self.regions[first - 1].end if first else 0, after
+
+    @cached_property
+    def _places(self) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for place, region in enumerate(self.regions):
+            found.setdefault(region.piece.turn, []).append(place)
+        return found
 
 
 class Marker:

@@ -1,7 +1,8 @@
 """Which characters of a rendered conversation are learned.
 
 A template's ``{% generation %}`` blocks say so. Where it has none, marks are put around the texts
-of all turns and the conversation is rendered once more: without the marks it must read as before,
+of all turns and a conversation is rendered once more, the first of its kind at least (see
+``skeleton``): without the marks it must read as before,
 and with them it shows where each text went, whatever the template strips, moves or leaves out. An
 assistant turn is learned from where the generation prompt would end through its end-of-turn marker.
 """
@@ -25,6 +26,7 @@ from versatune_ray.domains.marks import (
     parsed,
 )
 from versatune_ray.domains.records import BadRecord, Example
+from versatune_ray.domains.skeleton import Key, Skeleton, plain, remember
 from versatune_ray.domains.template import BREAK, RESERVED, ChatTemplate, common_prefix
 
 _EMPTY_THOUGHT = re.compile(r"\s*(?:<think>\s*)?</think>\s*")
@@ -54,6 +56,11 @@ def learned(template: ChatTemplate, example: Example, break_at: BreakAt) -> Lear
     """
     text, generated = template.render(example.messages, example.tools)
     _check_reserved(text)
+    said = plain(template, example)
+    known = template.skeletons.get(said[0]) if said else None
+    if said and known and (spans := known.spans(text, said[1], example.trains)) is not None:
+        answers = zip(said[1], example.trains, strict=True)
+        return Learned(text, [], spans, sum(len(a.encode()) for a, trains in answers if trains), 0)
     layout, seen = lay_out(template, example, text, break_at)
     if layout is None:
         raise BadRecord(
@@ -67,20 +74,39 @@ def learned(template: ChatTemplate, example: Example, break_at: BreakAt) -> Lear
         layout, generated = asked, []
     if lost := _lost_of_answers(example, layout, seen):
         raise BadRecord(f"the chat template leaves out part of {lost}; {_WAY_OUT}")
+    if said and layout.text == text:
+        _remember(template, example, layout, said[0])
     blocks = _by_turn(example, layout, generated)
-    spans: list[Span] = []
+    present = {region.piece for region in layout.regions}
+    shortened = {piece.turn for piece in seen if piece not in present}
+    spans = []
     size = dropped = 0
     for turn, trains in enumerate(example.trains):
         regions = layout.of(turn)
-        if trains:
-            present = {region.piece for region in regions}
-            dropped += any(piece.turn == turn and piece not in present for piece in seen)
+        dropped += trains and turn in shortened
         if trains and regions:
             found = blocks.get(turn, []) if generated else [_span(template, example, layout, turn)]
             spans += _without_empty_thought(example, layout, turn, found)
             start, end = _answer(layout, turn)
             size += len(layout.text[start:end].encode())
     return Learned(layout.text, layout.breaks, spans, size, dropped)
+
+
+def _remember(template: ChatTemplate, example: Example, layout: Layout, key: Key) -> None:
+    """Keep what is around the turns, if each is there once and in order."""
+    regions = layout.regions
+    if [region.piece.turn for region in regions] != list(range(len(example.messages))):
+        return
+    ends = [0, *(region.end for region in regions)]
+    starts = [*(region.start for region in regions), len(layout.text)]
+    around = {}
+    for turn, message in enumerate(example.messages):
+        if message["role"] == "assistant":
+            found = [_span(template, example, layout, turn)]
+            ((start, end),) = _without_empty_thought(example, layout, turn, found)
+            around[turn] = (regions[turn].start - start, end - regions[turn].end)
+    between = tuple(layout.text[a:b] for a, b in zip(ends, starts, strict=True))
+    remember(template, key, Skeleton(between, around))
 
 
 def prompt_text(
@@ -221,9 +247,7 @@ def _span(template: ChatTemplate, example: Example, layout: Layout, turn: int) -
     """From where the generation prompt would end through the end-of-turn marker."""
     text, edges, mine = layout.text, template.edges, layout.of(turn)
     begin, stop = mine[0].start, mine[-1].end
-    others = [region for region in layout.regions if region.piece.turn != turn]
-    before = max((region.end for region in others if region.end <= begin), default=0)
-    after = min((region.start for region in others if region.start >= stop), default=len(text))
+    before, after = layout.around(turn)
     start, gap = _answer(layout, turn)[0], text[before:begin]
     # what must be there of the prompt; a thought that it opens need not be
     header = edges.prompt.partition("<think>")[0].strip()

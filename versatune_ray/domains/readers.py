@@ -19,8 +19,8 @@ from versatune_ray.runs.storage import fetch
 
 __all__ = ["Located", "Unreadable", "read_records", "read_texts", "remarks"]
 
-_BOM = b"\xef\xbb\xbf"
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+BOM = b"\xef\xbb\xbf"
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 # what lies under the name of records and holds none: first bytes, what it is, the way out
 _FOREIGN = (
     (b"version https://git-lfs", "a Git LFS pointer and not the file; run git lfs pull"),
@@ -98,8 +98,8 @@ def remarks(inputs: Sequence[Input]) -> list[str]:
     for source in inputs:
         if source.format in ("csv", "tsv"):
             try:
-                with _open(source) as file:
-                    remark = delimited.remark(_as_text(_decoded(file, source)), source.format)
+                with open_source(source) as file:
+                    remark = delimited.remark(as_text(decoded(file, source)), source.format)
             # the reading itself tells what is wrong
             except Exception:
                 continue
@@ -120,12 +120,12 @@ def _rows(source: Input) -> Iterator[json_records.Row]:
         "arrow": tables.read_arrow,
         "txt": _read_text,
     }
-    with _open(source) as file:
+    with open_source(source) as file:
         binary = source.format in ("parquet", "arrow")
-        yield from readers[source.format](file if binary else _decoded(file, source), source)
+        yield from readers[source.format](file if binary else decoded(file, source), source)
 
 
-def _open(source: Input) -> Any:
+def open_source(source: Input, seekable: bool = False) -> Any:
     """The decompressed bytes. A context manager, whose file can seek where it is not compressed.
 
     Raises:
@@ -141,7 +141,7 @@ def _open(source: Input) -> Any:
             continue
         if head.lstrip().lower().startswith(start.lower()):
             raise UserError(f"{source.label}: this is {what}")
-    file = open_file(path, seekable=source.format in ("parquet", "arrow"))
+    file = open_file(path, seekable=seekable or source.format in ("parquet", "arrow"))
     return compression(file) if compression else file
 
 
@@ -160,7 +160,7 @@ _COMPRESSIONS: dict[str, Callable[[IO[bytes]], Any]] = {
 }
 
 
-def _decoded(file: IO[bytes], source: Input) -> IO[bytes]:
+def decoded(file: IO[bytes], source: Input) -> IO[bytes]:
     """The same in UTF-8 without a byte-order mark; what Windows calls Unicode is UTF-16.
 
     Raises:
@@ -168,7 +168,7 @@ def _decoded(file: IO[bytes], source: Input) -> IO[bytes]:
     """
     buffered = file if isinstance(file, io.BufferedReader) else io.BufferedReader(_Raw(file))
     head = buffered.peek(4)[:4]
-    if head.startswith(_UTF_16):
+    if head.startswith(UTF_16):
         try:
             return io.BytesIO(buffered.read().decode("utf-16").encode())
         except UnicodeError:
@@ -177,7 +177,7 @@ def _decoded(file: IO[bytes], source: Input) -> IO[bytes]:
             ) from None
     if len(head) > 1 and b"\0" in head[:2]:
         raise UserError(f"{source.label}: not UTF-8 (perhaps UTF-16); save it as UTF-8")
-    if head.startswith(_BOM):
+    if head.startswith(BOM):
         buffered.read(3)
     return buffered
 
@@ -197,14 +197,14 @@ class _Raw(io.RawIOBase):
         return len(data)
 
 
-def _as_text(file: IO[bytes]) -> io.TextIOWrapper:
+def as_text(file: IO[bytes]) -> io.TextIOWrapper:
     # surrogateescape carries invalid bytes up to their record instead of ending the file at the
     # first one.
     return io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
 
 
 def _read_delimited(file: IO[bytes], source: Input) -> Iterator[json_records.Row]:
-    yield from delimited.read(_as_text(file), source)
+    yield from delimited.read(as_text(file), source)
 
 
 def _read_text(file: IO[bytes], source: Input) -> Iterator[json_records.Row]:

@@ -5,11 +5,23 @@ more and take the same URIs as ``storage``; ``hf://``, ``https://`` and the rest
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 import fsspec
 
 _BY_PYARROW = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
+# what fsspec's file systems call the version of a file, the surest first
+_VERSIONS = (
+    "version_id",
+    "ETag",
+    "etag",
+    "blob_id",
+    "md5",
+    "mtime",
+    "last_modified",
+    "Last-Modified",
+)
 _BUFFER = 8 << 20  # bytes; a store answers a few large requests sooner than many small ones
 
 
@@ -60,6 +72,35 @@ def open_file(path: str, seekable: bool = False) -> IO[bytes]:
         stream = place.fs.fs.open_input_stream(place.path, compression=None, buffer_size=_BUFFER)
         return cast(IO[bytes], stream)
     return cast(IO[bytes], place.fs.open(place.path, "rb"))
+
+
+def stamp(path: str) -> tuple[int, str] | None:
+    """Size and version, ETag or time of one file, without reading it; None where its file system
+    tells none of these.
+
+    Raises:
+        OSError, ValueError, ImportError: it cannot be found.
+    """
+    if "://" not in path:
+        found = Path(path).stat()
+        return found.st_size, str(found.st_mtime_ns)
+    place = locate(path)
+    if not place.before:
+        info = place.fs.info(place.path)
+        known = [info[name] for name in _VERSIONS if info.get(name)]
+        return (int(info.get("size") or 0), str(known[0])) if known else None
+    store = place.fs.fs
+    (info,) = store.get_file_info([place.path])
+    if not info.is_file:
+        raise FileNotFoundError(f"no such file: {path.partition('?')[0]}")
+    with store.open_input_stream(place.path, compression=None) as stream:
+        said = {_text(name).lower(): _text(value) for name, value in stream.metadata().items()}
+    version = said.get("versionid") or said.get("etag") or info.mtime_ns
+    return (info.size, str(version)) if version is not None else None
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
 
 
 @lru_cache(maxsize=64)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from versatune_ray.domains.keys import identity
 from versatune_ray.domains.store import Records, TokenStore
 from versatune_ray.errors import UserError
 from versatune_ray.runs.storage import fetch
@@ -47,7 +48,7 @@ class DomainPaths(NamedTuple):
     @property
     def key(self) -> list[Any]:
         """What stands for records and sources in a cache's key."""
-        stores: list[Any] = [self.train.name, self.validation and self.validation.name]
+        stores: list[Any] = [identity(self.train), self.validation and identity(self.validation)]
         stores += [] if self.sources is None else [self.sources]
         return stores if self.without is None else [*stores, self.without.name]
 

@@ -12,9 +12,9 @@ where a token carries loss |
 bytes of the answers they spell |
 | ``locations.npy`` | int64, n × 2: input (index into ``inputs`` of the meta file) and line or row |
 | ``weights.npy`` | float32, n: what a record's loss counts, 1 unless it says otherwise |
-| ``meta.json`` | inputs, settings, and the counts: ``read = kept + Σ bad + Σ left_out``; ``cut``
-and ``over_long_kept`` are part of ``kept``; a text that is cut into rows counts once for each;
-``shapes`` and ``unused_fields`` count records |
+| ``meta.json`` | inputs, settings, ``identity`` (see ``keys``), and the counts: ``read = kept +
+Σ bad + Σ left_out``; ``cut`` and ``over_long_kept`` are part of ``kept``; a text that is cut into
+rows counts once for each; ``shapes`` and ``unused_fields`` count records |
 
 A folder that exists is complete: it is written beside its place and moved there in one step.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -61,6 +62,7 @@ class TokenStoreWriter:
             name: (self._partial / f"{name}.npy").open("w+b") for name in COLUMNS
         }
         self._rows = dict.fromkeys(COLUMNS, 0)
+        self._digests = {name: hashlib.blake2b(digest_size=16) for name in COLUMNS}
         for name in COLUMNS:
             self._header(name)
         self._append("offsets", np.zeros(1, np.int64))
@@ -113,6 +115,7 @@ class TokenStoreWriter:
         self._close()
         kept = self._rows["hashes"]
         meta = self._meta | {
+            "identity": self._identity(),
             "read": kept + sum(self._bad.values()) + sum(self._account["left_out"].values()),
             "kept": kept,
             "bad": self._bad,
@@ -147,6 +150,12 @@ class TokenStoreWriter:
         else:
             self.abort()
 
+    def _identity(self) -> str:
+        """A digest of all records, but for where they were read."""
+        columns = [name for name in COLUMNS if name != "locations"]
+        whole = "".join(self._digests[name].hexdigest() for name in columns)
+        return hashlib.blake2b(whole.encode(), digest_size=16).hexdigest()
+
     def _header(self, name: str) -> None:
         """Write the .npy header for the rows so far; numpy pads it, so that a later one for more
         rows fits the same place.
@@ -160,6 +169,7 @@ class TokenStoreWriter:
         dtype, row = COLUMNS[name]
         array = np.ascontiguousarray(values, dtype).reshape(-1, *row)
         self._files[name].write(array.data)
+        self._digests[name].update(array.data)
         self._rows[name] += len(array)
 
     def _close(self) -> None:

@@ -30,6 +30,29 @@ def read_parquet(file: IO[bytes], source: Input) -> Iterator[Row]:
     yield from _numbered(table.iter_batches(batch_size=1024))
 
 
+class ParquetRange:
+    """The row groups that begin in bytes ``[start, end)`` of a Parquet file; ``count``: rows."""
+
+    def __init__(self, file: IO[bytes], source: Input, start: int, end: int) -> None:
+        from pyarrow.parquet import ParquetFile
+
+        self._table = ParquetFile(file)
+        _no_twice(self._table.schema_arrow.names, source)
+        groups = [self._table.metadata.row_group(n) for n in range(self._table.num_row_groups)]
+        self._groups = [n for n, group in enumerate(groups) if start <= _begin(group) < end]
+        self.count = sum(groups[number].num_rows for number in self._groups)
+
+    def rows(self) -> Iterator[Row]:
+        if self._groups:
+            batches = self._table.iter_batches(batch_size=1024, row_groups=self._groups)
+            yield from _numbered(batches)
+
+
+def _begin(group: Any) -> int:
+    column = group.column(0)
+    return int(column.dictionary_page_offset or column.data_page_offset)
+
+
 def read_arrow(file: IO[bytes], source: Input) -> Iterator[Row]:
     """Rows of an Arrow file, as a stream (``save_to_disk`` writes those) or with a footer."""
     import pyarrow as pa

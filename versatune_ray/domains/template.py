@@ -103,6 +103,7 @@ class ChatTemplate:
         self.text = _frozen(tokenizer.chat_template)
         self.tracks_generation = bool(_GENERATION.search(self.text))
         self._variables = tokenizer.special_tokens_map
+        self.skeletons: dict[Any, Any] = {}  # see skeleton
         special = {
             token.content for token in tokenizer.added_tokens_decoder.values() if token.special
         }

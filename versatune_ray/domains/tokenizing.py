@@ -1,8 +1,7 @@
 """Records of all domains → token stores, in one Ray Data execution over whatever is not cached yet.
 
-One task reads each input and hands on its conversations in small blocks; encoding tasks, which do
-the real work, take a block each, on any node; the driver appends what they return, in order, and
-holds a few blocks at a time. Sources must be readable from every node (a shared folder or a URI);
+Tasks read and encode (see ``tasks``); the driver appends what they return, in order, and holds a
+few blocks at a time. Sources must be readable from every node (a shared folder or a URI);
 token stores are written by the driver alone.
 """
 
@@ -10,19 +9,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from versatune_ray.domains import chat, records
-from versatune_ray.domains.blocks import Part, part_of_rows, parts_of, schemas
-from versatune_ray.domains.encoding import Encoding, encode, packed, read, unpacked
-from versatune_ray.domains.example import BadRecord, printable
-from versatune_ray.domains.fingerprint import fingerprint
+from versatune_ray.domains.blocks import Part
+from versatune_ray.domains.encoding import Encoding
+from versatune_ray.domains.keys import store_folder
+from versatune_ray.domains.ranges import BREAKS
 from versatune_ray.domains.readers import remarks
 from versatune_ray.domains.spec import Input, expand
 from versatune_ray.domains.split import DomainPaths
@@ -31,16 +32,12 @@ from versatune_ray.domains.store import (
     TokenStore,
 )
 from versatune_ray.domains.store_writer import TokenStoreWriter
+from versatune_ray.domains.tasks import alone, by_ray, items
 from versatune_ray.errors import UserError
-from versatune_ray.runs.cache import have, held, key_of
+from versatune_ray.runs.cache import have, held
 from versatune_ray.runs.folder import say
 from versatune_ray.settings import Config, Domain
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-# one encoding task's work: a second or two, so that a single large file keeps every CPU busy
-_BLOCK_BYTES = 2 << 20
 _A_LOOK = 32 << 20  # bytes of records that are read for a look at what a run would do
 
 
@@ -68,10 +65,10 @@ def build_stores(
     """Tokenise the records of ``domains`` and return the folders of their stores (see
     ``split.load_domains``).
 
-    A store is reused when the content of its sources, the tokenizer, the chat template and the
-    length settings are the same. Two runs that need the same store at once build it once. Ray must
-    be initialised, or is by Ray Data; unless ``distributed`` is false, which does all of it in this
-    process.
+    A store is reused when its sources (see ``data.fingerprint``), the tokenizer, the chat template
+    and the length settings are the same. Two runs that need the same store at once build it once.
+    Ray must be initialised, or is by Ray Data; unless ``distributed`` is false, which does all of
+    it in this process.
 
     Raises:
         UserError: a source is missing, unreadable or without a record, or has more bad records than
@@ -108,8 +105,8 @@ def build_stores(
         groups = [expand(spec, key) for spec in domain.specs(side)]
         inputs = [source for group in groups for source in group]
         rules = records.Rules(domain.fields, domain.allowed, data.preference)
-        parts = variant | {"content": fingerprint(inputs), "rules": asdict(rules)}
-        folder = (cache / "tokens" / key_of(parts)).absolute()
+        parts = variant | {"rules": asdict(rules)}
+        folder = store_folder(cache, parts, inputs, data.fingerprint, key)
         return _Job(key, inputs, [len(group) for group in groups], rules, folder)
 
     jobs = {
@@ -166,70 +163,69 @@ def _build(jobs: Sequence[_Job], encoding: Encoding, distributed: bool) -> None:
     for job in jobs:
         for remark in remarks(job.inputs):
             print(f"[data] {remark} ({job.key})", flush=True)
-    items = [
-        {
-            "store": store,
-            "input": number,
-            "source": json.dumps(asdict(source)),
-            "rules": json.dumps(asdict(job.rules)),
-        }
-        for store, job in enumerate(jobs)
-        for number, source in enumerate(job.inputs)
-    ]
+    whole: set[tuple[Path, int]] = set()
+    while missing := [job for job in jobs if not job.folder.exists()]:
+        try:
+            _write_all(missing, encoding, distributed, whole)
+        except _Whole as found:
+            job = missing[found.store]
+            _say_whole(job, found.input)
+            whole.add((job.folder, found.input))
+
+
+def _say_whole(job: _Job, number: int) -> None:
+    print(
+        f"[data] {job.inputs[number].label}: {BREAKS}, so it is read in one piece ({job.key})",
+        flush=True,
+    )
+
+
+class _Whole(Exception):
+    """An input that has to be read in one piece."""
+
+    def __init__(self, store: int, number: int) -> None:
+        self.store, self.input = store, number
+
+
+def _write_all(
+    jobs: Sequence[_Job], encoding: Encoding, distributed: bool, whole: set[tuple[Path, int]]
+) -> None:
+    work = []
+    for one in items([(job.inputs, job.rules) for job in jobs]):
+        job = jobs[one.store]
+        if one.breaks:
+            _say_whole(job, one.input)
+        if one.part is None or (job.folder, one.input) not in whole:
+            work.append(one)
+        elif one.part.start == 0:
+            work.append(replace(one, part=None, apart=True))
     # Closing stops the pipeline at once where a store cannot be written.
-    with closing(
-        _distributed(items, encoding) if distributed else _alone(items, encoding)
-    ) as parts:
+    with closing(by_ray(work, encoding) if distributed else alone(work, encoding)) as parts:
         for store, group in groupby(parts, key=attrgetter("store")):
+            before: Counter[int] = Counter()  # lines of earlier ranges, of each input
             with _writer(jobs[store], encoding) as writer:
                 for part in group:
-                    _write(writer, part, jobs[store], encoding)
+                    _write(writer, part, jobs[store], encoding, before[part.input])
+                    before[part.input] += part.lines
     for job in jobs:
         if not job.folder.exists():  # its sources hold no record at all
             with _writer(job, encoding):
                 pass
 
 
-def _distributed(items: list[dict[str, Any]], encoding: Encoding) -> Generator[Part]:
-    """Encoded blocks in the order of ``items``, by Ray Data."""
-    import ray.data
-
-    dataset = ray.data.from_items(items, override_num_blocks=min(len(items), 256))
-    # A dataset owns a copy of the process-wide context, and what follows it shares that copy:
-    # nothing leaks out of here.
-    dataset.context.execution_options.preserve_order = True
-    dataset.context.target_max_block_size = _BLOCK_BYTES
-    # Different CPU requests keep Ray Data from fusing the two steps, which would leave each input
-    # to one task.
-    encoded = dataset.map_batches(
-        _read_tables, batch_size=1, batch_format="pyarrow", num_cpus=0.5
-    ).map_batches(
-        _encode_table,
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=1,
-        fn_kwargs={"encoding": encoding},
-    )
-    for table in encoded.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield from parts_of(table)
-
-
-def _alone(items: list[dict[str, Any]], encoding: Encoding) -> Generator[Part]:
-    """The same in this process, and without pyarrow, which a bare training machine lacks."""
-    for item in items:
-        for rows in read(item):
-            yield part_of_rows(item["store"], encode(rows, encoding))
-
-
 def _writer(job: _Job, encoding: Encoding) -> TokenStoreWriter:
     return TokenStoreWriter(job.folder, job.inputs, asdict(encoding))
 
 
-def _write(writer: TokenStoreWriter, part: Part, job: _Job, encoding: Encoding) -> None:
+def _write(
+    writer: TokenStoreWriter, part: Part, job: _Job, encoding: Encoding, before: int
+) -> None:
+    if part.whole:
+        raise _Whole(part.store, part.input)
     if part.fatal is not None:
         raise UserError(f"{part.fatal} ({job.key})")
-    for bad in part.bad:
-        writer.reject(*bad)
+    for number, problem in part.bad:
+        writer.reject(part.input, before + number, problem)
     for reason, count in part.left_out.items():
         writer.account("left_out", reason, count)
     for account, count in part.accounts.items():
@@ -246,30 +242,10 @@ def _write(writer: TokenStoreWriter, part: Part, job: _Job, encoding: Encoding) 
                 writer.account("template_drops", "the reasoning of turns", count * turns[0])
     if part.good is not None:
         cut = encoding.too_long == "cut"
+        good = part.good._replace(locations=part.good.locations + np.array([0, before]))
         writer.append(
-            part.good, cut=part.too_long if cut else 0, over_long_kept=0 if cut else part.too_long
+            good, cut=part.too_long if cut else 0, over_long_kept=0 if cut else part.too_long
         )
-
-
-def _read_tables(items: pa.Table) -> Iterator[pa.Table]:
-    """UDF: inputs → rows with an example or a problem."""
-    schema, _ = schemas()
-    for item in items.to_pylist():
-        for rows in read(item):
-            for row in rows:
-                try:
-                    row["example"] = packed(row["example"]) if row["example"] else ""
-                except BadRecord as error:
-                    row |= {"example": "", "account": "", "problem": printable(str(error))}
-            yield type(items).from_pylist(rows, schema)
-
-
-def _encode_table(table: pa.Table, encoding: Encoding) -> pa.Table:
-    """UDF: rows with an example → rows with tokens, or a problem."""
-    rows = table.to_pylist()
-    for row in rows:
-        row["example"] = unpacked(row["example"]) if row["example"] else None
-    return type(table).from_pylist(encode(rows, encoding), schemas()[1])
 
 
 def _check(job: _Job, tolerated: float) -> None:

@@ -112,6 +112,12 @@ class Data(Section):
         "chosen: records with `chosen` and `rejected` train on what was chosen; none: they are bad "
         "records",
     )
+    fingerprint: Literal["files", "content"] = setting(
+        "files",
+        "how changed sources are noticed: by place, size and version or time of their files, which "
+        "reads none of them, or by their content, which reads all at each start",
+        results=False,
+    )
     chat_template: str | None = setting(
         None, "file with a Jinja chat template; none: the tokenizer's, else a plain one"
     )
