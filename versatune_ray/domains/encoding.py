@@ -20,14 +20,13 @@ import numpy as np
 from versatune_ray.domains import chat, records
 from versatune_ray.domains.blocks import Part, part_of_rows
 from versatune_ray.domains.delimited import NotByLines
-from versatune_ray.domains.example import printable, prompt_key
+from versatune_ray.domains.example import packed, printable, prompt_key
 from versatune_ray.domains.ranges import Range, read_range
 from versatune_ray.domains.readers import read_records
 from versatune_ray.domains.spec import Input
 from versatune_ray.errors import UserError
 
 _READ_ROWS = 256
-_JSON = json.JSONEncoder(ensure_ascii=False)
 _PLAIN = {"role", "content"}
 _EMPTY = {"example": None, "account": "", "problem": "", "fatal": False, "left_out": False}
 
@@ -125,10 +124,7 @@ def _check_json(example: records.Example) -> None:
     """
     if example.tools is None and all(turn.keys() == _PLAIN for turn in example.messages):
         return
-    try:
-        _JSON.encode([example.messages, example.tools]).encode()
-    except (TypeError, ValueError) as error:  # dates among arguments, half characters in a name
-        raise records.BadRecord(f"tools or calls hold what JSON cannot: {error}") from None
+    packed(example)
 
 
 def encode(rows: Sequence[dict[str, Any]], encoding: Encoding) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
+_JSON = json.JSONEncoder(ensure_ascii=False)
 Role = Literal["system", "user", "assistant", "tool"]
 
 
@@ -94,3 +95,24 @@ def _content(turn: Message) -> list[Any]:
 def printable(text: str) -> str:
     """Text that any file can hold: half characters (lone surrogates) are written as their code."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def packed(example: Example) -> str:
+    """An example as JSON, for tables.
+
+    Raises:
+        BadRecord: tools or calls hold what JSON cannot.
+    """
+    fields = [example.messages, example.trains, example.tools, example.weight, example.text]
+    try:
+        found = _JSON.encode(fields)
+        found.encode()
+    except (TypeError, ValueError) as error:  # dates among arguments, half characters in a name
+        raise BadRecord(f"tools or calls hold what JSON cannot: {error}") from None
+    return found
+
+
+def unpacked(content: str) -> Example:
+    """What ``packed`` made JSON of."""
+    messages, trains, tools, weight, text = json.loads(content)
+    return Example(tuple(messages), tuple(trains), tools, weight, text)

@@ -13,8 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from versatune_ray.domains import records
-from versatune_ray.domains.encoding import packed, unpacked
-from versatune_ray.domains.example import Example, printable
+from versatune_ray.domains.example import Example, packed, printable, unpacked
 from versatune_ray.domains.fingerprint import fingerprint
 from versatune_ray.domains.labelled import plain_text
 from versatune_ray.domains.readers import read_records
