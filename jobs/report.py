@@ -3,8 +3,9 @@ running.
 
 usage: python jobs/report.py RUN                    RUN: the run's folder, or its URI
        python jobs/report.py RUN RUN … [-o FILE]    a page that compares them
+       python jobs/report.py RUN --live             served on this machine, always up to date
        python jobs/report.py RUN --follow           again and again until the run is finished
-leaves: RUN/report.html, or comparison.html
+leaves: RUN/report.html, or comparison.html; --live leaves nothing
 """
 
 import argparse
@@ -14,7 +15,8 @@ from pathlib import Path
 
 from versatune_ray.errors import UserError
 from versatune_ray.report import build_report, compare_runs
-from versatune_ray.report.run_files import read_run
+from versatune_ray.report.live import server
+from versatune_ray.report.read import read_run
 from versatune_ray.runs.storage import pull, push
 from versatune_ray.settings.location import root, shown, storage_errors
 
@@ -49,17 +51,27 @@ def main() -> None:
     parser.add_argument(
         "--follow", action="store_true", help="build the page again while the run goes on"
     )
+    parser.add_argument(
+        "--live", action="store_true", help="serve the page here, up to date, until stopped"
+    )
+    parser.add_argument("--port", type=int, default=8787, help="of --live; 0: any that is free")
     arguments = parser.parse_args()
     try:
         if len(arguments.runs) > 1:
-            if arguments.follow:
-                raise UserError("--follow: takes one run; without it several are compared")
+            if arguments.follow or arguments.live:
+                option = "--live" if arguments.live else "--follow"
+                raise UserError(f"{option}: takes one run; without it several are compared")
             print(
                 compare_runs(
                     [folder_of(run) for run in arguments.runs], arguments.output.absolute()
                 )
             )
             return
+        if arguments.live:
+            read_run(folder_of(arguments.runs[0]))
+            live = server(lambda: folder_of(arguments.runs[0]), arguments.port)
+            print(f"http://127.0.0.1:{live.server_port}/ (Ctrl-C ends it)", flush=True)
+            live.serve_forever()
         while True:
             folder = folder_of(arguments.runs[0])
             page = build_report(folder, refresh=_EVERY if arguments.follow else None)

@@ -19,6 +19,8 @@ _UNPRINTABLE = re.compile(
     "[\ud800-\udfff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff]"
 )
 
+_PLACE = re.compile(r"(?<![\w:/.…<])/(?:[\w.@+~-]+/)+[\w.@+~*-]*")
+
 
 def count(value: float | None) -> str:
     """A whole number with thousands separators: ``12,345``."""
@@ -98,6 +100,11 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 60:,}{_THIN}h {whole % 60:02d}{_THIN}min"
 
 
+def plural(n: int, thing: str) -> str:
+    """``1 trial``, ``1,200 trials``."""
+    return f"{count(n)} {thing}{'s' if n != 1 else ''}"
+
+
 def listing(names: Sequence[str], limit: int = 6) -> str:
     """Names in a sentence: ``a, b and c``; a long list ends with how many more there are."""
     shown = list(names)
@@ -139,6 +146,20 @@ def clean(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [clean(item) for item in value]
     return value
+
+
+def without_places(value: Any) -> Any:
+    """Strings without the folders of one machine: ``/home/me/models/tiny`` is ``…/models/tiny``."""
+    if isinstance(value, str):
+        return _PLACE.sub(lambda found: "…/" + "/".join(found[0].split("/")[-2:]), value)
+    if isinstance(value, dict):
+        return {without_places(key): without_places(item) for key, item in value.items()}
+    return [without_places(item) for item in value] if isinstance(value, list) else value
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error as part of a sentence."""
+    return str(without_places(clean(" ".join(str(error).split()))))
 
 
 def short(name: str, limit: int = 40) -> str:

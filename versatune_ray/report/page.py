@@ -1,0 +1,278 @@
+"""Write ``report.html``: one file that needs no network and trusts nothing it shows.
+
+Every text comes from a model, a data set or a path, so Jinja escapes all of it, and a content
+security policy lets exactly the one script written here run and nothing be fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import shlex
+from functools import cache
+from importlib import resources
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from versatune_ray.report import training, writing
+from versatune_ray.report.benchmarks import benchmark_section
+from versatune_ray.report.charts import style_rules
+from versatune_ray.report.detected import compared, judge_sections, models
+from versatune_ray.report.doubts import warnings
+from versatune_ray.report.generations import CHARACTERS, PER_DOMAIN, PER_REASON
+from versatune_ray.report.read import RunData, read_run
+from versatune_ray.report.searched import replay_figure, study_sections, sweep_section
+from versatune_ray.report.tables import domain_cell
+from versatune_ray.report.verdict import opening, outcomes, verdict
+from versatune_ray.report.writing import cut, duration, setting
+
+ANSWERS_PER_DOMAIN = 3
+MOST_OPEN = 3  # models whose sections are open at first
+_SECTIONS = (  # anchor, what a link to it says, and the parts whose problems are told in it
+    ("outcome", "Before and after", ("evaluation",)),
+    ("benchmarks", "Benchmarks", ()),
+    ("sweep", "Sweep", ("sweep",)),
+    ("study", "Study", ("study",)),
+    ("detection", "Detected shares", ("detection",)),
+    ("finetuning", "Fine-tuning", ("adjustments", "reference")),
+    ("replay", "Replay", ("replay",)),
+    ("data", "Data", ("data",)),
+    ("generations", "Generations", ()),
+    ("answers", "Answers", ()),
+    ("settings", "Settings", ("config",)),
+    ("timings", "Time", ("timings",)),
+)
+_WAITING = {
+    "config": "settings",
+    "data": "data counts",
+    "detection": "detected shares",
+    "reference": "reference losses",
+    "adjustments": "fine-tuning",
+}
+_TRAINING = {
+    "mixture.preset": "preset",
+    "mixture.policy": "policy",
+    "mixture.start": "starting shares",
+    "mixture.strength": "λ",
+    "mixture.sigma": "σ",
+    "mixture.delta": "δ",
+    "mixture.epsilon": "ε",
+    "mixture.targets": "targets",
+    "mixture.max_share": "largest share",
+    "mixture.options": "options",
+    "mixture.feedback": "feedback",
+    "training.epochs": "epochs",
+    "training.batch_size": "batch size",
+    "training.learning_rate": "peak learning rate",
+    "training.adjust_every": "adjust every",
+    "training.workers": "workers",
+    "seed": "seed",
+}
+_ONLY = {  # keys that matter to these policies alone
+    "mixture.strength": ("balanced",),
+    "mixture.sigma": ("versatune", "expansion"),
+    "mixture.delta": ("expansion",),
+    "mixture.epsilon": ("expansion",),
+    "mixture.max_share": ("expansion",),
+}
+_EVALUATION = {
+    "model.path": "model",
+    "evaluation.limit": "questions per benchmark",
+    "evaluation.chat": "as a chat",
+    "evaluation.run_code": "programs run",
+    "seed": "seed",
+}
+_DETECTION = {
+    "detection.samples": "sequences per repeat",
+    "detection.repeats": "repeats",
+    "detection.tolerance": "tolerance",
+    "detection.estimate": "estimate",
+    "detection.generation.temperature": "temperature",
+    "detection.generation.top_p": "top-p",
+    "detection.generation.max_tokens": "tokens per sequence",
+    "detection.judge.path": "judge",
+    "seed": "seed",
+}
+
+
+def build_report(run_folder: Path, refresh: int | None = None) -> Path:
+    """Read ``run_folder`` and write ``report.html`` into it, replacing an older one in one step.
+
+    Files that are missing or cannot be read are named on the page; an unfinished run still gives
+    one. With ``refresh``, an open page loads itself again after that many seconds.
+
+    Raises:
+        UserError: ``run_folder`` does not exist.
+    """
+    return write_page(run_folder / "report.html", render(read_run(run_folder), refresh))
+
+
+def write_page(target: Path, page: str) -> Path:
+    """Write a page in one step."""
+    temporary = target.with_name(f".report-{os.getpid()}.html")
+    try:
+        temporary.write_bytes(page.encode("utf-8", "replace"))
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def fill(template: str, domains: int, refresh: int | None = None, **values: Any) -> str:
+    """A template that extends the shell, with the style and the only script that may run."""
+    script = _resource("page.js.jinja")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            digest=digest,
+            colours=Markup(style_rules(domains)),
+            css=Markup(_resource("style.css")),
+            script=Markup(script),
+            refresh=refresh,
+            **values,
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    loader = FunctionLoader(_resource)
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    names = ("count", "cut", "decimal", "listing", "percent", "plural", "significant", "short")
+    made.filters |= {name: getattr(writing, name) for name in names}
+    return made
+
+
+@cache
+def _resource(name: str) -> str:
+    return resources.files("versatune_ray.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def render(run: RunData, refresh: int | None = None) -> str:
+    """The whole page of a run as text."""
+    result, shown_models = outcomes(run), models(run)
+    baseline = outcomes(run.baseline) if run.baseline else None
+    content: dict[str, Any] = {
+        "outcome": training.before_after(run, result, baseline) or training.other_measurements(run),
+        "benchmarks": benchmark_section(run),
+        "sweep": sweep_section(run),
+        "study": study_sections(run),
+        "detection": shown_models or run.failed,
+        "finetuning": training.figures(run),
+        "replay": replay_figure(run),
+        "data": training.data_tables(run),
+        "generations": shown_models,
+        "answers": _answers(run),
+        "settings": _settings(run),
+        "timings": training.timings(run),
+    }
+    broken = run.problems.keys() - run.absent
+    shown = {
+        anchor: text
+        for anchor, text, parts in _SECTIONS
+        if content[anchor] or (anchor == "settings" and run.config) or broken & set(parts)
+    }
+    told = {part for anchor, _, parts in _SECTIONS if anchor in shown for part in parts}
+    return fill(
+        "page.html.jinja",
+        max(len(run.domains), len({one.model for one in run.results})),
+        None if run.finished else refresh,
+        run=run,
+        facts=_facts(run),
+        content=content,
+        shown=shown,
+        untold=[sentence for part, sentence in run.missing.items() if part not in told],
+        waiting=", ".join(_WAITING.get(part, part) for part in run.missing),
+        opening=opening(run),
+        verdict=verdict(run),
+        warnings=warnings(run, result),
+        first=training.shares_before_after(run),
+        command=_baseline_command(run),
+        result=result,
+        other=training.other_measurements(run),
+        compared=compared(run),
+        most_open=MOST_OPEN,
+        judges=judge_sections(run),
+        stages=training.stage_table(run),
+        limits={"answers": ANSWERS_PER_DOMAIN, "kept": PER_DOMAIN, "lost": PER_REASON}
+        | {"characters": CHARACTERS},
+    )
+
+
+def _baseline_command(run: RunData) -> str:
+    """What would train the same with equal shares, where nothing like it is there to compare."""
+    plain = run.setting("mixture.policy") == "constant"
+    if run.baseline or plain or not run.adjustments or not run.config or not run.finished:
+        return ""
+    name = f"{run.place.rpartition('/')[2]}-uniform"
+    config = shlex.quote(f"{run.place}/config.yaml")
+    changes = "mixture.policy=constant mixture.start=uniform"
+    return f"versatune pipeline --config {config} {shlex.quote(f'run={name}')} {changes}"
+
+
+def _facts(run: RunData) -> list[str]:
+    facts, steps = [], run.timings.steps if run.timings else []
+    if run.timings and run.timings.finished:
+        facts.append(f"finished {run.timings.finished[:16].replace('T', ' ')}")
+    if steps:
+        facts.append(f"{duration(sum(step.seconds or 0 for step in steps))} in all")
+    policy, start = run.setting("mixture.policy"), run.setting("mixture.start")
+    if policy and not (run.detects_only or run.compares or run.measures_only):
+        facts.append(f"policy {policy}, start {setting(start)}")
+    versions = run.setting("versions")
+    named = versions if isinstance(versions, dict) else {}
+    return facts + [
+        f"{one} {named[one]}" for one in ("versatune_ray", "versatune-ray") if one in named
+    ]
+
+
+def _answers(run: RunData) -> list[dict[str, Any]]:
+    found = sorted(
+        run.evaluation.answers if run.evaluation else [],
+        key=lambda one: (
+            len(run.domains) if (k := run.index(one.domain)) is None else k,
+            one.domain,
+        ),
+    )
+    made = []
+    for domain, items in groupby(found, key=lambda one: one.domain):
+        for one in islice(items, ANSWERS_PER_DOMAIN):
+            names = ("question", "expected", "base", "tuned")
+            texts = {name: cut(getattr(one, name) or "", CHARACTERS) for name in names}
+            wanted = _bare(one.expected)
+            right = [name for name in names[2:] if wanted and _bare(getattr(one, name)) == wanted]
+            made.append({"domain": domain_cell(run, domain), "right": right} | texts)
+    return made
+
+
+def _bare(text: str | None) -> str:
+    return " ".join((text or "").split()).rstrip(".").casefold()
+
+
+def _settings(run: RunData) -> list[tuple[str, str]]:
+    """The settings that decided over this kind of run, without those that it searched."""
+    keys = _DETECTION if run.detects_only else _EVALUATION if run.measures_only else _TRAINING
+    policy, varied = run.setting("mixture.policy"), set(run.sweep.keys if run.sweep else ())
+    methods = run.setting("study.methods") if run.study else None
+    for changes in methods.values() if isinstance(methods, dict) else ():
+        varied |= set(changes) if isinstance(changes, dict) else set()
+    found = [
+        (name, run.setting(key))
+        for key, name in keys.items()
+        if not (run.compares and key in varied) and policy in _ONLY.get(key, (policy,))
+    ]
+    stages = run.setting("stages")
+    found += [
+        (f"stage {one['name']}", {key: value for key, value in one.items() if key != "name"})
+        for one in (stages if keys is _TRAINING and isinstance(stages, list) else ())
+    ]
+    versions = run.setting("versions")
+    found += versions.items() if isinstance(versions, dict) else []
+    return [(str(name), setting(value)) for name, value in found if value not in (None, [], {})]

@@ -1,0 +1,454 @@
+"""What came of a run: the numbers per domain, a verdict in words, and a few numbers to head it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from versatune_ray.evaluation.scores import AVERAGE, Score, scores
+from versatune_ray.report.read import RunData
+from versatune_ray.report.writing import (
+    count,
+    decimal,
+    duration,
+    listing,
+    percent,
+    plural,
+    setting,
+    short,
+    signed_percent,
+    signed_points,
+)
+from versatune_ray.runs.artefacts import PerDomain, Result
+from versatune_ray.runs.comparisons import StudyTable, Trial
+
+SIGNS = {"mixture.sigma": "σ", "mixture.delta": "δ", "mixture.epsilon": "ε"}
+STEADY = 0.0005  # a change of which a percentage would read 0.0 or 0.1 is no news
+
+
+@dataclass(frozen=True)
+class Change:
+    """Before and after; ``error`` is the standard error of the difference, taken as of independent
+    measurements, which is cautious. None: not known.
+    """
+
+    before: float | None = None
+    after: float | None = None
+    error_before: float | None = None
+    error_after: float | None = None
+    n: int | None = None
+
+    @property
+    def move(self) -> float | None:
+        """after − before."""
+        return None if self.before is None or self.after is None else self.after - self.before
+
+    @property
+    def relative(self) -> float | None:
+        """(after − before) / before."""
+        return self.move / self.before if self.move is not None and self.before else None
+
+    @property
+    def error(self) -> float | None:
+        there = self.error_before is not None and self.error_after is not None
+        return math.hypot(self.error_before or 0, self.error_after or 0) if there else None
+
+    @property
+    def clear(self) -> bool:
+        """Whether it moved by more than two standard errors."""
+        return bool(self.move is not None and self.error and abs(self.move) > 2 * self.error)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One domain before and after; exact matches are shares of 1."""
+
+    domain: str
+    loss: Change
+    exact: Change
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """All domains in order, their plain mean, and whether the losses are of an evaluation."""
+
+    domains: tuple[Outcome, ...]
+    mean: Outcome | None
+    evaluated: bool
+
+
+def outcomes(run: RunData) -> Outcomes:
+    """Before and after per domain, from the evaluation; losses fall back on the first and the last
+    adjustment.
+    """
+    found = {(one.model, one.domain, one.benchmark, one.metric): one for one in run.results}
+
+    def change(domain: str, benchmark: str, metric: str) -> Change:
+        pair = [found.get((model, domain, benchmark, metric)) for model in ("base", "tuned")]
+        (before, error_before), (after, error_after) = map(_share, pair)
+        counted = pair[1] or pair[0]
+        return Change(before, after, error_before, error_after, counted.n if counted else None)
+
+    evaluated = any(one.benchmark == "held_out" and one.metric == "loss" for one in run.results)
+    measured = [one.loss for one in run.adjustments if one.loss]
+    rows = []
+    for domain in run.domains:
+        loss = change(domain, "held_out", "loss")
+        if not evaluated and len(measured) > 1:
+            loss = Change(measured[0].get(domain), measured[-1].get(domain))
+        exact = change(domain, "questions", "exact_match")
+        if {loss.before, loss.after, exact.before, exact.after} != {None}:
+            rows.append(Outcome(domain, loss, exact))
+    losses = [row.loss for row in rows if row.loss.relative is not None]
+    asked = [row.exact for row in rows if row.exact.move is not None]
+    mean = None
+    if len(rows) > 1 and (losses or asked):
+        mean = Outcome("Mean over domains", _mean(losses), _mean(asked))
+    return Outcomes(tuple(rows), mean, evaluated)
+
+
+def _share(result: Result | None) -> tuple[float | None, float | None]:
+    """Value and error; percentages as shares."""
+    if result is None:
+        return None, None
+    whole = 100 if (result.unit or "").strip().lower() in ("%", "percent", "percentage") else 1
+    pair = [None if one is None else one / whole for one in (result.value, result.standard_error)]
+    return pair[0], pair[1]
+
+
+def _mean(changes: Sequence[Change]) -> Change:
+    """Every domain counts the same; errors combine as those of independent domains."""
+
+    def mean(values: Iterable[float | None], error: bool = False) -> float | None:
+        there = [value for value in values if value is not None]
+        if not there or len(there) < len(changes):
+            return None
+        return (math.hypot(*there) if error else sum(there)) / len(there)
+
+    counts = [one.n for one in changes if one.n is not None]
+    return Change(
+        mean(one.before for one in changes),
+        mean(one.after for one in changes),
+        mean((one.error_before for one in changes), True),
+        mean((one.error_after for one in changes), True),
+        sum(counts) if counts else None,
+    )
+
+
+def scores_of(run: RunData) -> dict[str, dict[str, Score]]:
+    """Model → domain → score on the benchmarks, with the average."""
+    fields = ("model", "domain", "benchmark", "value", "standard_error")
+    kept = [one for one in run.benchmarks if one.value is not None]
+    return scores([{name: getattr(one, name) for name in fields} for one in kept])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a run. ``sentences`` say it, most important first; ``numbers`` head a page
+    (label, value, note); ``better``, ``worse`` and ``unclear`` are the domains whose exact match,
+    or loss where its error is known, moved beyond two standard errors or did not.
+    """
+
+    sentences: tuple[str, ...]
+    numbers: tuple[tuple[str, str, str], ...] = ()
+    better: tuple[str, ...] = ()
+    worse: tuple[str, ...] = ()
+    unclear: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """For a terminal: the sentences, and the numbers below them, a line each."""
+        wide = max((len(label) for label, _, _ in self.numbers), default=0)
+        lines = [f"  {label:<{wide}}  {value}  {note}" for label, value, note in self.numbers]
+        return "\n".join([" ".join(self.sentences), *(line.rstrip() for line in lines)])
+
+
+def verdict(run: RunData) -> Verdict:
+    """The verdict on a run of any kind, every word of it read off its files."""
+    result = outcomes(run)
+    if run.compares:
+        return Verdict(tuple(_compared(run)))
+    if run.measures_only:
+        return Verdict(tuple(_benchmarks(run)))
+    if run.detects_only or not result.domains:
+        return Verdict((opening(run), *_detections(run), *_benchmarks(run), *_compared(run)))
+    judged = {}
+    for row in result.domains:
+        known = row.exact if row.exact.error else row.loss
+        good = known.move or 0.0 if known is row.exact else -(known.move or 0.0)
+        judged[row.domain] = ((good > 0) - (good < 0)) * known.clear if known.error else None
+    better, worse, unclear = (
+        tuple(short(name) for name, sign in judged.items() if sign == kind) for kind in (1, -1, 0)
+    )
+    said = [
+        *_beyond(better, worse, unclear),
+        *_losses(result),
+        *_exact(result),
+        *_beside(run, result),
+    ]
+    said += [*_moved(run), *_forgetting(run), *_benchmarks(run), *_compared(run)]
+    said = said or [opening(run)]
+    return Verdict(tuple(said), tuple(_numbers(run, result)), better, worse, unclear)
+
+
+def _beyond(better: Sequence[str], worse: Sequence[str], unclear: Sequence[str]) -> list[str]:
+    if not (better or worse or unclear):
+        return []
+    parts = [f"better in {listing(better)}"] if better else []
+    parts += [f"worse in {listing(worse)}" if worse else "worse in none"]
+    rest = f"; in {listing(unclear)} the change is within the error" if unclear else ""
+    if not better and not worse:
+        return ["No domain changed by more than two standard errors."]
+    if better and not worse and not unclear and len(better) > 1:
+        return ["Better in every domain, beyond two standard errors."]
+    told = " and ".join(parts)
+    return [f"{told[0].upper()}{told[1:]}, beyond two standard errors{rest}."]
+
+
+def _losses(result: Outcomes) -> list[str]:
+    rows = [(row.loss.relative, short(row.domain)) for row in result.domains]
+    changes = sorted((change, name) for change, name in rows if change is not None)
+    if not changes:
+        return []
+    source = "Held-out loss" if result.evaluated else "The measured loss (first to last adjustment)"
+    fell, rose = [one for one in changes if one[0] < 0], [one for one in changes if one[0] > 0]
+    scope = (
+        "every domain" if len(fell) == len(changes) else f"{len(fell)} of {len(changes)} domains"
+    )
+    shown = [f"{name} {signed_percent(change)}" for change, name in changes]
+    if len(changes) <= 6:
+        return [f"{source} fell in {scope}: {listing(shown)}."]
+    up = f"; {len(rose)} rose" if rose else ""
+    return [f"{source} fell in {scope}{up}: from {shown[0]} to {shown[-1]}."]
+
+
+def _exact(result: Outcomes) -> list[str]:
+    rows = [row for row in result.domains if row.exact.move is not None]
+    if not rows:
+        return []
+    mean = result.mean or rows[0]
+    scope = "on average over the domains" if result.mean else f"in {short(rows[0].domain)}"
+    before, after = percent(mean.exact.before), percent(mean.exact.after)
+    return [f"Exact match on the questions went from {before} to {after} {scope}."]
+
+
+def _beside(run: RunData, result: Outcomes) -> list[str]:
+    """How the mean loss stands to that of the run beside it."""
+    other = outcomes(run.baseline).mean if run.baseline else None
+    mean = result.mean
+    if other is None or mean is None or mean.loss.after is None or not other.loss.after:
+        return []
+    away = signed_percent(mean.loss.after / other.loss.after - 1)
+    pair = f"{decimal(mean.loss.after)} against {decimal(other.loss.after)}"
+    return [f"The mean loss is {pair} with {short(run.baseline_name)} ({away}), one run each."]
+
+
+_POLICIES = {
+    "constant": "kept the starting shares all along",
+    "versatune": "moved the shares towards what could still be learned",
+    "expansion": "raised the targets while the other domains forgot little",
+    "balanced": "moved the shares from equal ones towards what lags behind",
+}
+
+
+def _moved(run: RunData) -> list[str]:
+    rows = [one for one in run.adjustments if one.share]
+    if len(rows) < 2:
+        return []
+    stages = list(dict.fromkeys(short(one.stage) for one in rows if one.stage is not None))
+    if len(stages) > 1:
+        return [f"It went through {plural(len(stages), 'stage')}: {listing(stages, 6)}."]
+    done = _POLICIES.get(str(run.setting("mixture.policy")), "set the shares")
+    opening = f"The controller {done}, with {plural(len(rows) - 1, 'adjustment')}"
+    first, last = rows[0].share, rows[-1].share
+    moves = sorted(
+        ((last.get(name) or 0) - (first.get(name) or 0), name)
+        for name in run.domains
+        if name in first and name in last
+    )
+
+    def told(names: Iterable[str]) -> str:
+        pairs = [f"{short(one)} ({percent(first[one])} → {percent(last[one])})" for one in names]
+        return listing(pairs, 3)
+
+    more = [name for move, name in reversed(moves) if move > STEADY]
+    less = [name for move, name in moves if move < -STEADY]
+    if not more and not less:
+        return [f"{opening}; no domain’s share changed noticeably."]
+    parts = [f"gave more to {told(more)}"] if more else []
+    parts += [f"less to {told(less)}"] if less else []
+    return [f"{opening}: it {' and '.join(parts)}."]
+
+
+def _forgetting(run: RunData) -> list[str]:
+    degrees = [
+        (value, name, one.step)
+        for one in run.adjustments
+        for name, value in (one.forgetting_degree or {}).items()
+        if value is not None
+    ]
+    if not degrees:
+        return []
+    largest, name, step = max(degrees)
+    if largest <= 0:
+        return ["Nothing was forgotten: no domain’s loss rose between two measurements."]
+    where = f"{percent(largest)} in {short(name)}, at step {count(step)}"
+    return [f"The largest forgetting between two measurements was a loss rise of {where}."]
+
+
+def _numbers(run: RunData, result: Outcomes) -> Iterable[tuple[str, str, str]]:
+    """Four or five numbers for the head of a page."""
+    mean = result.mean or result.domains[0]
+    over = "mean over domains" if result.mean else short(mean.domain)
+    if mean.loss.relative is not None:
+        arrow = f"{decimal(mean.loss.before)} → {decimal(mean.loss.after)}"
+        yield "held-out loss", signed_percent(mean.loss.relative), f"{arrow}, {over}"
+    if mean.exact.move is not None:
+        error = f"± {100 * mean.exact.error:.1f}, " if mean.exact.error else ""
+        arrow = f"{percent(mean.exact.before)} → {percent(mean.exact.after)}"
+        yield "exact match", f"{signed_points(mean.exact.move)} points", f"{error}{arrow}"
+    changes = [(row.loss.relative, row.domain) for row in result.domains]
+    known = [(change, name) for change, name in changes if change is not None]
+    if len(known) > 1:
+        worst, name = max(known)
+        label = "most forgotten" if worst > 0 else "least gained"
+        yield label, signed_percent(worst), f"loss in {short(name)}"
+    ends = share_ends(run)
+    if ends:
+        first, last = ends
+        moved = sum(abs((last.get(one) or 0) - (first.get(one) or 0)) for one in run.domains) / 2
+        yield "share moved", percent(moved), "from the first mixture to the last"
+    steps = run.timings.steps if run.timings else []
+    if spent := sum(one.seconds or 0 for one in steps):
+        trained = f"{count(run.adjustments[-1].step)} optimizer steps" if run.adjustments else ""
+        yield "time", duration(spent), trained
+
+
+def share_ends(run: RunData) -> tuple[PerDomain, PerDomain] | None:
+    """The first shares and the last ones, where there are two."""
+    rows = [one.share for one in run.adjustments if one.share]
+    return (rows[0], rows[-1]) if len(rows) > 1 else None
+
+
+def _model(run: RunData) -> str:
+    if run.setting("detection.models") or not run.config:
+        names = [one.called for one in run.detections]
+        return names[0] if len(names) == 1 else "several base models" if names else "a base model"
+    return str(run.setting("model.path") or "a tiny base model made for this run")
+
+
+def opening(run: RunData) -> str:
+    """One sentence that says what the run did to what."""
+    k = len(run.domains)
+    names = listing([short(name) for name in run.domains])
+    domains = f"{plural(k, 'domain')} ({names})" if k else "domains that are not known yet"
+    if run.detects_only:
+        several = len(run.detections) > 1
+        whom = f"{len(run.detections)} base models know" if several else f"{_model(run)} knows"
+        return f"This run detected what {whom} of {domains}."
+    last = next((one for one in reversed(run.adjustments) if one.step > 0), None)
+    if last is None:
+        return f"This run is about {_model(run)} and {domains}; it has not been fine-tuned yet."
+    epochs = "" if last.epoch is None else f" ({last.epoch:.3g} epoch{'s' * (last.epoch != 1)})"
+    long = f"{count(last.step)} optimizer steps{epochs} up to the last measurement"
+    return f"This run fine-tuned {_model(run)} on {domains}, for {long}."
+
+
+def _benchmarks(run: RunData) -> list[str]:
+    """The averages of all models on benchmarks."""
+    found = {name: row[AVERAGE] for name, row in scores_of(run).items() if AVERAGE in row}
+    if not found:
+        return []
+    measured = plural(len({(one.domain, one.benchmark) for one in run.benchmarks}), "benchmark")
+    models = plural(len(found), "model")
+    said = f"{models} were measured on {measured}."
+    said = f"This run measured {models} on {measured}." if run.measures_only else said
+    ranked = sorted(found.items(), key=lambda item: -item[1].value)
+    errors = {
+        name: f" ± {100 * one.error:.1f}" if one.error is not None else "" for name, one in ranked
+    }
+    told = [f"{short(name)} {percent(one.value)}{errors[name]}" for name, one in ranked]
+    return [said, f"The averages over their domains are {listing(told)}."]
+
+
+def sign(key: str) -> str:
+    """The sign of a key, or the last part of its name."""
+    return SIGNS.get(key) or short(key.rpartition(".")[2])
+
+
+def changes_text(trial: Trial) -> str:
+    """What a trial changed: ``ε 0.5, δ 0.1``."""
+    parts = [f"{sign(key)} {setting(value)}" for key, value in trial.changes.items()]
+    return ", ".join(parts) or trial.trial
+
+
+def _compared(run: RunData) -> list[str]:
+    """What a sweep, a study and a replay were about and what came of them."""
+    found = []
+    if run.sweep and run.sweep.trials:
+        keys = listing([short(key) for key in run.sweep.keys])
+        found.append(f"This run searched {keys} in {plural(len(run.sweep.trials), 'trial')}.")
+        if best := run.sweep.best:
+            score = percent(best.score, 2)
+            found.append(f"The best had {short(changes_text(best), 120)}, with a score of {score}.")
+    if run.study:
+        names = {method for one in run.study for method in one.rows}
+        seeds = max((n for one in run.study for n in one.seeds), default=0)
+        over = f" over {plural(seeds, 'seed')}" if seeds else ""
+        found.append(f"This run compared {plural(len(names), 'method')}{over}.")
+        found.append(_told_apart(run.study[0]))
+    if run.replay and run.replay.settings:
+        others = plural(len(run.replay.settings), "other setting")
+        found.append(f"Recorded losses were put through {others}, without training.")
+    if run.compares and not found:
+        found.append("This run compares settings; what it found could not be read.")
+    return found
+
+
+def _told_apart(study: StudyTable) -> str:
+    """Which methods a table tells from its baseline, among all of them; its title says whether
+    lower or higher is better.
+    """
+    differences = [(name, one) for name, one in study.differences.items() if one is not None]
+    if all(one.half_width is None for _, one in differences):
+        return "One seed gives no intervals, so no method is told apart from another."
+    clear = [
+        (f"“{short(name)}”", one.mean or 0) for name, one in differences if one.clear_among_all
+    ]
+    parts = []
+    for side, below in (("below", True), ("above", False)):
+        names = [name for name, mean in clear if (mean < 0) == below]
+        parts += [
+            f"{listing(names, 4)} {'is' if len(names) == 1 else 'are'} clearly {side}"
+        ] * bool(names)
+    told = " and ".join(parts) or "no method is clearly apart from"
+    return f"{short(study.title, 80)}: {told} “{short(study.baseline)}”."
+
+
+def _detections(run: RunData) -> list[str]:
+    if len(run.detections) == 1:
+        found, names = run.detections[0].start, run.detections[0].domains
+        order = sorted(range(len(names)), key=lambda index: -found.share[index])
+        shown = [f"{short(names[k])} ({percent(found.share[k])})" for k in order]
+        if len(shown) < 2:
+            return []
+        of = run.detections[0].samples
+        read = f"in {count(of)} generations " if of else ""
+        amended = ", corrected by the judge’s measured confusions" * (
+            run.detections[0].used == "corrected"
+        )
+        return [
+            f"What it writes {read}is most of all {shown[0]} and least of all {shown[-1]}{amended}."
+        ]
+    spans = []
+    for name in run.domains:
+        there = [one for one in run.detections if name in one.domains]
+        ends = sorted(
+            (one.start.share[one.domains.index(name)], short(one.called)) for one in there
+        )
+        spans += [(ends[-1][0] - ends[0][0], name, ends[0], ends[-1])] if ends else []
+    width, name, low, high = max(spans, default=(0.0, "", (0.0, ""), (0.0, "")))
+    if width <= 0:
+        return []
+    ends_told = f"from {percent(low[0])} ({low[1]}) to {percent(high[0])} ({high[1]})"
+    return [f"They differ most in {short(name)}: {ends_told} of what they write."]
