@@ -34,7 +34,8 @@ def server(run: Callable[[], Path], port: int = 0) -> ThreadingHTTPServer:
             # Another site that points its own name here must not read the page.
             host = (self.headers.get("Host") or "").partition(":")[0]
             if self.path != "/" or host not in ("127.0.0.1", "localhost"):
-                return self.send_error(HTTPStatus.NOT_FOUND)
+                self.send_error(HTTPStatus.NOT_FOUND)
+                return
             folder = run()
             tag = f'"{state(folder)}"'
             if body and tag not in made:

@@ -53,6 +53,8 @@ _WAITING = {
     "detection": "detected shares",
     "reference": "reference losses",
     "adjustments": "fine-tuning",
+    "evaluation": "evaluation",
+    "timings": "timings",
 }
 _TRAINING = {
     "mixture.preset": "preset",
@@ -189,7 +191,7 @@ def render(run: RunData, refresh: int | None = None) -> str:
         content=content,
         shown=shown,
         untold=[sentence for part, sentence in run.missing.items() if part not in told],
-        waiting=", ".join(_WAITING.get(part, part) for part in run.missing),
+        waiting=", ".join(text for part, text in _WAITING.items() if part in run.missing),
         opening=opening(run),
         verdict=verdict(run),
         warnings=warnings(run, result),

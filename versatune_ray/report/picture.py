@@ -39,7 +39,7 @@ def picture(run: RunData) -> str:
     what = "exact match, points" if asked else "held-out loss"
     parts = [
         f'<text class="h" x="0" y="22">{escape(short(run.name))}</text>',
-        f'<text class="s" x="{_BARS[0]}" y="48">share of the training samples, before and after</text>',
+        f'<text class="s" x="{_BARS[0]}" y="48">share of samples, before and after</text>',
         f'<text class="s" x="{_WON[0]}" y="48">what it won: {what}</text>',
     ]
     for k, name in enumerate(run.domains):

@@ -7,7 +7,16 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from versatune_ray.report.charts import Figure, Plot, Row, Rows, Series, series_key, thin
+from versatune_ray.report.charts import (
+    MOST_POINTS,
+    Figure,
+    Plot,
+    Row,
+    Rows,
+    Series,
+    series_key,
+    thin,
+)
 from versatune_ray.report.doubts import last_passes
 from versatune_ray.report.read import RunData
 from versatune_ray.report.tables import MOST_ROWS, Cell, Table, domain_cell, evenly, table, tone
@@ -78,7 +87,8 @@ def spans(run: RunData) -> list[Span]:
 def lines(run: RunData, values: Values, look: str = "line") -> list[Series]:
     """One line per domain, of the steps that a screen can show."""
     rows = [(one.step, made) for one in run.adjustments if (made := values(one))]
-    kept = thin([list(made.values()) for _, made in rows])
+    most = min(MOST_POINTS, max(60, 8_000 // max(len(run.domains), 1)))
+    kept = thin([list(made.values()) for _, made in rows], most)
     made = []
     for index, name in enumerate(run.domains):
         points = [(rows[k][0], rows[k][1].get(name)) for k in kept]

@@ -170,7 +170,7 @@ def verdict(run: RunData) -> Verdict:
         return Verdict(tuple(_compared(run)))
     if run.measures_only:
         return Verdict(tuple(_benchmarks(run)))
-    if run.detects_only or not result.domains:
+    if run.detects_only or not (result.domains or run.adjustments):
         return Verdict((opening(run), *_detections(run), *_benchmarks(run), *_compared(run)))
     judged = {}
     for row in result.domains:
@@ -188,7 +188,9 @@ def verdict(run: RunData) -> Verdict:
     ]
     said += [*_moved(run), *_forgetting(run), *_benchmarks(run), *_compared(run)]
     said = said or [opening(run)]
-    return Verdict(tuple(said), tuple(_numbers(run, result)), better, worse, unclear)
+    return Verdict(
+        tuple(said), tuple(_numbers(run, result)) if result.domains else (), better, worse, unclear
+    )
 
 
 def _beyond(better: Sequence[str], worse: Sequence[str], unclear: Sequence[str]) -> list[str]:
@@ -387,16 +389,17 @@ def _compared(run: RunData) -> list[str]:
     found = []
     if run.sweep and run.sweep.trials:
         keys = listing([short(key) for key in run.sweep.keys])
-        found.append(f"This run searched {keys} in {plural(len(run.sweep.trials), 'trial')}.")
+        told = f"This run searched {keys} in {plural(len(run.sweep.trials), 'trial')}."
         if best := run.sweep.best:
             score = percent(best.score, 2)
-            found.append(f"The best had {short(changes_text(best), 120)}, with a score of {score}.")
+            told += f" The best had {short(changes_text(best), 120)}, with a score of {score}."
+        found.append(told)
     if run.study:
         names = {method for one in run.study for method in one.rows}
         seeds = max((n for one in run.study for n in one.seeds), default=0)
         over = f" over {plural(seeds, 'seed')}" if seeds else ""
-        found.append(f"This run compared {plural(len(names), 'method')}{over}.")
-        found.append(_told_apart(run.study[0]))
+        told = f"This run compared {plural(len(names), 'method')}{over}."
+        found.append(f"{told} {_told_apart(run.study[0])}")
     if run.replay and run.replay.settings:
         others = plural(len(run.replay.settings), "other setting")
         found.append(f"Recorded losses were put through {others}, without training.")

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
@@ -47,7 +48,7 @@ class Sweep(Artefact):
     front: tuple[str, ...] = ()
     written: bool = False
 
-    @property
+    @cached_property
     def ranked(self) -> tuple[Trial, ...]:
         """All trials, best score first; those stopped early come later, and failed ones last."""
 
@@ -57,7 +58,7 @@ class Sweep(Artefact):
 
         return tuple(sorted(self.trials, key=rank))
 
-    @property
+    @cached_property
     def best(self) -> Trial | None:
         """The finished trial with the highest score."""
         first = self.ranked[:1]
