@@ -204,10 +204,10 @@ def test_the_front_is_a_line_from_little_to_much_forgetting(tmp_path: Path) -> N
     drawn = series_of(put_sweep(tmp_path))
     front = [(-0.01, 0.04), (0.0, 0.08), (0.0512, 0.1234)]
     assert drawn["beaten by none", "line"].points == front and len(drawn) == 5
-    assert drawn["best score", "diamond"].points == [(0.0, 0.08)]
+    assert drawn["best score", "square"].points == [(0.0, 0.08)]
     assert drawn["stopped early", "open"].points == [(0.005, 0.09)]
     assert drawn["other trials", "dots"].points == [(0.03, 0.06)]
-    (tip,) = drawn["best score", "diamond"].tips
+    (tip,) = drawn["best score", "square"].tips
     assert tip.replace("\u202f", " ").startswith("ε 0.5, δ 0.2 · target gain 8.00 %")
 
 

@@ -56,7 +56,7 @@ def _shifted(hues: tuple[str, ...], index: int) -> str:
 class Series:
     """One line or cloud of dots. ``colour`` is a class of the style sheet (``d0``, ``accent``, …),
     ``look``: ``line``, ``steps`` (a value holds until the next), ``faint`` (behind the others),
-    ``dashed``, ``dots``, ``open``, ``diamond``; ``tips`` are told at the dots; series of one
+    ``dashed``, ``dots``, ``open`` (pale dots), ``square``; ``tips`` are told at the dots; series of one
     ``group`` are switched together.
     """
 
@@ -132,7 +132,7 @@ class Plot:
         for one in self.series:
             classes = f"{one.look} {one.colour}"
             shared = {"name": one.name, "group": str(one.group), "dash": self._dash(one)}
-            if one.look in ("dots", "open", "diamond"):
+            if one.look in ("dots", "open", "square"):
                 tips = one.tips or [one.name] * len(one.points)
                 for (x, y), tip in zip(one.points, tips, strict=True):
                     path = {"d": f"M{self._at(x, y)}h0", "class": classes, "tip": tip}
@@ -301,7 +301,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     if raw <= 0 or not math.isfinite(raw):
         return [low]
     size = 10.0 ** math.floor(math.log10(raw))
-    step = next((size * nice for nice in (1, 2, 5) if size * nice >= raw), size * 10)
+    step = next((size * nice for nice in (1, 2, 2.5, 5) if size * nice >= raw), size * 10)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(place * step, 12) for place in range(first, last + 1)]
 

@@ -141,7 +141,7 @@ def trade_off(sweep: Sweep) -> Figure | None:
         ("stopped early", stopped, "muted", "open"),
         ("other trials", rest, "muted", "dots"),
         ("beaten by none", front, "accent", "dots"),
-        ("best score", best, "better", "diamond"),
+        ("best score", best, "better", "square"),
     )
     series = []
     for group, (name, trials, tone, look) in enumerate(kinds):
@@ -151,7 +151,7 @@ def trade_off(sweep: Sweep) -> Figure | None:
             series.append(Series(name, at, tone, "line", group, stepped=True))
         series += [Series(name, at, tone, look, group, tips)] if at else []
     plot = Plot(series, "forgetting (lower is better)", "gain of the targets", "%", "%")
-    signs = {"open": "ring", "dots": "dot", "diamond": "diamond"}
+    signs = {"open": "dot pale", "dots": "dot", "square": "bar"}
     key = [(tone, signs[look], name, str(n)) for n, (name, t, tone, look) in enumerate(kinds) if t]
     facts = {"front": front, "joined": joined, "best": best, "stopped": stopped}
     return Figure("trade-off", "Gain against forgetting", [("", plot)], (), key, facts)
@@ -170,7 +170,7 @@ def by_setting(sweep: Sweep) -> Figure | None:
             (
                 ("stopped early", "muted", "open"),
                 ("finished", "accent", "dots"),
-                ("best", "better", "diamond"),
+                ("best", "better", "square"),
             )
         ):
             chosen = [
@@ -185,9 +185,9 @@ def by_setting(sweep: Sweep) -> Figure | None:
     if not views or len(drawn) < 2:
         return None
     key_signs = (
-        ("muted", "ring", "stopped early"),
+        ("muted", "dot pale", "stopped early"),
         ("accent", "dot", "finished"),
-        ("better", "diamond", "best score"),
+        ("better", "square", "best score"),
     )
     there = {one.group for _, plot in views for one in plot.series}  # type: ignore[union-attr]
     key_shown = [(*one, str(group)) for group, one in enumerate(key_signs) if group in there]
@@ -244,7 +244,7 @@ def _methods(study: StudyTable) -> Table | None:
         rows.append([Cell(method), *[count(n)] * counted, *cells, _difference(study, method)])
     last = f"{study.of} − {study.baseline}"
     head = ("Method", *["seeds"] * counted, *study.columns, last)
-    return table(study.title, head, rows)
+    return table("Methods, and how far each is from the baseline", head, rows)
 
 
 def _mean(one: Mean | None, digits: int) -> Cell | None:

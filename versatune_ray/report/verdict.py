@@ -169,9 +169,10 @@ def verdict(run: RunData) -> Verdict:
     if run.compares:
         return Verdict(tuple(_compared(run)))
     if run.measures_only:
-        return Verdict(tuple(_benchmarks(run)))
+        return Verdict((" ".join(_benchmarks(run)),))
     if run.detects_only or not (result.domains or run.adjustments):
-        return Verdict((opening(run), *_detections(run), *_benchmarks(run), *_compared(run)))
+        first = " ".join([opening(run), *_detections(run)])
+        return Verdict((first, *_benchmarks(run), *_compared(run)))
     judged = {}
     for row in result.domains:
         known = row.exact if row.exact.error else row.loss
