@@ -56,7 +56,7 @@ def _shifted(hues: tuple[str, ...], index: int) -> str:
 class Series:
     """One line or cloud of dots. ``colour`` is a class of the style sheet (``d0``, ``accent``, …),
     ``look``: ``line``, ``steps`` (a value holds until the next), ``faint`` (behind the others),
-    ``dashed``, ``dots``, ``open`` (pale dots), ``square``; ``tips`` are told at the dots; series of one
+    ``dashed``, ``dots``, ``open`` (pale dots), ``square``; ``tips`` are told at the dots; those of one
     ``group`` are switched together.
     """
 
