@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from versatune_ray.report.doubts import doubts, of_adjustments, warnings
+from versatune_ray.report.outcome import outcomes
 from versatune_ray.report.read import RunData
-from versatune_ray.report.verdict import outcomes
 from versatune_ray.runs.artefacts import Adjustment, Detection
 
 QUALITY = {

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from versatune_ray.report.doubts import warnings
+from versatune_ray.report.outcome import outcomes
 from versatune_ray.report.read import RunData
-from versatune_ray.report.verdict import opening, outcomes, verdict
+from versatune_ray.report.verdict import opening, verdict
 from versatune_ray.report.writing import (
     clean,
     count,

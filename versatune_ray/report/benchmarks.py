@@ -8,9 +8,9 @@ from typing import Any
 
 from versatune_ray.evaluation.scores import AVERAGE, Score
 from versatune_ray.report.charts import Figure, Row, Rows
+from versatune_ray.report.outcome import scores_of
 from versatune_ray.report.read import RunData
 from versatune_ray.report.tables import Cell, Given, Table, domain_cell, table, tone
-from versatune_ray.report.verdict import scores_of
 from versatune_ray.report.writing import count, decimal, listing, percent, short, signed_decimal
 
 BASE = "base"  # the model that others are compared with; without it the first one

@@ -12,7 +12,7 @@ Two builders make the five kinds: ``Plot`` draws lines with bands, areas and dot
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -55,9 +55,9 @@ def _shifted(hues: tuple[str, ...], index: int) -> str:
 @dataclass(frozen=True)
 class Series:
     """One line or cloud of dots. ``colour`` is a class of the style sheet (``d0``, ``accent``, …),
-    ``look``: ``line``, ``steps`` (a value holds until the next), ``faint`` (behind the others),
-    ``dashed``, ``dots``, ``open`` (pale dots), ``square``; ``tips`` are told at the dots; those of one
-    ``group`` are switched together.
+    ``look`` one of ``line``, ``steps`` (a value holds until the next), ``faint`` (behind the
+    others), ``dashed``, ``dots``, ``open`` (pale dots), ``square``. ``tips`` are told at the dots;
+    series of one ``group`` are switched together.
     """
 
     name: str
@@ -345,10 +345,9 @@ def thin(rows: Sequence[Sequence[float | None]], most: int = MOST_POINTS) -> Seq
         there = [value for value in row if value is not None] or [0.0]
         ends.append((min(there), max(there)))
     kept, stretches = {0, len(rows) - 1}, max((most - 2) // 2, 1)
-    lowest: Callable[[int], float] = lambda index: ends[index][0]  # noqa: E731
-    highest: Callable[[int], float] = lambda index: ends[index][1]  # noqa: E731
     for number in range(stretches):
         first, last = (len(rows) * edge // stretches for edge in (number, number + 1))
         if first < last:
-            kept |= {min(range(first, last), key=lowest), max(range(first, last), key=highest)}
+            kept.add(min(range(first, last), key=lambda index: ends[index][0]))
+            kept.add(max(range(first, last), key=lambda index: ends[index][1]))
     return sorted(kept)

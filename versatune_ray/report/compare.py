@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from versatune_ray.report.charts import Figure, Plot, Row, Rows, Series, series_key
+from versatune_ray.report.outcome import Outcomes, outcomes
 from versatune_ray.report.page import fill, write_page
 from versatune_ray.report.read import RunData, read_run
 from versatune_ray.report.tables import Cell, Given, Table, table
-from versatune_ray.report.verdict import Outcomes, outcomes
+from versatune_ray.report.verdict import called
 from versatune_ray.report.writing import (
     count,
     decimal,
@@ -19,19 +20,10 @@ from versatune_ray.report.writing import (
     signed_percent,
 )
 
-_SETTINGS = {
-    "mixture.preset": "preset",
-    "mixture.start": "start",
-    "mixture.policy": "policy",
-    "mixture.strength": "λ",
-    "mixture.sigma": "σ",
-    "mixture.delta": "δ",
-    "mixture.epsilon": "ε",
-    "mixture.targets": "targets",
-    "training.epochs": "epochs",
-    "training.learning_rate": "rate",
-    "seed": "seed",
-}
+_SETTINGS = (
+    "mixture.preset mixture.start mixture.policy mixture.strength mixture.sigma mixture.delta "
+    "mixture.epsilon mixture.targets training.epochs training.learning_rate seed"
+)
 
 
 def compare_runs(folders: Sequence[Path], target: Path) -> Path:
@@ -94,12 +86,12 @@ def _results(
 
 def _settings(runs: Sequence[RunData], names: Sequence[str]) -> Table | None:
     """The settings that are not the same in all runs."""
-    keys = [key for key in _SETTINGS if len({str(run.setting(key)) for run in runs}) > 1]
+    keys = [key for key in _SETTINGS.split() if len({str(run.setting(key)) for run in runs}) > 1]
     rows = [
         [name, *(setting(run.setting(key)) or None for key in keys)]
         for run, name in zip(runs, names, strict=True)
     ]
-    head = ("Run", *(_SETTINGS[key] for key in keys))
+    head = ("Run", *(called(key) for key in keys))
     caption = "What differs between the runs"
     return table(caption, head, rows, words=True) if keys else None
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 
+from versatune_ray.report.outcome import Outcomes
 from versatune_ray.report.read import RunData
-from versatune_ray.report.verdict import Outcomes
 from versatune_ray.report.writing import count, decimal, listing, ordinal, percent, short
 from versatune_ray.runs.artefacts import Adjustment, Detection, JudgeQuality
 

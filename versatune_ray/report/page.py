@@ -19,16 +19,17 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from versatune_ray.report import training, writing
+from versatune_ray.report import accounts, training, writing
 from versatune_ray.report.benchmarks import benchmark_section
 from versatune_ray.report.charts import style_rules
 from versatune_ray.report.detected import compared, judge_sections, models
 from versatune_ray.report.doubts import warnings
 from versatune_ray.report.generations import CHARACTERS, PER_DOMAIN, PER_REASON
+from versatune_ray.report.outcome import outcomes
 from versatune_ray.report.read import RunData, read_run
 from versatune_ray.report.searched import replay_figure, study_sections, sweep_section
 from versatune_ray.report.tables import domain_cell
-from versatune_ray.report.verdict import opening, outcomes, verdict
+from versatune_ray.report.verdict import called, opening, verdict
 from versatune_ray.report.writing import cut, duration, setting
 
 ANSWERS_PER_DOMAIN = 3
@@ -56,25 +57,12 @@ _WAITING = {
     "evaluation": "evaluation",
     "timings": "timings",
 }
-_TRAINING = {
-    "mixture.preset": "preset",
-    "mixture.policy": "policy",
-    "mixture.start": "starting shares",
-    "mixture.strength": "λ",
-    "mixture.sigma": "σ",
-    "mixture.delta": "δ",
-    "mixture.epsilon": "ε",
-    "mixture.targets": "targets",
-    "mixture.max_share": "largest share",
-    "mixture.options": "options",
-    "mixture.feedback": "feedback",
-    "training.epochs": "epochs",
-    "training.batch_size": "batch size",
-    "training.learning_rate": "peak learning rate",
-    "training.adjust_every": "adjust every",
-    "training.workers": "workers",
-    "seed": "seed",
-}
+_TRAINING = (
+    "mixture.preset mixture.policy mixture.start mixture.strength mixture.sigma mixture.delta "
+    "mixture.epsilon mixture.targets mixture.max_share mixture.options mixture.feedback "
+    "training.epochs training.batch_size training.learning_rate training.adjust_every "
+    "training.workers seed"
+)
 _ONLY = {  # keys that matter to these policies alone
     "mixture.strength": ("balanced",),
     "mixture.sigma": ("versatune", "expansion"),
@@ -82,24 +70,12 @@ _ONLY = {  # keys that matter to these policies alone
     "mixture.epsilon": ("expansion",),
     "mixture.max_share": ("expansion",),
 }
-_EVALUATION = {
-    "model.path": "model",
-    "evaluation.limit": "questions per benchmark",
-    "evaluation.chat": "as a chat",
-    "evaluation.run_code": "programs run",
-    "seed": "seed",
-}
-_DETECTION = {
-    "detection.samples": "sequences per repeat",
-    "detection.repeats": "repeats",
-    "detection.tolerance": "tolerance",
-    "detection.estimate": "estimate",
-    "detection.generation.temperature": "temperature",
-    "detection.generation.top_p": "top-p",
-    "detection.generation.max_tokens": "tokens per sequence",
-    "detection.judge.path": "judge",
-    "seed": "seed",
-}
+_EVALUATION = "model.path evaluation.limit evaluation.chat evaluation.run_code seed"
+_DETECTION = (
+    "detection.samples detection.repeats detection.tolerance detection.estimate "
+    "detection.generation.temperature detection.generation.top_p detection.generation.max_tokens "
+    "detection.judge.path seed"
+)
 
 
 def build_report(run_folder: Path, refresh: int | None = None) -> Path:
@@ -162,18 +138,18 @@ def render(run: RunData, refresh: int | None = None) -> str:
     result, shown_models = outcomes(run), models(run)
     baseline = outcomes(run.baseline) if run.baseline else None
     content: dict[str, Any] = {
-        "outcome": training.before_after(run, result, baseline) or training.other_measurements(run),
+        "outcome": accounts.before_after(run, result, baseline) or accounts.other_measurements(run),
         "benchmarks": benchmark_section(run),
         "sweep": sweep_section(run),
         "study": study_sections(run),
         "detection": shown_models or run.failed,
         "finetuning": training.figures(run),
         "replay": replay_figure(run),
-        "data": training.data_tables(run),
+        "data": accounts.data_tables(run),
         "generations": shown_models,
         "answers": _answers(run),
         "settings": _settings(run),
-        "timings": training.timings(run),
+        "timings": accounts.timings(run),
     }
     broken = run.problems.keys() - run.absent
     shown = {
@@ -198,7 +174,7 @@ def render(run: RunData, refresh: int | None = None) -> str:
         first=training.shares_before_after(run),
         command=_baseline_command(run),
         result=result,
-        other=training.other_measurements(run),
+        other=accounts.other_measurements(run),
         compared=compared(run),
         most_open=MOST_OPEN,
         judges=judge_sections(run),
@@ -266,8 +242,8 @@ def _settings(run: RunData) -> list[tuple[str, str]]:
     for changes in methods.values() if isinstance(methods, dict) else ():
         varied |= set(changes) if isinstance(changes, dict) else set()
     found = [
-        (name, run.setting(key))
-        for key, name in keys.items()
+        (called(key), run.setting(key))
+        for key in keys.split()
         if not (run.compares and key in varied) and policy in _ONLY.get(key, (policy,))
     ]
     stages = run.setting("stages")

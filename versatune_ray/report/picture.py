@@ -11,8 +11,8 @@ from pathlib import Path
 from markupsafe import escape
 
 from versatune_ray.report.charts import style_rules
+from versatune_ray.report.outcome import outcomes, share_ends
 from versatune_ray.report.read import RunData, read_run
-from versatune_ray.report.verdict import outcomes, share_ends
 from versatune_ray.report.writing import percent, short, signed_percent, signed_points
 
 _WIDTH, _ROW, _TOP = 760, 46, 64
