@@ -30,7 +30,6 @@ _SIZE = 10_000  # of a picture's own units, each way; the page stretches them
 MOST_POINTS = 400  # of a line: more than a screen shows
 MOST_LINES = 12  # drawn at first; beyond that nobody can tell them apart
 Point = tuple[float, float | None]
-Mark = dict[str, str]
 
 
 def style_rules(count: int) -> str:
@@ -117,11 +116,6 @@ class Plot:
         places = [(math.log10(value) if self.log else value) for value in values]
         made = _marks(places, low, high, self.unit, [written(v, self.unit) for v in values])
         return [(f"{100 - float(place):.2f}", text) for place, text in made]
-
-    @property
-    def widest(self) -> str:
-        """The longest text beside the y axis."""
-        return max((text for _, text in self.y_marks), key=len, default="")
 
     @property
     def paths(self) -> list[dict[str, str]]:

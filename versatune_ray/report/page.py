@@ -12,7 +12,7 @@ import os
 import shlex
 from functools import cache
 from importlib import resources
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,12 @@ from versatune_ray.report.generations import CHARACTERS, PER_DOMAIN, PER_REASON
 from versatune_ray.report.outcome import outcomes
 from versatune_ray.report.read import RunData, read_run
 from versatune_ray.report.searched import replay_figure, study_sections, sweep_section
-from versatune_ray.report.tables import domain_cell
+from versatune_ray.report.tables import Cell, domain_cell
 from versatune_ray.report.verdict import called, opening, verdict
 from versatune_ray.report.writing import cut, duration, setting
 
 ANSWERS_PER_DOMAIN = 3
+_TEXTS = ("question", "expected", "base", "tuned")
 MOST_OPEN = 3  # models whose sections are open at first
 _SECTIONS = (  # anchor, what a link to it says, and the parts whose problems are told in it
     ("outcome", "Before and after", ("evaluation",)),
@@ -211,22 +212,19 @@ def _facts(run: RunData) -> list[str]:
     ]
 
 
-def _answers(run: RunData) -> list[dict[str, Any]]:
-    found = sorted(
-        run.evaluation.answers if run.evaluation else [],
-        key=lambda one: (
-            len(run.domains) if (k := run.index(one.domain)) is None else k,
-            one.domain,
-        ),
-    )
+def _answers(run: RunData) -> list[tuple[Cell, list[dict[str, Any]]]]:
+    """The first answers of each domain, and which of them read the same as the expected one."""
+    asked = run.evaluation.answers if run.evaluation else []
+    order = dict.fromkeys([*run.domains, *(one.domain for one in asked)])
     made = []
-    for domain, items in groupby(found, key=lambda one: one.domain):
-        for one in islice(items, ANSWERS_PER_DOMAIN):
-            names = ("question", "expected", "base", "tuned")
-            texts = {name: cut(getattr(one, name) or "", CHARACTERS) for name in names}
+    for domain in order:
+        shown = []
+        for one in islice((one for one in asked if one.domain == domain), ANSWERS_PER_DOMAIN):
+            texts = {name: cut(getattr(one, name) or "", CHARACTERS) for name in _TEXTS}
             wanted = _bare(one.expected)
-            right = [name for name in names[2:] if wanted and _bare(getattr(one, name)) == wanted]
-            made.append({"domain": domain_cell(run, domain), "right": right} | texts)
+            right = [name for name in _TEXTS[2:] if wanted and _bare(getattr(one, name)) == wanted]
+            shown.append(texts | {"right": right})
+        made += [(domain_cell(run, domain), shown)] if shown else []
     return made
 
 

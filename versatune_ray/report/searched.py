@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from versatune_ray.report.charts import Figure, Plot, Row, Rows, Series, series_key, thin
+from versatune_ray.report.charts import Figure, Plot, Point, Row, Rows, Series, series_key, thin
 from versatune_ray.report.read import RunData
 from versatune_ray.report.tables import Cell, Given, Table, table
 from versatune_ray.report.verdict import SIGNS, changes_text, sign
@@ -27,6 +28,7 @@ from versatune_ray.settings.tuning import OBJECTIVES
 MOST_TRIALS = 200  # rows of the table, and dots of a chart
 MOST_VALUES = 12  # of a key, up to which a map has a place for each
 _ERROR = 300  # characters
+Kinds = Sequence[tuple[str, Sequence[Trial], str, str]]  # name, trials, colour, look
 AMONG_ALL = "†"  # beside a difference that holds among all of its table
 
 
@@ -143,55 +145,58 @@ def trade_off(sweep: Sweep) -> Figure | None:
         ("beaten by none", front, "accent", "dots"),
         ("best score", best, "better", "square"),
     )
-    series = []
-    for group, (name, trials, tone, look) in enumerate(kinds):
-        at = [(one.objectives[aims[0]] or 0.0, one.objectives[aims[1]]) for one in trials]
-        tips = [_tip(sweep, one) for one in trials]
-        if name == "beaten by none" and joined and at:
-            series.append(Series(name, at, tone, "line", group, stepped=True))
-        series += [Series(name, at, tone, look, group, tips)] if at else []
+    at = {one.trial: (one.objectives[aims[0]] or 0.0, one.objectives[aims[1]]) for one in points}
+    line = [at[one.trial] for one in front]
+    series = [Series("beaten by none", line, "accent", "line", 2, stepped=True)] * bool(
+        joined and line
+    )
+    series += _dots(sweep, kinds, at)
     plot = Plot(series, "forgetting (lower is better)", "gain of the targets", "%", "%")
-    signs = {"open": "dot pale", "dots": "dot", "square": "bar"}
-    key = [(tone, signs[look], name, str(n)) for n, (name, t, tone, look) in enumerate(kinds) if t]
     facts = {"front": front, "joined": joined, "best": best, "stopped": stopped}
-    return Figure("trade-off", "Gain against forgetting", [("", plot)], (), key, facts)
+    views = [("", plot)]
+    return Figure("trade-off", "Gain against forgetting", views, (), _key(kinds), facts)
+
+
+def _dots(sweep: Sweep, kinds: Kinds, at: Mapping[str, Point]) -> list[Series]:
+    """A dot for each trial, at its place, a series for each kind."""
+    made = []
+    for group, (name, trials, tone, look) in enumerate(kinds):
+        there = [one for one in trials if one.trial in at]
+        points, tips = [at[one.trial] for one in there], [_tip(sweep, one) for one in there]
+        made += [Series(name, points, tone, look, group, tips)] if points else []
+    return made
+
+
+def _key(kinds: Kinds) -> list[tuple[str, str, str, str]]:
+    signs = {"open": "dot pale", "dots": "dot", "square": "bar"}
+    return [
+        (tone, signs[look], name, str(group))
+        for group, (name, trials, tone, look) in enumerate(kinds)
+        if trials
+    ]
 
 
 def by_setting(sweep: Sweep) -> Figure | None:
     """The score over each setting, a view for each."""
     drawn = [one for one in sweep.ranked if one.score is not None][:MOST_TRIALS]
+    kinds = (
+        ("stopped early", [one for one in drawn if not one.finished], "muted", "open"),
+        ("finished", [one for one in drawn if one.finished], "accent", "dots"),
+        ("best score", [one for one in drawn if one is sweep.best], "better", "square"),
+    )
     views: list[tuple[str, Plot | Rows]] = []
     for key in sweep.keys:
-        trials = [(number, one) for one in drawn if (number := _number(one, key)) is not None]
-        if len({number for number, _ in trials}) < 2:
-            continue
-        series = []
-        for group, (name, tone, look) in enumerate(
-            (
-                ("stopped early", "muted", "open"),
-                ("finished", "accent", "dots"),
-                ("best", "better", "square"),
-            )
-        ):
-            chosen = [
-                (number, one)
-                for number, one in trials
-                if group == (2 if one is sweep.best else 1 if one.finished else 0)
-            ]
-            at = [(number, one.score) for number, one in chosen]
-            tips = [_tip(sweep, one) for _, one in chosen]
-            series += [Series(name, at, tone, look, group, tips)] if at else []
-        views.append((sign(key), Plot(series, key, "score", "%")))
+        numbers = {one.trial: _number(one, key) for one in drawn}
+        at = {
+            one.trial: (number, one.score)
+            for one in drawn
+            if (number := numbers[one.trial]) is not None
+        }
+        if len({number for number, _ in at.values()}) > 1:
+            views.append((sign(key), Plot(_dots(sweep, kinds, at), key, "score", "%")))
     if not views or len(drawn) < 2:
         return None
-    key_signs = (
-        ("muted", "dot pale", "stopped early"),
-        ("accent", "dot", "finished"),
-        ("better", "square", "best score"),
-    )
-    there = {one.group for _, plot in views for one in plot.series}  # type: ignore[union-attr]
-    key_shown = [(*one, str(group)) for group, one in enumerate(key_signs) if group in there]
-    return Figure("by-setting", "Score over each setting", views, (), key_shown)
+    return Figure("by-setting", "Score over each setting", views, (), _key(kinds))
 
 
 def score_map(sweep: Sweep) -> Table | None:

@@ -27,37 +27,34 @@ def count(value: float | None) -> str:
     return ABSENT if not _finite(value) else f"{value:,.0f}".replace("-", _MINUS)
 
 
-def decimal(value: float | None, digits: int = 3) -> str:
-    """A plain number: ``2.314``."""
-    return ABSENT if not _finite(value) else f"{value:,.{digits}f}".replace("-", _MINUS)
+def decimal(value: float | None, digits: int = 3, sign: bool = False) -> str:
+    """A plain number: ``2.314``; a difference with its sign: ``+0.012``."""
+    if value is None or not _finite(value):
+        return ABSENT
+    shown = f"{value:{'+' if sign else ''},.{digits}f}"
+    nothing = sign and float(shown.replace(",", "")) == 0
+    return (shown[1:] if nothing else shown).replace("-", _MINUS)
 
 
 def signed_decimal(value: float | None, digits: int = 3) -> str:
-    """A difference with its sign: ``+0.012``."""
-    return ABSENT if value is None or not _finite(value) else _signed(value, digits)
+    """A difference: ``+0.012``."""
+    return decimal(value, digits, sign=True)
 
 
-def percent(value: float | None, digits: int = 1) -> str:
+def percent(value: float | None, digits: int = 1, sign: bool = False) -> str:
     """A share between 0 and 1 as a percentage: ``41.3 %``."""
-    return (
-        ABSENT
-        if value is None or not _finite(value)
-        else f"{100 * value:.{digits}f}{_THIN}%".replace("-", _MINUS)
-    )
+    shown = decimal(None if value is None else 100 * value, digits, sign)
+    return shown if shown == ABSENT else f"{shown}{_THIN}%"
 
 
 def signed_percent(value: float | None, digits: int = 1) -> str:
     """A relative change with its sign: ``−12.5 %``, ``+3.0 %``."""
-    return (
-        ABSENT
-        if value is None or not _finite(value)
-        else _signed(100 * value, digits) + f"{_THIN}%"
-    )
+    return percent(value, digits, sign=True)
 
 
 def signed_points(value: float | None, digits: int = 1) -> str:
     """A difference of two shares in percentage points: ``+3.0``."""
-    return ABSENT if value is None or not _finite(value) else _signed(100 * value, digits)
+    return decimal(None if value is None else 100 * value, digits, sign=True)
 
 
 def interval(low: float | None, high: float | None, digits: int = 1) -> str:
@@ -165,13 +162,6 @@ def one_line(error: Exception) -> str:
 def short(name: str, limit: int = 40) -> str:
     """A domain's name on one line, for a sentence or a label."""
     return cut(" ".join(name.split()), limit)
-
-
-def _signed(value: float, digits: int) -> str:
-    shown = f"{value:+.{digits}f}"
-    if float(shown) == 0:
-        shown = shown[1:]
-    return shown.replace("-", _MINUS)
 
 
 def _finite(value: float | None) -> bool:
