@@ -112,8 +112,8 @@ class _Samples:
         made = []
         for row in self._rows(table, chosen):
             reason, detail = _parted(row["discarded"])
-            about = {"reason": reason, "detail": cut(detail, CHARACTERS)}
-            made.append(Generation(*_told(row), **about, answer=_shown(row.get("answer"))))
+            detail, answer = cut(detail, CHARACTERS), _shown(row.get("answer"))
+            made.append(Generation(*_told(row), reason=reason, detail=detail, answer=answer))
         return tuple(made)
 
     def _table(self, columns: Sequence[str], condition: Any) -> pa.Table:

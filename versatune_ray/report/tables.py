@@ -59,7 +59,7 @@ def table(
     made = [_cells(row) for row in rows]
     if not made:
         return None
-    last, kept = _cells(total), range(len(head))
+    last, kept = _cells(total), list(range(len(head)))
     if sparse:
         kept = [k for k in kept if not k or any(row[k].text not in _NOTHING for row in made)]
     return Table(

@@ -66,7 +66,7 @@ def verdict(run: RunData) -> Verdict:
         tuple(short(name) for name, sign in judged.items() if sign == kind) for kind in (1, -1, 0)
     )
     said = [
-        *_beyond(better, worse, unclear),
+        *_beyond(better, worse, unclear, len(judged)),
         *_losses(result),
         *_exact(result),
         *_beside(run, result),
@@ -78,7 +78,9 @@ def verdict(run: RunData) -> Verdict:
     )
 
 
-def _beyond(better: Sequence[str], worse: Sequence[str], unclear: Sequence[str]) -> list[str]:
+def _beyond(
+    better: Sequence[str], worse: Sequence[str], unclear: Sequence[str], domains: int
+) -> list[str]:
     if not (better or worse or unclear):
         return []
     parts = [f"better in {listing(better)}"] if better else []
@@ -86,7 +88,7 @@ def _beyond(better: Sequence[str], worse: Sequence[str], unclear: Sequence[str])
     rest = f"; in {listing(unclear)} the change is within the error" if unclear else ""
     if not better and not worse:
         return ["No domain changed by more than two standard errors."]
-    if better and not worse and not unclear and len(better) > 1:
+    if len(better) == domains > 1:
         return ["Better in every domain, beyond two standard errors."]
     told = " and ".join(parts)
     return [f"{told[0].upper()}{told[1:]}, beyond two standard errors{rest}."]

@@ -164,7 +164,7 @@ class Detection(Artefact):
     @model_validator(mode="after")
     def _sizes(self) -> Detection:
         quality, places, corrected = self.judge_quality, self.positions, self.corrected
-        sizes: dict[str, Sequence[Any] | None] = {
+        sizes: dict[str, Any] = {
             "share": self.share,
             "ci95": self.ci95,
             "known": self.known,
@@ -177,10 +177,9 @@ class Detection(Artefact):
             "judge_quality.recall": quality and quality.recall,
             "judge_quality.confusion": quality and quality.confusion,
         }
-        for place, row in enumerate(quality.confusion if quality else ()):
-            sizes[f"judge_quality.confusion.{place}"] = row
-        for place, row in enumerate(self.repeats or ()):
-            sizes[f"repeats.{place}"] = row
+        confusion = quality.confusion if quality else ()
+        sizes |= {f"judge_quality.confusion.{place}": row for place, row in enumerate(confusion)}
+        sizes |= {f"repeats.{place}": row for place, row in enumerate(self.repeats or ())}
         for key, values in sizes.items():
             if values is not None and len(values) != len(self.domains):
                 raise ValueError(f"{key} has {len(values)} entries for {len(self.domains)} domains")
