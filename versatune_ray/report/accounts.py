@@ -45,7 +45,10 @@ def before_after(run: RunData, result: Outcomes, baseline: Outcomes | None) -> T
         if losses:
             yield from (decimal(loss.before), decimal(loss.after))
             yield Cell(
-                signed_percent(loss.relative), tone=tone(loss.relative, lower_is_better=True)
+                signed_percent(loss.relative),
+                tone=tone(
+                    loss.relative, clear=abs(loss.relative or 0) > STEADY, lower_is_better=True
+                ),
             )
             other = others[row.domain].loss.after if row.domain in others else None
             yield from [decimal(other)] * beside + [count(loss.n)] * counted

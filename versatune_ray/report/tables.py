@@ -9,6 +9,7 @@ from versatune_ray.report.read import RunData
 from versatune_ray.report.writing import ABSENT
 
 MOST_ROWS = 60
+STEADY = 0.0005  # a relative change that reads as 0.0 %, or nearly
 _NOTHING = ("", "0", ABSENT)
 
 
@@ -81,11 +82,13 @@ def domain_cell(run: RunData, name: str) -> Cell:
     return Cell(name, swatch=run.index(name))
 
 
-def tone(change: float | None, *, clear: bool = True, lower_is_better: bool = False) -> str:
-    """``better`` or ``worse``; nothing for a change that is none or not ``clear``."""
-    if not change or not clear:
+def tone(change: float | None, *, clear: bool = True, loss: bool = False) -> str:
+    """``better`` or ``worse``; nothing for a change that is none or not ``clear``. Of a ``loss``,
+    less is better, and a change that would read as 0.0 % is none.
+    """
+    if change is None or abs(change) <= STEADY * loss or not change or not clear:
         return ""
-    return "better" if (change < 0) == lower_is_better else "worse"
+    return "better" if (change < 0) == loss else "worse"
 
 
 def evenly(total: int, most: int) -> Sequence[int]:

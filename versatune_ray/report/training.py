@@ -20,7 +20,6 @@ from versatune_ray.report.charts import (
 from versatune_ray.report.outcome import share_ends
 from versatune_ray.report.read import RunData
 from versatune_ray.report.tables import MOST_ROWS, Cell, Table, domain_cell, evenly, table, tone
-from versatune_ray.report.verdict import STEADY
 from versatune_ray.report.writing import (
     count,
     decimal,
@@ -282,16 +281,12 @@ def stage_table(run: RunData) -> Table | None:
         for one in stages:
             before, loss = ends[-1], one.after.get(name)
             change = loss / before - 1 if before and loss is not None else None
-            news = change if abs(change or 0) > STEADY else None
-            yield Cell(
-                decimal(loss),
-                signed_percent(change) if change is not None else "",
-                tone(news, lower_is_better=True),
-            )
+            note = signed_percent(change) if change is not None else ""
+            yield Cell(decimal(loss), note, tone(change, loss=True))
             ends.append(loss)
         lowest = min((loss for loss in ends if loss), default=None)
         lost = ends[-1] / lowest - 1 if ends[-1] is not None and lowest else None
-        yield Cell(signed_percent(lost), tone="worse" if (lost or 0) > STEADY else "")
+        yield Cell(signed_percent(lost), tone=tone(lost, loss=True))
 
     head = ("Domain", "before", *(one.name for one in stages), "above its lowest")
     caption = f"Held-out loss at the end of each stage ({run.unit})"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from versatune_ray.evaluation.scores import AVERAGE
 from versatune_ray.report.outcome import Outcomes, outcomes, scores_of, share_ends
 from versatune_ray.report.read import RunData
+from versatune_ray.report.tables import STEADY
 from versatune_ray.report.writing import (
     count,
     decimal,
@@ -22,9 +23,8 @@ from versatune_ray.report.writing import (
 )
 from versatune_ray.runs.comparisons import StudyTable, Trial
 
-SIGNS = {"sigma": "σ", "delta": "δ", "epsilon": "ε", "strength": "λ"}
-SIGNS = {f"mixture.{name}": sign for name, sign in SIGNS.items()}
-STEADY = 0.0005  # a change of which a percentage would read 0.0 or 0.1 is no news
+_SIGNS = {"sigma": "σ", "delta": "δ", "epsilon": "ε", "strength": "λ"}
+SIGNS = {f"mixture.{name}": sign for name, sign in _SIGNS.items()}
 
 
 @dataclass(frozen=True)
@@ -100,15 +100,19 @@ def _losses(result: Outcomes) -> list[str]:
     if not changes:
         return []
     source = "Held-out loss" if result.evaluated else "The measured loss (first to last adjustment)"
-    fell, rose = [one for one in changes if one[0] < 0], [one for one in changes if one[0] > 0]
-    scope = (
-        "every domain" if len(fell) == len(changes) else f"{len(fell)} of {len(changes)} domains"
-    )
+    counts = {
+        "fell": sum(change < -STEADY for change, _ in changes),
+        "rose": sum(change > STEADY for change, _ in changes),
+    }
+    parts = [
+        f"{word} in every domain" if n == len(changes) else f"{word} in {n} of {len(changes)}"
+        for word, n in counts.items()
+        if n
+    ]
+    scope = " and ".join(parts) or "hardly moved"
     shown = [f"{name} {signed_percent(change)}" for change, name in changes]
-    if len(changes) <= 6:
-        return [f"{source} fell in {scope}: {listing(shown)}."]
-    up = f"; {len(rose)} rose" if rose else ""
-    return [f"{source} fell in {scope}{up}: from {shown[0]} to {shown[-1]}."]
+    told = listing(shown) if len(changes) <= 6 else f"from {shown[0]} to {shown[-1]}"
+    return [f"{source} {scope}: {told}."]
 
 
 def _exact(result: Outcomes) -> list[str]:
