@@ -44,12 +44,7 @@ def before_after(run: RunData, result: Outcomes, baseline: Outcomes | None) -> T
         loss, exact = row.loss, row.exact
         if losses:
             yield from (decimal(loss.before), decimal(loss.after))
-            yield Cell(
-                signed_percent(loss.relative),
-                tone=tone(
-                    loss.relative, clear=abs(loss.relative or 0) > STEADY, lower_is_better=True
-                ),
-            )
+            yield Cell(signed_percent(loss.relative), tone=tone(loss.relative, loss=True))
             other = others[row.domain].loss.after if row.domain in others else None
             yield from [decimal(other)] * beside + [count(loss.n)] * counted
         if asked:
