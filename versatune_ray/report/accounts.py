@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from versatune_ray.report.doubts import last_passes
 from versatune_ray.report.outcome import Outcome, Outcomes
 from versatune_ray.report.read import RunData
-from versatune_ray.report.tables import Cell, Table, domain_cell, table, tone
+from versatune_ray.report.tables import Cell, Given, Table, domain_cell, table, tone
 from versatune_ray.report.writing import (
     count,
     decimal,
@@ -68,7 +68,7 @@ def other_measurements(run: RunData) -> Table | None:
         for one in run.results
         if not one.is_benchmark and (one.benchmark not in OWN or one.model not in ("base", "tuned"))
     ]
-    rows = [
+    rows: list[list[Given]] = [
         [
             domain_cell(run, one.domain),
             one.model,
@@ -113,7 +113,7 @@ def data_tables(run: RunData) -> list[Table]:
         list(dict.fromkeys(key for row in whole.values() for key in row)),
         last_passes(run),
     )
-    rows = [
+    rows: list[list[Given]] = [
         [
             domain_cell(run, name),
             *(count(row.get(key)) for key in keys),
@@ -130,7 +130,7 @@ def data_tables(run: RunData) -> list[Table]:
     counts = table(
         "Records per domain", head, rows, total=total if len(rows) > 1 else (), sparse=True
     )
-    account = [
+    account: list[list[Given]] = [
         [domain_cell(run, name), what, short(str(one), 80), count(n)]
         for name, row in found.items()
         for key, what in _ACCOUNTS.items()

@@ -147,8 +147,7 @@ def judge_sections(run: RunData) -> list[dict[str, Any]]:
 
 def _quality(run: RunData, domains: Sequence[str], quality: JudgeQuality) -> Table | None:
     """Mean probability of every domain (columns) on records of every domain (rows)."""
-    recall = quality.recall
-    rows = []
+    recall, rows = quality.recall, list[list[Given]]()
     for k, name in enumerate(domains):
         shaded = [Cell(percent(value, 0), heat=value) for value in quality.confusion[k]]
         right = [percent(recall[k], 0)] if recall else []

@@ -19,7 +19,16 @@ from versatune_ray.report.charts import (
 )
 from versatune_ray.report.outcome import share_ends
 from versatune_ray.report.read import RunData
-from versatune_ray.report.tables import MOST_ROWS, Cell, Table, domain_cell, evenly, table, tone
+from versatune_ray.report.tables import (
+    MOST_ROWS,
+    Cell,
+    Given,
+    Table,
+    domain_cell,
+    evenly,
+    table,
+    tone,
+)
 from versatune_ray.report.writing import (
     count,
     decimal,
@@ -86,12 +95,12 @@ def lines(run: RunData, values: Values, look: str = "line") -> list[Series]:
     rows = [(one.step, made) for one in run.adjustments if (made := values(one))]
     most = min(MOST_POINTS, max(60, 8_000 // max(len(run.domains), 1)))
     kept = thin([list(made.values()) for _, made in rows], most)
-    made = []
+    drawn = []
     for index, name in enumerate(run.domains):
         points = [(rows[k][0], rows[k][1].get(name)) for k in kept]
         if any(y is not None for _, y in points):
-            made.append(Series(name, points, f"d{index}", look, index))
-    return made
+            drawn.append(Series(name, points, f"d{index}", look, index))
+    return drawn
 
 
 def plot(run: RunData, series: list[Series], y: str, **look: bool | str) -> Plot:
@@ -177,7 +186,7 @@ def _losses(run: RunData) -> Figure | None:
         views.append(("In training", plot(run, [*faint, *training], axis, log=True)))
     by_training = run.setting("mixture.feedback") == "train"
     tables = [_series(run, f"Loss in {run.unit}", lambda one: one.loss, decimal)]
-    rows = [
+    rows: list[list[Given]] = [
         [
             domain_cell(run, name),
             decimal(one.loss),
