@@ -3,12 +3,14 @@ running.
 
 usage: python jobs/report.py RUN                    RUN: the run's folder, or its URI
        python jobs/report.py RUN RUN … [-o FILE]    a page that compares them
+       python jobs/report.py RUN --live             served on this machine, always up to date
        python jobs/report.py RUN --follow           again and again until the run is finished
-leaves: RUN/report.html, or comparison.html
+leaves: RUN/report.html, or comparison.html; --live leaves nothing
 """
 
 import argparse
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from versatune_ray.cli import Parser, exits_on_error, show
@@ -16,7 +18,8 @@ from versatune_ray.commands.runs import folder_of
 from versatune_ray.errors import UserError
 from versatune_ray.pipeline.closing import closing
 from versatune_ray.report import build_report, compare_runs
-from versatune_ray.report.run_files import read_run
+from versatune_ray.report.live import server
+from versatune_ray.report.read import read_run
 from versatune_ray.runs.storage import push
 from versatune_ray.settings.location import shown
 
@@ -38,13 +41,33 @@ def main() -> None:
     parser.add_argument(
         "--follow", action="store_true", help="build the page again while the run goes on"
     )
+    parser.add_argument(
+        "--live", action="store_true", help="serve the page here, up to date, until stopped"
+    )
+    parser.add_argument("--port", type=int, default=8787, help="of --live; 0: any that is free")
     parser.add_argument("--open", action="store_true", help="show the page in a browser")
     arguments = parser.parse_args()
     with exits_on_error(arguments.debug):
+        if arguments.live:
+            serve(arguments)
+            return
         page = compared(arguments) if len(arguments.runs) > 1 else of_one(arguments)
         print(shown(page), flush=True)
         if arguments.open:
-            show(page)
+            show(page.absolute().as_uri())
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    if len(arguments.runs) > 1:
+        raise UserError("--live: takes one run; without it several are compared")
+    read_run(folder_of(arguments.runs[0]))
+    live = server(lambda: folder_of(arguments.runs[0]), arguments.port)
+    address = f"http://127.0.0.1:{live.server_port}/"
+    print(f"{address} (Ctrl-C ends it)", flush=True)
+    if arguments.open:
+        show(address)
+    with suppress(KeyboardInterrupt):
+        live.serve_forever()
 
 
 def compared(arguments: argparse.Namespace) -> Path:

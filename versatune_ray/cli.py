@@ -96,16 +96,16 @@ def main(
         print(f"\n{closing(name, folder.path, arguments.config, arguments.overrides)}")
         print(f"\n{shown(made)}", flush=True)
         if arguments.open:
-            show(folder.path / "report.html")
+            show((folder.path / "report.html").absolute().as_uri())
     sys.exit(0)
 
 
-def show(page: Path) -> None:
+def show(address: str) -> None:
     """Open a page in the browser, where there is one."""
     import webbrowser
 
-    if not webbrowser.open(page.absolute().as_uri()):
-        print(f"--open: no browser here; the page is {shown(page)}", file=sys.stderr)
+    if not webbrowser.open(address):
+        print(f"--open: no browser here; the page is {address}", file=sys.stderr)
 
 
 def preview(description: str) -> NoReturn:

@@ -17,7 +17,6 @@ MISSING = (
     "vllm",
     "pyarrow",
     "datasets",
-    "plotly",
     "scipy",
     "pandas",
     "sklearn",

@@ -4,20 +4,31 @@ said.
 
 from __future__ import annotations
 
+import http.client
 import json
 import math
 import re
-import subprocess
+import runpy
 import sys
+import threading
+import time
+import xml.etree.ElementTree
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import ROOT, call_script, patience
-from test_report import body_of, cells_of, fabricate_run, figures_of
+from processes import ROOT
+from test_report import body_of, cells_of, fabricate_run
 
 from versatune_ray.errors import UserError
 from versatune_ray.report import build_report, compare_runs
+from versatune_ray.report.benchmarks import benchmark_section
+from versatune_ray.report.compare import _losses
+from versatune_ray.report.live import server
+from versatune_ray.report.picture import picture
+from versatune_ray.report.read import read_run
 
 
 def measured(model: str, domain: str, benchmark: str, value: float, n: int = 100) -> dict[str, Any]:
@@ -66,8 +77,7 @@ def test_scores_stand_per_benchmark_per_domain_and_on_average(run: Path) -> None
     # law: (0.5 + 0.3) / 2 = 40 %, errors √(0.05² + 0.0458²) / 2 = 3.4; tuned (0.8 + 0.5) / 2 = 65
     # %, √(0.04² + 0.05²) / 2 = 3.2
     assert cells_of(page, "benchmarks", "law") == ["", "40.0 ± 3.4", "65.0 ± 3.2 (+25.0)"]
-    plain = page.replace('<th scope="row" class="aside">', '<th scope="row">')
-    assert cells_of(plain, "benchmarks", "exam (acc)") == [
+    assert cells_of(page, "benchmarks", "exam (acc)") == [
         "100",
         "50.0 ± 5.0",
         "80.0 ± 4.0 (+30.0)",
@@ -99,17 +109,12 @@ def test_what_could_not_be_measured_is_named(run: Path) -> None:
     )
 
 
-def test_bars_and_radar_draw_the_same_scores(run: Path) -> None:
-    figures = figures_of(build_report(run).read_text())
-    bars = {
-        trace["name"]: dict(zip(trace["x"], trace["y"], strict=True))
-        for trace in figures["benchmarks"]["traces"]
-    }
-    assert bars["tuned"] == pytest.approx({"law": 0.65, "code": 0.25, "music": 0.6, "average": 0.5})
-    (base, _) = figures["radar"]["traces"]
-    assert base["theta"] == ["law", "code", "music", "law"] and base["r"] == pytest.approx(
-        [0.4, 0.2, 0.9, 0.4]
-    )
+def test_the_chart_draws_the_same_scores(run: Path) -> None:
+    section = benchmark_section(read_run(run))
+    assert section
+    ((_, plot),) = section["figure"].views
+    tuned = {row.name: [mark[1] for mark in row.marks if mark[0] == "dot"][1] for row in plot.rows}
+    assert tuned == pytest.approx({"law": 0.65, "code": 0.25, "music": 0.6, "average": 0.5})
 
 
 def test_several_runs_share_a_page_with_what_differs(tmp_path: Path) -> None:
@@ -140,42 +145,93 @@ def test_several_runs_share_a_page_with_what_differs(tmp_path: Path) -> None:
         json.loads(line)
         for line in (folders[0] / "finetune" / "adjustments.jsonl").read_text().splitlines()
     ]
-    drawn = figures_of(page)["mean-loss"]["traces"][0]
-    assert drawn["y"] == pytest.approx(
+    drawn = _losses([read_run(folder) for folder in folders], ["first", "second"])
+    assert drawn and [y for _, y in drawn.views[0][1].series[0].points] == pytest.approx(
         [(line["loss"]["law"] + line["loss"]["code"]) / 2 for line in lines]
     )
     with pytest.raises(UserError, match="no such run folder"):
         compare_runs([folders[0], tmp_path / "none"], tmp_path / "x.html")
 
 
-def test_the_job_builds_compares_and_follows(tmp_path: Path) -> None:
+@pytest.fixture
+def job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs ``jobs/report.py`` here; gives its status, what it printed and what it complained of."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["report.py", *arguments])
+        status = 0
+        try:
+            runpy.run_path(str(ROOT / "jobs" / "report.py"), run_name="__main__")
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def test_the_job_builds_compares_and_follows(
+    tmp_path: Path, job: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = fabricate_run(tmp_path / "run")
-
-    def report(*arguments: str) -> tuple[int, str, str]:
-        return call_script([str(ROOT / "jobs" / "report.py"), *arguments], tmp_path)
-
-    assert report("run")[1].strip() == str(folder / "report.html")
-    assert "2 runs side by side" in body_of(
-        Path(report("run", "run", "-o", "both.html")[1].strip())
-    )
-    status, _, errors = report("nowhere")
-    assert status == 2 and errors.startswith("error: ") and len(errors.splitlines()) == 1
+    assert job("run")[1].strip() == str(folder / "report.html")
+    both = Path(job("run", "run", "-o", "both.html")[1].strip())
+    assert "2 runs side by side" in body_of(both)
+    for wrong in (["nowhere"], ["nowhere", "--live"], ["run", "run", "--live"]):
+        status, _, errors = job(*wrong)
+        assert status == 2 and errors.startswith("error: ") and len(errors.splitlines()) == 1
 
     # An unfinished run's page loads itself again; the job ends when the run does.
-    timings = folder / "timings.json"
+    timings, page = folder / "timings.json", folder / "report.html"
     tree = json.loads(timings.read_text())
     timings.write_text(json.dumps(tree | {"finished": None}))
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "jobs" / "report.py"), "run", "--follow"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None and "not finished yet" in process.stdout.readline()
-        assert '<meta http-equiv="refresh"' in (folder / "report.html").read_text()
+    seen = []
+
+    def wait(seconds: float) -> None:
+        seen.append('<meta http-equiv="refresh"' in page.read_text())
         timings.write_text(json.dumps(tree))
-        assert process.wait(patience(60)) == 0
+
+    monkeypatch.setattr(time, "sleep", wait)
+    status, told, _ = job("run", "--follow")
+    assert status == 0 and "not finished yet" in told and seen == [True]
+    assert '<meta http-equiv="refresh"' not in page.read_text()
+
+
+def test_a_running_job_is_served_to_this_machine_alone_and_kept_up_to_date(tmp_path: Path) -> None:
+    folder = fabricate_run(tmp_path / "run", ("law", "code"), adjustments=2)
+    live = server(lambda: folder)
+    threading.Thread(target=live.serve_forever, daemon=True).start()
+
+    def ask(method: str, path: str = "/", host: str = "localhost") -> tuple[int, str, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", live.server_port, timeout=30)
+        connection.request(method, path, headers={"Host": host})
+        answer = connection.getresponse()
+        found = answer.status, answer.headers.get("ETag", ""), answer.read().decode()
+        connection.close()
+        return found
+
+    try:
+        status, tag, page = ask("GET")
+        assert status == 200 and "not finished" not in page and ask("HEAD") == (200, tag, "")
+        timings = folder / "timings.json"
+        timings.write_text(json.dumps(json.loads(timings.read_text()) | {"finished": None}))
+        assert ask("HEAD")[1] != tag and "This run is not finished." in ask("GET")[2]
+        assert ask("GET", "/config.yaml")[0] == 404 == ask("GET", host="evil.example")[0]
+        with pytest.raises(UserError, match=f"--port {live.server_port}"):
+            server(lambda: folder, live.server_port)
     finally:
-        process.kill()
-    assert '<meta http-equiv="refresh"' not in (folder / "report.html").read_text()
+        live.shutdown()
+        live.server_close()
+
+
+def test_the_picture_is_one_svg_with_every_share_and_gain(tmp_path: Path) -> None:
+    run = read_run(fabricate_run(tmp_path / "run", ("law & order", "code")))
+    drawn = xml.etree.ElementTree.fromstring(picture(run))
+    texts = [one.text or "" for one in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    # exact match: 10 → 50 % and 11 → 53 %
+    assert {"law & order", "code", "+40.0", "+42.0"} <= set(texts)
+    assert len([text for text in texts if text.endswith("%")]) == 4
+    with pytest.raises(ValueError, match="fine-tune first"):
+        picture(replace(run, adjustments=()))

@@ -1,5 +1,5 @@
-"""The page in a real browser: it draws without an error, answers to the reader, and never obeys
-what it shows.
+"""The page in a real browser: on a desk, a phone, paper, in the dark and without JavaScript; and it
+never obeys what it shows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,31 +32,64 @@ BROWSER = next(
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 websockets = pytest.importorskip("websockets")
 
-Session = Callable[..., Any]
+
+class Browser:
+    """One headless Chromium; ``errors`` are all that its pages told."""
+
+    def __init__(self, socket: Any):
+        self.socket, self.numbers, self.errors = socket, itertools.count(1), list[str]()
+
+    async def call(self, method: str, **parameters: Any) -> Any:
+        number = next(self.numbers)
+        message = {"id": number, "method": method, "params": parameters}
+        await self.socket.send(json.dumps(message))
+        bad = ("Runtime.exceptionThrown", "Log.entryAdded", "Page.javascriptDialogOpening")
+        while True:
+            told = json.loads(await self.socket.recv())
+            if told.get("method") in bad:
+                self.errors.append(json.dumps(told["params"]))
+            if told.get("id") == number:
+                return told.get("result", told)
+
+    async def run(self, script: str) -> Any:
+        """The value of a script on the page."""
+        found = await self.call(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    async def open(
+        self, page: Path, width: int = 1200, media: str = "", scheme: str = "light", js: bool = True
+    ) -> None:
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        await self.call("Emulation.setDeviceMetricsOverride", **size)
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        await self.call("Emulation.setEmulatedMedia", media=media, features=[feature])
+        await self.call("Emulation.setScriptExecutionDisabled", value=not js)
+        await self.call("Page.navigate", url="about:blank")
+        await self.call("Page.navigate", url=page.as_uri())
+        ready = f"document.readyState === 'complete' && location.href === {page.as_uri()!r}"
+        while not await self.run(ready):
+            await asyncio.sleep(0.02)
+
+    async def drag(self, *places: tuple[float, float]) -> None:
+        kinds = ["mousePressed", *["mouseMoved"] * (len(places) - 2), "mouseReleased"]
+        for kind, (x, y) in zip(kinds, places, strict=True):
+            about = {"type": kind, "x": x, "y": y, "button": "left", "clickCount": 1, "buttons": 1}
+            await self.call("Input.dispatchMouseEvent", **about)
 
 
-def visit(page: Path, steps: Callable[[Session], Any], width: int = 1200) -> tuple[Any, list[str]]:
-    """Open ``page`` and do ``steps(evaluate)``, where ``await evaluate(script)`` gives a value;
-    returns theirs, and all errors told.
-    """
+def browse(steps: Callable[[Browser], Awaitable[Any]]) -> Any:
+    """What ``steps`` give; no page may have told an error."""
 
-    async def go() -> tuple[Any, list[str]]:
-        errors: list[str] = []
-        with tempfile.TemporaryDirectory(
-            prefix="versatune-browser-", ignore_cleanup_errors=True
-        ) as profile:
-            command = [
-                str(BROWSER),
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--no-first-run",
-                "--disable-background-networking",
-            ]
-            command += [f"--user-data-dir={profile}", "--remote-debugging-port=0", "about:blank"]
-            process = subprocess.Popen(
-                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
+    async def go() -> Any:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+            options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+            options += ["--disable-background-networking", f"--user-data-dir={profile}"]
+            quiet = subprocess.DEVNULL
+            command = [str(BROWSER), *options, "--remote-debugging-port=0", "about:blank"]
+            process = subprocess.Popen(command, stdout=quiet, stderr=quiet)
             try:
                 port = Path(profile) / "DevToolsActivePort"
                 deadline = time.monotonic() + 60
@@ -67,50 +100,12 @@ def visit(page: Path, steps: Callable[[Session], Any], width: int = 1200) -> tup
                 tabs = json.load(urllib.request.urlopen(address))
                 target = next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
                 async with websockets.connect(target, max_size=None) as socket:
-                    numbers = itertools.count(1)
-
-                    async def call(method: str, **parameters: Any) -> Any:
-                        number = next(numbers)
-                        await socket.send(
-                            json.dumps({"id": number, "method": method, "params": parameters})
-                        )
-                        while True:
-                            told = json.loads(await socket.recv())
-                            if told.get("method") in (
-                                "Runtime.exceptionThrown",
-                                "Log.entryAdded",
-                                "Page.javascriptDialogOpening",
-                            ):
-                                errors.append(json.dumps(told["params"]))
-                            if told.get("id") == number:
-                                return told.get("result", told)
-
-                    async def evaluate(script: str) -> Any:
-                        found = await call(
-                            "Runtime.evaluate",
-                            expression=script,
-                            returnByValue=True,
-                            awaitPromise=True,
-                        )
-                        assert "exceptionDetails" not in found, found
-                        return found["result"].get("value")
-
+                    browser = Browser(socket)
                     for domain in ("Runtime", "Log", "Page"):
-                        await call(f"{domain}.enable")
-                    await call(
-                        "Emulation.setDeviceMetricsOverride",
-                        width=width,
-                        height=900,
-                        deviceScaleFactor=1,
-                        mobile=width < 600,
-                    )
-                    await call("Page.navigate", url=page.as_uri())
-                    while (
-                        await evaluate("document.readyState") != "complete"
-                        or await evaluate("location.protocol") != "file:"
-                    ):
-                        await asyncio.sleep(0.05)
-                    return await steps(evaluate), errors
+                        await browser.call(f"{domain}.enable")
+                    found = await steps(browser)
+                    assert browser.errors == []
+                    return found
             finally:
                 process.terminate()
                 process.wait(30)
@@ -118,99 +113,122 @@ def visit(page: Path, steps: Callable[[Session], Any], width: int = 1200) -> tup
     return asyncio.run(go())
 
 
-# Bring every chart near the screen, one after another; resolves to how many were drawn, and how
-# many there are.
-SCROLL = """(async () => {
-  document.querySelectorAll("details").forEach((one) => { one.open = true; });
-  const boxes = [...document.querySelectorAll(".chart")];
-  const end = Date.now() + 60000;
-  for (const box of boxes) {
-    box.scrollIntoView();
-    while (!box.querySelector(".main-svg") && Date.now() < end) 
-      await new Promise((done) => setTimeout(done, 30));
-  }
-  return [boxes.filter((box) => box.querySelector(".main-svg")).length, boxes.length];
-})()"""
+FITS = "document.documentElement.scrollWidth <= window.innerWidth"
+# how many charts are to be seen, and how many there are
+SEEN = """(() => { const all = [...document.querySelectorAll(".view")];
+  return [all.filter((one) => one.getBoundingClientRect().height > 50).length, all.length]; })()"""
 
 
-@pytest.mark.parametrize("width", [1200, 390])
-def test_every_chart_is_drawn_and_a_reader_can_switch_and_toggle(
-    tmp_path: Path, width: int
-) -> None:
-    page = build_report(fabricate_run(tmp_path / "run", guard=True))
+def test_a_reader_hovers_zooms_switches_and_downloads(tmp_path: Path) -> None:
+    page = build_report(fabricate_run(tmp_path / "run", ("law", "=1+1", "code"), guard=True))
 
-    stacked = "one.stackgroup && one.visible !== false"
-
-    async def steps(evaluate: Session) -> dict[str, Any]:
-        drawn = await evaluate(SCROLL)
-        found = {
-            "drawn": drawn,
-            "wide": await evaluate("document.documentElement.scrollWidth <= window.innerWidth"),
-            "pressed": await evaluate(
-                """(() => {
-                const at = document;
-                const button = at.querySelector('button[data-figure="shares"][data-view="1"]');
-                button.click();
-                return button.getAttribute("aria-pressed"); })()"""
-            ),
-            "stacked": await evaluate(
-                f"""document.querySelector('.chart[data-figure="shares"]')
-                .data.filter((one) => {stacked}).length"""
-            ),
-        }
-        # A click on a legend entry hides a domain; it stays hidden when the view changes.
-        await evaluate(
-            """(async () => { const box = document.querySelector('.chart[data-figure="losses"]');
-            await Plotly.restyle(box, { visible: "legendonly" }, [0]); })()"""
+    async def steps(browser: Browser) -> dict[str, Any]:
+        await browser.open(page)
+        found: dict[str, Any] = {}
+        near = "document.querySelector('#figure-losses').scrollIntoView({behavior: 'instant'})"
+        await browser.run(near)
+        while not await browser.run("!!document.querySelector('#figure-losses .tip')"):
+            await asyncio.sleep(0.02)
+        place = await browser.run(
+            """(() => { const r = document.querySelector("#figure-losses .field")
+            .getBoundingClientRect(); return [r.x, r.y, r.width, r.height]; })()"""
         )
-        found["hidden"] = await evaluate(
-            """document.querySelector('.chart[data-figure="losses"]').data[0].visible"""
+        x, y, wide, high = place
+        await browser.call(
+            "Input.dispatchMouseEvent", type="mouseMoved", x=x + wide / 2, y=y + high / 2
+        )
+        tip = "document.querySelector('#figure-losses .told .tip').innerText"
+        found["tip"] = await browser.run(tip)
+        marks = """[...document.querySelectorAll("#figure-losses .view:first-child .xs span")]
+            .map((one) => Number(one.textContent))"""
+        found["before"] = await browser.run(marks)
+        half = y + high / 2
+        await browser.drag((x + wide / 4, half), (x + wide / 3, half), (x + wide / 2, half))
+        found["zoomed"] = await browser.run(marks)
+        await browser.run("document.querySelector('#figure-losses .back').click()")
+        found["after"] = await browser.run(marks)
+        found["hidden"] = await browser.run(
+            """(() => { const at = document.querySelector("#figure-losses");
+            at.querySelector('button[data-g="0"]').click();
+            const lines = [...at.querySelectorAll('path[data-g="0"]')];
+            return [lines.length, lines.filter((one) => getComputedStyle(one).display === "none")
+            .length]; })()"""
+        )
+        found["views"] = await browser.run(
+            """(() => { const at = document.querySelector("#figure-shares");
+            at.querySelectorAll("label")[1].click();
+            return [...at.querySelectorAll(".view")].map((one) => one.offsetHeight > 0); })()"""
+        )
+        await browser.run(
+            """window.saved = []; URL.createObjectURL = (blob) => (window.saved.push(blob), "#");
+            document.querySelector("#outcome .csv").click()"""
+        )
+        found["csv"] = await browser.run("window.saved[0].text()")
+        paint = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+        found["painted"] = await browser.run(paint)
+        return found
+
+    found = browse(steps)
+    # The goal is 200 ms; a shared machine may be busy.
+    assert found["painted"] < 5_000
+    step, *told = found["tip"].splitlines()
+    assert step == "150" and [one.split(" ")[0] for one in told] != [] and len(told) == 3
+    assert found["before"] == found["after"] == [0, 100, 200, 300]
+    assert found["zoomed"] and min(found["zoomed"]) >= 75 and max(found["zoomed"]) <= 150
+    assert found["hidden"][0] == found["hidden"][1] > 0
+    assert found["views"] == [False, True, False, False]
+    head, *rows = found["csv"].lstrip("\ufeff").splitlines()
+    assert head.startswith("Domain,Held-out loss (nats/token): before,Held-out loss (nats/token)")
+    assert [row.split(",")[0] for row in rows] == ["law", "'=1+1", "code", "Mean over domains"]
+
+
+def test_a_phone_the_dark_paper_and_no_javascript_show_everything(tmp_path: Path) -> None:
+    names = [f"{kind} {what}" for kind in ("civil", "applied") for what in SUBJECTS]
+    page = build_report(fabricate_run(tmp_path / "run", tuple(names), guard=True))
+
+    async def steps(browser: Browser) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        await browser.open(page, width=390)
+        found["fits"] = await browser.run(FITS)
+        found["scrolls"] = await browser.run(
+            """[...document.querySelectorAll("#outcome .scroll")].map((one) =>
+            [one.scrollWidth > one.clientWidth,
+            getComputedStyle(one).backgroundImage !== "none"])"""
+        )
+        found["stacked"] = await browser.run(
+            """(() => { const [one, two] = document.querySelectorAll(".answer dl > div");
+            return two.getBoundingClientRect().top >= one.getBoundingClientRect().bottom; })()"""
+        )
+        found["closed"] = await browser.run(
+            "document.querySelectorAll('#generations details[open]').length"
+        )
+        await browser.open(page, scheme="dark")
+        found["dark"] = await browser.run(
+            """[getComputedStyle(document.body).backgroundColor, new Set([...document
+            .querySelectorAll("#figure-shares .view:first-child path.steps")].map((one) =>
+            getComputedStyle(one).stroke)).size]"""
+        )
+        await browser.open(page, media="print", scheme="dark")
+        found["paper"] = await browser.run("getComputedStyle(document.body).backgroundColor")
+        found["printed"] = await browser.run(SEEN)
+        await browser.open(page, js=False)
+        found["plain"] = await browser.run(SEEN)
+        found["lines"] = await browser.run(
+            """[...document.querySelectorAll("#figure-shares .view:first-child path.steps")]
+            .filter((one) => one.getBoundingClientRect().width > 100).length"""
         )
         return found
 
-    found, errors = visit(page, steps, width)
-    assert errors == []
-    assert found["drawn"][0] == found["drawn"][1] >= 6
-    assert found["wide"], "the page is wider than the screen"
-    assert found["pressed"] == "true" and found["stacked"] == 6 and found["hidden"] == "legendonly"
+    found = browse(steps)
+    assert found["fits"], "the page is wider than the screen"
+    assert found["scrolls"] == [[True, True]] and found["stacked"] and found["closed"] == 0
+    assert found["dark"] == ["rgb(19, 22, 27)", 12]
+    assert found["paper"] == "rgb(255, 255, 255)" and found["printed"][0] == found["printed"][1]
+    # before and after, detected, shares, losses, degrees, guard: the first view of each
+    assert found["plain"][0] == 6 and found["lines"] == 12
 
 
-def test_numbers_come_down_as_csv(tmp_path: Path) -> None:
-    page = build_report(fabricate_run(tmp_path / "run", domains=("law", "=1+1", "code")))
-
-    async def steps(evaluate: Session) -> Any:
-        catch = """window.saved = [];
-        URL.createObjectURL = (blob) => { window.saved.push(blob); return "#"; };"""
-        await evaluate(catch)
-        await evaluate(
-            """document.querySelector("#outcome .csv").click();
-            document.querySelector("#figure-shares figcaption .csv").click()
-            """
-        )
-        buttons = await evaluate(
-            """document.querySelectorAll(".csv").length === document.querySelectorAll(".scroll >
-            table, .chart").length
-            """
-        )
-        return buttons, await evaluate("Promise.all(window.saved.map((blob) => blob.text()))")
-
-    (buttons, (table, chart)), errors = visit(page, steps)
-    assert errors == [] and buttons
-    head, *rows = table.lstrip("\ufeff").splitlines()
-    assert head.startswith(
-        "Domain,Held-out loss (nats/token): before,Held-out loss (nats/token): after"
-    )
-    assert [row.split(",")[0] for row in rows] == ["law", "'=1+1", "code", "Mean over domains"]
-    lines = [
-        json.loads(line)
-        for line in (tmp_path / "run" / "finetune" / "adjustments.jsonl").read_text().splitlines()
-    ]
-    head, *rows = chart.lstrip("\ufeff").splitlines()
-    assert head == "series,kind,x,y,value"
-    requested = [row.split(",") for row in rows if row.startswith("law,requested")]
-    assert [float(row[3]) for row in requested] == pytest.approx(
-        [line["share"]["law"] for line in lines], abs=1e-5
-    )
+SUBJECTS = ("law", "medicine", "finance", "science", "code", "art")
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
@@ -220,38 +238,18 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
         + "javascript:window.hurt=1"
     )
     folder = fabricate_run(
-        tmp_path / "run", domains=(HOSTILE[:40], "<b>bold</b>", "code"), text=hostile
+        tmp_path / "run", (HOSTILE[:40], "<b>bold</b>", "code"), text=hostile, guard=True
     )
-    page = build_report(folder)
-    both = compare_runs([folder, folder], tmp_path / "both.html")
+    pages = [build_report(folder), compare_runs([folder, folder], tmp_path / "both.html")]
 
-    async def steps(evaluate: Session) -> Any:
-        drawn = await evaluate(SCROLL)
-        return drawn, await evaluate(
-            "[window.hurt, document.querySelectorAll('main img, main b, main a[href^=http], main "
-            "script').length]"
-        )
+    async def steps(browser: Browser) -> None:
+        for page in pages:
+            await browser.open(page)
+            await browser.run("document.querySelectorAll('details').forEach((d) => (d.open = 1))")
+            found = await browser.run(
+                "[window.hurt, document.querySelectorAll('main img, main a[href^=http], "
+                "main script, bdi b').length]"
+            )
+            assert found == [None, 0]
 
-    for one in (page, both):
-        ((drawn, there), (hurt, tags)), errors = visit(one, steps)
-        assert errors == [] and hurt is None and tags == 0 and drawn == there > 0
-
-
-def test_a_long_run_opens_at_once(tmp_path: Path) -> None:
-    page = build_report(
-        fabricate_run(tmp_path / "long", tuple(f"domain {i}" for i in range(50)), adjustments=1000)
-    )
-
-    async def steps(evaluate: Session) -> list[float]:
-        painted = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
-        ready = "performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd"
-        return [await evaluate(painted), await evaluate(ready)]
-
-    # The goal is one second. These are ten times that, because a shared machine may be busy: they
-    # fail on a page that grew out of hand.
-    (painted, ready), errors = visit(page, steps)
-    print(
-        f"seen after {painted:.0f} ms, ready after {ready:.0f} ms, {page.stat().st_size / 1e6:.1f} "
-        f"MB"
-    )
-    assert errors == [] and painted < 10_000 and ready < 10_000
+    browse(steps)

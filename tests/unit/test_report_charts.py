@@ -1,38 +1,167 @@
-"""Lines on the page mean what their shape says, and thinning a long run loses no peak."""
+"""Charts are drawn to scale, and what they leave out is said."""
 
 from __future__ import annotations
 
-from versatune_ray.report.data import Adjustment, RunData
-from versatune_ray.report.figures import shares
-from versatune_ray.report.traces import label, peaks
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from versatune_ray.report import build_report
+from versatune_ray.report.charts import Plot, Row, Rows, Series, log_ticks, series_key, thin, ticks
+from versatune_ray.report.read import RunData, read_run
+from versatune_ray.report.training import Span, figures, spans, stage_table
+from versatune_ray.runs.artefacts import Adjustment, Guard
+
+LINE = Series("law", [(0, 1.0), (10, 3.0), (20, None), (30, 2.0)], "d0")
 
 
-def test_thinned_lines_keep_their_ends_and_their_peaks() -> None:
-    spiky: list[float | None] = [0.0] * 5000
-    spiky[1234], spiky[4321], spiky[77] = 9.0, -9.0, None
-    kept = peaks(spiky, 100)
-    assert len(kept) <= 100
-    assert {0, 1234, 4321, 4999} <= set(kept)
+def test_a_line_lies_at_its_values_and_is_broken_where_one_is_missing() -> None:
+    plot = Plot([LINE], "step", "loss", reach=(0, 40))
+    # y spans 1 to 3 and a twentieth of that at both ends: 0.9 to 3.1
+    assert plot.span == pytest.approx((0, 40, 0.9, 3.1))
+    (path,) = plot.paths
+    # 1.0 is 0.1 / 2.2 above the bottom; 2.0 is in the middle
+    assert path["d"] == "M0 9545L2500 455M7500 5000"
+    assert plot.x_marks == [
+        ("0.00", "0"),
+        *((f"{p}.00", str(s)) for p, s in ((25, 10), (50, 20), (75, 30), (100, 40))),
+    ]
 
 
-def test_a_drawn_share_covers_the_time_before_its_adjustment_a_requested_one_that_after() -> None:
-    even = {"a": 0.5, "b": 0.5}
-    first, second = (
-        Adjustment(step=0, share=even),
-        Adjustment(step=10, share={"a": 0.7, "b": 0.3}, share_achieved=even),
+def test_a_value_holds_until_the_next_in_steps() -> None:
+    plot = Plot([replace(LINE, points=[(0, 0.0), (10, 1.0)], look="steps")], "s", "y", zero=True)
+    (path,) = plot.paths
+    across = [pair.split() for pair in path["d"].strip("M").split("L")]
+    assert across[0][1] == across[1][1] != across[2][1] and across[1][0] == across[2][0]
+
+
+def test_a_log_axis_spaces_equal_ratios_equally_and_leaves_zeros_out() -> None:
+    plot = Plot(
+        [replace(LINE, points=[(0, 1.0), (1, 10.0), (2, 100.0), (3, 0.0)])], "s", "y", log=True
     )
-    figure = shares(RunData(name="r", folder="r", adjustments=(first, second), domains=("a", "b")))
-    assert figure is not None
-    traces = {(trace["meta"]["set"], trace["name"]): trace for trace in figure.traces}
-    requested, drawn = traces["requested", "a"], traces["samples", "a"]
-    assert (requested["x"], requested["y"], requested["line"]["shape"]) == (
-        [0, 10],
-        [0.5, 0.7],
-        "hv",
+    heights = [int(pair.split()[1]) for pair in plot.paths[0]["d"].strip("M").split("L")]
+    assert len(heights) == 3 and heights[0] - heights[1] == heights[1] - heights[2] > 0
+    assert [text for _, text in plot.y_marks] == ["1", "2", "5", "10", "20", "50", "100"]
+
+
+def test_stacked_areas_reach_the_top_where_shares_sum_to_one() -> None:
+    pair = [replace(LINE, points=[(0, part), (10, part)]) for part in (0.25, 0.75)]
+    below, above = Plot(pair, "s", "share", stacked=True).paths
+    assert {point.split()[1] for point in below["d"].strip("MZ").split("L")} == {"10000", "7500"}
+    assert {point.split()[1] for point in above["d"].strip("MZ").split("L")} == {"7500", "0"}
+
+
+def test_bars_and_intervals_lie_between_their_ends() -> None:
+    marks = [("bar", 0.0, 0.5, "d0", "", 0), ("interval", 0.25, 0.75, "text", "", 1)]
+    rows = Rows([Row("law", marks), Row("code", [("dot", -0.2, -0.2, "d1", "", 0)])], "share")
+    low, high = rows.span
+    assert (
+        low < -0.2
+        and high > 0.75
+        and float(rows.origin) == pytest.approx(-100 * low / (high - low), abs=0.01)
     )
-    assert (drawn["x"], drawn["y"], drawn["line"]["shape"]) == ([0, 10], [0.5, 0.5], "vh")
+    bar, interval = rows.drawn(rows.rows[0])
+    assert bar["width"] == interval["width"] == f"{50 / (high - low):.2f}"
+    assert float(interval["left"]) - float(bar["left"]) == pytest.approx(
+        25 / (high - low), abs=0.02
+    )
 
 
-def test_a_label_is_short_and_holds_no_markup_for_plotly() -> None:
-    assert label("<b>x</b> & y") == "&lt;b&gt;x&lt;/b&gt; &amp; y"
-    assert label("n" * 40) == "n" * 28 + " …"
+def test_marks_of_an_axis_are_round() -> None:
+    assert ticks(0.03, 0.97) == [0.2, 0.4, 0.6, 0.8]
+    assert ticks(-0.11, 0.32) == [-0.1, 0.0, 0.1, 0.2, 0.3]
+    assert log_ticks(0.0, 1.0) == [1, 2, 5, 10] and ticks(5.0, 5.0) == [5.0]
+
+
+def test_a_long_line_keeps_its_ends_and_its_peaks() -> None:
+    rows = [[0.5, 0.4]] * 1000
+    rows[333], rows[777] = [0.5, 9.0], [-3.0, 0.4]
+    kept = thin(rows, 50)
+    assert len(kept) <= 50 and {0, 333, 777, 999} <= set(kept)
+    assert list(thin(rows[:10], 50)) == list(range(10))
+
+
+def test_of_many_lines_those_that_move_most_are_drawn_at_first() -> None:
+    series = [replace(LINE, group=k, points=[(0, 0.0), (1, float(k))]) for k in range(14)]
+    key, quiet = series_key(Plot(series, "s", "y"))
+    assert len(key) == 14 and quiet == {"0", "1"}
+
+
+SIDES = ((0.0, True), (0.1, True), (0.4, False), (0.2, True), (0.5, False))
+
+
+def test_the_guard_shows_both_sides_and_when_it_was_open() -> None:
+    lines = [
+        Adjustment(step=10 * n, guard=Guard(open=is_open, forgetting=forgetting, bound=0.3))
+        for n, (forgetting, is_open) in enumerate(SIDES, 1)
+    ]
+    run = RunData(name="r", adjustments=(Adjustment(step=0), *lines), domains=("a", "b"))
+    (figure,) = figures(run)
+    (_, plot) = figure.views[0]
+    assert isinstance(plot, Plot) and [band[:2] for band in plot.bands] == [(10, 30), (40, 50)]
+    forgetting, bound = plot.series
+    assert [y for _, y in forgetting.points] == [0.0, 0.1, 0.4, 0.2, 0.5]
+    assert [y for _, y in bound.points] == [0.3] * 5
+    assert figure.facts == {"opened": "3", "decisions": "5"}
+
+
+STAGES = (("one", 0, 4.0), ("one", 10, 2.0), ("two", 10, 2.0), ("two", 20, 2.5), ("two", 30, 3.0))
+STAGED = RunData(
+    name="r",
+    domains=("law", "<b>"),
+    adjustments=tuple(
+        Adjustment(step=step, stage=name, loss={"law": law, "<b>": 1.0}, share={"law": 1, "<b>": 0})
+        for name, step, law in STAGES
+    ),
+)
+
+
+def test_the_table_tells_what_each_stage_changed_and_what_is_lost_of_the_best() -> None:
+    table = stage_table(STAGED)
+    assert table and table.head == ("Domain", "before", "one", "two", "above its lowest")
+    law = [(cell.text, cell.note, cell.tone) for cell in table.rows[0]][1:]
+    # 4 → 2 is −50 %, 2 → 3 is +50 %, and 3 is 50 % above its lowest, 2
+    assert law == [
+        ("4.000", "", ""),
+        ("2.000", "−50.0\u202f%", "better"),
+        ("3.000", "+50.0\u202f%", "worse"),
+        ("+50.0\u202f%", "", "worse"),
+    ]
+
+
+def test_stages_are_named_bands_behind_every_chart_over_time() -> None:
+    for figure in figures(STAGED):
+        for _, plot in figure.views:
+            assert isinstance(plot, Plot)
+            assert list(plot.bands) == [(0, 10, "one", False), (10, 30, "two", True)]
+
+
+def test_the_end_of_a_stage_and_the_beginning_of_the_next_are_both_read_from_the_log(
+    tmp_path: Path,
+) -> None:
+    lines = [
+        {
+            "step": step,
+            "stage": stage,
+            "loss": {"law": loss},
+            "share": {"law": law, "code": 1 - law},
+        }
+        for step, stage, loss, law in (
+            (0, "s", 4.0, 1.0),
+            (120, "s", 2.0, 1.0),
+            (120, "g", 2.0, 0.0),
+            (144, "g", 2.5, 0.0),
+        )
+    ]
+    (tmp_path / "finetune").mkdir()
+    log = tmp_path / "finetune" / "adjustments.jsonl"
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert spans(read_run(tmp_path)) == [
+        Span("s", 0, 120, {"law": 4.0}, {"law": 2.0}),
+        Span("g", 120, 144, {"law": 2.0}, {"law": 2.5}),
+    ]
+    page = build_report(tmp_path).read_text(encoding="utf-8")
+    assert "It went through 2 stages: s and g." in page
+    assert "hardly any sample" not in page, "law was never meant to be in the last stage"

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from versatune_ray.report.data import Adjustment, RunData
-from versatune_ray.report.detections import Detection
 from versatune_ray.report.doubts import doubts, of_adjustments, warnings
 from versatune_ray.report.outcome import outcomes
+from versatune_ray.report.read import RunData
+from versatune_ray.runs.artefacts import Adjustment, Detection
 
 QUALITY = {
     "records": [50, 50],
@@ -113,27 +113,19 @@ def test_models_with_the_same_doubt_share_one_sentence_and_a_judge_is_told_off_o
     assert "a (p < 0.001) and b (p < 0.001)" in found[2]
 
 
-def test_warnings_of_fine_tuning_are_shown_with_their_steps() -> None:
+def test_warnings_of_fine_tuning_are_merged_by_kind_with_their_last_values() -> None:
+    repeat = "records repeat in {}; beyond 4 passes they teach less than new ones: add records"
     lines = (
         Adjustment(step=0),
-        Adjustment(step=1000, warnings=["code went", "law\ncame"]),
-        Adjustment(step=2000, warnings=["code came"]),
+        Adjustment(step=1000, warnings=[repeat.format("law (4.1 passes)"), "code\nwent"]),
+        Adjustment(step=2000, warnings=[repeat.format("code (5.0 passes)")]),
+        Adjustment(step=3000, warnings=[repeat.format("law (9.5 passes) and code (6.1 passes)")]),
     )
     expected = [
+        "From step 1,000 to 3,000, 3 times, last: records repeat in law (9.5 passes) and code "
+        "(6.1 passes); beyond 4 passes they teach less than new ones: add records.",
         "At step 1,000: code went.",
-        "At step 1,000: law came.",
-        "At step 2,000: code came.",
     ]
     assert of_adjustments(lines) == expected
-    run = RunData(name="r", folder="r", adjustments=lines)
-    assert list(warnings(run, outcomes(run))) == expected
-
-
-def test_of_many_warnings_the_first_are_shown_and_the_others_counted() -> None:
-    found = of_adjustments([Adjustment(step=step, warnings=["code went"]) for step in range(20)])
-    assert found[7:] == [
-        "At step 7: code went.",
-        "Fine-tuning warned 12 more times; see finetune/adjustments.jsonl.",
-    ]
-    eight = [Adjustment(step=step, warnings=["code went"]) for step in range(8)]
-    assert len(of_adjustments(eight)) == 8
+    run = RunData(name="r", adjustments=lines)
+    assert warnings(run, outcomes(run)) == expected

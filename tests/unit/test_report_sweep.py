@@ -10,17 +10,21 @@ import re
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_report import HOSTILE, body_of, cells_of, fabricate_run, figures_of
+from test_report import HOSTILE, assert_harmless, body_of, cells_of, fabricate_run, figures_of
 
 from versatune_ray.report import build_report
-from versatune_ray.report.data import Adjustment, Guard, RunData
-from versatune_ray.report.guard import guard
-from versatune_ray.report.replay import CAVEAT
-from versatune_ray.report.run_files import read_run
+from versatune_ray.report.charts import Plot, Series
+from versatune_ray.report.read import read_run
+from versatune_ray.report.searched import (
+    by_setting,
+    differences,
+    replay_figure,
+    score_map,
+    trade_off,
+)
 
 Rows = list[dict[str, Any]]
 COLUMNS = ("gain", "target_gain", "forgetting", "score", "pruned_at", "error")
@@ -144,9 +148,14 @@ def rows_of(page: str, section: str) -> list[str]:
     return re.findall(r'<th scope="row"[^>]*><bdi>(.*?)</bdi>', part[: part.index("</table>")])
 
 
-def trace(figure: dict[str, Any], name: str) -> dict[str, Any]:
-    found: dict[str, Any] = next(trace for trace in figure["traces"] if trace.get("name") == name)
-    return found
+def series_of(folder: Path) -> dict[tuple[str, str], Series]:
+    """The trade-off of a sweep: (name, look) → what is drawn."""
+    sweep = read_run(folder).sweep
+    figure = trade_off(sweep) if sweep else None
+    assert figure
+    ((_, plot),) = figure.views
+    assert isinstance(plot, Plot)
+    return {(one.name, one.look): one for one in plot.series}
 
 
 def test_trials_stand_by_score_with_what_became_of_them(tmp_path: Path) -> None:
@@ -154,8 +163,7 @@ def test_trials_stand_by_score_with_what_became_of_them(tmp_path: Path) -> None:
     assert sections_of(page) == ["summary", "sweep", "absent"]
     assert rows_of(page, "sweep") == ["b", "c", "a", "d", "e", "f"]
     assert re.findall(r'<th scope="row" class="better"><bdi>(.*?)</bdi>', page) == ["b"]
-    plain = page.replace('<th scope="row" class="better">', '<th scope="row">')
-    assert cells_of(plain, "sweep", "b") == [
+    assert cells_of(page, "sweep", "b") == [
         "0.5",
         "0.2",
         "8.00 %",
@@ -163,7 +171,7 @@ def test_trials_stand_by_score_with_what_became_of_them(tmp_path: Path) -> None:
         "8.00 %",
         "best, beaten by none",
     ]
-    assert cells_of(plain, "sweep", "c") == [
+    assert cells_of(page, "sweep", "c") == [
         "2.0",
         "0.1",
         "12.34 %",
@@ -171,9 +179,9 @@ def test_trials_stand_by_score_with_what_became_of_them(tmp_path: Path) -> None:
         "7.22 %",
         "beaten by none",
     ]
-    assert cells_of(plain, "sweep", "d")[-1] == ""
-    assert cells_of(plain, "sweep", "e")[-1] == "stopped early at step 40"
-    assert cells_of(plain, "sweep", "f") == [
+    assert cells_of(page, "sweep", "d")[-1] == ""
+    assert cells_of(page, "sweep", "e")[-1] == "stopped early at step 40"
+    assert cells_of(page, "sweep", "f") == [
         "–",
         "–",
         "–",
@@ -188,65 +196,49 @@ def test_trials_stand_by_score_with_what_became_of_them(tmp_path: Path) -> None:
     )
     assert "1 of 6 trials failed; its error is in the table" in text
     assert "ε is mixture.epsilon and δ is mixture.delta." in text
-    assert f"python jobs/finetune.py --config {tmp_path}/sweep/best.yaml" in text
+    place = "/".join(tmp_path.parts[-2:])
+    assert f"versatune finetune --config {place}/sweep/best.yaml" in text
 
 
 def test_the_front_is_a_line_from_little_to_much_forgetting(tmp_path: Path) -> None:
-    figure = figures_of(body_of(build_report(put_sweep(tmp_path))))["trade-off"]
-    front = trace(figure, "beaten by none")
-    assert (front["x"], front["y"]) == ([-0.01, 0.0, 0.0512], [0.04, 0.08, 0.1234])
-    assert (front["mode"], front["line"]["shape"]) == ("lines+markers", "hv")
-    assert trace(figure, "best score")["x"] == [0.0] and trace(figure, "stopped early")["x"] == [
-        0.005
-    ]
-    assert trace(figure, "other trials")["y"] == [0.06]
+    drawn = series_of(put_sweep(tmp_path))
+    front = [(-0.01, 0.04), (0.0, 0.08), (0.0512, 0.1234)]
+    assert drawn["beaten by none", "line"].points == front and len(drawn) == 5
+    assert drawn["best score", "square"].points == [(0.0, 0.08)]
+    assert drawn["stopped early", "open"].points == [(0.005, 0.09)]
+    assert drawn["other trials", "dots"].points == [(0.03, 0.06)]
+    (tip,) = drawn["best score", "square"].tips
+    assert tip.replace("\u202f", " ").startswith("ε 0.5, δ 0.2 · target gain 8.00 %")
 
 
 def test_a_front_of_three_aims_is_not_joined(tmp_path: Path) -> None:
-    figure = figures_of(body_of(build_report(put_sweep(tmp_path, front=("a", "b", "c", "d")))))[
-        "trade-off"
-    ]
-    assert trace(figure, "beaten by none")["mode"] == "markers"
+    drawn = series_of(put_sweep(tmp_path, front=("a", "b", "c", "d")))
+    assert ("beaten by none", "line") not in drawn
 
 
 def test_the_map_has_every_score_in_its_place_and_marks_the_best(tmp_path: Path) -> None:
-    page = body_of(build_report(put_sweep(tmp_path)))
-    figure = figures_of(page)["score-map"]
-    cells, frame = figure["traces"]
+    sweep = read_run(put_sweep(tmp_path)).sweep
+    table = score_map(sweep) if sweep else None
     # Fewer values go across: δ; ε goes up. Nothing was tried at (δ 0.2, ε 8).
-    assert figure["layout"]["xaxis"]["ticktext"] == ["0.1", "0.2"] and figure["layout"]["yaxis"][
-        "ticktext"
-    ] == ["0.5", "2.0", "8.0"]
-    assert cells["z"] == [[0.05, 0.08], [0.0722, 0.03], [0.085, None]]
-    assert cells["text"] == [["5.00", "8.00"], ["7.22", "3.00"], ["(8.50)", ""]]
-    assert (min(frame["x"]), max(frame["x"]), min(frame["y"]), max(frame["y"])) == (
-        0.5,
-        1.5,
-        -0.5,
-        0.5,
-    )
-    assert "Numbers in brackets" in page
+    assert table and table.head == ("ε", "0.1", "0.2")
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["0.5", "5.00", "8.00"],
+        ["2.0", "7.22", "3.00"],
+        ["8.0", "(8.50)", ""],
+    ]
+    assert [cell.text for row in table.rows for cell in row if cell.tone == "best"] == ["8.00"]
+    assert table.rows[2][1].heat == 1 and "numbers in brackets" in body_of(build_report(tmp_path))
 
 
-def test_parallel_lines_run_through_every_setting_and_objective(tmp_path: Path) -> None:
-    figure = figures_of(body_of(build_report(put_sweep(tmp_path))))["parallel"]
-    assert figure["layout"]["xaxis"]["ticktext"] == [
-        "ε",
-        "δ",
-        "target<br>gain",
-        "forgetting",
-        "score",
-    ]
-    assert (
-        len(figure["traces"]) == 5
-    )  # all but the failed one; the best is on top, stopped ones below
-    lowest, highest = figure["traces"][0], figure["traces"][-1]
-    assert lowest["meta"]["mix"] == 0 and figure["traces"][-2]["meta"]["mix"] == 0.75
-    # e, stopped early: ε is the third of three values, δ the first of two; b is the best.
-    assert lowest["y"][:2] == [1.0, 0.0] and highest["y"][:2] == [0.0, 1.0]
-    assert [trace["meta"] for trace in figure["traces"] if trace["line"]["width"] == 4] == [
-        {"tone": "better"}
-    ]
+def test_each_setting_has_a_view_of_the_score_over_it(tmp_path: Path) -> None:
+    sweep = read_run(put_sweep(tmp_path)).sweep
+    figure = by_setting(sweep) if sweep else None
+    assert figure and [label for label, _ in figure.views] == ["ε", "δ"]
+    drawn = {(one.name, *point) for one in figure.views[1][1].series for point in one.points}
+    assert drawn == {
+        *(("finished", 0.1, 0.0722), ("finished", 0.1, 0.05), ("finished", 0.2, 0.03)),
+        *(("finished", 0.2, 0.08), ("best score", 0.2, 0.08), ("stopped early", 0.1, 0.085)),
+    }
 
 
 def test_without_targets_or_numbers_there_is_a_table_alone(tmp_path: Path) -> None:
@@ -256,7 +248,7 @@ def test_without_targets_or_numbers_there_is_a_table_alone(tmp_path: Path) -> No
     ]
     page = body_of(build_report(put_sweep(tmp_path, rows, ("b",), best=False)))
     assert (
-        figures_of(page) == {}
+        figures_of(page) == []
         and rows_of(page, "sweep") == ["b", "a"]
         and "finetune.py" not in page
     )
@@ -292,15 +284,15 @@ def test_study_cells_differences_and_bold_ones(tmp_path: Path) -> None:
     ]
     assert cells_of(page, "study", "σ = 2")[-1] == "+0.001 ± 0.002"
     assert re.findall(r'<td class="clear"><bdi>(.*?)</bdi>', page) == ["−0.020"]
-    figure = figures_of(page)["study-0"]
-    clear, unclear = trace(figure, "interval leaves 0 out"), trace(figure, "interval holds 0")
-    assert (clear["x"], clear["error_x"]["array"], unclear["x"]) == ([-0.0203], [0.0144], [0.001])
-    names = figure["layout"]["yaxis"]["ticktext"]
-    assert (
-        names[clear["y"][0]] == "σ = 1"
-        and names[unclear["y"][0]] == "σ = 2"
-        and figure["layout"]["xaxis"]["zeroline"]
-    )
+    figure = differences(read_run(tmp_path).study[0], 0)
+    assert figure and [text for _, _, text, _ in figure.key] == [
+        *("interval leaves 0 out", "interval holds 0")
+    ]
+    rows = figure.views[0][1]
+    assert not isinstance(rows, Plot) and [row.name for row in rows.rows] == ["σ = 1", "σ = 2"]
+    interval, dot = rows.rows[0].marks
+    assert interval[1:4] == (pytest.approx(-0.0347), pytest.approx(-0.0059), "accent")
+    assert dot[1] == -0.0203 and rows.rows[1].marks[0][3] == "muted" and rows.origin
     assert (
         "compared 3 methods over 5 seeds. Held-out loss: “σ = 1” is clearly below “uniform”."
         in page
@@ -333,9 +325,8 @@ def test_one_seed_has_no_intervals_and_nothing_bold(tmp_path: Path) -> None:
     )
     assert cells_of(page, "study", "other") == ["3.000", "−1.000"]
     assert 'class="clear"' not in page and "From one seed, so there are no intervals" in page
-    assert [trace["name"] for trace in figures_of(page)["study-0"]["traces"]] == [
-        "one seed, no interval"
-    ]
+    figure = differences(read_run(tmp_path).study[0], 0)
+    assert figure and [text for _, _, text, _ in figure.key] == ["one seed, no interval"]
 
 
 def test_methods_with_different_numbers_of_seeds_say_so(tmp_path: Path) -> None:
@@ -356,23 +347,14 @@ def test_methods_with_different_numbers_of_seeds_say_so(tmp_path: Path) -> None:
 
 def test_a_replay_has_one_view_per_setting_over_the_faint_recorded_shares(tmp_path: Path) -> None:
     page = body_of(build_report(put_replay(tmp_path)))
-    figure = figures_of(page)["replay"]
-    assert [view["label"] for view in figure["views"]] == ["sigma=2", "sigma=0.5"]
-    assert all(
-        "recorded" in view["show"] and view["faint"] == ["recorded"] for view in figure["views"]
-    )
-    shown = {(trace["meta"]["set"], trace["name"]): trace["y"] for trace in figure["traces"]}
-    assert shown[figure["views"][0]["show"][1], "law"] == [0.5, 0.75] and shown[
-        "recorded", "code"
-    ] == [0.5, 0.4]
-    assert CAVEAT in page and cells_of(page, "replay", "sigma=2") == ["75.0 %", "25.0 %"]
-
-
-def test_every_chart_is_valid_plotly(tmp_path: Path) -> None:
-    page = body_of(build_report(put_replay(put_study(put_sweep(tmp_path)))))
-    assert set(figures_of(page)) == {"trade-off", "score-map", "parallel", "study-0", "replay"}
-    for figure in figures_of(page).values():
-        go.Figure(data=figure["traces"], layout=figure["layout"])
+    figure = replay_figure(read_run(tmp_path))
+    assert figure and [label for label, _ in figure.views] == ["sigma=2", "sigma=0.5"]
+    plot = figure.views[0][1]
+    assert isinstance(plot, Plot)
+    drawn = {(one.name, one.look): [y for _, y in one.points] for one in plot.series}
+    assert drawn["law", "steps"] == [0.5, 0.75] and drawn["code", "faint"] == [0.5, 0.4]
+    assert "training under other shares would have measured others" in page
+    assert cells_of(page, "replay", "sigma=2") == ["75.0 %", "25.0 %"]
 
 
 @pytest.mark.parametrize("make", [put_sweep, put_study, put_replay])
@@ -437,8 +419,8 @@ def test_a_broken_file_becomes_one_sentence_and_the_rest_is_shown(
         and "\n" not in told[0]
         and str(tmp_path) not in told[0]
     )
-    assert len(figures_of(page)) == {"sweep/results.parquet": 2, "sweep/pareto.json": 5}.get(
-        name, 4
+    assert len(figures_of(page)) == {"sweep/results.parquet": 2, "sweep/pareto.json": 4}.get(
+        name, 3
     )
 
 
@@ -497,27 +479,9 @@ def test_foreign_names_are_text_and_never_markup(tmp_path: Path) -> None:
         "replay/trajectories.json",
         {"steps": [0], "domains": [HOSTILE, "b<i>"], "shares": shares},
     )
-    body = body_of(build_report(tmp_path))
-    assert (
-        body.count("<script") == 3
-        and body.count("</script>") == 3
-        and "&lt;script&gt;alert(1)&lt;/script&gt;" in body
-    )
-    assert (
-        "<img" not in body
-        and "<!--" not in body
-        and "b<i>" not in body
-        and "\u202e" not in body
-        and "\x00" not in body
-    )
-    for figure in figures_of(body).values():
-        drawn = json.dumps({"traces": figure["traces"], "layout": figure["layout"]})
-        assert "<" not in drawn.replace("<extra>", "").replace("</extra>", "").replace("<br>", "")
-        assert all(
-            "%{x}" not in trace["hovertemplate"]
-            for trace in figure["traces"]
-            if "hovertemplate" in trace
-        )
+    page = build_report(tmp_path)
+    assert_harmless(page)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in body_of(page)
 
 
 def test_a_large_sweep_shows_the_best_and_stays_small(tmp_path: Path) -> None:
@@ -538,45 +502,7 @@ def test_a_large_sweep_shows_the_best_and_stays_small(tmp_path: Path) -> None:
         len(rows_of(body, "sweep")) == 200
         and "200 of 900; all are in sweep/results.parquet" in body
     )
-    assert (
-        "score-map" not in figures_of(body) and len(figures_of(body)["parallel"]["traces"]) == 200
-    )
-    assert page.stat().st_size < 6_500_000
-
-
-def test_the_guard_shows_both_sides_and_when_it_was_open() -> None:
-    sides = [
-        (0.0, 0.3, True),
-        (0.1, 0.3, True),
-        (0.4, 0.3, False),
-        (0.2, 0.3, True),
-        (0.5, 0.3, False),
-    ]
-    lines = tuple(
-        Adjustment(step=10 * number, guard=Guard(open=is_open, forgetting=forgetting, bound=bound))
-        for number, (forgetting, bound, is_open) in enumerate(sides, 1)
-    )
-    figure = guard(
-        RunData(name="r", folder="r", adjustments=(Adjustment(step=0), *lines), domains=("a", "b"))
-    )
-    assert figure is not None
-    bands, forgetting, bound = figure.traces
-    # Open from step 10 to 30, closed to 40, open to 50, the last.
-    assert (bands["x"], bands["z"]) == ([10, 30, 40, 50], [[1, 0, 1]])
-    assert (
-        forgetting["y"] == [0.0, 0.1, 0.4, 0.2, 0.5]
-        and bound["y"] == [0.3] * 5
-        and forgetting["x"] == [10, 20, 30, 40, 50]
-    )
-    assert "open at 3 of 5 decisions" in figure.sentence
-    assert [row[1].text for row in figure.tables[0].rows] == [
-        "open",
-        "open",
-        "closed",
-        "open",
-        "closed",
-    ]
-    assert (
-        guard(RunData(name="r", folder="r", adjustments=(Adjustment(step=0),), domains=("a",)))
-        is None
-    )
+    assert 'class="map"' not in body and page.stat().st_size < 400_000
+    sweep = read_run(tmp_path).sweep
+    figure = by_setting(sweep) if sweep else None
+    assert figure and len(figure.views[0][1].series[0].points) == 200

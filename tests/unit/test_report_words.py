@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from versatune_ray.report.data import Adjustment, Evaluation, Guard, Result, RunData
-from versatune_ray.report.detections import Detection
 from versatune_ray.report.doubts import warnings
 from versatune_ray.report.outcome import outcomes
-from versatune_ray.report.summary import summary
+from versatune_ray.report.read import RunData
+from versatune_ray.report.verdict import opening, verdict
 from versatune_ray.report.writing import (
     clean,
     count,
@@ -20,6 +19,16 @@ from versatune_ray.report.writing import (
     percent,
     signed_percent,
     significant,
+    without_places,
+)
+from versatune_ray.runs.artefacts import (
+    Adjustment,
+    CurvePoint,
+    Evaluation,
+    Guard,
+    Reference,
+    ReferenceDomain,
+    Result,
 )
 
 
@@ -59,20 +68,10 @@ def test_numbers_and_texts_are_written_for_people(shown: str, expected: str) -> 
     assert plain(shown) == expected
 
 
-def test_the_summary_names_what_was_found_given_and_forgotten() -> None:
+def test_the_verdict_names_what_was_tuned_given_and_forgotten() -> None:
     run = RunData(
         name="run",
-        folder="run",
         config={"model": {"path": "org/base"}, "mixture": {"policy": "versatune"}},
-        detections=(
-            Detection(
-                model="base",
-                domains=["law", "code"],
-                share=[0.4, 0.6],
-                ci95=[(0.35, 0.45), (0.55, 0.65)],
-                samples=1500,
-            ),
-        ),
         adjustments=(
             Adjustment(step=0, share={"law": 0.4, "code": 0.6}, loss={"law": 2.0, "code": 2.0}),
             Adjustment(
@@ -84,17 +83,53 @@ def test_the_summary_names_what_was_found_given_and_forgotten() -> None:
         ),
         domains=("law", "code"),
     )
-    text = plain(" ".join(summary(run, outcomes(run))))
+    told = plain(" ".join([opening(run), *verdict(run).sentences]))
     assert (
-        "fine-tuned org/base on 2 domains (law and code), for 20 optimizer steps (1 epoch)" in text
+        "fine-tuned org/base on 2 domains (law and code), for 20 optimizer steps (1 epoch)" in told
     )
-    assert "From 1,500 of its own generations" in text
-    assert (
-        "most of it is code with 60.0 % (95 % interval 55.0–65.0 %), least is law with 40.0 %"
-        in text
+    assert "gave more to law (40.0 % → 50.0 %) and less to code (60.0 % → 50.0 %)" in told
+    assert "a loss rise of 3.1 % in code, at step 20" in told
+
+
+def measured(**pairs: tuple[float, float, float]) -> RunData:
+    """Exact match before and after with one standard error for both."""
+    results = [
+        Result(
+            model=model,
+            domain=domain,
+            benchmark="questions",
+            metric="exact_match",
+            value=value,
+            standard_error=error,
+        )
+        for domain, (before, after, error) in pairs.items()
+        for model, value in (("base", before), ("tuned", after))
+    ]
+    return RunData(name="r", evaluation=Evaluation(results=results), domains=tuple(pairs))
+
+
+def test_the_verdict_counts_only_what_is_beyond_two_standard_errors() -> None:
+    # twice √(3² + 3²) is 8.5 points
+    found = verdict(measured(law=(0.2, 0.4, 0.03), code=(0.5, 0.3, 0.03), art=(0.5, 0.57, 0.03)))
+    assert (found.better, found.worse, found.unclear) == (("law",), ("code",), ("art",))
+    assert found.sentences[0] == (
+        "Better in law and worse in code, beyond two standard errors; "
+        "in art the change is within the error."
     )
-    assert "gave more to law (40.0 % → 50.0 %) and less to code (60.0 % → 50.0 %)" in text
-    assert "a loss rise of 3.1 % in code, at step 20" in text
+    # mean: (0.2 + 0.5 + 0.5) / 3 = 40 %, (0.4 + 0.3 + 0.57) / 3 = 42.3 %, error √(6 · 3²) / 3
+    assert [plain(" | ".join(one)) for one in found.numbers] == [
+        "exact match | +2.3 points | ± 2.4, 40.0 % → 42.3 %"
+    ]
+    assert plain(str(found)).endswith("\n  exact match  +2.3 points  ± 2.4, 40.0 % → 42.3 %")
+    nothing = verdict(measured(law=(0.2, 0.21, 0.03)))
+    assert nothing.sentences[0] == "No domain changed by more than two standard errors."
+
+
+def test_places_on_a_machine_are_cut_to_what_tells_them_apart() -> None:
+    told = {"/home/me/models/tiny": ["s3://bucket/a/b", "nats/token", "x: /data/law.jsonl, 3"]}
+    assert without_places(told) == {
+        "…/models/tiny": ["s3://bucket/a/b", "nats/token", "x: …/data/law.jsonl, 3"]
+    }
 
 
 def test_a_loss_that_rises_everywhere_and_a_share_that_dies_are_pointed_out() -> None:
@@ -112,7 +147,6 @@ def test_a_loss_that_rises_everywhere_and_a_share_that_dies_are_pointed_out() ->
     first = Adjustment(step=0, share={"law": 0.5, "code": 0.5})
     run = RunData(
         name="r",
-        folder="r",
         adjustments=(first, last),
         evaluation=Evaluation(results=results),
         domains=("law", "code"),
@@ -120,7 +154,7 @@ def test_a_loss_that_rises_everywhere_and_a_share_that_dies_are_pointed_out() ->
     found = " ".join(warnings(run, outcomes(run)))
     assert "rose in every domain" in found
     assert "final share of law" in found
-    assert "Records of code were repeated more than ten times" in found
+    assert "Records were repeated in code (11.5 times)" in found
 
 
 def test_percentages_are_understood_as_shares() -> None:
@@ -138,7 +172,20 @@ def test_percentages_are_understood_as_shares() -> None:
         for model, value in (("base", 40.0), ("tuned", 50.0))
     ]
     row = outcomes(
-        RunData(name="r", folder="r", evaluation=Evaluation(results=results), domains=("law",))
+        RunData(name="r", evaluation=Evaluation(results=results), domains=("law",))
     ).domains[0]
-    assert (row.accuracy_before, row.accuracy_after, row.error_after) == (0.4, 0.5, 0.02)
-    assert row.accuracy_clear  # 10 points against twice √(2² + 2²) = 5.7
+    assert (row.exact.before, row.exact.after, row.exact.error_after) == (0.4, 0.5, 0.02)
+    assert row.exact.clear  # 10 points against twice √(2² + 2²) = 5.7
+
+
+def test_what_a_domain_can_learn_alone_is_told() -> None:
+    curve = [CurvePoint(epoch=0, held_out=2.0), CurvePoint(epoch=1, held_out=1.5)]
+    domains = {
+        "law": ReferenceDomain(curve=curve, loss=1.5),
+        "code": ReferenceDomain(curve=curve[:1], loss=2.0),
+    }
+    run = RunData(name="run", reference=Reference(domains=domains), domains=("law", "code"))
+    assert (
+        "Alone, a domain’s loss can fall by so much: 25.0 % in law (2.000 → 1.500) and "
+        "0.0 % in code (2.000 → 2.000)." in plain(" ".join(verdict(run).sentences))
+    )

@@ -11,7 +11,8 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from versatune_ray.commands.runs import Tuned
-from versatune_ray.pipeline.verdict import verdict
+from versatune_ray.report.read import read_run
+from versatune_ray.report.verdict import verdict
 
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 _SETTINGS = (
@@ -53,7 +54,7 @@ def card(tuned: Tuned, repository: str, base: str) -> str:
         answers=bool(right),
         unit=data.get("unit", "nats/token"),
         counted=getattr(tuned.config.mixture, "unit", "samples"),
-        verdict=verdict(tuned.run, "pipeline"),
+        verdict=verdict(read_run(tuned.run)).sentences,
         settings=dict(_settings(tuned)),
         versions=", ".join(f"{name} {one}" for name, one in saved.get("versions", {}).items()),
         chat=(tuned.model / "tokenizer_config.json").is_file(),

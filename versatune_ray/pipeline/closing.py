@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from versatune_ray.pipeline.verdict import verdict
+from versatune_ray.report.read import read_run
+from versatune_ray.report.verdict import verdict
 from versatune_ray.settings.location import is_mirrored, shown
 
 _TALKS = ("chat", "serve", "push")  # with the tuned model
@@ -55,7 +56,7 @@ def closing(job: str, run: Path, files: Sequence[str], overrides: Sequence[str])
     saved = f"{place}/config.yaml"
     given = [saved] if not files or (overrides and not is_mirrored(run)) else files
     config = " ".join(f"--config {shlex.quote(str(file))}" for file in given)
-    said = [f"[verdict] {line}" for line in verdict(run, job)]
+    said = [f"[verdict] {line}" for line in verdict(read_run(run)).sentences]
     tuned = (run / "finetune" / "model").is_dir()
     return "\n".join([*said, "", *following(job, place, config, tuned)])
 

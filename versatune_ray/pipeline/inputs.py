@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from versatune_ray.domains import DomainData, DomainPaths, load_domains
 from versatune_ray.domains.contamination import mark
 from versatune_ray.errors import UserError
+from versatune_ray.runs.artefacts import Counts
 from versatune_ray.runs.folder import RunFolder, Step, say
 from versatune_ray.runtime.cluster import use_gpus
 from versatune_ray.runtime.models import check_length, model_fingerprint
@@ -191,7 +192,7 @@ class Inputs:
             for name, data in domains.items()
         }
         self.folder.write(
-            "data.json",
+            Counts.FILE,
             {"domains": accounts, "tokenizer": shown(self.model()), "unit": self.unit()},
         )
         for line in (*_account(domains), *_contaminated(contaminated, config.data.contaminated)):

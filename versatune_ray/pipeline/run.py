@@ -14,6 +14,7 @@ from versatune_ray.detection.distribution_file import Distribution, starting_sha
 from versatune_ray.domains import load_domains
 from versatune_ray.errors import Incomplete
 from versatune_ray.pipeline.inputs import Inputs, Stores, once
+from versatune_ray.runs.artefacts import FAILED, Evaluation, Reference
 from versatune_ray.runs.folder import Step, say
 from versatune_ray.runs.storage import fetch, push
 from versatune_ray.runtime.models import model_fingerprint
@@ -75,7 +76,7 @@ class Run(Inputs):
         config = self.prepare(base=not settings.models, judge=True)
         alone = () if settings.models else (Subject(path=self.model(), engine=settings.engine),)
         distributions, failed = self._detect(config, config.detection.models or alone)
-        self.folder.write("detection/failed.json", failed)
+        self.folder.write(f"detection/{FAILED}", failed)
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         if not distributions:
             raise Incomplete(f"no model is detected: {reasons}")
@@ -139,7 +140,7 @@ class Run(Inputs):
                     *reference_losses(model, fingerprint, stores, config, unit, self.cache, gpu=gpu)
                 ),
             ) | {"tokenizer": self._tokenizer_of(model)}
-        self.folder.write("reference/losses.json", references)
+        self.folder.write(Reference.FILE, references)
         losses = (f"{name} {domain['loss']:.3f}" for name, domain in references["domains"].items())
         say("reference", f"{', '.join(losses)} {self.unit()}")
         return references
@@ -227,7 +228,7 @@ class Run(Inputs):
             return Step(Benchmarks(rows, failed), reused)
 
         measured: Benchmarks = self.folder.step("benchmarks", run)
-        self.folder.write("evaluation/failed.json", measured.failed)
+        self.folder.write(f"evaluation/{FAILED}", measured.failed)
         return measured
 
     def measure_all(self) -> Path:
@@ -239,7 +240,7 @@ class Run(Inputs):
         from versatune_ray.evaluation.scores import scores, table
 
         rows, failed = self.measure_benchmarks()
-        file = self.folder.path / "evaluation" / "results.json"
+        file = self.folder.path / Evaluation.FILE
         before: dict[str, Rows] = {"results": [], "answers": []}
         if file.is_file():
             before = json.loads(file.read_text(encoding="utf-8"))
@@ -298,4 +299,4 @@ class Run(Inputs):
         return config.detection.distribution is None and semantics.needs_detection(config)
 
     def _write_results(self, rows: Rows, answers: Rows) -> None:
-        self.folder.write("evaluation/results.json", {"results": rows, "answers": answers})
+        self.folder.write(Evaluation.FILE, {"results": rows, "answers": answers})

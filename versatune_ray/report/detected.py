@@ -1,327 +1,166 @@
-"""What the page says of the detection of one model: its figure, the facts about it, the judge's
-quality, and examples.
-"""
+"""Detected shares: one model or many side by side, the judge, and what the models wrote."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from versatune_ray.report.data import RunData
-from versatune_ray.report.detections import Detection, Estimate
-from versatune_ray.report.figures import Figure
+from versatune_ray.report.charts import Figure, Row, Rows
+from versatune_ray.report.doubts import judges
 from versatune_ray.report.generations import Generation
-from versatune_ray.report.judge_quality import positions
-from versatune_ray.report.tables import Cell, Table, domain_cell
-from versatune_ray.report.traces import Trace, bare_layout, domain_index, dots
-from versatune_ray.report.writing import (
-    count,
-    decimal,
-    interval,
-    percent,
-    short,
-    significant,
-)
-
-_WORDS = {"raw": "as judged", "corrected": "corrected"}
+from versatune_ray.report.read import RunData
+from versatune_ray.report.tables import Cell, Given, Table, domain_cell, table
+from versatune_ray.report.writing import count, decimal, interval, listing, percent, short
+from versatune_ray.runs.artefacts import Detection, Estimate, JudgeQuality
 
 
-def model_section(run: RunData, detection: Detection, number: int) -> dict[str, Any]:
-    """Everything that the template shows of one model."""
-    top = max(
-        range(len(detection.domains)), key=lambda index: detection.start.share[index], default=None
-    )
-    gist = [f"{count(detection.samples)} generations"] if detection.samples else []
-    gist += (
-        [f"most {short(detection.domains[top])}, {percent(detection.start.share[top])}"]
-        if top is not None
-        else []
-    )
-    return {
-        "name": detection.called,
-        "gist": " · ".join(gist),
-        "figure": detected_shares(run, detection, number),
-        "facts": facts(detection),
-        "positions": positions(detection),
-        "examples": [
-            (domain_cell(run, domain), [_example(run, item) for item in items])
-            for domain, items in groupby(detection.kept_examples, key=lambda item: item.domain)
-        ],
-        "discarded": [
-            (
-                reason,
-                detection.discarded.reasons.get(reason) if detection.discarded else None,
-                list(items),
-            )
-            for reason, items in groupby(detection.discarded_examples, key=lambda item: item.reason)
-        ],
-        "problem": detection.problem,
-    }
+def models(run: RunData) -> list[dict[str, Any]]:
+    """Of each model: its chart, a gist, and the generations that are shown."""
+    made = []
+    for number, (one, shown) in enumerate(zip(run.detections, run.examples, strict=True)):
+        top = max(range(len(one.domains)), key=lambda k: one.start.share[k], default=None)
+        gist = [f"{count(one.samples)} generations"] if one.samples else []
+        if top is not None:
+            gist.append(f"most {short(one.domains[top])}, {percent(one.start.share[top])}")
+        kept = groupby(shown.kept, key=lambda item: item.domain)
+        lost = groupby(shown.discarded, key=lambda item: item.reason)
+        reasons = one.discarded.reasons if one.discarded else {}
+        about = {"name": one.called, "gist": " · ".join(gist), "found": one}
+        about |= {"figure": detected(run, one, number), "problem": shown.problem}
+        about["kept"] = [
+            (domain_cell(run, name), [_example(run, item) for item in items])
+            for name, items in kept
+        ]
+        about["lost"] = [(reason, reasons.get(reason), list(items)) for reason, items in lost]
+        made.append(about)
+    return made
 
 
-def detected_shares(run: RunData, detection: Detection, number: int) -> Figure:
+def detected(run: RunData, one: Detection, number: int) -> Figure:
     """Bars with 95 % intervals, corrected ones beside them, the repeats as dots, and the known and
     the published distribution.
     """
-    order = sorted(range(len(detection.domains)), key=lambda index: detection.share[index])
-    amended = detection.amended
-    traces = [_bars(run, detection, order, "raw", detection.raw, 0.2 if amended else 0.0)]
-    key: list[tuple[int | None, str, str]] = [
-        (None, "pale" if amended and detection.used == "corrected" else "full", traces[0]["name"])
-    ]
-    if amended:
-        traces.append(_bars(run, detection, order, "corrected", amended, -0.2))
-        key.append((None, "full" if detection.used == "corrected" else "pale", "corrected"))
-    repeats = detection.repeats if detection.repeats and len(detection.repeats) > 1 else []
-    if repeats:
-        away = 0.44 if amended else -0.42
-        points = [
-            (repeat[index], place + away)
-            for repeat in repeats
-            for place, index in enumerate(order)
-            if index < len(repeat)
-        ]
-        traces.append(
-            dots("single repeats", points, "repeat", {"symbol": "circle", "size": 6}, "muted")
-        )
-        key.append((None, "dot", "single repeats"))
-    if detection.published:
-        points = [(detection.published.share[index], place) for place, index in enumerate(order)]
-        marker = {"symbol": "square-open", "size": 9, "line": {"width": 2}}
-        traces.append(dots("published", points, "published", marker, "text"))
-        key.append((None, "square", f"published for {detection.published.model}"))
-    if detection.known:
-        points = [(detection.known[index], place) for place, index in enumerate(order)]
-        traces.append(
-            dots(
-                "known pre-training mixture",
-                points,
-                "known",
-                {"symbol": "diamond", "size": 10},
-                "text",
-            )
-        )
-        key.append((None, "diamond", "known pre-training mixture"))
-    layout = bare_layout(ticks=[detection.domains[index] for index in order])
-    layout["xaxis"] |= {
-        "tickformat": "~%",
-        "rangemode": "tozero",
-        "title": {"text": "share of generations"},
-    }
-    layout |= {"hovermode": "closest", "showlegend": False, "barmode": "overlay"}
-    height = 100 + (46 if amended else 34) * len(order)
-    table = _numbers(run, detection, order[::-1])
-    sentence = _sentence(detection, bool(repeats))
-    shown = tuple(key) if len(key) > 1 else ()
-    return Figure(
-        f"detected-{number}",
-        "What the base model writes about",
-        sentence,
-        traces,
-        layout,
-        [],
-        (table,),
-        height,
-        key=shown,
-    )
-
-
-def _bars(
-    run: RunData, detection: Detection, order: list[int], kind: str, found: Estimate, away: float
-) -> Trace:
-    name = _WORDS[kind] if detection.amended else "detected"
-    bars: Trace = {
-        "type": "bar",
-        "orientation": "h",
-        "name": name,
-        "y": [place + away for place in range(len(order))],
-        "x": [found.share[index] for index in order],
-        "width": 0.38 if detection.amended else 0.65,
-        "opacity": 1 if detection.amended is None or kind == detection.used else 0.5,
-        "hovertemplate": f"%{{x:.2%}}<extra>{name}</extra>",
-        "meta": {"domains": [domain_index(run, detection.domains[index]) for index in order]},
-    }
-    bounds = [(found.share[index], *found.ci95[index]) for index in order]
-    if any(low is not None or high is not None for _, low, high in bounds):
-        bars["error_x"] = {
-            "type": "data",
-            "symmetric": False,
-            "array": [(share if high is None else high) - share for share, _, high in bounds],
-            "arrayminus": [share - (share if low is None else low) for share, low, _ in bounds],
-            "thickness": 1.5,
-            "width": 5,
-        }
-    return bars
-
-
-def _sentence(detection: Detection, repeats: bool) -> str:
-    said = (
-        "Each bar is a domain’s share of what the base model writes when nothing is asked of it; "
-        "the whisker is the 95 % interval"
-    )
-    if detection.amended:
-        pale = (
-            "as judged"
-            if detection.used == "corrected"
-            else "corrected by the judge’s measured confusions"
-        )
-        full = (
-            "corrected by the judge’s measured confusions"
-            if detection.used == "corrected"
-            else "as judged"
-        )
-        said = (
-            f"Each domain has two bars: its share of what the base model writes when nothing is "
-            f"asked of it, {full} (full colour; "
-            f"training starts from these) and {pale} (pale); the whiskers are 95 % intervals"
-        )
-    said += ", and the dots beside the bars are the single repeats" * repeats
-    marks = ["squares mark what the paper’s code published"] if detection.published else []
-    marks += ["diamonds mark the mixture it was really pre-trained on"] if detection.known else []
-    return "; ".join([said, *marks]) + "."
-
-
-def _numbers(run: RunData, detection: Detection, order: list[int]) -> Table:
-    columns = (
-        [("detected", detection.raw)]
-        if detection.amended is None
-        else [("as judged", detection.raw), ("corrected", detection.amended)]
-    )
-    others = [
-        ("known", detection.known),
-        ("published", detection.published and detection.published.share),
-    ]
-    head = ["Domain"]
-    for name, _ in columns:
-        head += [name, "95 % interval"]
-    head += [name for name, values in others if values]
+    order = sorted(range(len(one.domains)), key=lambda k: -one.share[k])
+    estimates = [("as judged" if one.amended else "detected", one.raw)]
+    estimates += [("corrected", one.amended)] if one.amended else []
+    repeats = [repeat for repeat in one.repeats or () if repeat is not None]
+    repeats = repeats if len(repeats) > 1 else []
     rows = []
-    for index in order:
-        cells = [domain_cell(run, detection.domains[index])]
-        for _, found in columns:
-            cells += [Cell(percent(found.share[index], 2)), Cell(interval(*found.ci95[index], 2))]
-        cells += [Cell(percent(values[index], 2)) for _, values in others if values]
-        rows.append(tuple(cells))
-    return Table("Detected shares", tuple(head), tuple(rows))
-
-
-def facts(detection: Detection) -> list[str]:
-    """Plain sentences about how the shares came about and how far to trust them."""
-    return [*_how_far(detection), *_how_made(detection), *_which_starts(detection)]
-
-
-def _how_far(detection: Detection) -> list[str]:
-    if detection.total_variation is None or detection.known is None:
-        return []
-    said = (
-        f"Total variation between detected and known mixture: "
-        f"{percent(detection.total_variation, 2)} "
-    )
-    said += (
-        "(half the sum of absolute differences: the share that would have to move to make them "
-        "equal)"
-    )
-    if detection.corrected and detection.corrected.total_variation is not None:
-        said += f"; after the correction {percent(detection.corrected.total_variation, 2)}"
-    return [said + "."]
-
-
-def _how_made(detection: Detection) -> list[str]:
-    said = []
-    if detection.samples is not None:
-        repeats = f" in {len(detection.repeats)} repeats" if detection.repeats else ""
-        tokens = f", {count(detection.tokens)} tokens" if detection.tokens is not None else ""
-        said.append(
-            f"{count(detection.samples)} generations{repeats}{tokens}"
-            + (f", judged by {detection.judge}." if detection.judge else ".")
-        )
-    if detection.tolerance:
-        said.append(_tolerance(detection))
-    if detection.repeats_differ is not None:
-        alarming = detection.repeats_differ < 0.001
-        p = "p < 0.001" if alarming else f"p = {significant(detection.repeats_differ, 2)}"
-        how = "differ more than chance allows" if alarming else "agree as far as chance lets them"
-        said.append(f"The repeats {how} ({p}).")
-    if detection.generations:
-        said.append(_written(detection))
-    if detection.discarded is not None:
-        reasons = ", ".join(
-            f"{reason}: {count(n)}" for reason, n in detection.discarded.reasons.items()
-        )
-        said.append(
-            f"{count(detection.discarded.total)} generations were discarded"
-            + (f" ({reasons})." if reasons else ".")
-        )
-    return said
-
-
-def _tolerance(detection: Detection) -> str:
-    found = detection.tolerance
-    assert found
-    rounds = (
-        f" after {count(found.rounds)} round{'' if found.rounds == 1 else 's'} of generating"
-        if found.rounds is not None
-        else ""
-    )
-    said = f"The widest 95 % interval reaches ± {_points(found.reached)}{rounds}"
-    if found.asked is None:
-        return said + "; no tolerance was asked for."
-    if found.reached is not None and found.reached > found.asked:
-        return (
-            said + f"; ± {_points(found.asked)} were asked for and not reached "
-            f"with at most {count(found.cap)} generations."
-        )
-    return said + f"; ± {_points(found.asked)} were asked for."
-
-
-def _written(detection: Detection) -> str:
-    found = detection.generations
-    assert found
-    kept = "left out of the shares" if found.degenerate_excluded else "counted in the shares"
-    parts = [f"{count(found.empty)} empty"] if found.empty is not None else []
-    parts += (
-        [f"{count(found.degenerate)} of few tokens repeated ({kept})"]
-        if found.degenerate is not None
-        else []
-    )
-    parts += [f"{count(found.distinct)} different texts"] if found.distinct is not None else []
-    return (
-        f"Among the generations: {', '.join(parts)}."
-        if parts
-        else "The generations were not counted by kind."
-    )
-
-
-def _which_starts(detection: Detection) -> list[str]:
-    if detection.corrected is None:
-        return []
-    if detection.amended is None:
-        return [
-            f"The shares could not be corrected by the judge’s confusions: "
-            f"{detection.corrected.problem or 'no reason is given'}"
+    for k in order:
+        colour, marks = f"d{run.index(one.domains[k])}", []
+        for lane, (name, found) in enumerate(estimates):
+            share, (low, high) = found.share[k], found.ci95[k]
+            kind = "bar" if found == one.start else "pale"
+            marks.append((kind, 0.0, share, colour, f"{name}: {percent(share, 2)}", lane))
+            if low is not None and high is not None:
+                marks.append(("interval", low, high, "text", f"95 %: {interval(low, high)}", lane))
+        dots = [("dot", repeat[k], "muted", "repeat") for repeat in repeats]
+        dots += [("square", one.published.share[k], "text", "published")] if one.published else []
+        dots += [("diamond", one.known[k], "text", "known")] if one.known else []
+        lane = len(estimates) if repeats or len(dots) > 1 else 0
+        marks += [
+            (kind, at, at, tone, f"{what}: {percent(at, 2)}", lane)
+            for kind, at, tone, what in dots
+            if at is not None
         ]
+        rows.append(Row(short(one.domains[k]), marks, percent(one.start.share[k]), colour))
+    pale = next((name for name, found in estimates if found != one.start), "")
+    full = next(name for name, found in estimates if found == one.start)
+    key = [("muted", "bar", full, "")] + [("muted", "pale", pale, "")] * bool(pale)
+    key += [("muted", "dot", "single repeats", "")] * bool(repeats)
+    if one.published:
+        key.append(("text", "square", f"published for {short(one.published.model)}", ""))
+    key += [("text", "diamond", "known pre-training mixture", "")] * bool(one.known)
+    columns = [*estimates]
+    columns += [("published", Estimate(one.published.share, ()))] if one.published else []
+    columns += [("known", Estimate(one.known, ()))] if one.known else []
+    numbers = []
+    for k in order:
+        cells = [domain_cell(run, one.domains[k])]
+        for _, found in columns:
+            bounds = interval(*found.ci95[k]) if found.ci95 else ""
+            cells.append(Cell(percent(found.share[k], 2), "" if bounds == "–" else bounds))
+        numbers.append(cells)
+    head = ("Domain", *(name for name, _ in columns))
+    tables = [table("Detected shares, with 95 % intervals", head, numbers)]
+    views = [("", Rows(rows, "share of generations"))]
+    facts = {"full": full, "pale": pale}
+    title = "What the base model writes about"
+    return Figure(f"detected-{number}", title, views, tables, key if len(key) > 1 else (), facts)
+
+
+def compared(run: RunData) -> Table | None:
+    """A row per model, shaded by share, with what is published or known below it."""
+    if len(run.detections) < 2:
+        return None
+    names = [name for name in run.domains if any(name in one.domains for one in run.detections)]
+    far = any(one.published or one.known for one in run.detections)
+    rows: list[list[Given]] = []
+    for one in run.detections:
+        places = [one.domains.index(name) if name in one.domains else None for name in names]
+        lost = one.discarded.total if one.discarded else None
+        part = percent(lost / one.samples) if lost is not None and one.samples else ""
+        cells = [None if k is None else _share(one.start, k) for k in places]
+        row = [Cell(one.called), count(one.samples), *cells, Cell(count(lost), part)]
+        rows.append([*row, *[""] * far])
+        for told, values in _asides(one):
+            shares = [None if k is None else decimal(100 * values[k], 1) for k in places]
+            pairs = zip(one.start.share, values, strict=True)
+            away = decimal(100 * sum(abs(a - b) for a, b in pairs) / 2, 1)
+            line = (told, "", *shares, "", away)
+            rows.append([Cell(text if text is not None else "–", tone="aside") for text in line])
+    amended = any(one.used == "corrected" for one in run.detections)
+    caption = "Shares per model in percent, ± half of the 95 % interval"
+    caption += "; corrected where asked for" * amended
+    domains = [short(name, 24) for name in names]
+    head = ("Model", "generations", *domains, "discarded", *["total variation"] * far)
+    return table(caption, head, rows)
+
+
+def _share(found: Estimate, place: int) -> Cell:
+    half, share = found.half_width(place), found.share[place]
+    note = f"± {100 * half:.1f}" if half is not None else ""
+    return Cell(decimal(100 * share, 1), note, heat=share)
+
+
+def _asides(one: Detection) -> Iterator[tuple[str, Sequence[float]]]:
+    """What a model's own shares are compared with."""
+    if one.published:
+        yield f"published for {one.published.model}", one.published.share
+    if one.known:
+        yield "known mixture", one.known
+
+
+def judge_sections(run: RunData) -> list[dict[str, Any]]:
+    """How good each judge is, and of which models."""
     return [
-        f"Training starts from the "
-        f"{'corrected shares' if detection.used == 'corrected' else 'shares as judged'}."
+        {
+            "models": listing([short(one.called) for one in group]),
+            "table": _quality(run, group[0].domains, quality),
+            "quality": quality,
+            "records": sum(quality.records),
+        }
+        for group, quality in judges(run.detections)
     ]
+
+
+def _quality(run: RunData, domains: Sequence[str], quality: JudgeQuality) -> Table | None:
+    """Mean probability of every domain (columns) on records of every domain (rows)."""
+    recall, rows = quality.recall, list[list[Given]]()
+    for k, name in enumerate(domains):
+        shaded = [Cell(percent(value, 0), heat=value) for value in quality.confusion[k]]
+        right = [percent(recall[k], 0)] if recall else []
+        rows.append([domain_cell(run, name), *shaded, *right, count(quality.records[k])])
+    names = [short(name, 24) for name in domains]
+    head = ("True domain", *names, *["right"] * bool(recall), "records")
+    groups = (("", 1), ("judged as", len(domains)), ("", 2 if recall else 1))
+    return table("The judge on records whose domain is known", head, rows, groups=groups)
 
 
 def _example(run: RunData, item: Generation) -> dict[str, Any]:
-    shown = [
-        (name, value) for name, value in item.probabilities[:3] if value >= 0.005
-    ] or item.probabilities[:1]
-    return {
-        "id": item.id,
-        "text": item.text,
-        "tokens": item.tokens,
-        "judged": " · ".join(f"{name} {percent(value, 0)}" for name, value in shown),
-        "strip": [
-            (run.domains.index(name), f"{100 * value:.2f}")
-            for name, value in item.probabilities
-            if value >= 0.005
-        ],
-    }
-
-
-def _points(value: float | None) -> str:
-    return f"{decimal(None if value is None else 100 * value, 2)} points"
+    likely = [(name, part) for name, part in item.probabilities if part >= 0.005]
+    shown = likely[:3] or item.probabilities[:1]
+    strip = [(run.index(name), f"{100 * part:.2f}") for name, part in likely]
+    judged = " · ".join(f"{name} {percent(part, 0)}" for name, part in shown)
+    return {"item": item, "judged": judged, "strip": strip}

@@ -1,199 +1,160 @@
-"""What a reader should doubt: of detections, one sentence per kind of doubt, naming the models; of
-fine-tuning, what it warned of.
-"""
+"""What a reader should doubt: one sentence per kind of doubt, with the final values."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 
-from versatune_ray.report.data import Adjustment, RunData
-from versatune_ray.report.detections import Detection, JudgeQuality
 from versatune_ray.report.outcome import Outcomes
+from versatune_ray.report.read import RunData
 from versatune_ray.report.writing import count, decimal, listing, ordinal, percent, short
+from versatune_ray.runs.artefacts import Adjustment, Detection, JudgeQuality
 
 _LEFT_OUT = 0.05  # part of the generations that may be discarded, or degenerate, without a word
-_DISTINCT = 0.9  # part of the texts that should differ from each other …
-_FEW = 100  # … where there are at least so many
-_CHANCE = 0.9  # log loss of a judge that knows nothing, relative to chance
-_MASS = 0.5
+_DISTINCT, _FEW = 0.9, 100  # part of the texts that should differ, where there are so many
+_CHANCE, _MASS = 0.9, 0.5  # log loss of a judge that knows nothing, relative to chance; its mass
 _DIFFER = 0.001  # p-value below which repeats do not look like repeats
-_POSITION = 0.02  # liking for a place in the list of options, in probability …
-_ERRORS = 3  # … and in standard errors
-_WARNINGS = 8  # shown; a run of a thousand adjustments may have told many
+_POSITION, _ERRORS = 0.02, 3  # liking for a place in a list, in probability and standard errors
 _LETTERS = 500  # of a warning, whose domains may have any names
 
 
-def doubts(detections: Sequence[Detection], failed: Iterable[str]) -> list[str]:
-    """The sentences, most serious first; none where nothing is odd."""
-    names = [short(name) for name in failed]
-    found = (
-        [f"{listing(names)} could not be detected; the reasons are under “Detected shares”."]
-        if names
-        else []
-    )
-    found += _judge(detections)
-    kinds: tuple[tuple[str, Callable[[Detection], str]], ...] = (
-        (
-            "Repeats should agree, but differ more than chance allows: {}. The intervals come from "
-            "the repeats, and are wide.",
-            _differ,
-        ),
-        ("The tolerance was not reached: {}. More generations would be needed.", _tolerance),
-        (
-            "Many generations could not be judged and were discarded: {}. If some domains are "
-            "discarded more often, the shares are off.",
-            _lost,
-        ),
-        ("Many generations only repeat a few tokens: {}.", _degenerate),
-        (
-            "Many generations are the same text as another: {}. Small models repeat themselves; in "
-            "large ones look at the sampling.",
-            _same,
-        ),
-        ("The judge likes some places in the list of options better than others: {}.", _position),
-        (
-            "The judge’s confusions move some shares further than their intervals: {}. It matters "
-            "which of the two is used.",
-            _moved,
-        ),
-    )
-    for sentence, about in kinds:
-        told = [
-            f"{short(detection.called)} ({text})"
-            for detection in detections
-            if (text := about(detection))
+def warnings(run: RunData, result: Outcomes) -> list[str]:
+    """Doubtful detections, what fine-tuning warned of, and signs of failure."""
+    found = [*doubts(run.detections, run.failed), *of_adjustments(run.adjustments)]
+    trials = run.sweep.trials if run.sweep else ()
+    if lost := sum(one.error is not None for one in trials):
+        whose = "its error is" if lost == 1 else "their errors are"
+        part = f"{count(lost)} of {count(len(trials))} trials failed"
+        found.append(f"{part}; {whose} in the table of trials.")
+    changes = [row.loss.relative for row in result.domains if row.loss.relative is not None]
+    if len(changes) > 1 and min(changes) > 0:
+        look = "Check the learning rate, the data, and whether the detected shares are right."
+        found.append(f"The held-out loss rose in every domain. {look}")
+    if run.adjustments:
+        last = run.adjustments[-1]
+        start = next(one.share for one in run.adjustments if one.stage == last.stage)
+        ends = [(name, share, start.get(name) or 0) for name, share in last.share.items()]
+        starved = [
+            short(name) for name, end, begin in ends if end is not None and end < 0.001 <= begin
         ]
+        if starved:
+            hardly = "hardly any sample of it is drawn any more"
+            found.append(
+                f"The final share of {listing(starved)} is below {percent(0.001)}: {hardly}."
+            )
+    passes = last_passes(run).items()
+    repeated = [
+        f"{short(name)} ({decimal(often, 1)} times)" for name, often in passes if often > 10
+    ]
+    if repeated:
+        found.append(f"Records were repeated in {listing(repeated)}; watch for memorising.")
+    return found
+
+
+def last_passes(run: RunData) -> dict[str, float]:
+    """How often each domain's records were gone through by the end."""
+    found = next((one.passes for one in reversed(run.adjustments) if one.passes), None) or {}
+    return {name: often for name, often in found.items() if often is not None}
+
+
+def of_adjustments(adjustments: Sequence[Adjustment]) -> list[str]:
+    """The warnings of fine-tuning, merged by kind: what was said last, when, and how often."""
+    kinds: dict[str, list[tuple[int, str]]] = {}
+    for one in adjustments:
+        for text in one.warnings:
+            # the words before the first name or number, and after the last: the values between move
+            head, tail = re.split(r" in | of | \(", text)[0], text.rpartition(": ")[2]
+            kinds.setdefault(re.sub(r"[\d.,]+", "", head + tail), []).append((one.step, text))
+    found = []
+    for told in kinds.values():
+        (first, _), (last, text) = told[0], told[-1]
+        when = f"At step {count(last)}"
+        if len(told) > 1:
+            when = f"From step {count(first)} to {count(last)}, {count(len(told))} times, last"
+        found.append(f"{when}: {short(text, _LETTERS)}.")
+    return found
+
+
+def judges(detections: Sequence[Detection]) -> list[tuple[list[Detection], JudgeQuality]]:
+    """Each judge’s quality once, with the detections that share it: mostly one reads all models."""
+    groups: list[tuple[list[Detection], JudgeQuality]] = []
+    for one in detections:
+        quality, names = one.judge_quality, one.domains
+        same = (who for who, other in groups if other == quality and who[0].domains == names)
+        if quality is not None and (group := next(same, None)) is not None:
+            group.append(one)
+        elif quality is not None:
+            groups.append(([one], quality))
+    return groups
+
+
+def doubts(detections: Sequence[Detection], failed: Iterable[str]) -> list[str]:
+    """The sentences about detections, most serious first; none where nothing is odd."""
+    names = listing([short(name) for name in failed])
+    reasons = "the reasons are under “Detected shares”"
+    found = [f"{names} could not be detected; {reasons}."] if names else []
+    found += _judge(detections)
+    for sentence, about in _KINDS:
+        pairs = ((short(one.called), about(one)) for one in detections)
+        told = [f"{name} ({text})" for name, text in pairs if text]
         found += [sentence.replace("{}", listing(told))] if told else []
     return found
 
 
-def of_adjustments(adjustments: Sequence[Adjustment]) -> list[str]:
-    """The warnings of fine-tuning as they came, with their steps; of many, the first ones and how
-    many more there are.
-    """
-    lines = [
-        (adjustment.step, short(warning, _LETTERS))
-        for adjustment in adjustments
-        for warning in adjustment.warnings
-    ]
-    found = [f"At step {count(step)}: {warning}." for step, warning in lines[:_WARNINGS]]
-    left = len(lines) - len(found)
-    return found + (
-        [f"Fine-tuning warned {count(left)} more times; see finetune/adjustments.jsonl."]
-        if left
-        else []
-    )
-
-
-def judges(detections: Sequence[Detection]) -> list[tuple[list[Detection], JudgeQuality]]:
-    """Each judge’s quality once, with the detections that share it: mostly one judge reads all
-    models.
-    """
-    groups: list[tuple[list[Detection], JudgeQuality]] = []
-    for detection in detections:
-        quality = detection.judge_quality
-        if quality is None:
-            continue
-        same = next(
-            (
-                group
-                for group, other in groups
-                if other == quality and group[0].domains == detection.domains
-            ),
-            None,
-        )
-        if same is None:
-            groups.append(([detection], quality))
-        else:
-            same.append(detection)
-    return groups
-
-
-def _judge(detections: Sequence[Detection]) -> list[str]:
+def _judge(detections: Sequence[Detection]) -> Iterable[str]:
     groups = judges(detections)
-    found = []
     for group, quality in groups:
-        whom = (
-            "The judge"
-            if len(groups) == 1
-            else f"The judge of {listing([short(detection.called) for detection in group])}"
-        )
-        if (
-            quality.log_loss is not None
-            and quality.chance is not None
-            and quality.log_loss >= _CHANCE * quality.chance
-        ):
-            numbers = f"{decimal(quality.log_loss, 2)} nats, chance {decimal(quality.chance, 2)}"
-            found.append(
-                f"{whom} is hardly better than chance (log loss {numbers}): mend its prompt or "
-                f"choose another before believing the shares."
-            )
-        if quality.mass is not None and quality.mass < _MASS:
-            found.append(
-                f"{whom} puts only {percent(quality.mass, 0)} of its probability on the options: "
-                f"it wants to answer something else."
-            )
-    return found
+        whom = "The judge"
+        if len(groups) > 1:
+            whom += f" of {listing([short(one.called) for one in group])}"
+        loss, chance, mass = quality.log_loss, quality.chance, quality.mass
+        if loss is not None and chance is not None and loss >= _CHANCE * chance:
+            numbers = f"log loss {decimal(loss, 2)} nats, chance {decimal(chance, 2)}"
+            mend = "mend its prompt or choose another before believing the shares"
+            yield f"{whom} is hardly better than chance ({numbers}): {mend}."
+        if mass is not None and mass < _MASS:
+            part = f"only {percent(mass, 0)} of its probability on the options"
+            yield f"{whom} puts {part}: it wants to answer something else."
 
 
-def _differ(detection: Detection) -> str:
-    return (
-        "p < 0.001"
-        if detection.repeats_differ is not None and detection.repeats_differ < _DIFFER
-        else ""
-    )
+def _differ(one: Detection) -> str:
+    return "p < 0.001" if one.repeats_differ is not None and one.repeats_differ < _DIFFER else ""
 
 
-def _tolerance(detection: Detection) -> str:
-    found = detection.tolerance
-    if (
-        found is None
-        or found.asked is None
-        or found.reached is None
-        or found.reached <= found.asked
-    ):
+def _tolerance(one: Detection) -> str:
+    found = one.tolerance
+    if not found or found.asked is None or found.reached is None or found.reached <= found.asked:
         return ""
-    return (
-        f"± {decimal(100 * found.reached, 2)} points instead of ± {decimal(100 * found.asked, 2)}"
-    )
+    reached, asked = decimal(100 * found.reached, 2), decimal(100 * found.asked, 2)
+    return f"± {reached} points instead of ± {asked}"
 
 
-def _lost(detection: Detection) -> str:
-    return _part(detection.discarded.total, detection.samples) if detection.discarded else ""
+def _lost(one: Detection) -> str:
+    return _part(one.discarded.total, one.samples) if one.discarded else ""
 
 
-def _degenerate(detection: Detection) -> str:
-    found = detection.generations
-    told = _part(found.degenerate, detection.samples) if found else ""
-    return (
-        f"{told}, {'left out' if found.degenerate_excluded else 'counted in the shares'}"
-        if found and told
-        else ""
-    )
+def _degenerate(one: Detection) -> str:
+    found = one.generations
+    told = _part(found.degenerate, one.samples) if found else ""
+    excluded = found and found.degenerate_excluded
+    return f"{told}, {'left out' if excluded else 'counted in the shares'}" if told else ""
 
 
-def _same(detection: Detection) -> str:
-    distinct = detection.generations.distinct if detection.generations else None
-    if (
-        distinct is None
-        or not detection.samples
-        or detection.samples < _FEW
-        or distinct >= _DISTINCT * detection.samples
-    ):
-        return ""
-    return f"{count(distinct)} different texts in {count(detection.samples)}"
+def _same(one: Detection) -> str:
+    distinct, n = one.generations.distinct if one.generations else None, one.samples or 0
+    few = distinct is not None and n >= _FEW and distinct < _DISTINCT * n
+    return f"{count(distinct)} different texts in {count(n)}" if few else ""
 
 
-def _position(detection: Detection) -> str:
-    found = detection.positions
+def _position(one: Detection) -> str:
+    found = one.positions
     if found is None or not found.standard_error:
         return ""
     even = 1 / len(found.share)
+    pairs = enumerate(zip(found.share, found.standard_error, strict=True), 1)
     away = [
         (abs(share - even), place, share)
-        for place, (share, error) in enumerate(
-            zip(found.share, found.standard_error, strict=True), 1
-        )
+        for place, (share, error) in pairs
         if error is not None and abs(share - even) > max(_ERRORS * error, _POSITION)
     ]
     if not away:
@@ -202,26 +163,16 @@ def _position(detection: Detection) -> str:
     return f"the {ordinal(place)} gets {percent(share)} instead of {percent(even)}"
 
 
-def _moved(detection: Detection) -> str:
-    if detection.amended is None:
+def _moved(one: Detection) -> str:
+    if one.amended is None:
         return ""
     apart = []
-    for index, name in enumerate(detection.domains):
-        (low, high), (least, most) = detection.raw.ci95[index], detection.amended.ci95[index]
-        if (
-            low is not None
-            and high is not None
-            and least is not None
-            and most is not None
-            and (high < least or most < low)
-        ):
-            move = f"{percent(detection.share[index])} → {percent(detection.amended.share[index])}"
-            apart.append(
-                (
-                    abs(detection.share[index] - detection.amended.share[index]),
-                    f"{short(name)} {move}",
-                )
-            )
+    for name, before, after, (low, high), (least, most) in zip(
+        one.domains, one.share, one.amended.share, one.raw.ci95, one.amended.ci95, strict=True
+    ):
+        if None not in (low, high, least, most) and (high < least or most < low):  # type: ignore[operator]
+            told = f"{short(name)} {percent(before)} → {percent(after)}"
+            apart.append((abs(before - after), told))
     return listing([told for _, told in sorted(apart, reverse=True)], 3)
 
 
@@ -229,52 +180,28 @@ def _part(some: int | None, total: int | None) -> str:
     return percent(some / total) if some is not None and total and some > _LEFT_OUT * total else ""
 
 
-def warnings(run: RunData, result: Outcomes) -> tuple[str, ...]:
-    """What a careful reader should look at twice: doubtful detections, what fine-tuning warned of,
-    and failure signs.
-    """
-    found = doubts(run.detections, run.failed) + of_adjustments(run.adjustments)
-    lost = [trial for trial in run.sweep.trials if trial.error is not None] if run.sweep else []
-    if lost:
-        told_how = (
-            "its error is in the table of trials"
-            if len(lost) == 1
-            else "their errors are in the table of trials"
-        )
-        found.append(
-            f"{count(len(lost))} of {count(len(run.sweep.trials if run.sweep else ()))} trials "
-            f"failed; {told_how}."
-        )
-    changes = [row.loss_change for row in result.domains if row.loss_change is not None]
-    if len(changes) > 1 and all(change > 0 for change in changes):
-        found.append(
-            "The held-out loss rose in every domain. Check the learning rate, the data, and "
-            "whether the detected shares are right."
-        )
-    if run.adjustments:
-        last = run.adjustments[-1]
-        start = next(one for one in run.adjustments if one.stage == last.stage).share
-        starved = [
-            short(name)
-            for name, share in last.share.items()
-            if share is not None and share < 0.001 <= (start.get(name) or 0)
-        ]
-        if starved:
-            found.append(
-                f"The final share of {listing(starved)} is below {percent(0.001)}: hardly any "
-                f"sample of it is drawn any more."
-            )
-    repeated = [short(name) for name, passes in _last_passes(run).items() if passes > 10]
-    if repeated:
-        found.append(
-            f"Records of {listing(repeated)} were repeated more than ten times; watch for "
-            f"memorising."
-        )
-    return tuple(found)
-
-
-def _last_passes(run: RunData) -> dict[str, float]:
-    for adjustment in reversed(run.adjustments):
-        if adjustment.passes:
-            return {name: value for name, value in adjustment.passes.items() if value is not None}
-    return {}
+_KINDS: tuple[tuple[str, Callable[[Detection], str]], ...] = (
+    (
+        "Repeats should agree, but differ more than chance allows: {}. The intervals come from "
+        "the repeats, and are wide.",
+        _differ,
+    ),
+    ("The tolerance was not reached: {}. More generations would be needed.", _tolerance),
+    (
+        "Many generations could not be judged and were discarded: {}. If some domains are "
+        "discarded more often, the shares are off.",
+        _lost,
+    ),
+    ("Many generations only repeat a few tokens: {}.", _degenerate),
+    (
+        "Many generations are the same text as another: {}. Small models repeat themselves; in "
+        "large ones look at the sampling.",
+        _same,
+    ),
+    ("The judge likes some places in the list of options better than others: {}.", _position),
+    (
+        "The judge’s confusions move some shares further than their intervals: {}. It matters "
+        "which of the two is used.",
+        _moved,
+    ),
+)

@@ -14,11 +14,9 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from versatune_ray.report.reading import one_line
-from versatune_ray.report.writing import clean, cut
+from versatune_ray.report.writing import clean, cut, one_line
 
-PER_DOMAIN = 3
-PER_REASON = 3
+PER_DOMAIN = PER_REASON = 3
 MOST_REASONS = 8
 CHARACTERS = 400
 Identity = tuple[Any, ...]  # (id, repeat), or (id,) where samples have no repeat
@@ -26,69 +24,58 @@ Identity = tuple[Any, ...]  # (id, repeat), or (id,) where samples have no repea
 
 @dataclass(frozen=True)
 class Generation:
-    """One sequence that the base model wrote, and what the judge made of it (probability per
-    domain).
+    """One sequence that the base model wrote. A kept one has the judge's ``probabilities``, largest
+    first; one set aside a ``reason``, its ``detail``, and what the judge wrote, where it wrote.
     """
 
     id: str
-    domain: str
     text: str
     tokens: int | None
-    probabilities: tuple[tuple[str, float], ...]
+    probabilities: tuple[tuple[str, float], ...] = ()
+    reason: str = ""
+    detail: str = ""
+    answer: str = ""
+
+    @property
+    def domain(self) -> str:
+        return self.probabilities[0][0]
 
 
 @dataclass(frozen=True)
-class SetAside:
-    """One sequence that counts for no domain: why, and what the judge wrote about it, where it
-    wrote.
-    """
+class Examples:
+    """``problem`` says why there are no kept ones."""
 
-    id: str
-    reason: str
-    detail: str
-    text: str
-    tokens: int | None
-    answer: str
+    kept: tuple[Generation, ...] = ()
+    discarded: tuple[Generation, ...] = ()
+    problem: str = ""
 
 
-def read_generations(
-    files: Sequence[Path], domains: Sequence[str]
-) -> tuple[tuple[Generation, ...], tuple[SetAside, ...], str]:
-    """The first ``PER_DOMAIN`` kept samples by id of each most probable domain, the first
-    ``PER_REASON`` discarded ones of each of the first ``MOST_REASONS`` reasons, and a sentence
-    where there are none.
-
-    Texts are cut at ``CHARACTERS``. Only the numbers and reasons of every sample are read; texts
-    are read for the chosen rows alone.
+def read_examples(files: Sequence[Path], domains: Sequence[str]) -> Examples:
+    """The first ``PER_DOMAIN`` kept samples by id of each most probable domain, and the first
+    ``PER_REASON`` discarded ones of each of the first ``MOST_REASONS`` reasons; texts are cut at
+    ``CHARACTERS``, and read for these rows alone.
     """
     if not files:
-        return (
-            (),
-            (),
-            "No samples/*.parquet beside the distribution: example generations cannot be shown.",
-        )
+        absent = "No samples/*.parquet beside the distribution"
+        return Examples(problem=f"{absent}: example generations cannot be shown.")
     try:
+        samples = _Samples(files, domains)
+        kept = samples.kept()
+        lost = "Every sample was discarded: there is no judged generation to show."
+        return Examples(kept, samples.discarded(), "" if kept else lost)
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        return Examples(problem=f"The samples could not be read: {one_line(error)}.")
+
+
+class _Samples:
+    def __init__(self, files: Sequence[Path], domains: Sequence[str]):
         # A file whose samples were all kept may type its empty `discarded` column as null.
         schema = pa.unify_schemas(
             [pq.read_schema(file) for file in files], promote_options="permissive"
         )
-        samples = _Samples(
-            pads.dataset([str(file) for file in files], format="parquet", schema=schema), domains
-        )
-        kept = samples.kept()
-        return (
-            kept,
-            samples.discarded(),
-            "" if kept else "Every sample was discarded: there is no judged generation to show.",
-        )
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        return (), (), f"The samples could not be read: {one_line(error)}."
-
-
-class _Samples:
-    def __init__(self, samples: pads.Dataset, domains: Sequence[str]):
-        self.samples, self.domains = samples, domains
-        self.columns = {clean(name): name for name in samples.schema.names}
+        self.samples = pads.dataset([str(file) for file in files], format="parquet", schema=schema)
+        self.domains = domains
+        self.columns = {clean(name): name for name in schema.names}
         missing = [name for name in ("id", "text", *domains) if name not in self.columns]
         if missing:
             raise ValueError(f"no column {missing[0]!r}")
@@ -99,33 +86,20 @@ class _Samples:
         table = self._table([self.columns[name] for name in self.domains], condition)
         if not table.num_rows:
             return ()
-        probabilities = np.column_stack(
-            [table[self.columns[name]].cast(pa.float64()).to_numpy() for name in self.domains]
-        )
-        probabilities = np.where(np.isfinite(probabilities), probabilities, 0.0)
-        best = probabilities.argmax(axis=1)
-        chosen = np.concatenate(
-            [np.flatnonzero(best == index)[:PER_DOMAIN] for index in range(len(self.domains))]
-        ).tolist()
-        identities = self._identities(table, chosen)
-        rows = self._rows(identities)
-        return tuple(
-            Generation(
-                id=str(clean(identity[0])),
-                domain=self.domains[best[place]],
-                text=_shown(rows[identity]["text"]),
-                tokens=_whole(rows[identity].get("tokens")),
-                probabilities=tuple(
-                    sorted(
-                        zip(self.domains, probabilities[place].tolist(), strict=True),
-                        key=lambda pair: -pair[1],
-                    )
-                ),
-            )
-            for place, identity in zip(chosen, identities, strict=True)
-        )
+        columns = [table[self.columns[name]].cast(pa.float64()) for name in self.domains]
+        found = np.column_stack([column.to_numpy() for column in columns])
+        found = np.where(np.isfinite(found), found, 0.0)
+        best = found.argmax(axis=1)
+        places = [np.flatnonzero(best == k)[:PER_DOMAIN] for k in range(len(self.domains))]
+        chosen = np.concatenate(places).tolist()
+        made = []
+        for place, row in zip(chosen, self._rows(table, chosen), strict=True):
+            pairs = zip(self.domains, found[place].tolist(), strict=True)
+            ranked = tuple(sorted(pairs, key=lambda pair: -pair[1]))
+            made.append(Generation(*_told(row), probabilities=ranked))
+        return tuple(made)
 
-    def discarded(self) -> tuple[SetAside, ...]:
+    def discarded(self) -> tuple[Generation, ...]:
         if "discarded" not in self.columns:
             return ()
         table = self._table(["discarded"], pads.field("discarded").is_valid())
@@ -135,23 +109,11 @@ class _Samples:
             if reason in places or len(places) < MOST_REASONS:
                 places.setdefault(reason, []).append(place)
         chosen = [place for group in places.values() for place in group[:PER_REASON]]
-        identities = self._identities(table, chosen)
-        rows = self._rows(identities)
         made = []
-        for identity in identities:
-            row = rows[identity]
+        for row in self._rows(table, chosen):
             reason, detail = _parted(row["discarded"])
-            text, answer = _shown(row["text"]), _shown(row.get("answer"))
-            made.append(
-                SetAside(
-                    str(clean(identity[0])),
-                    reason,
-                    cut(detail, CHARACTERS),
-                    text,
-                    _whole(row.get("tokens")),
-                    answer,
-                )
-            )
+            detail, answer = cut(detail, CHARACTERS), _shown(row.get("answer"))
+            made.append(Generation(*_told(row), reason=reason, detail=detail, answer=answer))
         return tuple(made)
 
     def _table(self, columns: Sequence[str], condition: Any) -> pa.Table:
@@ -159,20 +121,18 @@ class _Samples:
         table = self.samples.to_table(columns=[*self.keys, *columns], filter=condition)
         return table.sort_by([(name, "ascending") for name in self.keys])
 
-    def _identities(self, table: pa.Table, places: Iterable[int]) -> list[Identity]:
-        return [tuple(table[name][place].as_py() for name in self.keys) for place in places]
-
-    def _rows(self, identities: Sequence[Identity]) -> dict[Identity, dict[str, Any]]:
-        wanted = pads.field("id").isin(list({identity[0] for identity in identities}))
-        columns = [
-            name for name in ("text", "tokens", "discarded", "answer") if name in self.columns
+    def _rows(self, table: pa.Table, places: Iterable[int]) -> list[dict[str, Any]]:
+        """The texts of some rows of ``table``."""
+        wanted: list[Identity] = [
+            tuple(table[name][place].as_py() for name in self.keys) for place in places
         ]
-        found = (
-            self.samples.to_table(columns=[*self.keys, *columns], filter=wanted).to_pylist()
-            if identities
-            else []
+        texts = [name for name in ("text", "tokens", "discarded", "answer") if name in self.columns]
+        found = self.samples.to_table(
+            columns=[*self.keys, *texts],
+            filter=pads.field("id").isin(list({identity[0] for identity in wanted})),
         )
-        return {tuple(row[key] for key in self.keys): row for row in found}
+        rows = {tuple(row[key] for key in self.keys): row for row in found.to_pylist()}
+        return [rows[identity] for identity in wanted]
 
 
 def _parted(told: Any) -> tuple[str, str]:
@@ -181,9 +141,11 @@ def _parted(told: Any) -> tuple[str, str]:
     return cut(" ".join(reason.split()), 80) or "no reason given", detail.strip()
 
 
+def _told(row: dict[str, Any]) -> tuple[str, str, int | None]:
+    tokens = row.get("tokens")
+    shown = tokens if isinstance(tokens, int) else None
+    return str(clean(str(row["id"]))), _shown(row["text"]), shown
+
+
 def _shown(text: Any) -> str:
     return cut(clean(str(text)), CHARACTERS) if text else ""
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) else None

@@ -19,43 +19,45 @@ _UNPRINTABLE = re.compile(
     "[\ud800-\udfff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff]"
 )
 
+_PLACE = re.compile(r"(?<![\w:/.…<])/(?:[\w.@+~-]+/)+[\w.@+~*-]*")
+
+_SIGNS = {"sigma": "σ", "delta": "δ", "epsilon": "ε", "strength": "λ"}
+SIGNS = {f"mixture.{name}": sign for name, sign in _SIGNS.items()}
+
 
 def count(value: float | None) -> str:
     """A whole number with thousands separators: ``12,345``."""
     return ABSENT if not _finite(value) else f"{value:,.0f}".replace("-", _MINUS)
 
 
-def decimal(value: float | None, digits: int = 3) -> str:
-    """A plain number: ``2.314``."""
-    return ABSENT if not _finite(value) else f"{value:,.{digits}f}".replace("-", _MINUS)
+def decimal(value: float | None, digits: int = 3, sign: bool = False) -> str:
+    """A plain number: ``2.314``; a difference with its sign: ``+0.012``."""
+    if value is None or not _finite(value):
+        return ABSENT
+    shown = f"{value:{'+' if sign else ''},.{digits}f}"
+    nothing = sign and float(shown.replace(",", "")) == 0
+    return (shown[1:] if nothing else shown).replace("-", _MINUS)
 
 
 def signed_decimal(value: float | None, digits: int = 3) -> str:
-    """A difference with its sign: ``+0.012``."""
-    return ABSENT if value is None or not _finite(value) else _signed(value, digits)
+    """A difference: ``+0.012``."""
+    return decimal(value, digits, sign=True)
 
 
-def percent(value: float | None, digits: int = 1) -> str:
+def percent(value: float | None, digits: int = 1, sign: bool = False) -> str:
     """A share between 0 and 1 as a percentage: ``41.3 %``."""
-    return (
-        ABSENT
-        if value is None or not _finite(value)
-        else f"{100 * value:.{digits}f}{_THIN}%".replace("-", _MINUS)
-    )
+    shown = decimal(None if value is None else 100 * value, digits, sign)
+    return shown if shown == ABSENT else f"{shown}{_THIN}%"
 
 
 def signed_percent(value: float | None, digits: int = 1) -> str:
     """A relative change with its sign: ``−12.5 %``, ``+3.0 %``."""
-    return (
-        ABSENT
-        if value is None or not _finite(value)
-        else _signed(100 * value, digits) + f"{_THIN}%"
-    )
+    return percent(value, digits, sign=True)
 
 
 def signed_points(value: float | None, digits: int = 1) -> str:
     """A difference of two shares in percentage points: ``+3.0``."""
-    return ABSENT if value is None or not _finite(value) else _signed(100 * value, digits)
+    return decimal(None if value is None else 100 * value, digits, sign=True)
 
 
 def interval(low: float | None, high: float | None, digits: int = 1) -> str:
@@ -96,6 +98,11 @@ def duration(seconds: float | None) -> str:
         return f"{whole // 60}{_THIN}min {whole % 60:02d}{_THIN}s"
     whole = round(seconds / 60)
     return f"{whole // 60:,}{_THIN}h {whole % 60:02d}{_THIN}min"
+
+
+def plural(n: int, thing: str) -> str:
+    """``1 trial``, ``1,200 trials``."""
+    return f"{count(n)} {thing}{'s' if n != 1 else ''}"
 
 
 def listing(names: Sequence[str], limit: int = 6) -> str:
@@ -141,17 +148,34 @@ def clean(value: Any) -> Any:
     return value
 
 
+def without_places(value: Any) -> Any:
+    """Strings without the folders of one machine: ``/home/me/models/tiny`` is ``…/models/tiny``."""
+    if isinstance(value, str):
+        return _PLACE.sub(lambda found: "…/" + "/".join(found[0].split("/")[-2:]), value)
+    if isinstance(value, dict):
+        return {without_places(key): without_places(item) for key, item in value.items()}
+    return [without_places(item) for item in value] if isinstance(value, list) else value
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error as part of a sentence."""
+    return str(without_places(clean(" ".join(str(error).split()))))
+
+
 def short(name: str, limit: int = 40) -> str:
     """A domain's name on one line, for a sentence or a label."""
     return cut(" ".join(name.split()), limit)
 
 
-def _signed(value: float, digits: int) -> str:
-    shown = f"{value:+.{digits}f}"
-    if float(shown) == 0:
-        shown = shown[1:]
-    return shown.replace("-", _MINUS)
-
-
 def _finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
+
+
+def sign(key: str) -> str:
+    """The sign of a key, or the last part of its name."""
+    return SIGNS.get(key) or short(key.rpartition(".")[2])
+
+
+def called(key: str) -> str:
+    """A key for people: its sign, ``judge`` for ``detection.judge.path``, ``batch size``."""
+    return SIGNS.get(key) or key.removesuffix(".path").rpartition(".")[2].replace("_", " ")

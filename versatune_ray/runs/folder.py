@@ -21,6 +21,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from versatune_ray.errors import UserError, printable, redacted
+from versatune_ray.runs.artefacts import Timings
 from versatune_ray.runs.cache import write_json
 from versatune_ray.runs.lock import Lease
 from versatune_ray.runs.names import private
@@ -132,14 +133,14 @@ class RunFolder:
                 "seconds": round(before + seconds, 1),
                 "cached": step.reused,
             }
-            self.write("timings.json", timings | {"steps": list(steps.values()), "finished": None})
+            self.write(Timings.FILE, timings | {"steps": list(steps.values()), "finished": None})
         say(name, f"{'reused' if step.reused else 'done'} in {seconds:.1f} s")
         return step.value
 
     def finish(self) -> None:
         """Note that the last step is done."""
         self.write(
-            "timings.json",
+            Timings.FILE,
             self._timings() | {"finished": datetime.now(UTC).isoformat(timespec="seconds")},
         )
 
@@ -155,7 +156,7 @@ class RunFolder:
         return any(file.stat().st_mtime_ns > page.stat().st_mtime_ns for file in files)
 
     def _timings(self) -> dict[str, Any]:
-        file = self.path / "timings.json"
+        file = self.path / Timings.FILE
         return (
             json.loads(file.read_text(encoding="utf-8"))
             if file.is_file()

@@ -25,6 +25,7 @@ from versatune_ray.mixture import (
     replay,
 )
 from versatune_ray.pipeline import Run
+from versatune_ray.runs.comparisons import RECORDED, Replay
 from versatune_ray.runs.folder import say
 from versatune_ray.settings import Config, mixing, semantics
 from versatune_ray.settings.loading import parse, with_keys
@@ -52,20 +53,18 @@ def look_ahead(run: Run) -> Path:
     lines = _read(log)
     names = list(lines[0]["loss"])
     reference = _reference(config, log, lines, names)
-    trajectories = {
-        "recorded": np.array([[line["share"][name] for name in names] for line in lines])
-    }
+    trajectories = {RECORDED: np.array([[line["share"][name] for name in names] for line in lines])}
     for name, changes in settings_of(config).items():
         trajectories[name] = _answers(
             parse(with_keys(config.model_dump(mode="json"), changes)),
             lines,
             names,
             reference,
-            trajectories["recorded"][0],
+            trajectories[RECORDED][0],
         )
     content = {name: shares.tolist() for name, shares in trajectories.items()}
     run.folder.write(
-        "replay/trajectories.json",
+        Replay.FILE,
         {"steps": [line["step"] for line in lines], "domains": names, "shares": content},
     )
     width = max(map(len, trajectories))

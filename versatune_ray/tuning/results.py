@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from versatune_ray.errors import Incomplete
 from versatune_ray.pipeline import Run
+from versatune_ray.runs.comparisons import Sweep
 from versatune_ray.runs.folder import say
 from versatune_ray.runs.storage import push
 from versatune_ray.settings.loading import dump
@@ -96,7 +97,7 @@ def write_results(
         {"trial": finished[i][0], **finished[i][1]["changes"], **finished[i][1]["objectives"]}
         for i in pareto_front(signed)
     ]
-    run.folder.write("sweep/pareto.json", front)
+    run.folder.write(Sweep.FRONT, front)
     if not finished or not np.isfinite(finished[0][1]["objectives"]["score"]):
         return
     best = finished[0][1]

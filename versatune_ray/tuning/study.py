@@ -13,6 +13,7 @@ from typing import Any
 
 from versatune_ray.errors import UserError
 from versatune_ray.pipeline import Run
+from versatune_ray.runs.comparisons import StudyTable
 from versatune_ray.runs.storage import push
 from versatune_ray.settings import Config, semantics
 from versatune_ray.tuning.plan import Plan, with_artefacts
@@ -133,7 +134,7 @@ def _write_tables(run: Run, shared: Plan) -> None:
         + "".join(f"\n**{one.title}**\n\n{one.markdown()}\n" for one in tables),
         encoding="utf-8",
     )
-    run.folder.write("study/tables.json", [asdict(one) for one in tables])
+    run.folder.write(StudyTable.FILE, [asdict(one) for one in tables])
     for number, one in enumerate(tables, 1):
         (folder / f"table_{number}.csv").write_text(one.csv(), encoding="utf-8")
     for file in folder.iterdir():

@@ -1,0 +1,254 @@
+"""Write ``report.html``: one file that needs no network and trusts nothing it shows.
+
+Every text comes from a model, a data set or a path, so Jinja escapes all of it, and a content
+security policy lets exactly the one script written here run and nothing be fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import shlex
+from functools import cache
+from importlib import resources
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from versatune_ray.report import accounts, training, writing
+from versatune_ray.report.benchmarks import benchmark_section
+from versatune_ray.report.charts import style_rules
+from versatune_ray.report.detected import compared, judge_sections, models
+from versatune_ray.report.doubts import warnings
+from versatune_ray.report.generations import CHARACTERS, PER_DOMAIN, PER_REASON
+from versatune_ray.report.outcome import outcomes
+from versatune_ray.report.read import RunData, read_run
+from versatune_ray.report.searched import replay_figure, study_sections, sweep_section
+from versatune_ray.report.tables import Cell, domain_cell
+from versatune_ray.report.verdict import opening, verdict
+from versatune_ray.report.writing import called, cut, duration, setting
+
+ANSWERS_PER_DOMAIN = 3
+_TEXTS = ("question", "expected", "base", "tuned")
+MOST_OPEN = 3  # models whose sections are open at first
+_SECTIONS = (  # anchor, what a link to it says, and the parts whose problems are told in it
+    ("outcome", "Before and after", ("evaluation",)),
+    ("benchmarks", "Benchmarks", ()),
+    ("sweep", "Sweep", ("sweep",)),
+    ("study", "Study", ("study",)),
+    ("detection", "Detected shares", ("detection",)),
+    ("finetuning", "Fine-tuning", ("adjustments", "reference")),
+    ("replay", "Replay", ("replay",)),
+    ("data", "Data", ("data",)),
+    ("generations", "Generations", ()),
+    ("answers", "Answers", ()),
+    ("settings", "Settings", ("config",)),
+    ("timings", "Time", ("timings",)),
+)
+_WAITING = {
+    "config": "settings",
+    "data": "data counts",
+    "detection": "detected shares",
+    "reference": "reference losses",
+    "adjustments": "fine-tuning",
+    "evaluation": "evaluation",
+    "timings": "timings",
+}
+_TRAINING = (
+    "mixture.preset mixture.policy mixture.start mixture.strength mixture.sigma mixture.delta "
+    "mixture.epsilon mixture.targets mixture.max_share mixture.options mixture.feedback "
+    "training.epochs training.batch_size training.learning_rate training.adjust_every "
+    "training.workers seed"
+)
+_ONLY = {  # keys that matter to these policies alone
+    "mixture.strength": ("balanced",),
+    "mixture.sigma": ("versatune", "expansion"),
+    "mixture.delta": ("expansion",),
+    "mixture.epsilon": ("expansion",),
+    "mixture.max_share": ("expansion",),
+}
+_EVALUATION = "model.path evaluation.limit evaluation.chat evaluation.run_code seed"
+_DETECTION = (
+    "detection.samples detection.repeats detection.tolerance detection.estimate "
+    "detection.generation.temperature detection.generation.top_p detection.generation.max_tokens "
+    "detection.judge.path seed"
+)
+
+
+def build_report(run_folder: Path, refresh: int | None = None) -> Path:
+    """Read ``run_folder`` and write ``report.html`` into it, replacing an older one in one step.
+
+    Files that are missing or cannot be read are named on the page; an unfinished run still gives
+    one. With ``refresh``, an open page loads itself again after that many seconds.
+
+    Raises:
+        UserError: ``run_folder`` does not exist.
+    """
+    return write_page(run_folder / "report.html", render(read_run(run_folder), refresh))
+
+
+def write_page(target: Path, page: str) -> Path:
+    """Write a page in one step."""
+    temporary = target.with_name(f".report-{os.getpid()}.html")
+    try:
+        temporary.write_bytes(page.encode("utf-8", "replace"))
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def fill(template: str, domains: int, refresh: int | None = None, **values: Any) -> str:
+    """A template that extends the shell, with the style and the only script that may run."""
+    script = _resource("page.js.jinja")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            digest=digest,
+            colours=Markup(style_rules(domains)),
+            css=Markup(_resource("style.css")),
+            script=Markup(script),
+            refresh=refresh,
+            **values,
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    loader = FunctionLoader(_resource)
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    names = ("count", "cut", "decimal", "listing", "percent", "plural", "significant", "short")
+    made.filters |= {name: getattr(writing, name) for name in names}
+    return made
+
+
+@cache
+def _resource(name: str) -> str:
+    return resources.files("versatune_ray.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def render(run: RunData, refresh: int | None = None) -> str:
+    """The whole page of a run as text."""
+    result, shown_models = outcomes(run), models(run)
+    baseline = outcomes(run.baseline) if run.baseline else None
+    content: dict[str, Any] = {
+        "outcome": accounts.before_after(run, result, baseline) or accounts.other_measurements(run),
+        "benchmarks": benchmark_section(run),
+        "sweep": sweep_section(run),
+        "study": study_sections(run),
+        "detection": shown_models or run.failed,
+        "finetuning": training.figures(run),
+        "replay": replay_figure(run),
+        "data": accounts.data_tables(run),
+        "generations": shown_models,
+        "answers": _answers(run),
+        "settings": _settings(run),
+        "timings": accounts.timings(run),
+    }
+    broken = run.problems.keys() - run.absent
+    shown = {
+        anchor: text
+        for anchor, text, parts in _SECTIONS
+        if content[anchor] or (anchor == "settings" and run.config) or broken & set(parts)
+    }
+    told = {part for anchor, _, parts in _SECTIONS if anchor in shown for part in parts}
+    return fill(
+        "page.html.jinja",
+        max(len(run.domains), len({one.model for one in run.results})),
+        None if run.finished else refresh,
+        run=run,
+        facts=_facts(run),
+        content=content,
+        shown=shown,
+        untold=[sentence for part, sentence in run.missing.items() if part not in told],
+        waiting=", ".join(text for part, text in _WAITING.items() if part in run.missing),
+        opening=opening(run),
+        verdict=verdict(run),
+        warnings=warnings(run, result),
+        first=training.shares_before_after(run),
+        command=_baseline_command(run),
+        result=result,
+        other=accounts.other_measurements(run),
+        compared=compared(run),
+        most_open=MOST_OPEN,
+        judges=judge_sections(run),
+        stages=training.stage_table(run),
+        limits={"answers": ANSWERS_PER_DOMAIN, "kept": PER_DOMAIN, "lost": PER_REASON}
+        | {"characters": CHARACTERS},
+    )
+
+
+def _baseline_command(run: RunData) -> str:
+    """What would train the same with equal shares, where nothing like it is there to compare."""
+    plain = run.setting("mixture.policy") == "constant"
+    if run.baseline or plain or not run.adjustments or not run.config or not run.finished:
+        return ""
+    name = f"{run.place.rpartition('/')[2]}-uniform"
+    config = shlex.quote(f"{run.place}/config.yaml")
+    changes = "mixture.policy=constant mixture.start=uniform"
+    return f"versatune pipeline --config {config} {shlex.quote(f'run={name}')} {changes}"
+
+
+def _facts(run: RunData) -> list[str]:
+    facts, steps = [], run.timings.steps if run.timings else []
+    if run.timings and run.timings.finished:
+        facts.append(f"finished {run.timings.finished[:16].replace('T', ' ')}")
+    if steps:
+        facts.append(f"{duration(sum(step.seconds or 0 for step in steps))} in all")
+    policy, start = run.setting("mixture.policy"), run.setting("mixture.start")
+    if policy and not (run.detects_only or run.compares or run.measures_only):
+        facts.append(f"policy {policy}, start {setting(start)}")
+    versions = run.setting("versions")
+    named = versions if isinstance(versions, dict) else {}
+    return facts + [
+        f"{one} {named[one]}" for one in ("versatune_ray", "versatune-ray") if one in named
+    ]
+
+
+def _answers(run: RunData) -> list[tuple[Cell, list[dict[str, Any]]]]:
+    """The first answers of each domain, and which of them read the same as the expected one."""
+    asked = run.evaluation.answers if run.evaluation else []
+    order = dict.fromkeys([*run.domains, *(one.domain for one in asked)])
+    made = []
+    for domain in order:
+        shown = []
+        for one in islice((one for one in asked if one.domain == domain), ANSWERS_PER_DOMAIN):
+            texts = {name: cut(getattr(one, name) or "", CHARACTERS) for name in _TEXTS}
+            wanted = _bare(one.expected)
+            right = [name for name in _TEXTS[2:] if wanted and _bare(getattr(one, name)) == wanted]
+            shown.append(texts | {"right": right})
+        made += [(domain_cell(run, domain), shown)] if shown else []
+    return made
+
+
+def _bare(text: str | None) -> str:
+    return " ".join((text or "").split()).rstrip(".").casefold()
+
+
+def _settings(run: RunData) -> list[tuple[str, str]]:
+    """The settings that decided over this kind of run, without those that it searched."""
+    keys = _DETECTION if run.detects_only else _EVALUATION if run.measures_only else _TRAINING
+    policy, varied = run.setting("mixture.policy"), set(run.sweep.keys if run.sweep else ())
+    methods = run.setting("study.methods") if run.study else None
+    for changes in methods.values() if isinstance(methods, dict) else ():
+        varied |= set(changes) if isinstance(changes, dict) else set()
+    found = [
+        (called(key), run.setting(key))
+        for key in keys.split()
+        if not (run.compares and key in varied) and policy in _ONLY.get(key, (policy,))
+    ]
+    stages = run.setting("stages")
+    found += [
+        (f"stage {one['name']}", {key: value for key, value in one.items() if key != "name"})
+        for one in (stages if keys is _TRAINING and isinstance(stages, list) else ())
+    ]
+    versions = run.setting("versions")
+    found += versions.items() if isinstance(versions, dict) else []
+    return [(str(name), setting(value)) for name, value in found if value not in (None, [], {})]

@@ -1,0 +1,350 @@
+"""Read a run's folder into ``RunData``.
+
+Any file may be missing or half written: a page is most wanted when a run stopped early. What cannot
+be read becomes one plain sentence, which the page prints in place of the section.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from versatune_ray.errors import UserError, redacted
+from versatune_ray.report.generations import Examples, read_examples
+from versatune_ray.report.writing import clean, one_line, without_places
+from versatune_ray.runs.artefacts import (
+    FAILED,
+    Adjustment,
+    Counts,
+    Detection,
+    Evaluation,
+    Reference,
+    Result,
+    Timings,
+)
+from versatune_ray.runs.comparisons import Replay, StudyTable, Sweep
+from versatune_ray.settings.location import shown
+from versatune_ray.settings.tuning import OBJECTIVES
+
+_Value = TypeVar("_Value")
+_ABSENT = {  # part → file, and what its absence means
+    "config": ("config.yaml", "so the settings are unknown"),
+    "data": (Counts.FILE, "no records were read"),
+    "detection": ("detection/*/distribution.json", "no knowledge detection was run"),
+    "reference": (Reference.FILE, "no reference losses were measured"),
+    "adjustments": (Adjustment.FILE, "nothing was fine-tuned"),
+    "evaluation": (Evaluation.FILE, "nothing was evaluated"),
+    "timings": (Timings.FILE, "no step was timed"),
+}
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run as the page sees it. ``problems`` maps a part (``detection``, ``evaluation``, …) to why
+    it is not (all) shown; ``absent`` are the parts of which no file is there. ``failed`` maps
+    models that could not be detected to why, ``unmeasured`` "model: benchmark" likewise.
+    ``place`` is where the run lies, for commands: a URI, or the last two parts of its path.
+    """
+
+    name: str
+    place: str = ""
+    config_text: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    counts: Counts | None = None
+    detections: tuple[Detection, ...] = ()
+    examples: tuple[Examples, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
+    unmeasured: dict[str, str] = field(default_factory=dict)
+    reference: Reference | None = None
+    adjustments: tuple[Adjustment, ...] = ()
+    evaluation: Evaluation | None = None
+    timings: Timings | None = None
+    sweep: Sweep | None = None
+    study: tuple[StudyTable, ...] = ()
+    replay: Replay | None = None
+    problems: dict[str, str] = field(default_factory=dict)
+    absent: frozenset[str] = frozenset()
+    domains: tuple[str, ...] = ()
+    baseline: RunData | None = None
+    baseline_name: str = ""
+
+    def setting(self, key: str) -> Any:
+        """The value of a dotted configuration key, or ``None``."""
+        found: Any = self.config
+        for part in key.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        return found
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step is done."""
+        return self.timings is not None and self.timings.finished is not None
+
+    @property
+    def compares(self) -> bool:
+        """Whether all that the run does is to compare: a sweep, a study or a replay."""
+        there = self.sweep or self.study or self.replay
+        broken = {"sweep", "study", "replay"} & self.problems.keys()
+        return bool(there or broken) and {"adjustments", "evaluation"} <= self.absent
+
+    @property
+    def detects_only(self) -> bool:
+        """Whether the run is finished and all that it did is knowledge detection."""
+        bare = {"adjustments", "evaluation"} <= self.absent and not self.compares
+        return self.finished and bool(self.detections) and bare
+
+    @property
+    def benchmarks(self) -> list[Result]:
+        return [one for one in self.results if one.is_benchmark]
+
+    @property
+    def results(self) -> list[Result]:
+        return self.evaluation.results if self.evaluation else []
+
+    @property
+    def measures_only(self) -> bool:
+        """Whether the run is finished and all that it did is to measure models on benchmarks."""
+        bare = {"adjustments", "detection"} <= self.absent
+        return self.finished and bool(self.benchmarks) and bare
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """``problems`` without what a run that only compares or measures never makes."""
+        partial = self.compares or self.measures_only
+        return {
+            part: told
+            for part, told in self.problems.items()
+            if part == "config" or part not in self.absent or not partial
+        }
+
+    @property
+    def unit(self) -> str:
+        """Of all losses."""
+        by_reference = self.reference.unit if self.reference else None
+        return self.counts.unit if self.counts else by_reference or "nats/token"
+
+    def index(self, name: str) -> int | None:
+        """The place of a domain, which decides its colour."""
+        return self.domains.index(name) if name in self.domains else None
+
+
+class _Folder:
+    """The files of one run, and what was wrong with them."""
+
+    def __init__(self, path: Path):
+        self.path, self.problems, self.absent = path, dict[str, str](), set[str]()
+
+    def note(self, part: str, sentence: str) -> None:
+        """Add to what is said of a part."""
+        self.problems[part] = f"{self.problems.get(part, '')} {sentence}".strip()
+
+    def text(self, name: str) -> str:
+        return (self.path / name).read_text(encoding="utf-8", errors="replace")
+
+    def json(self, name: str, kind: Any) -> Any:
+        """A JSON file as ``kind``; places on a machine are cut off but for what people wrote."""
+        tree = clean(json.loads(self.text(name)))
+        answers = tree.pop("answers", None) if isinstance(tree, dict) else None
+        tree = without_places(tree)
+        if answers is not None:
+            tree["answers"] = answers
+        return TypeAdapter(kind).validate_python(tree)
+
+    def attempt(self, part: str, name: str, read: Callable[[], _Value]) -> _Value | None:
+        """What ``read`` gives, or ``None`` and a sentence about the file ``name``."""
+        try:
+            return read()
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "top level"
+            why = first["msg"].removeprefix("Value error, ")
+            self.note(part, f"{name} is not as expected: {where}: {why}.")
+        except pa.ArrowException as error:
+            self.note(part, f"{name} could not be read: {one_line(error).rstrip('.')}.")
+        except (ValueError, OSError, RecursionError) as error:
+            self.note(part, f"{name} could not be read: {one_line(error)}.")
+        return None
+
+    def read(self, part: str, name: str, kind: Any) -> Any:
+        """A JSON file, where it is there; where it should be, that it is not is noted."""
+        if (self.path / name).is_file():
+            return self.attempt(part, name, lambda: self.json(name, kind))
+        if part in _ABSENT:
+            self.lacks(part)
+        return None
+
+    def lacks(self, part: str) -> None:
+        name, meaning = _ABSENT[part]
+        joint = ", " if part == "config" else ": "
+        self.absent.add(part)
+        self.note(part, f"{name} is not in the run folder{joint}{meaning}.")
+
+    def config(self) -> tuple[str, dict[str, Any]]:
+        name = "config.yaml"
+        if not (self.path / name).is_file():
+            self.lacks("config")
+            return "", {}
+        try:
+            text = clean(self.text(name))
+            tree = redacted(clean(yaml.safe_load(text)))
+        except (yaml.YAMLError, OSError, RecursionError) as error:
+            self.note("config", f"{name} could not be read: {one_line(error)}.")
+            return "", {}
+        if not isinstance(tree, dict):
+            self.note("config", f"{name} holds no keys and values.")
+            tree = {}
+        return without_places(text), without_places(tree)
+
+    def detections(self) -> Iterator[tuple[Detection, Examples]]:
+        files = sorted(self.path.glob(Detection.FILE))
+        for file in files:
+            name = clean(str(file.relative_to(self.path)))
+            if (found := self.read("detection", name, Detection)) is not None:
+                called = {"name": found.name or clean(file.parent.name)}
+                samples = sorted((file.parent / "samples").glob("*.parquet"))
+                yield found.model_copy(update=called), read_examples(samples, found.domains)
+        if not files:
+            self.lacks("detection")
+
+    def adjustments(self) -> tuple[Adjustment, ...]:
+        name, part = Adjustment.FILE, "adjustments"
+        if not (self.path / name).is_file():
+            self.lacks(part)
+            return ()
+        # one stage ends with the step that the next begins with
+        found: dict[tuple[int, str | None], Adjustment] = {}
+        unreadable = 0
+        for line in filter(str.strip, self.text(name).split("\n")):
+            try:
+                one = Adjustment.model_validate(clean(json.loads(line)))
+            except (ValueError, RecursionError):
+                unreadable += 1
+            else:
+                found[one.step, one.stage] = one
+        if unreadable:
+            cut = "(a line may have been cut off while written)"
+            self.note(
+                part, f"{name}: {unreadable} line(s) could not be read and are left out {cut}."
+            )
+        elif not found:
+            self.note(part, f"{name} is empty: nothing has been measured yet.")
+        return tuple(sorted(found.values(), key=lambda one: one.step))
+
+    def sweep(self) -> Sweep | None:
+        name = Sweep.FILE
+        if not (self.path / name).is_file():
+            return None
+        found = self.attempt("sweep", name, lambda: _sweep(self.path / name))
+        if found is None:
+            return None
+        if not found.trials:
+            self.note("sweep", f"{name} holds no trials.")
+        front = self.read("sweep", Sweep.FRONT, list[dict[str, Any]])
+        if not (self.path / Sweep.FRONT).is_file():
+            unmarked = "so the trials that no other beats are not marked"
+            self.note("sweep", f"{Sweep.FRONT} is not in the run folder, {unmarked}.")
+        names = tuple(str(one.get("trial")) for one in front or ())
+        return found.model_copy(
+            update={"front": names, "written": (self.path / Sweep.BEST).is_file()}
+        )
+
+
+def read_run(folder: Path, baseline: bool = True) -> RunData:
+    """Read every file of a run folder that is there; with ``baseline``, also of the run beside it
+    that it is to be compared with: the baseline of its study, or ``NAME-uniform``.
+
+    Raises:
+        UserError: the folder itself does not exist.
+    """
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: no such run folder; name the folder that holds the run's config.yaml"
+        )
+    files, where = _Folder(folder), clean(shown(folder))
+    config_text, config = files.config()
+    parts: dict[str, Any] = {
+        "counts": files.read("data", Counts.FILE, Counts),
+        "reference": files.read("reference", Reference.FILE, Reference),
+        "evaluation": files.read("evaluation", Evaluation.FILE, Evaluation),
+        "timings": files.read("timings", Timings.FILE, Timings),
+        "failed": files.read("failed", f"detection/{FAILED}", dict[str, str]) or {},
+        "unmeasured": files.read("unmeasured", f"evaluation/{FAILED}", dict[str, str]) or {},
+        "adjustments": files.adjustments(),
+        "sweep": files.sweep(),
+        "study": tuple(files.read("study", StudyTable.FILE, list[StudyTable]) or ()),
+        "replay": files.read("replay", Replay.FILE, Replay),
+    }
+    detected = list(files.detections())
+    for broken, part in (("failed", "detection"), ("unmeasured", "evaluation")):
+        if broken in files.problems:
+            files.note(part, files.problems.pop(broken))
+    name = config.get("run")
+    beside, called = _beside(folder) if baseline else (folder, "")
+    run = RunData(
+        name=name if isinstance(name, str) and name else clean(folder.resolve().name),
+        place=where if "://" in where else "/".join(clean(str(folder.resolve())).split("/")[-2:]),
+        config_text=config_text,
+        config=config,
+        detections=tuple(found for found, _ in detected),
+        examples=tuple(shown for _, shown in detected),
+        problems=files.problems,
+        absent=frozenset(files.absent),
+        baseline=read_run(beside, False) if called else None,
+        baseline_name=called,
+        **parts,
+    )
+    object.__setattr__(run, "domains", _domain_order(run))
+    return run
+
+
+def _beside(folder: Path) -> tuple[Path, str]:
+    """The run to compare with, and what it is called; without one, no name."""
+    names = {f"{folder.name}-uniform": "equal shares"}
+    try:
+        tables = json.loads((folder.resolve().parents[1] / StudyTable.FILE).read_text())
+        method = str(tables[0]["baseline"])
+        slug = re.sub("[^A-Za-z0-9.]+", "-", method).strip("-.") or "method"
+        names[f"{slug}-{folder.name.rpartition('-')[2]}"] = method
+    except (OSError, ValueError, LookupError, TypeError):
+        pass  # it is no trial of a study
+    there = ((folder.with_name(name), called) for name, called in names.items())
+    return next((one for one in there if one[0].is_dir() and one[0] != folder), (folder, ""))
+
+
+def _sweep(file: Path) -> Sweep:
+    table = pq.ParquetFile(pa.BufferReader(file.read_bytes())).read()
+    rows = [without_places(clean(row)) for row in table.to_pylist()]
+    names = [clean(name) for name in table.column_names]
+    known = (*OBJECTIVES, "score")
+    keys = tuple(one for one in names if one not in ("trial", *known, "pruned_at", "error"))
+    objectives = tuple(name for name in known if name in names)
+    trials = [
+        {one: row.get(one) for one in ("trial", "pruned_at", "error")}
+        | {"changes": {key: row[key] for key in keys if row[key] is not None}}
+        | {"objectives": {name: row[name] for name in objectives}}
+        for row in rows
+    ]
+    return Sweep.model_validate({"keys": keys, "objectives": objectives, "trials": trials})
+
+
+def _domain_order(run: RunData) -> tuple[str, ...]:
+    """Configured order first: a domain keeps its colour from chart to chart and from run to run."""
+    configured = run.config.get("domains")
+    names = [str(name) for name in configured] if isinstance(configured, dict) else []
+    names += run.counts.domains if run.counts else []
+    names += [name for found in run.detections for name in found.domains]
+    for adjustment in (*run.adjustments[:1], *run.adjustments[-1:]):
+        names += [*adjustment.share, *adjustment.loss]
+    names += run.reference.domains if run.reference else []
+    names += [result.domain for result in run.results]
+    names += run.replay.domains if run.replay else []
+    return tuple(dict.fromkeys(names))
