@@ -533,7 +533,7 @@ def test_a_conversation_of_known_roles_is_rendered_once(monkeypatch: pytest.Monk
     tokenizer = tokenizer_of("Qwen2.5")
     encode(tokenizer, ONE)
     template, calls = ChatTemplate.of(tokenizer), []
-    render = template.render
-    monkeypatch.setattr(template, "render", lambda *a, **k: calls.append(1) or render(*a, **k))
+    render = template._render
+    monkeypatch.setattr(template, "_render", lambda **k: calls.append(1) or render(**k))
     encode(tokenizer, ONE)
     assert len(calls) == 1

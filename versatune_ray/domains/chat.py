@@ -153,13 +153,16 @@ def encode(tokenizer: Any, example: Example | Sequence[Message]) -> Encoded:
 def encode_many(tokenizer: Any, examples: Sequence[Example]) -> list[Encoded | BadRecord]:
     """``encode`` for each, tokenised together; in place of what it raises the error itself."""
     template, break_at = ChatTemplate.of(tokenizer), partial(_break_at, tokenizer)
+    plain = [one for one in examples if one.text is None and one.tools is None]
+    texts = iter(template.render_many([one.messages for one in plain]))
     rendered: list[masks.Learned | BadRecord] = []
     for example in examples:
+        text = next(texts) if example.text is None and example.tools is None else None
         try:
             if example.text is not None:
                 rendered.append(masks.raw_text(template, example.text, break_at))
             else:
-                rendered.append(masks.learned(template, example, break_at))
+                rendered.append(masks.learned(template, example, break_at, text))
         except BadRecord as error:
             rendered.append(error)
     good = [one for one in rendered if not isinstance(one, BadRecord)]
@@ -268,10 +271,11 @@ def cut(tokenizer: Any, encoded: Encoded, max_length: int) -> Encoded:
     Raises:
         BadRecord: no token that carries loss is left.
     """
+    whole = len(encoded.tokens) <= max_length
     tokens, mask = encoded.tokens[:max_length], encoded.loss_mask[:max_length]
-    if not any(mask):
+    if True not in mask:
         raise BadRecord("no answer token left within max_length")
-    if len(tokens) == len(encoded.tokens):
+    if whole:
         return encoded
     response_bytes = 0
     for answers, run in groupby(zip(tokens, mask, strict=True), key=lambda pair: pair[1]):

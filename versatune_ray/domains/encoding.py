@@ -7,6 +7,7 @@ file).
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -224,4 +225,8 @@ def _tokenizer(encoding: Encoding) -> Any:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tokenizer = chat.load_tokenizer(encoding.tokenizer, None, encoding.trust_remote_code)
     tokenizer.chat_template = encoding.template
+    # each record is many small objects: looking for circles among all that libraries hold, again
+    # and again, would take as long as tokenising
+    gc.collect()
+    gc.freeze()
     return tokenizer

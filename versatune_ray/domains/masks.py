@@ -48,13 +48,18 @@ class Learned(NamedTuple):
     dropped: int
 
 
-def learned(template: ChatTemplate, example: Example, break_at: BreakAt) -> Learned:
-    """Render a conversation and find what is learned of it.
+def learned(
+    template: ChatTemplate,
+    example: Example,
+    break_at: BreakAt,
+    rendered: tuple[str, list[Span]] | None = None,
+) -> Learned:
+    """Render a conversation, unless it is, and find what is learned of it.
 
     Raises:
         BadRecord: the template refuses the conversation, or leaves out of it what it must not.
     """
-    text, generated = template.render(example.messages, example.tools)
+    text, generated = rendered or template.render(example.messages, example.tools)
     _check_reserved(text)
     said = plain(template, example)
     known = template.skeletons.get(said[0]) if said else None
@@ -173,14 +178,15 @@ def covered(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
         # the token that reaches the end, and others of the same last character
         while last < len(ends) and (offsets[last][0] < end or (last and ends[last - 1] < end)):
             last += 1
-        for place in range(first, last):
-            begin = min(offsets[place][0], ends[place - 1] if place else 0)
-            mask[place] = begin < ends[place]
+        mask[first:last] = found = [begin < end for begin, end in offsets[first:last]]
+        if False in found:
+            for place in range(first, last):
+                mask[place] = mask[place] or (ends[place - 1] if place else 0) < ends[place]
     return mask
 
 
 def _check_reserved(text: str) -> None:
-    if found := RESERVED.search(text):
+    if not text.isascii() and (found := RESERVED.search(text)):
         raise BadRecord(f"it holds U+{ord(found.group()):04X}, which is no character")
 
 

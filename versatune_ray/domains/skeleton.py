@@ -57,7 +57,7 @@ def plain(template: ChatTemplate, example: Example) -> tuple[Key, list[str]] | N
         if turn.keys() != _PLAIN or not isinstance(content, str):
             return None
         core = content.strip()
-        if not core or "think>" in content or template.special.search(content):
+        if not core or "think>" in content or template.spells_special(content):
             return None
         begin = len(content) - len(content.lstrip())
         key.append((turn["role"], content[:begin], content[begin + len(core) :]))

@@ -109,7 +109,12 @@ class ChatTemplate:
         }
         special = {text for text in special if text not in _THINK_TAGS and len(text) > 1}
         longest_first = sorted(special, key=lambda text: (-len(text), text))
+        self._starts = {text[0] for text in special}
         self.special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+    def spells_special(self, text: str) -> bool:
+        """Whether a special token stands in a text."""
+        return any(start in text for start in self._starts) and bool(self.special.search(text))
 
     @classmethod
     def of(cls, tokenizer: Any) -> ChatTemplate:
@@ -129,19 +134,36 @@ class ChatTemplate:
             BadRecord: whatever the template raises.
         """
         try:
-            texts, spans = self._render(
-                conversations=[
-                    [{k: v for k, v in turn.items() if v is not None} for turn in messages]
-                ],
-                tools=tools,
-                chat_template=self.text,
-                return_assistant_tokens_mask=self.tracks_generation,
-                add_generation_prompt=prompt,
-                **self._variables,
-            )
+            return self._rendered([messages], tools, prompt)[0]
         except Exception as error:  # a template can raise whatever Python can
             raise BadRecord(f"the chat template refuses it: {words(error)}") from error
-        return texts[0], spans[0] if self.tracks_generation else []
+
+    def render_many(
+        self, conversations: Sequence[Sequence[Mapping[str, Any]]]
+    ) -> list[tuple[str, list[tuple[int, int]]] | None]:
+        """``render`` of each, without tools, in one call; nothing of any where it refuses one."""
+        try:
+            return [*self._rendered(conversations, None, False)]
+        except Exception:  # which of them it is, and why, is told by rendering each
+            return [None] * len(conversations)
+
+    def _rendered(
+        self, conversations: Sequence[Sequence[Mapping[str, Any]]], tools: Any, prompt: bool
+    ) -> list[tuple[str, list[tuple[int, int]]]]:
+        texts, spans = self._render(
+            conversations=[
+                [{k: v for k, v in turn.items() if v is not None} for turn in messages]
+                for messages in conversations
+            ],
+            tools=tools,
+            chat_template=self.text,
+            return_assistant_tokens_mask=self.tracks_generation,
+            add_generation_prompt=prompt,
+            **self._variables,
+        )
+        return list(
+            zip(texts, spans if self.tracks_generation else [[] for _ in texts], strict=True)
+        )
 
     @cached_property
     def edges(self) -> Edges:
