@@ -117,6 +117,10 @@ def test_the_next_command_takes_what_this_one_took(
     assert "[verdict]" not in changed
 
 
+def test_a_job_that_nothing_is_said_of_ends_like_the_others() -> None:
+    assert len(following("another", "runs/mine", "--config my.yaml", tuned=True)) == 4
+
+
 def test_a_page_opens_or_its_path_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,8 +62,8 @@ def closing(job: str, run: Path, files: Sequence[str], overrides: Sequence[str])
 
 def following(job: str, run: str, config: str, tuned: bool = False) -> list[str]:
     """Three commands, and what each is for; of a run without a tuned model none that needs one."""
-    asked = _NEXT[job]
-    if not tuned:
+    asked = _NEXT.get(job, ())
+    if not tuned or not asked:
         without = [one for one in asked if one[0].split()[0] not in _TALKS]
         asked = tuple(dict.fromkeys([*without, _ALL, _PLAN, _PAGE]))[:3]
     listed = [
