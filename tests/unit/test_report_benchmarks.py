@@ -154,7 +154,8 @@ def test_the_job_builds_compares_and_follows(tmp_path: Path) -> None:
     def report(*arguments: str) -> tuple[int, str, str]:
         return call_script([str(ROOT / "jobs" / "report.py"), *arguments], tmp_path)
 
-    assert report("run")[1].strip() == str(folder / "report.html")
+    printed = report("run")[1].splitlines()
+    assert printed[-1] == str(folder / "report.html") and "next:" in printed
     assert "2 runs side by side" in body_of(
         Path(report("run", "run", "-o", "both.html")[1].strip())
     )

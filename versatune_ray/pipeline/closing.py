@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from versatune_ray.errors import one_line, printable
 from versatune_ray.pipeline.verdict import verdict
 from versatune_ray.settings.location import is_mirrored, shown
 
@@ -55,9 +56,16 @@ def closing(job: str, run: Path, files: Sequence[str], overrides: Sequence[str])
     saved = f"{place}/config.yaml"
     given = [saved] if not files or (overrides and not is_mirrored(run)) else files
     config = " ".join(f"--config {shlex.quote(str(file))}" for file in given)
-    said = [f"[verdict] {line}" for line in verdict(run, job)]
+    said = [printable(f"[verdict] {line}") for line in _verdict(run, job)]
     tuned = (run / "finetune" / "model").is_dir()
     return "\n".join([*said, "", *following(job, place, config, tuned)])
+
+
+def _verdict(run: Path, job: str) -> list[str]:
+    try:
+        return verdict(run, job)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        return [f"a file of this run cannot be read ({one_line(error)}); the page says which"]
 
 
 def following(job: str, run: str, config: str, tuned: bool = False) -> list[str]:
