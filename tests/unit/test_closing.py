@@ -119,7 +119,7 @@ def test_the_next_command_takes_what_this_one_took(
 
 def test_a_broken_file_ends_no_job(tmp_path: Path) -> None:
     (tmp_path / "evaluation").mkdir()
-    for broken in ("{cut", "[]", '{"results": [{"model": "base"}]}'):
+    for broken in ("{cut", "[1]", '{"results": [{"model": "base"}]}'):
         (tmp_path / "evaluation" / "results.json").write_text(broken)
         said = closing("report", tmp_path, [], [])
         assert said.startswith("[verdict] a file of this run cannot be read (") and "next:" in said
