@@ -45,6 +45,18 @@ def test_the_next_command_takes_what_this_one_took(
     assert "[verdict]" in changed
 
 
+def test_a_broken_file_ends_no_job(tmp_path: Path) -> None:
+    (tmp_path / "evaluation").mkdir()
+    for broken in ("{cut", "[1]", '{"results": [{"model": "base"}]}'):
+        (tmp_path / "evaluation" / "results.json").write_text(broken)
+        said = closing("report", tmp_path, [], [])
+        assert said.startswith("[verdict] a file of this run cannot be read (") and "next:" in said
+
+
+def test_a_job_that_nothing_is_said_of_ends_like_the_others() -> None:
+    assert len(following("another", "runs/mine", "--config my.yaml", tuned=True)) == 4
+
+
 def test_a_page_opens_or_its_path_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,8 +54,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     counts = {"law": {"train": 1200, "validation": 40}, "co|de": {"train": 7, "validation": 3}}
     (folder / "data.json").write_text(json.dumps({"domains": counts, "unit": "nats/token"}))
     lines = [
-        {"loss": {"law": 4.0, "co|de": 2.0}, "share": {"law": 0.5, "co|de": 0.5}},
-        {"loss": {"law": 3.0, "co|de": 1.5}, "share": {"law": 0.625, "co|de": 0.375}},
+        {"step": 0, "loss": {"law": 4.0, "co|de": 2.0}, "share": {"law": 0.5, "co|de": 0.5}},
+        {"step": 9, "loss": {"law": 3.0, "co|de": 1.5}, "share": {"law": 0.625, "co|de": 0.375}},
     ]
     log = folder / "finetune" / "adjustments.jsonl"
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -75,7 +75,7 @@ def test_the_card_tells_domains_shares_policy_losses_counts_and_versions(
     assert "| law | 1,200 | 40 | 50.0 % | 62.5 % | 4.000 | 3.000 |\n" in text
     assert "3.000 |\n| co\\|de | 7 | 3 | 50.0 % | 37.5 % | 2.000 | 1.500 |\n" in text
     assert "| mixture.policy | balanced |" in text and "mixture.sigma" not in text
-    assert "held-out loss: better in law (−25 %)" in text
+    assert "(first to last adjustment) fell in every domain: law −25.0\u202f%" in text
     assert "Versions: python 3.11, ray 2.60.0." in text
     assert "my-base, fine-tuned on 2 domains" in text and str(tmp_path) not in text
     assert "\n\n\n" not in text

@@ -176,7 +176,8 @@ def test_the_job_builds_compares_and_follows(
     tmp_path: Path, job: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = fabricate_run(tmp_path / "run")
-    assert job("run")[1].strip() == str(folder / "report.html")
+    printed = job("run")[1].splitlines()
+    assert printed[-1] == str(folder / "report.html") and "next:" in printed
     both = Path(job("run", "run", "-o", "both.html")[1].strip())
     assert "2 runs side by side" in body_of(both)
     for wrong in (["nowhere"], ["nowhere", "--live"], ["run", "run", "--live"]):

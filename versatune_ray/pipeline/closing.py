@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from versatune_ray.errors import printable
 from versatune_ray.report.read import read_run
 from versatune_ray.report.verdict import verdict
 from versatune_ray.settings.location import is_mirrored, shown
@@ -56,15 +57,23 @@ def closing(job: str, run: Path, files: Sequence[str], overrides: Sequence[str])
     saved = f"{place}/config.yaml"
     given = [saved] if not files or (overrides and not is_mirrored(run)) else files
     config = " ".join(f"--config {shlex.quote(str(file))}" for file in given)
-    said = [f"[verdict] {line}" for line in verdict(read_run(run)).sentences]
+    said = [printable(f"[verdict] {line}") for line in _verdict(run)]
     tuned = (run / "finetune" / "model").is_dir()
     return "\n".join([*said, "", *following(job, place, config, tuned)])
 
 
+def _verdict(run: Path) -> list[str]:
+    found = read_run(run)
+    broken = [
+        f"a file of this run cannot be read ({name}: {why})" for name, why in found.problems.items()
+    ]
+    return [*broken, *verdict(found).sentences]
+
+
 def following(job: str, run: str, config: str, tuned: bool = False) -> list[str]:
     """Three commands, and what each is for; of a run without a tuned model none that needs one."""
-    asked = _NEXT[job]
-    if not tuned:
+    asked = _NEXT.get(job, ())
+    if not tuned or not asked:
         without = [one for one in asked if one[0].split()[0] not in _TALKS]
         asked = tuple(dict.fromkeys([*without, _ALL, _PLAN, _PAGE]))[:3]
     listed = [
