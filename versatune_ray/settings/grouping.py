@@ -59,7 +59,7 @@ class Group(Section):
     least: int = setting(2, "fewest groups that are tried", ge=2)
     most: int = setting(10, "most groups that are tried", ge=2)
     sample: int = setting(
-        10_000,
+        40_000,
         "records, drawn by the seed, on which groups are found; the others go to the nearest",
         "records",
         ge=10,
