@@ -134,9 +134,12 @@ def prompt_text(
 def raw_text(template: ChatTemplate, text: str, break_at: BreakAt) -> Learned:
     """A text of which all is learned."""
     _check_reserved(text)
-    layout = parsed(broken(template, text, break_at))
-    assert layout is not None
-    return Learned(text, layout.breaks, [(0, len(text))], len(text.encode()), 0)
+    breaks: list[int] = []
+    if template.spells_special(text):
+        layout = parsed(broken(template, text, break_at))
+        assert layout is not None
+        breaks = layout.breaks
+    return Learned(text, breaks, [(0, len(text))], len(text.encode()), 0)
 
 
 def with_breaks(text: str, breaks: Sequence[int]) -> str:
