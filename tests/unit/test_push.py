@@ -75,7 +75,7 @@ def test_the_card_tells_domains_shares_policy_losses_counts_and_versions(
     assert "| law | 1,200 | 40 | 50.0 % | 62.5 % | 4.000 | 3.000 |\n" in text
     assert "3.000 |\n| co\\|de | 7 | 3 | 50.0 % | 37.5 % | 2.000 | 1.500 |\n" in text
     assert "| mixture.policy | balanced |" in text and "mixture.sigma" not in text
-    assert "(first to last adjustment) fell in every domain: law −25.0\u202f%" in text
+    assert "(first to last adjustment) fell in every domain: co|de −25.0\u202f%" in text
     assert "Versions: python 3.11, ray 2.60.0." in text
     assert "my-base, fine-tuned on 2 domains" in text and str(tmp_path) not in text
     assert "\n\n\n" not in text

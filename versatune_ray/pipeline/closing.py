@@ -65,7 +65,9 @@ def closing(job: str, run: Path, files: Sequence[str], overrides: Sequence[str])
 def _verdict(run: Path) -> list[str]:
     found = read_run(run)
     broken = [
-        f"a file of this run cannot be read ({name}: {why})" for name, why in found.problems.items()
+        f"a file of this run cannot be read ({name}: {why})"
+        for name, why in found.problems.items()
+        if name not in found.absent
     ]
     return [*broken, *verdict(found).sentences]
 
