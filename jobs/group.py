@@ -7,7 +7,7 @@ run), groups.html, groups.json, assignments.parquet
 """
 
 from versatune_ray.cli import main
-from versatune_ray.grouping.group import check_group, group
+from versatune_ray.grouping.group import check_group, group, plan_group
 
 if __name__ == "__main__":
-    main(group, __doc__, check=check_group, uses=())
+    main("group", group, __doc__, plan_group, check=check_group, uses=())

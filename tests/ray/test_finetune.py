@@ -37,6 +37,7 @@ from versatune_ray.training.__main__ import main
 
 NAMES = ("law", "medicine", "code")
 STEPS, EVERY = 60, 10
+REFERENCE = (1.0, 2.0, 4.0)
 
 
 @pytest.fixture(scope="module")
@@ -62,19 +63,22 @@ def job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 @pytest.fixture(scope="module")
-def whole(job: dict[str, Any], shared_ray: SharedRay) -> Path:
-    """The storage, with a run that nothing disturbs."""
-    storage = Path(job["storage"])
-    shared_ray.start()
-    printed = call_job(job, "finetune.py", storage.parent)
-    assert printed.endswith(f"\n{storage / 'whole' / 'finetune' / 'model'}\n")
-    return storage
+def measured(job: dict[str, Any]) -> dict[str, Any]:
+    """The job with references that were measured before."""
+    file = Path(job["storage"]).parent / "losses.json"
+    domains = {name: {"loss": loss} for name, loss in zip(NAMES, REFERENCE, strict=True)}
+    file.write_text(json.dumps({"unit": "nats/token", "domains": domains}))
+    return job | {"reference": {"losses": str(file)}}
 
 
 @pytest.fixture(scope="module")
-def measured(job: dict[str, Any], whole: Path) -> dict[str, Any]:
-    """The job on the references that the first one measured."""
-    return job | {"reference": {"losses": str(whole / "whole" / "reference" / "losses.json")}}
+def whole(measured: dict[str, Any], shared_ray: SharedRay) -> Path:
+    """The storage, with a run that nothing disturbs."""
+    storage = Path(measured["storage"])
+    shared_ray.start()
+    printed = call_job(measured, "finetune.py", storage.parent)
+    assert printed.endswith(f"\n{storage / 'whole' / 'finetune' / 'model'}\n")
+    return storage
 
 
 def lines(storage: Path, run: str = "whole") -> list[dict[str, Any]]:
@@ -94,11 +98,9 @@ def test_every_adjustment_is_the_policys_answer_to_the_measured_losses(whole: Pa
     log = lines(whole)
     assert [line["step"] for line in log] == list(range(0, STEPS + 1, EVERY))
     losses = np.array([list(line["loss"].values()) for line in log])
-    found = json.loads((whole / "whole" / "reference" / "losses.json").read_text())["domains"]
-    reference = np.array([found[name]["loss"] for name in NAMES])
-    expected = replay(VersaTune(sigma=2.0), np.full(3, 1 / 3), losses[1:], reference)
+    expected = replay(VersaTune(sigma=2.0), np.full(3, 1 / 3), losses[1:], np.array(REFERENCE))
     np.testing.assert_allclose([list(line["share"].values()) for line in log], expected, rtol=1e-12)
-    for name, loss, least in zip(NAMES, losses[1], reference, strict=True):
+    for name, loss, least in zip(NAMES, losses[1], REFERENCE, strict=True):
         potential = max((loss - least) / loss, 0)
         assert log[1]["learnable_potential"][name] == pytest.approx(potential, abs=1e-12)
 
@@ -160,7 +162,7 @@ def test_a_killed_worker_costs_no_decision_and_repeats_none(
 
 
 def test_torchrun_gives_the_same_bits(measured: dict[str, Any], whole: Path) -> None:
-    """Without Ray, on the references that the job measured."""
+    """Without Ray."""
     config = written(measured, whole, "two")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(

@@ -109,6 +109,9 @@ def test_a_sweep_repeats_no_finished_trial_and_its_best_is_a_configuration(
     job: dict[str, Any], tmp_path: Path
 ) -> None:
     run = tmp_path / "runs" / "search"
+    losses = {"unit": "nats/token", "domains": {name: {"loss": 1.0} for name in NAMES}}
+    (tmp_path / "losses.json").write_text(json.dumps(losses))
+    job = job | {"reference": {"losses": str(tmp_path / "losses.json")}}
     # two of four are there already, and all domains learned a little in them
     for epsilon in EPSILONS:
         changes = {"mixture.delta": DELTAS[0], "mixture.epsilon": epsilon}

@@ -353,6 +353,7 @@ def test_a_classifiers_answers_are_those_of_transformers(storage: Path) -> None:
     assert len({round(row["values"][0], 3) for row in rows.values()}) > 20
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster", "again")
 def test_names_that_begin_alike_take_several_requests_and_sum_to_one(
     storage: Path, tmp_path: Path
@@ -399,6 +400,7 @@ def test_options_in_every_order_show_what_the_judge_likes(storage: Path) -> None
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster", "again")
 def test_written_labels_count_whole_and_unreadable_answers_are_kept(
     storage: Path, tmp_path: Path

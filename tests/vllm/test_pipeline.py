@@ -20,7 +20,7 @@ from processes import ROOT, call_job, patience
 SETTINGS = {
     "run": "small",
     "microworld": {"facts": 12},
-    "base": {"rows": 6400, "judge_rows": 3200},
+    "base": {"rows": 4480, "judge_rows": 2240},
     "data": {"max_length": 96},
     "detection": {"samples": 150, "repeats": 2, "generation": {"max_tokens": 40}},
     "reference": {"epochs": 2, "learning_rate": 1e-3, "workers": 2},

@@ -92,6 +92,31 @@ def check_group(config: Config) -> None:
         find_model(key, path)
 
 
+def plan_group(config: Config) -> str:
+    """What ``group`` would do, as text."""
+    settings = config.group
+    lines = [f"one heap of {len(sources(config))} input(s)"]
+    if settings.by == "judge":
+        labels = ", ".join(_labels(config))
+        return "\n".join(
+            [*lines, f"a judge ({config.detection.judge.path}) labels every record: {labels}"]
+        )
+    path, _ = _model(config)
+    by = (
+        "words, without a model"
+        if settings.embedding == "words"
+        else f"{settings.embedding}, {path}"
+    )
+    many = settings.domains or f"{settings.least} to {settings.most}, as the silhouette says"
+    return "\n".join(
+        [
+            *lines,
+            f"vectors of {settings.dimensions} dimensions by {by}",
+            f"domains: {many}, found on at most {settings.sample:,} records",
+        ]
+    )
+
+
 def _labels(config: Config) -> dict[str, str]:
     own = {name: domain.description for name, domain in config.domains.items()}
     return config.group.labels or own

@@ -42,6 +42,11 @@ _NEXT: dict[str, tuple[tuple[str, str], ...]] = {
     "cofitune": _TRIALS,
     "study": (_PAGE, ("study {config} study.seeds=[0,1,2,3,4]", "more seeds"), _PLAN),
     "replay": (_PAGE, ("sweep {config} --plan", "train under such settings"), _PLAN),
+    "group": (
+        ("pipeline {config} --config {run}/group/domains.yaml", "train on them"),
+        _PLAN,
+        _ALL,
+    ),
     "report": (_CHAT, _SERVE, ("report {run} OTHER", "two runs side by side")),
 }
 
