@@ -12,7 +12,6 @@ import pyarrow.parquet as parquet
 import pytest
 
 pytest.importorskip("sklearn")
-pytest.importorskip("vl_convert")
 
 from versatune_ray.domains.readers import read_records
 from versatune_ray.domains.spec import expand

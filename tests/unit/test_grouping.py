@@ -128,7 +128,6 @@ def test_a_record_of_any_shape_is_the_same_example_after_it_was_written(
 
 
 def test_the_page_shows_names_words_examples_and_a_map() -> None:
-    pytest.importorskip("vl_convert")
     from versatune_ray.grouping.page import page
 
     one = {"words": ["w"], "records": 3, "share": 0.5, "examples": ["<b>shown</b>"]}
@@ -143,11 +142,8 @@ def test_the_page_shows_names_words_examples_and_a_map() -> None:
     }
     text = page(content, blobs([[1, 0], [0, 1]], 3), np.array([0, 0, 0, 1, 1, -1]))
     assert "law &amp; order" in text and "&lt;b&gt;shown" in text and "<svg" in text
-    assert (
-        "0.250" in text
-        and "2 were left out: no answer" in text
-        and "http" not in text.replace("http://www.w3.org", "")
-    )
+    assert "0.250" in text and "2 were left out: <bdi>no answer</bdi>" in text
+    assert "://" not in text, "it loads nothing"
 
 
 @pytest.mark.parametrize(

@@ -148,9 +148,8 @@ def check_installed(settings: Group) -> None:
     Raises:
         UserError: one is missing; with the command that installs it.
     """
-    for module in ("sklearn", "altair", "vl_convert"):
-        if importlib.util.find_spec(module) is None:
-            raise UserError(f"jobs/group.py needs {module}: pip install 'versatune-ray[group]'")
+    if importlib.util.find_spec("sklearn") is None:
+        raise UserError("jobs/group.py needs scikit-learn: pip install 'versatune-ray[group]'")
     sentences = settings.by == "embedding" and settings.embedding == "sentences"
     if sentences and importlib.util.find_spec("sentence_transformers") is None:
         raise UserError(
