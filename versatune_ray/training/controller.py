@@ -28,8 +28,8 @@ from versatune_ray.mixture import (
 )
 from versatune_ray.settings.recipe import StagePlan
 from versatune_ray.training.adjustment import Array, Decision, Refused, Report
+from versatune_ray.training.feedback import feedback_of, measured, passes_in
 from versatune_ray.training.heartbeat import Sign, held_up_by
-from versatune_ray.training.told import measured, passes_in, told
 
 
 class WeightController:
@@ -201,7 +201,7 @@ class WeightController:
         stage = self.stages[first.stage]
         lines = [line for line in self.lines if line.get("stage") == stage.name]
         before = self._passed(stage)
-        feedback = told(
+        feedback = feedback_of(
             self.domains,
             stage,
             first,

@@ -12,7 +12,7 @@ from versatune_ray.settings.recipe import StagePlan
 from versatune_ray.training.adjustment import Array, Gradients, Report
 
 
-def told(
+def feedback_of(
     domains: Sequence[str],
     stage: StagePlan,
     report: Report,
