@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from versatune_ray.grouping.clusters import Vectors, principal_axes
 from versatune_ray.report.charts import Figure, Plot, Series
 from versatune_ray.report.page import fill
-from versatune_ray.report.tables import Cell, table
+from versatune_ray.report.tables import Cell, Given, table
 from versatune_ray.report.writing import count, listing, percent, short
 
 _POINTS = 1000  # of the map
@@ -31,7 +31,7 @@ def page(content: Mapping[str, Any], vectors: Vectors, group: NDArray[np.int64])
     """
     domains = content["domains"]
     names = [one["name"] for one in domains]
-    sizes = [
+    sizes: list[list[Given]] = [
         [
             Cell(short(one["name"]), swatch=number),
             count(one["records"]),
@@ -65,7 +65,7 @@ def placed(vectors: Vectors, group: NDArray[np.int64], names: list[str]) -> Figu
     series = [
         Series(
             name,
-            [tuple(map(float, at)) for at in places[of == number]],
+            [(float(x), float(y)) for x, y in places[of == number]],
             f"d{number}",
             "dots",
             number,
