@@ -20,7 +20,7 @@ _TRY = "versatune init FOLDER writes one from your files, versatune quickstart n
 _WITHOUT_CONFIG = ("quickstart", "make_base", "report", "soup")
 _BEGIN = {
     "init": "write a configuration from a folder of files, with a look at each",
-    "quickstart": "the whole method on a small made-up world: ten minutes on two cores",
+    "quickstart": "the whole method on a small made-up world, and balanced beside it",
     "group": "domains out of one heap of unlabelled records",
     "preview": "what would train: shapes, unread fields, bad records, examples",
 }
