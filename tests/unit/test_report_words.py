@@ -111,7 +111,6 @@ def measured(**pairs: tuple[float, float, float]) -> RunData:
 def test_the_verdict_counts_only_what_is_beyond_two_standard_errors() -> None:
     # twice √(3² + 3²) is 8.5 points
     found = verdict(measured(law=(0.2, 0.4, 0.03), code=(0.5, 0.3, 0.03), art=(0.5, 0.57, 0.03)))
-    assert (found.better, found.worse, found.unclear) == (("law",), ("code",), ("art",))
     assert found.sentences[0] == (
         "Better in law and worse in code, beyond two standard errors; "
         "in art the change is within the error."
@@ -120,7 +119,6 @@ def test_the_verdict_counts_only_what_is_beyond_two_standard_errors() -> None:
     assert [plain(" | ".join(one)) for one in found.numbers] == [
         "exact match | +2.3 points | ± 2.4, 40.0 % → 42.3 %"
     ]
-    assert plain(str(found)).endswith("\n  exact match  +2.3 points  ± 2.4, 40.0 % → 42.3 %")
     nothing = verdict(measured(law=(0.2, 0.21, 0.03)))
     assert nothing.sentences[0] == "No domain changed by more than two standard errors."
 

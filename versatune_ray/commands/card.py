@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from versatune_ray.commands.runs import Tuned
+from versatune_ray.report.page import ONLY
 from versatune_ray.report.read import read_run
 from versatune_ray.report.verdict import verdict
 
@@ -21,12 +23,6 @@ _SETTINGS = (
     "training.epochs", "training.batch_size", "training.learning_rate", "training.adjust_every",
     "training.lora.rank", "data.max_length", "seed",
 )  # fmt: skip
-_OF_POLICY = {
-    "mixture.strength": ("balanced",),
-    "mixture.sigma": ("versatune", "expansion"),
-    "mixture.delta": ("expansion",),
-    "mixture.epsilon": ("expansion",),
-}
 
 
 def card(tuned: Tuned, repository: str, base: str) -> str:
@@ -53,7 +49,7 @@ def card(tuned: Tuned, repository: str, base: str) -> str:
         domains=list(_domains(tuned.run, data, right)),
         answers=bool(right),
         unit=data.get("unit", "nats/token"),
-        counted=getattr(tuned.config.mixture, "unit", "samples"),
+        counted=tuned.config.mixture.unit,
         verdict=verdict(read_run(tuned.run)).sentences,
         settings=dict(_settings(tuned)),
         versions=", ".join(f"{name} {one}" for name, one in saved.get("versions", {}).items()),
@@ -86,10 +82,8 @@ def _settings(tuned: Tuned) -> Iterator[tuple[str, Any]]:
     """Those that matter to this run."""
     policy = tuned.config.mixture.policy
     for key in _SETTINGS:
-        value: Any = tuned.config
-        for part in key.split("."):
-            value = getattr(value, part)
-        if value in (None, [], "") or policy not in _OF_POLICY.get(key, (policy,)):
+        value: Any = attrgetter(key)(tuned.config)
+        if value in (None, [], "") or policy not in ONLY.get(key, (policy,)):
             continue
         yield key, ", ".join(map(str, value)) if isinstance(value, list) else value
 

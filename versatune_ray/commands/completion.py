@@ -13,14 +13,25 @@ from versatune_ray.settings.keys import names
 _JOB = ("--config", "--plan", "--keys", "--print-config", "--open", "--debug", "--help")
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "init": ("--model", "--output", "--debug", "--help"),
-    "preview": ("--config", "--records", "--all", "--json", "--keys", "--print-config"),
-    "report": ("--output", "--follow", "--open", "--debug", "--help"),
+    "preview": (
+        "--config",
+        "--records",
+        "--all",
+        "--json",
+        "--keys",
+        "--print-config",
+        "--debug",
+        "--help",
+    ),
+    "report": ("--output", "--follow", "--live", "--port", "--open", "--debug", "--help"),
+    "soup": ("--weights", "--output", "--debug", "--help"),
+    "completion": ("--debug", "--help"),
     "chat": ("--prompt", "--no-base", "--raw", "--tokens", "--temperature", "--debug", "--help"),
     "serve": ("--debug", "--help"),
     "push": ("--dry-run", "--public", "--base", "--gguf", "--llama-cpp", "--debug", "--help"),
 }
 # of these the words are folders of runs; of all others, keys of a configuration
-_RUNS = ("report", "chat", "serve", "push")
+_RUNS = ("report", "soup", "chat", "serve", "push")
 _FILES = ("--config", "--json", "--output", "--llama-cpp", "-o")
 
 _BASH = """\

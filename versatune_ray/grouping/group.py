@@ -42,7 +42,7 @@ from versatune_ray.runs.folder import Step, say
 from versatune_ray.runs.storage import push
 from versatune_ray.runtime.models import find_model
 from versatune_ray.settings import Config, Domain
-from versatune_ray.settings.location import shown, uri_of
+from versatune_ray.settings.location import uri_of
 
 UNGROUPED = "ungrouped"
 _EXAMPLES, _EXAMPLE = 3, 300  # of a domain; characters of each
@@ -157,8 +157,6 @@ def group(run: Run) -> Path:
     file = run.folder.path / "group" / "groups.html"
     file.write_text(page(content, found.vectors, found.group[found.sample]), encoding="utf-8")
     push(file)
-    config_file = shown(run.folder.path / "group" / "domains.yaml")
-    say("group", f"next: versatune pipeline --config my.yaml --config {config_file}")
     return file
 
 

@@ -64,7 +64,7 @@ _TRAINING = (
     "training.epochs training.batch_size training.learning_rate training.adjust_every "
     "training.workers seed"
 )
-_ONLY = {  # keys that matter to these policies alone
+ONLY = {  # keys that matter to these policies alone
     "mixture.strength": ("balanced",),
     "mixture.sigma": ("versatune", "expansion"),
     "mixture.delta": ("expansion",),
@@ -242,7 +242,7 @@ def _settings(run: RunData) -> list[tuple[str, str]]:
     found = [
         (called(key), run.setting(key))
         for key in keys.split()
-        if not (run.compares and key in varied) and policy in _ONLY.get(key, (policy,))
+        if not (run.compares and key in varied) and policy in ONLY.get(key, (policy,))
     ]
     stages = run.setting("stages")
     found += [

@@ -28,21 +28,11 @@ from versatune_ray.runs.comparisons import StudyTable, Trial
 @dataclass(frozen=True)
 class Verdict:
     """What came of a run. ``sentences`` say it, most important first; ``numbers`` head a page
-    (label, value, note); ``better``, ``worse`` and ``unclear`` are the domains whose exact match,
-    or loss where its error is known, moved beyond two standard errors or did not.
+    (label, value, note).
     """
 
     sentences: tuple[str, ...]
     numbers: tuple[tuple[str, str, str], ...] = ()
-    better: tuple[str, ...] = ()
-    worse: tuple[str, ...] = ()
-    unclear: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        """For a terminal: the sentences, and the numbers below them, a line each."""
-        wide = max((len(label) for label, _, _ in self.numbers), default=0)
-        lines = [f"  {label:<{wide}}  {value}  {note}" for label, value, note in self.numbers]
-        return "\n".join([" ".join(self.sentences), *(line.rstrip() for line in lines)])
 
 
 def verdict(run: RunData) -> Verdict:
@@ -71,9 +61,7 @@ def verdict(run: RunData) -> Verdict:
     ]
     said += [*_moved(run), *_forgetting(run), *_benchmarks(run), *_compared(run)]
     said = said or [opening(run)]
-    return Verdict(
-        tuple(said), tuple(_numbers(run, result)) if result.domains else (), better, worse, unclear
-    )
+    return Verdict(tuple(said), tuple(_numbers(run, result)) if result.domains else ())
 
 
 def _beyond(
