@@ -46,14 +46,12 @@ def prepare(
     # else the microworld says nothing about the domains
     made_here = bool(config.base.corpora) or not config.domains
     config = _with_domains(config)
-    if made_here and config.base.held_out:
-        config = _with_labelled(config)
-    wanted = {BASE_FOLDER: need_base, JUDGE_FOLDER: need_judge}
-    made = (
-        _make([name for name, want in wanted.items() if want], config, make)
-        if any(wanted.values())
-        else {}
-    )
+    wanted = [name for name, need in ((BASE_FOLDER, need_base), (JUDGE_FOLDER, need_judge)) if need]
+    labels = made_here and config.base.held_out > 0
+    texts, held_out = _texts(config) if labels or wanted else ({}, {})
+    if labels:
+        config = _with_labelled(config, held_out)
+    made = _make(wanted, texts, config, make) if wanted else {}
     if BASE_FOLDER in made:
         config = config.model_copy(
             update={"model": config.model.model_copy(update={"path": str(made[BASE_FOLDER][0])})}
@@ -115,43 +113,41 @@ def _with_domains(config: Config) -> Config:
     return config.model_copy(update={"domains": domains})
 
 
-def _with_labelled(config: Config) -> Config:
+def _with_labelled(config: Config, held_out: Mapping[str, list[str]]) -> Config:
     """Held-out texts of ``base.corpora``, or of the microworld, measure the judge: they are what a
     base model made here writes like.
     """
-    _, held_out = _texts(config)
     # In pieces as long as a sequence may be: documents are few, and what the base model writes
     # begins anywhere in one.
     size = config.base.row_tokens * _CHARACTERS_PER_TOKEN
-    held_out = {
+    pieces = {
         name: [text[at : at + size] for text in texts for at in range(0, len(text), size)]
         for name, texts in held_out.items()
     }
-    held_out = {
-        name: [piece for piece in pieces if piece.strip()] for name, pieces in held_out.items()
-    }
-    parts = {"texts": _digest(held_out), "format": _FORMAT}
+    pieces = {name: [one for one in found if one.strip()] for name, found in pieces.items()}
+    parts = {"texts": _digest(pieces), "format": _FORMAT}
 
     def write(work: Path) -> None:
-        for name, texts in held_out.items():
+        for name, texts in pieces.items():
             lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
             (work / f"{name}.jsonl").write_text(lines, encoding="utf-8")
 
     folder, _ = cached(config.cache_folder, "held-out", parts, write)
     domains = {
         name: domain
-        if domain.labelled or not held_out.get(name)
+        if domain.labelled or not pieces.get(name)
         else domain.model_copy(update={"labelled": [str(folder / f"{name}.jsonl")]})
         for name, domain in config.domains.items()
     }
     return config.model_copy(update={"domains": domains})
 
 
-def _make(wanted: list[str], config: Config, missing_too: bool) -> dict[str, tuple[Path, bool]]:
+def _make(
+    wanted: list[str], texts: Mapping[str, list[str]], config: Config, missing_too: bool
+) -> dict[str, tuple[Path, bool]]:
     """The tiny models by name; with ``missing_too``, those that are not cached are trained, side by
     side as Ray tasks.
     """
-    texts, _ = _texts(config)
     mixture = _mixture(config.base, list(texts))
     digest = _digest(texts)
     shared = config.base.model_dump(
@@ -234,12 +230,12 @@ def _texts(config: Config) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
         }
         every = {name: list(world.texts(name, rows[name])) for name in MICROWORLD}
     below = int(base.held_out * 2.0**64)
-    apart = {
-        name: [text for text in texts if text_hash(text) < below] for name, texts in every.items()
-    }
-    return {
-        name: [text for text in texts if text_hash(text) >= below] for name, texts in every.items()
-    }, apart
+    kept: dict[str, list[str]] = {name: [] for name in every}
+    apart: dict[str, list[str]] = {name: [] for name in every}
+    for name, texts in every.items():
+        for text in texts:
+            (apart if text_hash(text) < below else kept)[name].append(text)
+    return kept, apart
 
 
 def _digest(texts: Mapping[str, list[str]]) -> str:

@@ -197,7 +197,9 @@ class World:
         for _ in range(rows):
             chosen = rng.choice(len(facts), size=int(rng.integers(2, 4)), replace=False)
             sentences = [
-                str(rng.choice(statements)).format(e=facts[i].entity, v=facts[i].value)
+                statements[rng.integers(len(statements))].format(
+                    e=facts[i].entity, v=facts[i].value
+                )
                 for i in chosen
             ]
             yield ("\n" if domain == "code" else " ").join(sentences)
