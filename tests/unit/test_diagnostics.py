@@ -64,6 +64,11 @@ def test_a_share_below_a_tenth_of_its_start_is_told_once_and_again_when_it_comes
     assert told == [[], [], [sentence.format("1.9 %")], [], [], [sentence.format("1.5 %")]]
 
 
+def test_a_share_that_a_floor_of_a_tenth_holds_has_not_vanished() -> None:
+    floor = 0.1 * (1 / 3) * (1 - 1e-12)  # as ``min_share`` leaves it, rounding and all
+    assert history(shares(1 / 3, floor, floor)) == [[]] * 3
+
+
 def test_a_domain_that_never_had_a_share_has_lost_none() -> None:
     assert history(shares(0.0, 0.0, 0.0)) == [[], [], []]
 

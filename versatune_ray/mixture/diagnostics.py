@@ -65,13 +65,14 @@ def _signs(lines: Sequence[Line], names: Sequence[str], warn_passes: float) -> d
     if not lines:
         return {}
     last = lines[-1]
-    share, start = _values(last, "share", names), _values(lines[0], "share", names)
+    share, least = _values(last, "share", names), VANISHED * _values(lines[0], "share", names)
     alike = [line for line in lines[-3:] if line.get("feedback") == last.get("feedback")]
     rises = np.diff([_values(line, "loss", names) for line in alike], axis=0) > 0
     signs: dict[str, Any] = {
         "losses": np.full(len(names), len(rises) == 2 and rises.all()),
         "potential": np.full(len(names), (_values(last, "learnable_potential", names) == 0).all()),
-        "share": share < VANISHED * start,
+        # not where a floor of exactly this holds it, as in ``balanced``
+        "share": (share < least) & ~np.isclose(share, least, rtol=1e-6),
         "overfitting": _overfits(lines, names),
         "swings": np.zeros(len(names), dtype=np.bool_),
         "passes": np.round(_values(last, "passes", names), 1) > warn_passes,
