@@ -16,6 +16,8 @@ import pytest
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 # A thread each: tests run beside each other, and ranks are forked off.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray's own 15 would let its workers starve beside tests that need none, and beside a busy machine.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # In the process itself: to start one that compiles takes longer than what there is to compile.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
