@@ -54,6 +54,8 @@ def test_counts_examples_and_warnings_are_those_of_the_files(config: Config) -> 
     assert (code["cut"], code["tokens"]["most"]) == (1, 36)
     text = "\n".join(warnings)
     assert "2 of 5 records are bad" in text and "'source' of 2 records is not read" in text
+    # 2 / 5, as the job itself would say
+    assert "a job stops at that: mend them, or set data.max_bad_fraction=0.4" in text
     assert "domains.code: 1 records are cut" in text and "data.chat_template" not in text
     endless = Path(str(config.data.chat_template))
     endless.write_text(endless.read_text().replace(" </s> ", " "))

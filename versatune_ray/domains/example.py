@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -116,3 +117,8 @@ def unpacked(content: str) -> Example:
     """What ``packed`` made JSON of."""
     messages, trains, tools, weight, text = json.loads(content)
     return Example(tuple(messages), tuple(trains), tools, weight, text)
+
+
+def tolerating(bad: int, read: int) -> str:
+    """The setting with which ``bad`` of ``read`` records are left out instead of stopping a job."""
+    return f"data.max_bad_fraction={math.ceil(bad / read * 1000) / 1000:g}"

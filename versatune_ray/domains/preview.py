@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 
 from versatune_ray.domains import chat
-from versatune_ray.domains.example import BadRecord, Example, LeftOut, content_hash
+from versatune_ray.domains.example import (
+    BadRecord,
+    Example,
+    LeftOut,
+    content_hash,
+    tolerating,
+)
 from versatune_ray.domains.readers import Located, read_records, remarks
 from versatune_ray.domains.records import Rules, interpret
 from versatune_ray.domains.spec import Input, expand
@@ -107,7 +113,7 @@ def preview(
         found[name] = _look(inputs, rules, tokenizer, config, records, everything)
         if domain.validation:
             warnings += _validation(name, domain, rules)
-        warnings += _doubts(name, found[name])
+        warnings += _doubts(name, found[name], data.max_bad_fraction)
     return found, warnings
 
 
@@ -202,16 +208,19 @@ def _validation(name: str, domain: Domain, rules: Rules) -> list[str]:
     return [f"{key}: {problems[0]}{more}"] if problems else []
 
 
-def _doubts(name: str, found: Preview) -> list[str]:
+def _doubts(name: str, found: Preview, tolerated: float) -> list[str]:
     """What a person should look at before training on it."""
     doubts = []
     if found.read == 0:
         doubts.append(f"domains.{name}: no record in {', '.join(found.files)}")
     if found.bad_count:
         first = found.bad[0]
+        stops = found.bad_count > tolerated * found.read
+        setting = tolerating(found.bad_count, found.read)
         doubts.append(
             f"domains.{name}: {found.bad_count} of {found.read} records are bad: "
             f"{first['location']}: {first['problem']}"
+            + (f"; a job stops at that: mend them, or set {setting}" if stops else "")
         )
     for column, count in found.unused.most_common():
         doubts.append(f"domains.{name}: the field {column!r} of {count} records is not read")

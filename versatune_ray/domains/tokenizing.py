@@ -8,7 +8,6 @@ token stores are written by the driver alone.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -22,6 +21,7 @@ import numpy as np
 from versatune_ray.domains import chat, records
 from versatune_ray.domains.blocks import Part
 from versatune_ray.domains.encoding import Encoding
+from versatune_ray.domains.example import tolerating
 from versatune_ray.domains.keys import store_folder
 from versatune_ray.domains.ranges import BREAKS
 from versatune_ray.domains.readers import remarks
@@ -266,10 +266,5 @@ def _check(job: _Job, tolerated: float) -> None:
         return
     examples = store.bad_examples(job.inputs)[:3]
     shown = "; ".join(examples) + ("; …" if bad > len(examples) else "")
-    enough = math.ceil(bad / read * 1000) / 1000
-    way_out = (
-        f"mend them, or set data.max_bad_fraction={enough:g}"
-        if len(store)
-        else "none is left to use"
-    )
+    way_out = f"mend them, or set {tolerating(bad, read)}" if len(store) else "none is left to use"
     raise UserError(f"{job.key}: {bad} of {read} records are bad: {shown}; {way_out}")

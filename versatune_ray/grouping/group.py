@@ -29,6 +29,7 @@ from versatune_ray.detection.answers import read_answers
 from versatune_ray.detection.judge import judge
 from versatune_ray.detection.judge_spec import judge_spec
 from versatune_ray.detection.texts import Texts
+from versatune_ray.domains.example import tolerating
 from versatune_ray.errors import UserError
 from versatune_ray.grouping.clusters import Vectors, find_groups, unit
 from versatune_ray.grouping.embedding import Words, check_installed
@@ -177,7 +178,7 @@ def _bad(heap: Path, tolerated: float, keys: Sequence[str]) -> dict[str, int]:
         said = [f"{row['location']}: {row['discarded']}" for row in wrong.slice(0, 3).to_pylist()]
         raise UserError(
             f"{where}: {count} of {every} records are bad: {'; '.join(said)}; mend them, or set "
-            f"data.max_bad_fraction={np.ceil(count / max(1, every) * 1000) / 1000:g}"
+            f"{tolerating(count, every)}"
         )
     reasons = dict(Counter(table["discarded"].to_pylist()))
     for reason, n in reasons.items():
