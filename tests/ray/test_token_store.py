@@ -25,6 +25,7 @@ from versatune_ray.domains import (
     ranges,
     tasks,
     to_example,
+    tokenizing,
 )
 from versatune_ray.domains.tokenizing import build_stores
 from versatune_ray.errors import UserError
@@ -34,7 +35,13 @@ from versatune_ray.settings.loading import parse
 Rows = list[dict[str, Any]]
 
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = pytest.mark.usefixtures("ray_cluster", "by_ray")
+
+
+@pytest.fixture
+def by_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small sources too are tokenised by Ray Data."""
+    monkeypatch.setattr(tokenizing, "_FEW", 0)
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +182,23 @@ def test_another_length_or_template_is_another_store(tmp_path: Path, tokenizer: 
     other = store(too_long="cut", chat_template=str(tmp_path / "t.jinja"))
     assert text_of(tokenizer, other, 0) == "<s>Question 0?</s>Answer 0.</s>"
     assert len({one.folder for one in (cut, keep, refuse, other)}) == 4
+
+
+def test_a_store_is_the_same_byte_for_byte_in_this_process(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = [{"prompt": "Why?", "completion": ""}, {"text": "0123456789" * 20}, {"body": 1}]
+    spec = write_lines(tmp_path / "law.jsonl", [*rows(0, 300), *bad, *rows(300, 9)])
+    config = configure({"law": spec, "code": spec}, max_bad_fraction=0.1, max_length=60)
+
+    def files(cache: Path) -> dict[str, bytes]:
+        folder = build(config, tokenizer, cache)["law"].train
+        return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    expected = files(tmp_path / "ray")
+    monkeypatch.setattr(tokenizing, "_FEW", 8 << 20)
+    monkeypatch.setattr(tokenizing, "by_ray", None)
+    assert files(tmp_path / "alone") == expected
 
 
 def test_bad_records_stop_the_job_unless_tolerated_and_also_from_the_cache(

@@ -23,7 +23,7 @@ from versatune_ray.domains import chat, records
 from versatune_ray.domains.blocks import Part
 from versatune_ray.domains.encoding import Encoding
 from versatune_ray.domains.keys import store_folder
-from versatune_ray.domains.ranges import BREAKS
+from versatune_ray.domains.ranges import BREAKS, size_of
 from versatune_ray.domains.readers import remarks
 from versatune_ray.domains.spec import Input, expand
 from versatune_ray.domains.split import DomainPaths
@@ -39,6 +39,9 @@ from versatune_ray.runs.folder import say
 from versatune_ray.settings import Config, Domain
 
 _A_LOOK = 32 << 20  # bytes of records that are read for a look at what a run would do
+# Bytes of files of this machine below which they are tokenised in this process: that takes a few
+# seconds, which is less than an execution of Ray Data and its worker processes need to begin.
+_FEW = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,8 @@ def build_stores(
 
     A store is reused when its sources (see ``data.fingerprint``), the tokenizer, the chat template
     and the length settings are the same. Two runs that need the same store at once build it once.
-    Ray must be initialised, or is by Ray Data; unless ``distributed`` is false, which does all of
-    it in this process.
+    Ray must be initialised, or is by Ray Data; unless ``distributed`` is false, or sources are
+    small files of this machine, which does all of it in this process.
 
     Raises:
         UserError: a source is missing, unreadable or without a record, or has more bad records than
@@ -153,7 +156,15 @@ def _build_missing(jobs: Mapping[Path, _Job], encoding: Encoding, distributed: b
                 locks.enter_context(held(folder))
         missing = [job for folder, job in jobs.items() if not have(folder)]
         if missing:
-            _build(missing, encoding, distributed)
+            _build(missing, encoding, distributed and not _few(missing))
+
+
+def _few(jobs: Sequence[_Job]) -> bool:
+    sources = [source for job in jobs for source in job.inputs]
+    if any("://" in source.path for source in sources):
+        return False
+    sizes = [size_of(source) for source in sources]
+    return None not in sizes and sum(size or 0 for size in sizes) < _FEW
 
 
 def _build(jobs: Sequence[_Job], encoding: Encoding, distributed: bool) -> None:
