@@ -8,9 +8,18 @@ from random import Random
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
+from versatune_ray.domains import covering, masks
 from versatune_ray.domains.chat import (
     check_embeddings,
     encode,
@@ -533,7 +542,34 @@ def test_a_conversation_of_known_roles_is_rendered_once(monkeypatch: pytest.Monk
     tokenizer = tokenizer_of("Qwen2.5")
     encode(tokenizer, ONE)
     template, calls = ChatTemplate.of(tokenizer), []
-    render = template._render
-    monkeypatch.setattr(template, "_render", lambda **k: calls.append(1) or render(**k))
+    compiled = template._compile
+    monkeypatch.setattr(template, "_render", None)
+    monkeypatch.setattr(template, "_compile", lambda text: calls.append(1) or compiled(text))
     encode(tokenizer, ONE)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("trimmed", [False, True])
+def test_runs_of_tokens_are_what_offsets_say(trimmed: bool) -> None:
+    random, backend = Random(3), Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.post_processor = processors.ByteLevel(trim_offsets=trimmed)
+    words = ["a ", " b", "é", "the  end", "\n\n", "<|im_end|>", "日本", "  "]
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    backend.train_from_iterator(words, trainer)
+    backend.add_special_tokens(["<|im_end|>"])
+    told = 0
+    for _ in range(500):
+        text = "".join(random.choices(words, k=random.randrange(1, 12)))
+        places = sorted(random.sample(range(len(text) + 1), min(len(text), 4) // 2 * 2))
+        spans = [*zip(places[::2], places[1::2], strict=True)]
+        found = backend.encode(text, add_special_tokens=False)
+        one = masks.Learned(text, [], spans, 0, 0)
+        runs = covering.runs(found, one, len(found.ids))
+        if runs is not None and not one.everything:  # all tokens of all texts are learned
+            told += 1
+            mask = [any(a <= place < b for a, b in runs) for place in range(len(found.ids))]
+            assert mask == covering.covered(found.offsets, spans), (text, spans)
+    assert told > 30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -56,8 +57,9 @@ def part_of_rows(store: int, source: int, rows: list[dict[str, Any]], lines: int
 
 def _batch(source: int, rows: list[dict[str, Any]]) -> Batch:
     return Batch(
-        tokens=np.concatenate([np.array(row["tokens"], np.int32) for row in rows]),
-        mask=np.concatenate([np.array(row["mask"], np.bool_) for row in rows]),
+        # several times as fast as arrays of NumPy of each row
+        tokens=np.frombuffer(b"".join([array("i", row["tokens"]) for row in rows]), np.int32),
+        mask=np.frombuffer(b"".join([bytes(row["mask"]) for row in rows]), np.bool_),
         lengths=np.array([len(row["tokens"]) for row in rows], np.int64),
         hashes=np.array([row["hash"] for row in rows], np.uint64),
         prompts=np.array([row["prompt"] for row in rows], np.uint64),

@@ -68,8 +68,7 @@ def content_hash(example: Example) -> int:
         normal = [_content(turn) for turn in example.messages]
     if example.tools:
         normal.append(example.tools)
-    digest = hashlib.blake2b(json.dumps(normal).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big")
+    return _hash(normal)
 
 
 def prompt_key(example: Example) -> int:
@@ -83,6 +82,10 @@ def prompt_key(example: Example) -> int:
         turns = example.messages[:first] or example.messages
         said = [part for turn in turns for part in (turn["role"], turn["content"])]
     normal = [" ".join(unicodedata.normalize("NFKC", part).casefold().split()) for part in said]
+    return _hash(normal)
+
+
+def _hash(normal: list[Any]) -> int:
     digest = hashlib.blake2b(json.dumps(normal).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 

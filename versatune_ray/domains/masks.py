@@ -10,9 +10,7 @@ assistant turn is learned from where the generation prompt would end through its
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 from versatune_ray.domains.marks import (
@@ -27,7 +25,7 @@ from versatune_ray.domains.marks import (
 )
 from versatune_ray.domains.records import BadRecord, Example
 from versatune_ray.domains.skeleton import Key, Skeleton, plain, remember
-from versatune_ray.domains.template import BREAK, RESERVED, ChatTemplate, common_prefix
+from versatune_ray.domains.template import RESERVED, ChatTemplate, common_prefix
 
 _EMPTY_THOUGHT = re.compile(r"\s*(?:<think>\s*)?</think>\s*")
 _WAY_OUT = "give one that keeps it as data.chat_template"
@@ -46,6 +44,11 @@ class Learned(NamedTuple):
     spans: list[Span]
     response_bytes: int
     dropped: int
+
+    @property
+    def everything(self) -> bool:
+        """Whether all of it is learned, and no text in it spells a special token."""
+        return not self.breaks and self.spans == [(0, len(self.text))]
 
 
 def learned(
@@ -140,52 +143,6 @@ def raw_text(template: ChatTemplate, text: str, break_at: BreakAt) -> Learned:
         assert layout is not None
         breaks = layout.breaks
     return Learned(text, breaks, [(0, len(text))], len(text.encode()), 0)
-
-
-def with_breaks(text: str, breaks: Sequence[int]) -> str:
-    """The text to tokenise: a special token with a ``BREAK`` in it is none."""
-    return BREAK.join(text[a:b] for a, b in pairwise([0, *breaks, len(text)]))
-
-
-def without_breaks(
-    tokens: Sequence[int], offsets: Sequence[Span], breaks: Sequence[int]
-) -> tuple[list[int], list[Span]]:
-    """Drop the tokens that are a ``BREAK`` and give the others their places in the text as it was.
-
-    Raises:
-        BadRecord: a token is a ``BREAK`` and something else.
-    """
-    places = [place + number for number, place in enumerate(breaks)]
-    kept: list[int] = []
-    moved: list[Span] = []
-    for token, (start, end) in zip(tokens, offsets, strict=True):
-        first, last = bisect_left(places, start), bisect_left(places, end)
-        if first != last:
-            if (start, end) != (places[first], places[first] + 1):
-                raise BadRecord("it spells a special token that this tokenizer cannot take as text")
-            continue
-        kept.append(token)
-        moved.append((start - first, end - last))
-    return kept, moved
-
-
-def covered(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
-    """Tokens that overlap a span. Some vocabularies leave white space out of a token's offsets: a
-    gap belongs to the token that follows it.
-    """
-    mask = [False] * len(offsets)
-    ends = [end for _, end in offsets]
-    for start, end in spans:
-        first = bisect_right(ends, start)
-        last = bisect_left(ends, end, first)
-        # the token that reaches the end, and others of the same last character
-        while last < len(ends) and (offsets[last][0] < end or (last and ends[last - 1] < end)):
-            last += 1
-        mask[first:last] = found = [begin < end for begin, end in offsets[first:last]]
-        if False in found:
-            for place in range(first, last):
-                mask[place] = mask[place] or (ends[place - 1] if place else 0) < ends[place]
-    return mask
 
 
 def _check_reserved(text: str) -> None:
