@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from versatune_ray.domains.records import Question
+from versatune_ray.evaluation.choices import Choices
 from versatune_ray.runs.cache import write_json
 from versatune_ray.settings.loading import load
 from versatune_ray.tuning.plan import Plan
@@ -186,11 +187,12 @@ def test_a_study_ends_with_files_whatever_is_missing(tmp_path: Path) -> None:
     methods = "study.methods={uniform: {}, mine: {mixture.sigma: 2}, late: {mixture.sigma: 3}}"
     own = ["model.path=m", "domains={law: {train: a.jsonl, questions: q.jsonl}, code: b.jsonl}"]
     config = load([], [*own, methods, "study.seeds=[0, 1]", f"storage={tmp_path}"])
-    plan = Plan(config, questions={"law": [Question("?", "a")] * 4})
+    choices = {"code": [[Choices("?", ("a", "b"), 0)] * 50]}
+    plan = Plan(config, questions={"law": [Question("?", "a")] * 4}, choices=choices)
     for name, seed, law in (("uniform", 0, 0.5), ("mine", 1, 0.75)):
         write_json(
             plan.trials / f"{name}-{seed}" / "outcome.json",
-            {**outcome(3.0, {"law": law}), "pruned_at": None},
+            {**outcome(3.0, {"law": law}), "pruned_at": None, "choices": {"code": law}},
         )
     written: dict[str, Any] = {}
     folder = SimpleNamespace(path=tmp_path, write=written.__setitem__)
@@ -200,7 +202,7 @@ def test_a_study_ends_with_files_whatever_is_missing(tmp_path: Path) -> None:
         domain_names=lambda: ["law", "code"],
         unit=lambda: "nats/token",
     )
-    _write_tables(run, plan)
+    _write_tables(run, plan, {"code": 0.6})
     text = (tmp_path / "study" / "tables.md").read_text(encoding="utf-8")
     assert text.startswith(NOTE)
     for sentence in (
@@ -209,8 +211,12 @@ def test_a_study_ends_with_files_whatever_is_missing(tmp_path: Path) -> None:
         "Not done: late, seeds 0, 1.",
         "No accuracy of code: no questions there.",
         "mine shares no measured seed with uniform.",
+        # √(0.6 · 0.4 / 50) = 0.0693
+        "Before training, in points above chance with one standard error (questions): "
+        "code +10.0 ± 6.9 (50).",
     ):
         assert f"\n{sentence}\n" in text, text
     assert "| mine | 75.0 | 75.0 | – |" in text
-    assert len(list((tmp_path / "study").glob("table_*.csv"))) == 2
-    assert len(written["study/tables.json"]) == 2
+    assert "| mine | 25.0 | 25.0 | – |" in text and "| uniform | 0.0 | 0.0 |  |" in text
+    assert len(list((tmp_path / "study").glob("table_*.csv"))) == 3
+    assert len(written["study/tables.json"]) == 3

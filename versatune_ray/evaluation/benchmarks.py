@@ -81,7 +81,7 @@ def asked(config: Config, cache: Path) -> list[Asked]:
         raise UserError(
             "evaluation.benchmarks: needs lm-evaluation-harness; pip install 'versatune-ray[eval]'"
         ) from None
-    index = task_manager([one.task for _, one in listed if not _is_file(one.task)]).task_index
+    index = task_manager([one.task for _, one in listed if not is_file(one.task)]).task_index
     found: list[Asked] = []
     for domain, benchmark in listed:
         name, key = (
@@ -94,7 +94,7 @@ def asked(config: Config, cache: Path) -> list[Asked]:
                 f"{{task: …, name: …}}"
             )
         spec: str | dict[str, Any] = benchmark.task
-        if _is_file(benchmark.task):
+        if is_file(benchmark.task):
             spec, identity = _own(name, benchmark, config, cache, key)
             settings: Mapping[str, Any] = spec
         else:
@@ -115,7 +115,8 @@ def asked(config: Config, cache: Path) -> list[Asked]:
     return found
 
 
-def _is_file(task: str) -> bool:
+def is_file(task: str) -> bool:
+    """Whether a benchmark's task is a file of own records, and no task by name."""
     return (
         "/" in task
         or Path(task).suffix in (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz")
@@ -137,7 +138,7 @@ def _own(
     name: str, benchmark: Benchmark, config: Config, cache: Path, key: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """A user's records as a task, and its identity."""
-    rows = list(_rows(benchmark, key))
+    rows = list(own_rows(benchmark, key))
     if not rows:
         raise UserError(f"{benchmark.task}: no records ({key})")
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -162,6 +163,11 @@ def _own(
 
 def _write(file: Path, text: str) -> None:
     file.write_text(text, encoding="utf-8")
+
+
+def question_of(row: Row) -> str:
+    """What a model reads before it answers a record with choices."""
+    return f"{row['question']}\nAnswer:"
 
 
 def _form(row: Row, choices: str, max_tokens: int) -> dict[str, Any]:
@@ -251,8 +257,12 @@ def code_docs(dataset: Any) -> Any:
     return dataset.map(code_record, remove_columns=dataset.column_names)
 
 
-def _rows(benchmark: Benchmark, key: str) -> Iterator[Row]:
-    """The records, each as one form; all of one kind."""
+def own_rows(benchmark: Benchmark, key: str) -> Iterator[Row]:
+    """The records of a file, each as one form; all of one kind.
+
+    Raises:
+        UserError: a record is broken, or of another shape than the first one.
+    """
     first = None
     for source in expand(benchmark.task, key):
         for item in read_records(source):

@@ -4,20 +4,25 @@ seed.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from versatune_ray.errors import UserError
+from versatune_ray.evaluation.choices import chance, load_choices
+from versatune_ray.evaluation.scores import standard_error
 from versatune_ray.pipeline import Run
+from versatune_ray.runs.cache import cached, key_of, write_json
 from versatune_ray.runs.comparisons import StudyTable
 from versatune_ray.runs.storage import push
 from versatune_ray.settings import Config, semantics
 from versatune_ray.tuning.plan import Plan, with_artefacts
-from versatune_ray.tuning.study_tables import NOTE, absent, study_tables
+from versatune_ray.tuning.study_tables import NOTE, above_chance, absent, study_tables
+from versatune_ray.tuning.trial import where_it_is_fast
 from versatune_ray.tuning.trials import finish, run_trials
 
 
@@ -75,7 +80,10 @@ def study(run: Run) -> Path:
         for changes in settings.chosen.values()
     ]
     configs = [Plan(config).config("check", changes) for changes in alone]
+    # before anything is made: a broken record is told at once
+    choices = load_choices(config)
     shared = with_artefacts(run, configs, config.mixture.targets, {"gain": 1.0})
+    shared = replace(shared, choices=choices)
     first = {trial: changes for trial, changes in listed.items() if _source(changes) is None}
     failed = run_trials(run, shared, first, "study", settings.concurrency)
     then = {
@@ -91,7 +99,7 @@ def study(run: Run) -> Path:
     }
     if then:
         failed |= run_trials(run, shared, then, "study", settings.concurrency)
-    _write_tables(run, shared)
+    _write_tables(run, shared, _before(run, shared))
     return finish(run, failed)
 
 
@@ -115,8 +123,29 @@ def _source(changes: Mapping[str, Any]) -> str | None:
     return value[1:] if isinstance(value, str) and value.startswith("@") else None
 
 
-def _write_tables(run: Run, shared: Plan) -> None:
-    """``study/tables.md``, ``tables.json`` and one CSV per table, of what is done."""
+def _before(run: Run, shared: Plan) -> dict[str, float]:
+    """Accuracy of the base model in multiple choice, per domain that has some; measured once."""
+    if not shared.choices:
+        return {}
+    model, remote = run.model(), run.given_config.model.trust_remote_code
+    asked = key_of({"choices": shared.choices})
+    parts = {"model": run.fingerprint(), "choices": asked, "gpu": run.gpu()}
+
+    def measure(work: Path) -> None:
+        from versatune_ray.evaluation.likely import likely_accuracy
+
+        found = where_it_is_fast(run, likely_accuracy, model, shared.choices, remote, run.gpu())
+        write_json(work / "accuracy.json", found)
+
+    folder, _ = cached(run.cache, "choices", parts, measure)
+    found: dict[str, float] = json.loads((folder / "accuracy.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _write_tables(run: Run, shared: Plan, before: Mapping[str, float] | None = None) -> None:
+    """``study/tables.md``, ``tables.json`` and one CSV per table, of what is done. ``before``: the
+    base's accuracy in multiple choice.
+    """
     settings = run.given_config.study
     found: dict[str, dict[int, Mapping[str, Any]]] = {}
     for method in settings.chosen:
@@ -124,8 +153,21 @@ def _write_tables(run: Run, shared: Plan) -> None:
         found[method] = {seed: one for seed, one in outcomes.items() if one is not None}
     asked = {name: len(questions) for name, questions in shared.questions.items()}
     names = run.domain_names()
-    tables = study_tables(found, names, run.unit(), shared.targets, settings.baseline, asked)
+    chances = {name: chance(some) for name, some in shared.choices.items()}
+    tables = study_tables(
+        found, names, run.unit(), shared.targets, settings.baseline, asked, chances
+    )
     missing = absent(found, settings.seeds, names, asked)
+    if before:
+        n = {name: sum(map(len, some)) for name, some in shared.choices.items()}
+        parts = (
+            f"{name} {points:+.1f} ± {100 * standard_error(before[name], n[name]):.1f} ({n[name]})"
+            for name, points in above_chance(before, chances).items()
+        )
+        missing.append(
+            f"Before training, in points above chance with one standard error (questions): "
+            f"{', '.join(parts)}."
+        )
     folder = run.folder.path / "study"
     folder.mkdir(exist_ok=True)
     (folder / "tables.md").write_text(

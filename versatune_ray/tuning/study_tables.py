@@ -28,6 +28,7 @@ def study_tables(
     targets: Sequence[str],
     baseline: str,
     asked: Mapping[str, int],
+    chances: Mapping[str, float] | None = None,
 ) -> list[Table]:
     """All tables of which there is anything.
 
@@ -36,6 +37,7 @@ def study_tables(
         names: the domains.
         unit: of the losses.
         asked: questions per domain that has some.
+        chances: accuracy of guessing, per domain that has multiple choice.
     """
     tables = [
         _per_domain(
@@ -59,6 +61,9 @@ def study_tables(
                 {name: asked[name] for name in names if name in asked},
             )
         )
+    if chances:
+        title = "Multiple choice after training (points above chance, higher is better)"
+        tables.append(_above_chance(title, found, chances, baseline))
     if targets:
         title = f"Expansion to {', '.join(targets)} (relative change of the held-out loss, %)"
         parts = _each(
@@ -121,6 +126,25 @@ def _per_domain(
         asked=questions,
         whole=whole,
     )
+
+
+def _above_chance(title: str, found: Found, chances: Mapping[str, float], baseline: str) -> Table:
+    """A column per domain with multiple choice and their mean, which only runs with all of them
+    have.
+    """
+
+    def values(one: Mapping[str, Any]) -> dict[str, float]:
+        row = above_chance(one.get("choices") or {}, chances)
+        return row | ({"mean": sum(row.values()) / len(row)} if len(row) == len(chances) else {})
+
+    return table(title, _each(found, values), [*chances, "mean"], "mean", baseline, 1)
+
+
+def above_chance(accuracies: Mapping[str, float], chances: Mapping[str, float]) -> dict[str, float]:
+    """Points above guessing, per domain."""
+    return {
+        name: 100 * (accuracies[name] - chances[name]) for name in chances if name in accuracies
+    }
 
 
 def _per_epoch(found: Found, targets: Sequence[str], baseline: str) -> list[Table]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +68,7 @@ def train(params: Mapping[str, Any], plan: Plan) -> None:
                 "after": after,
                 "by_epoch": by_epoch(lines),
                 "accuracy": accuracy or None,
+                "choices": _choices(run, plan) or None,
                 "objectives": plan.scored(
                     achieved(before, after, plan.targets) | accuracies(accuracy, plan.targets)
                 ),
@@ -114,6 +115,32 @@ def _reports(config: Config, plan: Plan) -> list[Any]:
     return [Reports()]
 
 
+def where_it_is_fast(run: Run, measure: Callable[..., Any], *asked: Any) -> Any:
+    """``measure(*asked)``, in a task of its own where there are GPUs: the trial's process has none,
+    and those of its workers are free by now.
+    """
+    import ray
+
+    if not run.gpu():
+        return measure(*asked)
+    of_gpu = ray.remote(num_cpus=run.given_config.training.cpus_per_worker, num_gpus=1)(measure)
+    return ray.get(of_gpu.remote(*asked))
+
+
+def _choices(run: Run, plan: Plan) -> dict[str, float]:
+    """Accuracy of the tuned model in multiple choice, per domain that has some."""
+    if not plan.choices:
+        return {}
+    from versatune_ray.evaluation.likely import likely_accuracy
+
+    model = run.whole_model(str(run.finetune()))
+    remote = run.given_config.model.trust_remote_code
+    found: dict[str, float] = where_it_is_fast(
+        run, likely_accuracy, model, plan.choices, remote, run.gpu()
+    )
+    return found
+
+
 def _accuracy(run: Run, plan: Plan) -> dict[str, float]:
     """Accuracy of the tuned model per domain that has questions; or benchmarks, if the score asks
     for them.
@@ -121,8 +148,6 @@ def _accuracy(run: Run, plan: Plan) -> dict[str, float]:
     Raises:
         Incomplete: a benchmark could not be measured.
     """
-    import ray
-
     from versatune_ray.evaluation.greedy import greedy_accuracy
     from versatune_ray.evaluation.scores import AVERAGE, scores
 
@@ -137,10 +162,7 @@ def _accuracy(run: Run, plan: Plan) -> dict[str, float]:
             run.gpu(),
             config.data.chat_template_kwargs,
         )
-        # In a task of its own where there are GPUs: the trial's process has none, and those of its
-        # workers are free by now.
-        of_gpu = ray.remote(num_cpus=config.training.cpus_per_worker, num_gpus=1)(greedy_accuracy)
-        found = ray.get(of_gpu.remote(*asked)) if run.gpu() else greedy_accuracy(*asked)
+        found = where_it_is_fast(run, greedy_accuracy, *asked)
     if plan.weights.keys() & set(BY_ACCURACY):
         measured, failed = run.measure_benchmarks()
         rows = scores(row for row in measured if row["model"] == "tuned").get("tuned", {})

@@ -1,0 +1,52 @@
+"""Multiple choice of a user's own benchmarks, as questions and answers to compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from versatune_ray.evaluation.benchmarks import is_file, own_rows, question_of
+from versatune_ray.settings import Config
+
+
+class Choices(NamedTuple):
+    """``question`` as it is read, up to where an answer begins; the answers that are compared; the
+    number of the right one.
+    """
+
+    question: str
+    answers: tuple[str, ...]
+    right: int
+
+
+def load_choices(config: Config) -> dict[str, list[list[Choices]]]:
+    """Per domain, the multiple choice of each of its benchmarks that is a file of own records, the
+    first ``evaluation.limit`` questions of each.
+
+    Raises:
+        UserError: a record is broken.
+    """
+    found: dict[str, list[list[Choices]]] = {}
+    for domain, benchmarks in config.evaluation.benchmarks.items():
+        for one in benchmarks:
+            if not is_file(one.task):
+                continue
+            rows = [
+                Choices(
+                    question_of(row),
+                    tuple(row["choices" if one.choices == "texts" else "letters"]),
+                    row["answer"],
+                )
+                for row in own_rows(one, f"evaluation.benchmarks.{domain}")
+                if "choices" in row
+            ]
+            if rows:
+                found.setdefault(domain, []).append(rows[: config.evaluation.limit])
+    return found
+
+
+def chance(benchmarks: Sequence[Sequence[Choices]]) -> float:
+    """Accuracy of guessing, the mean over a domain's benchmarks."""
+    return float(np.mean([np.mean([1 / len(one.answers) for one in some]) for some in benchmarks]))
