@@ -145,7 +145,7 @@ def test_several_runs_share_a_page_with_what_differs(tmp_path: Path) -> None:
         json.loads(line)
         for line in (folders[0] / "finetune" / "adjustments.jsonl").read_text().splitlines()
     ]
-    drawn = _losses([read_run(folder) for folder in folders], ["first", "second"])
+    drawn = _losses({folder.name: read_run(folder) for folder in folders})
     assert drawn and [y for _, y in drawn.views[0][1].series[0].points] == pytest.approx(
         [(line["loss"]["law"] + line["loss"]["code"]) / 2 for line in lines]
     )

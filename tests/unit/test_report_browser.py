@@ -139,7 +139,7 @@ def test_a_reader_hovers_zooms_switches_and_downloads(tmp_path: Path) -> None:
         )
         tip = "document.querySelector('#figure-losses .told .tip').innerText"
         found["tip"] = await browser.run(tip)
-        marks = """[...document.querySelectorAll("#figure-losses .view:first-child .xs span")]
+        marks = """[...document.querySelectorAll("#figure-losses .view:nth-of-type(1) .xs span")]
             .map((one) => Number(one.textContent))"""
         found["before"] = await browser.run(marks)
         half = y + high / 2
@@ -205,7 +205,7 @@ def test_a_phone_the_dark_paper_and_no_javascript_show_everything(tmp_path: Path
         await browser.open(page, scheme="dark")
         found["dark"] = await browser.run(
             """[getComputedStyle(document.body).backgroundColor, new Set([...document
-            .querySelectorAll("#figure-shares .view:first-child path.steps")].map((one) =>
+            .querySelectorAll("#figure-shares .view:nth-of-type(1) path.line")].map((one) =>
             getComputedStyle(one).stroke)).size]"""
         )
         await browser.open(page, media="print", scheme="dark")
@@ -214,7 +214,7 @@ def test_a_phone_the_dark_paper_and_no_javascript_show_everything(tmp_path: Path
         await browser.open(page, js=False)
         found["plain"] = await browser.run(SEEN)
         found["lines"] = await browser.run(
-            """[...document.querySelectorAll("#figure-shares .view:first-child path.steps")]
+            """[...document.querySelectorAll("#figure-shares .view:nth-of-type(1) path.line")]
             .filter((one) => one.getBoundingClientRect().width > 100).length"""
         )
         return found

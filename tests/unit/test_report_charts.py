@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from versatune_ray.report import build_report
-from versatune_ray.report.charts import Plot, Row, Rows, Series, log_ticks, series_key, thin, ticks
+from versatune_ray.report.charts import Mark, Plot, Row, Rows, Series, log_ticks, thin, ticks
 from versatune_ray.report.read import RunData, read_run
 from versatune_ray.report.training import Span, figures, spans, stage_table
 from versatune_ray.runs.artefacts import Adjustment, Guard
@@ -17,23 +17,22 @@ from versatune_ray.runs.artefacts import Adjustment, Guard
 LINE = Series("law", [(0, 1.0), (10, 3.0), (20, None), (30, 2.0)], "d0")
 
 
+def drawn(plot: Plot) -> list[str]:
+    return [path for _, path, _ in plot.paths]
+
+
 def test_a_line_lies_at_its_values_and_is_broken_where_one_is_missing() -> None:
     plot = Plot([LINE], "step", "loss", reach=(0, 40))
     # y spans 1 to 3 and a twentieth of that at both ends: 0.9 to 3.1
-    assert plot.span == pytest.approx((0, 40, 0.9, 3.1))
-    (path,) = plot.paths
+    assert (plot.up.low, plot.up.high) == pytest.approx((0.9, 3.1))
     # 1.0 is 0.1 / 2.2 above the bottom; 2.0 is in the middle
-    assert path["d"] == "M0 9545L2500 455M7500 5000"
-    assert plot.x_marks == [
-        ("0.00", "0"),
-        *((f"{p}.00", str(s)) for p, s in ((25, 10), (50, 20), (75, 30), (100, 40))),
-    ]
+    assert drawn(plot) == ["M0 9545L2500 455M7500 5000"]
+    assert plot.across.marks == [(0, "0"), (0.25, "10"), (0.5, "20"), (0.75, "30"), (1, "40")]
 
 
 def test_a_value_holds_until_the_next_in_steps() -> None:
-    plot = Plot([replace(LINE, points=[(0, 0.0), (10, 1.0)], look="steps")], "s", "y", zero=True)
-    (path,) = plot.paths
-    across = [pair.split() for pair in path["d"].strip("M").split("L")]
+    plot = Plot([replace(LINE, points=[(0, 0.0), (10, 1.0)], stepped=True)], "s", "y", zero=True)
+    across = [pair.split() for pair in drawn(plot)[0].strip("M").split("L")]
     assert across[0][1] == across[1][1] != across[2][1] and across[1][0] == across[2][0]
 
 
@@ -41,32 +40,48 @@ def test_a_log_axis_spaces_equal_ratios_equally_and_leaves_zeros_out() -> None:
     plot = Plot(
         [replace(LINE, points=[(0, 1.0), (1, 10.0), (2, 100.0), (3, 0.0)])], "s", "y", log=True
     )
-    heights = [int(pair.split()[1]) for pair in plot.paths[0]["d"].strip("M").split("L")]
+    heights = [int(pair.split()[1]) for pair in drawn(plot)[0].strip("M").split("L")]
     assert len(heights) == 3 and heights[0] - heights[1] == heights[1] - heights[2] > 0
-    assert [text for _, text in plot.y_marks] == ["1", "2", "5", "10", "20", "50", "100"]
+    assert [text for _, text in plot.up.marks] == ["1", "2", "5", "10", "20", "50", "100"]
 
 
 def test_stacked_areas_reach_the_top_where_shares_sum_to_one() -> None:
     pair = [replace(LINE, points=[(0, part), (10, part)]) for part in (0.25, 0.75)]
-    below, above = Plot(pair, "s", "share", stacked=True).paths
-    assert {point.split()[1] for point in below["d"].strip("MZ").split("L")} == {"10000", "7500"}
-    assert {point.split()[1] for point in above["d"].strip("MZ").split("L")} == {"7500", "0"}
+    below, above = drawn(Plot(pair, "s", "share", stacked=True))
+    assert {point.split()[1] for point in below.strip("MZ").split("L")} == {"10000", "7500"}
+    assert {point.split()[1] for point in above.strip("MZ").split("L")} == {"7500", "0"}
 
 
-def test_bars_and_intervals_lie_between_their_ends() -> None:
-    marks = [("bar", 0.0, 0.5, "d0", "", 0), ("interval", 0.25, 0.75, "text", "", 1)]
-    rows = Rows([Row("law", marks), Row("code", [("dot", -0.2, -0.2, "d1", "", 0)])], "share")
-    low, high = rows.span
+def test_bars_and_intervals_lie_between_their_ends_on_an_axis_with_0() -> None:
+    marks = [Mark("bar", 0.0, 0.5, "d0", "now"), Mark("interval", 0.25, 0.75, "text", "now")]
+    rows = Rows([Row("law", marks), Row("code", [Mark("dot", -0.2, -0.2, "d1", "then")])], "share")
+    axis = rows.across
     assert (
-        low < -0.2
-        and high > 0.75
-        and float(rows.origin) == pytest.approx(-100 * low / (high - low), abs=0.01)
+        axis.low < -0.2 and axis.high > 0.75 and axis.at(axis.low) == 0 and axis.at(axis.high) == 1
     )
-    bar, interval = rows.drawn(rows.rows[0])
-    assert bar["width"] == interval["width"] == f"{50 / (high - low):.2f}"
-    assert float(interval["left"]) - float(bar["left"]) == pytest.approx(
-        25 / (high - low), abs=0.02
-    )
+    assert axis.at(0.5) - axis.at(0) == pytest.approx(0.5 / (axis.high - axis.low))
+    texts = [text.replace("\u202f", " ") for _, text in axis.marks]
+    assert texts == ["0 %", "25 %", "50 %", "75 %"]
+
+
+def test_a_key_names_each_kind_of_mark_once_and_the_numbers_are_a_table() -> None:
+    about = [
+        Mark("bar", 0, 0.5, "d0", "now", "50 %"),
+        Mark("interval", 0.4, 0.6, "text", "now", "±"),
+    ]
+    more = [
+        Mark("bar", 0, 0.2, "d1", "now", "20 %"),
+        Mark("square", 0.1, 0.1, "text", "then", "10 %"),
+    ]
+    rows = Rows([Row("law", about, swatch="d0"), Row("code", more)], "share")
+    assert rows.key == [("muted", "bar", "now", ""), ("text", "square", "then", "")]
+    table = rows.numbers("Shares", "Domain")
+    assert table and table.head == ("Domain", "now", "then")
+    shown = [[(cell.text, cell.note) for cell in row] for row in table.rows]
+    assert shown == [
+        [("law", ""), ("50 %", "±"), ("–", "")],
+        [("code", ""), ("20 %", ""), ("10 %", "")],
+    ]
 
 
 def test_marks_of_an_axis_are_round() -> None:
@@ -85,8 +100,8 @@ def test_a_long_line_keeps_its_ends_and_its_peaks() -> None:
 
 def test_of_many_lines_those_that_move_most_are_drawn_at_first() -> None:
     series = [replace(LINE, group=k, points=[(0, 0.0), (1, float(k))]) for k in range(14)]
-    key, quiet = series_key(Plot(series, "s", "y"))
-    assert len(key) == 14 and quiet == {"0", "1"}
+    plot = Plot(series, "s", "y")
+    assert len(plot.key) == 14 and plot.quiet == {"0", "1"}
 
 
 SIDES = ((0.0, True), (0.1, True), (0.4, False), (0.2, True), (0.5, False))
@@ -104,7 +119,7 @@ def test_the_guard_shows_both_sides_and_when_it_was_open() -> None:
     forgetting, bound = plot.series
     assert [y for _, y in forgetting.points] == [0.0, 0.1, 0.4, 0.2, 0.5]
     assert [y for _, y in bound.points] == [0.3] * 5
-    assert figure.facts == {"opened": "3", "decisions": "5"}
+    assert figure.facts == {"opened": 3, "decisions": 5}
 
 
 STAGES = (("one", 0, 4.0), ("one", 10, 2.0), ("two", 10, 2.0), ("two", 20, 2.5), ("two", 30, 3.0))

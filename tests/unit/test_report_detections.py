@@ -316,7 +316,7 @@ def test_a_corrected_distribution_stands_beside_the_raw_one_and_what_counts_is_f
     ]
     assert law.value == "30.0\u202f%" and code.swatch == "d1"
     assert [text for _, _, text, _ in figure.key] == [
-        *("corrected", "as judged", "known pre-training mixture")
+        *("as judged", "corrected", "known pre-training mixture")
     ]
     only = RunData(name="r", detections=run.detections[1:], domains=run.domains)
     assert "most of all code (70.0\u202f%)" in " ".join(verdict(only).sentences)

@@ -64,7 +64,7 @@ def test_a_sound_detection_and_an_old_one_without_the_numbers_raise_no_doubt() -
         ({"generations": {"distinct": 812}}, "m (812 different texts in 1,000)"),
         (
             {"positions": {"share": [0.44, 0.56], "standard_error": [0.01, 0.01]}},
-            "m (the 2nd gets 56.0 % instead of 50.0 %)",
+            "m (place 2 gets 56.0 % instead of 50.0 %)",
         ),
         (
             {"corrected": {"share": [0.3, 0.7], "ci95": [[0.25, 0.36], [0.64, 0.75]]}},

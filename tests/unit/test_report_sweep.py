@@ -292,7 +292,7 @@ def test_study_cells_differences_and_bold_ones(tmp_path: Path) -> None:
     assert not isinstance(rows, Plot) and [row.name for row in rows.rows] == ["σ = 1", "σ = 2"]
     interval, dot = rows.rows[0].marks
     assert interval[1:4] == (pytest.approx(-0.0347), pytest.approx(-0.0059), "accent")
-    assert dot[1] == -0.0203 and rows.rows[1].marks[0][3] == "muted" and rows.origin
+    assert dot[1] == -0.0203 and rows.rows[1].marks[0][3] == "muted"
     assert (
         "compared 3 methods over 5 seeds. Held-out loss: “σ = 1” is clearly below “uniform”."
         in page
@@ -352,7 +352,7 @@ def test_a_replay_has_one_view_per_setting_over_the_faint_recorded_shares(tmp_pa
     plot = figure.views[0][1]
     assert isinstance(plot, Plot)
     drawn = {(one.name, one.look): [y for _, y in one.points] for one in plot.series}
-    assert drawn["law", "steps"] == [0.5, 0.75] and drawn["code", "faint"] == [0.5, 0.4]
+    assert drawn["law", "line"] == [0.5, 0.75] and drawn["code", "faint"] == [0.5, 0.4]
     assert "training under other shares would have measured others" in page
     assert cells_of(page, "replay", "sigma=2") == ["75.0 %", "25.0 %"]
 

@@ -74,5 +74,4 @@ def placed(vectors: Vectors, group: NDArray[np.int64], names: list[str]) -> Figu
         if (of == number).any()
     ]
     plot = Plot(series, "first principal direction", "second")
-    key = [(one.colour, "dot", short(one.name), str(one.group)) for one in series]
-    return Figure("map", "Where the records lie", [("", plot)], (), key)
+    return Figure("map", "Where the records lie", [("", plot)])

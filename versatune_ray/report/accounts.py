@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from versatune_ray.report.doubts import last_passes
-from versatune_ray.report.outcome import Outcome, Outcomes
+from versatune_ray.report.outcome import Outcome, outcomes
 from versatune_ray.report.read import RunData
-from versatune_ray.report.tables import Cell, Given, Table, domain_cell, table, tone
+from versatune_ray.report.tables import Cell, Given, Table, domain_cell, loss_change, table, tone
 from versatune_ray.report.writing import (
-    count,
     decimal,
     duration,
+    gain,
     percent,
     short,
-    signed_percent,
-    signed_points,
     significant,
+    within,
 )
 from versatune_ray.runs.artefacts import OWN
 
 
-def before_after(run: RunData, result: Outcomes, baseline: Outcomes | None) -> Table | None:
+def outcome_section(run: RunData) -> dict[str, Any] | None:
+    """What was measured before and after."""
+    found = {"table": before_after(run), "other": other_measurements(run)}
+    return found if any(found.values()) else None
+
+
+def before_after(run: RunData) -> Table | None:
     """Held-out loss and exact match per domain, before and after, and what equal shares gave."""
-    rows = result.domains
-    losses = any((row.loss.before, row.loss.after) != (None, None) for row in rows)
-    counted = any(row.loss.n is not None for row in rows)
-    asked = any((row.exact.before, row.exact.after) != (None, None) for row in rows)
-    others = (
-        {row.domain: row for row in (*baseline.domains, baseline.mean) if row} if baseline else {}
-    )
-    beside = bool(others) and losses
-    groups, head = [("", 1)], ["Domain"]
+    result, baseline = outcomes(run), outcomes(run.baseline) if run.baseline else None
+    rows, total = result.domains, result.mean
+    others = {one.domain: one.loss.after for one in baseline.all} if baseline else {}
+    losses, asked = any(row.loss.known for row in rows), any(row.exact.known for row in rows)
+    counted = losses and any(row.loss.n is not None for row in rows)
+    beside = losses and bool(others)
+    head, groups = ["Domain"], [("", 1)]
     if losses:
         head += ["before", "after", "change", *[run.baseline_name] * beside, *["records"] * counted]
         groups.append((f"Held-out loss ({run.unit})", 3 + beside + counted))
@@ -39,56 +43,36 @@ def before_after(run: RunData, result: Outcomes, baseline: Outcomes | None) -> T
         head += ["before", "after", "points", "n"]
         groups.append(("Exact match", 4))
 
-    def cells(row: Outcome) -> Iterator[Cell | str]:
+    def cells(row: Outcome) -> Iterator[Given]:
         yield domain_cell(run, row.domain)
         loss, exact = row.loss, row.exact
         if losses:
-            yield from (decimal(loss.before), decimal(loss.after))
-            yield Cell(signed_percent(loss.relative), tone=tone(loss.relative, loss=True))
-            other = others[row.domain].loss.after if row.domain in others else None
-            yield from [decimal(other)] * beside + [count(loss.n)] * counted
+            yield from (decimal(loss.before), decimal(loss.after), loss_change(loss.relative))
+            yield from [decimal(others.get(row.domain))] * beside + [loss.n] * counted
         if asked:
-            for value, error in (
-                (exact.before, exact.error_before),
-                (exact.after, exact.error_after),
-            ):
-                yield Cell(percent(value), f"± {100 * error:.1f}" if error is not None else "")
-            yield Cell(signed_points(exact.move), tone=tone(exact.move, clear=exact.clear))
-            yield count(exact.n)
+            yield Cell(percent(exact.before), within(exact.error_before))
+            yield Cell(percent(exact.after), within(exact.error_after))
+            yield Cell(gain(exact.move), tone=tone(exact.beyond))
+            yield exact.n
 
-    total = list(cells(result.mean)) if result.mean else ()
     caption = "Before and after fine-tuning, per domain"
-    return table(caption, head, [list(cells(row)) for row in rows], groups=groups, total=total)
+    last = cells(total) if total else ()
+    return table(caption, head, map(cells, rows), groups=groups, total=last)
 
 
 def other_measurements(run: RunData) -> Table | None:
     """What was measured besides benchmarks, and the run's own loss and questions."""
-    shown = [
-        one
-        for one in run.results
-        if not one.is_benchmark and (one.benchmark not in OWN or one.model not in ("base", "tuned"))
-    ]
-    rows: list[list[Given]] = [
-        [
-            domain_cell(run, one.domain),
-            one.model,
-            one.benchmark,
-            one.metric,
-            Cell(
-                significant(one.value, 4),
-                f"± {significant(one.standard_error, 2)}" if one.standard_error is not None else "",
-            ),
-            one.unit or "",
-            count(one.n),
-        ]
-        for one in shown
-    ]
-    return table(
-        "Other measurements",
-        ("Domain", "model", "benchmark", "metric", "value", "unit", "n"),
-        rows,
-        words=True,
-    )
+    rows: list[list[Given]] = []
+    for one in run.results:
+        if one.is_benchmark or (one.benchmark in OWN and one.model in ("base", "tuned")):
+            continue
+        error = one.standard_error
+        note = f"± {significant(error, 2)}" if error is not None else ""
+        value = Cell(significant(one.value, 4), note)
+        names = (domain_cell(run, one.domain), one.model, one.benchmark, one.metric)
+        rows.append([*names, value, one.unit or "", one.n])
+    head = ("Domain", "model", "benchmark", "metric", "value", "unit", "n")
+    return table("Other measurements", head, rows, words=True)
 
 
 _ACCOUNTS = {
@@ -104,54 +88,45 @@ def data_tables(run: RunData) -> list[Table]:
     """Whatever was counted while the records were read, with totals; how often they were gone
     through; which shapes they had, and what of them was not read.
     """
-    found = run.counts.domains if run.counts else {}
-    whole = {
-        name: {key: n for key, n in row.items() if isinstance(n, int) and not isinstance(n, bool)}
+    found, passes = run.counts.domains if run.counts else {}, last_passes(run)
+    numbers = {
+        name: {key: n for key, n in row.items() if type(n) is int and n}
         for name, row in found.items()
     }
-    keys, passes = (
-        list(dict.fromkeys(key for row in whole.values() for key in row)),
-        last_passes(run),
-    )
+    keys = list(dict.fromkeys(key for row in numbers.values() for key in row))
     rows: list[list[Given]] = [
-        [
-            domain_cell(run, name),
-            *(count(row.get(key)) for key in keys),
-            decimal(passes.get(name), 2),
-        ]
-        for name, row in whole.items()
+        [domain_cell(run, name), *(row.get(key) for key in keys), decimal(passes.get(name), 2)]
+        for name, row in found.items()
     ]
-    total = [
-        "All domains",
-        *(count(sum(row.get(key, 0) for row in whole.values())) for key in keys),
-        "",
-    ]
-    head = ("Domain", *(key.replace("_", " ") for key in keys), "passes")
-    counts = table(
-        "Records per domain", head, rows, total=total if len(rows) > 1 else (), sparse=True
-    )
+    sums = [sum(row.get(key, 0) for row in numbers.values()) for key in keys]
+    total: list[Given] = ["All domains", *sums, ""] if len(rows) > 1 else []
+    head = ["Domain", *(key.replace("_", " ") for key in keys), "passes"]
+    if not passes:
+        head, rows, total = head[:-1], [row[:-1] for row in rows], total[:-1]
     account: list[list[Given]] = [
-        [domain_cell(run, name), what, short(str(one), 80), count(n)]
+        [domain_cell(run, name), what, short(str(one), 80), n]
         for name, row in found.items()
         for key, what in _ACCOUNTS.items()
         for one, n in (row.get(key) or {}).items()
         if isinstance(n, int) and n
     ]
-    kinds = table("What the records are", ("Domain", "What", "Name", "Records"), account)
-    return [one for one in (counts, kinds) if one]
+    made = (
+        table("Records per domain", head, rows, total=total),
+        table("What the records are", ("Domain", "What", "Name", "Records"), account),
+    )
+    return [one for one in made if one]
 
 
 def timings(run: RunData) -> Table | None:
     """Wall-clock time per step."""
     steps = run.timings.steps if run.timings else []
-    rows = [[one.name, duration(one.seconds), "from cache" if one.cached else ""] for one in steps]
-    spent = {
-        key: sum((one.seconds or {}).get(key) or 0 for one in run.adjustments)
+    rows = [[one.name, duration(one.seconds), "from cache" * one.cached] for one in steps]
+    training, measuring = (
+        sum((one.seconds or {}).get(key) or 0 for one in run.adjustments)
         for key in ("training", "measuring")
-    }
-    if rows and sum(spent.values()) > 0:
-        part = percent(spent["measuring"] / sum(spent.values()))
-        part += " of training and measuring together"
-        rows.append(["in fine-tuning: measuring losses", duration(spent["measuring"]), part])
-    total = ["All steps", duration(sum(one.seconds or 0 for one in steps)), ""]
+    )
+    if rows and training + measuring > 0:
+        part = f"{percent(measuring / (training + measuring))} of training and measuring together"
+        rows.append(["in fine-tuning: measuring losses", duration(measuring), part])
+    total = ["All steps", duration(run.seconds), ""]
     return table("Time per step", ("Step", "time", "note"), rows, total=total, words=True)

@@ -5,25 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from versatune_ray.report.charts import Figure, Plot, Row, Rows, Series, series_key
-from versatune_ray.report.outcome import Outcomes, outcomes
+from versatune_ray.report.charts import Figure, Mark, Plot, Row, Rows, Series, over_time
+from versatune_ray.report.outcome import Change, Outcome, outcomes
 from versatune_ray.report.page import fill, write_page
 from versatune_ray.report.read import RunData, read_run
 from versatune_ray.report.tables import Cell, Given, Table, table
-from versatune_ray.report.writing import (
-    called,
-    count,
-    decimal,
-    percent,
-    setting,
-    short,
-    signed_percent,
-)
+from versatune_ray.report.writing import called, change, decimal, percent, setting, short
 
 _SETTINGS = (
     "mixture.preset mixture.start mixture.policy mixture.strength mixture.sigma mixture.delta "
     "mixture.epsilon mixture.targets training.epochs training.learning_rate seed"
 )
+Named = dict[str, RunData]  # by what the page calls them
+_NONE = Outcome("", Change(), Change())
 
 
 def compare_runs(folders: Sequence[Path], target: Path) -> Path:
@@ -32,106 +26,87 @@ def compare_runs(folders: Sequence[Path], target: Path) -> Path:
     Raises:
         UserError: a folder does not exist.
     """
-    runs = [read_run(folder) for folder in folders]
-    own = [run.name for run in runs]
-    names = [one.name if own.count(one.name) == 1 else one.place for one in runs]
-    results = [outcomes(run) for run in runs]
-    domains = list(dict.fromkeys(name for run in runs for name in run.domains))
-    drawn = (_losses(runs, names), _changes(results, names, domains))
+    read = [read_run(folder) for folder in folders]
+    own = [run.name for run in read]
+    runs: Named = {}
+    for run in read:
+        name = run.name if own.count(run.name) == 1 else run.place
+        runs[name if name not in runs else f"{name} ({len(runs) + 1})"] = run
+    domains = list(dict.fromkeys(name for run in read for name in run.domains))
     page = fill(
         "runs.html.jinja",
         max(len(runs), len(domains)),
-        names=names,
-        results=_results(runs, results, names, domains),
-        settings=_settings(runs, names),
-        figures=[figure for figure in drawn if figure],
-        units=sorted({run.unit for run in runs}),
-        unfinished=[name for run, name in zip(runs, names, strict=True) if not run.finished],
+        names=list(runs),
+        results=_results(runs, domains),
+        settings=_settings(runs),
+        figures=[one for one in (_losses(runs), _changes(runs, domains)) if one],
+        units=sorted({run.unit for run in read}),
+        unfinished=[name for name, run in runs.items() if not run.finished],
     )
     return write_page(target, page)
 
 
-def _after(result: Outcomes, domain: str) -> float | None:
-    return next((row.loss.after for row in result.domains if row.domain == domain), None)
+def _by_domain(run: RunData) -> dict[str, Outcome]:
+    return {one.domain: one for one in outcomes(run).domains}
 
 
-def _results(
-    runs: Sequence[RunData],
-    results: Sequence[Outcomes],
-    names: Sequence[str],
-    domains: Sequence[str],
-) -> Table | None:
+def _results(runs: Named, domains: Sequence[str]) -> Table | None:
     """One row per run: loss after training per domain and on average, its change, exact match."""
-    asked = any(result.mean and result.mean.exact.after is not None for result in results)
-    best = {}
-    for domain in domains:
-        values = (_after(result, domain) for result in results)
-        best[domain] = min((value for value in values if value is not None), default=None)
-    rows = []
-    for run, result, name in zip(runs, results, names, strict=True):
-        row: list[Given] = [name]
-        for domain in domains:
-            value = _after(result, domain)
-            lowest = value is not None and value == best[domain]
-            row.append(Cell(decimal(value), tone="better" if lowest else ""))
-        loss, exact = (result.mean.loss, result.mean.exact) if result.mean else (None, None)
-        row += [decimal(loss.after) if loss else None]
-        row += [signed_percent(loss.relative) if loss else None]
-        row += [percent(exact.after) if exact else None] * asked
-        rows.append([*row, count(run.adjustments[-1].step if run.adjustments else None)])
+    after = {
+        name: [_by_domain(run).get(domain, _NONE).loss.after for domain in domains]
+        for name, run in runs.items()
+    }
+    columns = zip(*after.values(), strict=True)
+    lowest = [min((v for v in values if v is not None), default=None) for values in columns]
+    means = {name: outcomes(run).mean or _NONE for name, run in runs.items()}
+    asked = any(mean.exact.after is not None for mean in means.values())
+
+    def row(name: str) -> list[Given]:
+        pairs, mean = zip(after[name], lowest, strict=True), means[name]
+        losses = [Cell(decimal(v), tone="better" * (v == best is not None)) for v, best in pairs]
+        exact = [percent(mean.exact.after)] * asked
+        steps = runs[name].adjustments[-1].step if runs[name].adjustments else None
+        return [name, *losses, decimal(mean.loss.after), change(mean.loss.relative), *exact, steps]
+
     shown = [short(name, 20) for name in domains]
     head = ("Run", *shown, "mean", "change", *["exact match"] * asked, "steps")
-    return table("Held-out loss after training; the lowest of each domain is coloured", head, rows)
+    caption = "Held-out loss after training; the lowest of each domain is coloured"
+    return table(caption, head, map(row, runs))
 
 
-def _settings(runs: Sequence[RunData], names: Sequence[str]) -> Table | None:
+def _settings(runs: Named) -> Table | None:
     """The settings that are not the same in all runs."""
-    keys = [key for key in _SETTINGS.split() if len({str(run.setting(key)) for run in runs}) > 1]
-    rows = [
-        [name, *(setting(run.setting(key)) or None for key in keys)]
-        for run, name in zip(runs, names, strict=True)
-    ]
-    head = ("Run", *(called(key) for key in keys))
-    caption = "What differs between the runs"
-    return table(caption, head, rows, words=True) if keys else None
+    values = {key: [run.setting(key) for run in runs.values()] for key in _SETTINGS.split()}
+    differ = {called(key): row for key, row in values.items() if len(set(map(str, row))) > 1}
+    rows = ([name, *map(setting, row)] for name, *row in zip(runs, *differ.values(), strict=True))
+    head = ("Run", *differ)
+    return table("What differs between the runs", head, rows, words=True) if differ else None
 
 
-def _losses(runs: Sequence[RunData], names: Sequence[str]) -> Figure | None:
+def _losses(runs: Named) -> Figure | None:
     """The mean held-out loss over the domains, step by step."""
     series = []
-    for k, (run, name) in enumerate(zip(runs, names, strict=True)):
-        found = [
+    for k, (name, run) in enumerate(runs.items()):
+        rows = [
             (one.step, [v for v in one.loss.values() if v is not None]) for one in run.adjustments
         ]
-        points = [(float(step), sum(values) / len(values)) for step, values in found if values]
-        series += [Series(name, points, f"d{k}", "line", k)] if points else []
-    if not series:
-        return None
-    steps = [x for one in series for x, _ in one.points]
-    plot = Plot(
-        series,
-        "optimizer step",
-        "mean held-out loss, log axis",
-        log=True,
-        reach=(min(steps), max(steps)),
-    )
-    return Figure("mean-loss", "How each run got there", [("", plot)], (), series_key(plot)[0])
+        points = [(float(step), sum(values) / len(values)) for step, values in rows if values]
+        series += [Series(name, points, f"d{k}", group=k)] if points else []
+    reach = sorted(x for one in series for x, _ in one.points)
+    plot = Plot(series, "optimizer step", "mean held-out loss, log axis", log=True, reach=reach)
+    return over_time("mean-loss", "How each run got there", [("", plot)]) if series else None
 
 
-def _changes(
-    results: Sequence[Outcomes], names: Sequence[str], domains: Sequence[str]
-) -> Figure | None:
+def _changes(runs: Named, domains: Sequence[str]) -> Figure | None:
     """The change of every domain's loss, a dot for each run."""
-    moves = [{row.domain: row.loss.relative for row in result.domains} for result in results]
     rows = []
     for domain in domains:
-        found = [(k, names[k], move.get(domain)) for k, move in enumerate(moves)]
-        marks = [
-            ("dot", value, value, f"d{k}", f"{name}: {signed_percent(value)}", k)
-            for k, name, value in found
-            if value is not None
-        ]
+        marks = []
+        for k, (name, run) in enumerate(runs.items()):
+            moved = _by_domain(run).get(domain, _NONE).loss.relative
+            if moved is not None:
+                marks.append(Mark("dot", moved, moved, f"d{k}", name, change(moved), k))
         rows += [Row(short(domain), marks)] if marks else []
-    key = [(f"d{k}", "dot", name, "") for k, name in enumerate(names)]
-    plot = Rows(rows, "change of the held-out loss", "+%")
-    return Figure("changes", "What each run won and lost", [("", plot)], (), key) if rows else None
+    plot, title = Rows(rows, "change of the held-out loss", "+%"), "What each run won and lost"
+    tables = [plot.numbers(title, "Domain")]
+    return Figure("changes", title, [("", plot)], tables) if rows else None

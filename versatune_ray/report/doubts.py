@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from versatune_ray.report.outcome import Outcomes
 from versatune_ray.report.read import RunData
-from versatune_ray.report.writing import count, decimal, listing, ordinal, percent, short
+from versatune_ray.report.writing import count, decimal, listing, percent, points, short
 from versatune_ray.runs.artefacts import Adjustment, Detection, JudgeQuality
 
 _LEFT_OUT = 0.05  # part of the generations that may be discarded, or degenerate, without a word
@@ -26,29 +26,26 @@ def warnings(run: RunData, result: Outcomes) -> list[str]:
         whose = "its error is" if lost == 1 else "their errors are"
         part = f"{count(lost)} of {count(len(trials))} trials failed"
         found.append(f"{part}; {whose} in the table of trials.")
-    changes = [row.loss.relative for row in result.domains if row.loss.relative is not None]
-    if len(changes) > 1 and min(changes) > 0:
+    if len(result.losses) > 1 and result.losses[0][0] > 0:
         look = "Check the learning rate, the data, and whether the detected shares are right."
         found.append(f"The held-out loss rose in every domain. {look}")
-    if run.adjustments:
-        last = run.adjustments[-1]
-        start = next(one.share for one in run.adjustments if one.stage == last.stage)
-        ends = [(name, share, start.get(name) or 0) for name, share in last.share.items()]
-        starved = [
-            short(name) for name, end, begin in ends if end is not None and end < 0.001 <= begin
-        ]
-        if starved:
-            hardly = "hardly any sample of it is drawn any more"
-            found.append(
-                f"The final share of {listing(starved)} is below {percent(0.001)}: {hardly}."
-            )
+    if starved := list(_starved(run.adjustments)):
+        end = f"The final share of {listing(starved)} is below {percent(0.001)}"
+        found.append(f"{end}: hardly any sample of it is drawn any more.")
     passes = last_passes(run).items()
-    repeated = [
-        f"{short(name)} ({decimal(often, 1)} times)" for name, often in passes if often > 10
-    ]
-    if repeated:
-        found.append(f"Records were repeated in {listing(repeated)}; watch for memorising.")
+    often = [f"{short(name)} ({decimal(times, 1)} times)" for name, times in passes if times > 10]
+    if often:
+        found.append(f"Records were repeated in {listing(often)}; watch for memorising.")
     return found
+
+
+def _starved(adjustments: Sequence[Adjustment]) -> Iterator[str]:
+    """Domains whose share died within the last stage."""
+    for last in adjustments[-1:]:
+        start = next(one.share for one in adjustments if one.stage == last.stage)
+        for name, end in last.share.items():
+            if end is not None and end < 0.001 <= (start.get(name) or 0):
+                yield short(name)
 
 
 def last_passes(run: RunData) -> dict[str, float]:
@@ -93,28 +90,26 @@ def doubts(detections: Sequence[Detection], failed: Iterable[str]) -> list[str]:
     names = listing([short(name) for name in failed])
     reasons = "the reasons are under “Detected shares”"
     found = [f"{names} could not be detected; {reasons}."] if names else []
-    found += _judge(detections)
-    for sentence, about in _KINDS:
+    groups = judges(detections)
+    for group, quality in groups:
+        of = f" of {listing([short(one.called) for one in group])}" if len(groups) > 1 else ""
+        found += [f"The judge{of} {told}." for told in _of_judge(quality)]
+    for about, sentence in _KINDS.items():
         pairs = ((short(one.called), about(one)) for one in detections)
         told = [f"{name} ({text})" for name, text in pairs if text]
         found += [sentence.replace("{}", listing(told))] if told else []
     return found
 
 
-def _judge(detections: Sequence[Detection]) -> Iterable[str]:
-    groups = judges(detections)
-    for group, quality in groups:
-        whom = "The judge"
-        if len(groups) > 1:
-            whom += f" of {listing([short(one.called) for one in group])}"
-        loss, chance, mass = quality.log_loss, quality.chance, quality.mass
-        if loss is not None and chance is not None and loss >= _CHANCE * chance:
-            numbers = f"log loss {decimal(loss, 2)} nats, chance {decimal(chance, 2)}"
-            mend = "mend its prompt or choose another before believing the shares"
-            yield f"{whom} is hardly better than chance ({numbers}): {mend}."
-        if mass is not None and mass < _MASS:
-            part = f"only {percent(mass, 0)} of its probability on the options"
-            yield f"{whom} puts {part}: it wants to answer something else."
+def _of_judge(quality: JudgeQuality) -> Iterator[str]:
+    loss, chance, mass = quality.log_loss, quality.chance, quality.mass
+    if loss is not None and chance is not None and loss >= _CHANCE * chance:
+        numbers = f"log loss {decimal(loss, 2)} nats, chance {decimal(chance, 2)}"
+        mend = "mend its prompt or choose another before believing the shares"
+        yield f"is hardly better than chance ({numbers}): {mend}"
+    if mass is not None and mass < _MASS:
+        part = f"only {percent(mass, 0)} of its probability on the options"
+        yield f"puts {part}: it wants to answer something else"
 
 
 def _differ(one: Detection) -> str:
@@ -122,11 +117,10 @@ def _differ(one: Detection) -> str:
 
 
 def _tolerance(one: Detection) -> str:
-    found = one.tolerance
-    if not found or found.asked is None or found.reached is None or found.reached <= found.asked:
+    asked, reached = (one.tolerance.asked, one.tolerance.reached) if one.tolerance else (None, None)
+    if asked is None or reached is None or reached <= asked:
         return ""
-    reached, asked = decimal(100 * found.reached, 2), decimal(100 * found.asked, 2)
-    return f"± {reached} points instead of ± {asked}"
+    return f"± {points(reached, 2)} points instead of ± {points(asked, 2)}"
 
 
 def _lost(one: Detection) -> str:
@@ -134,10 +128,14 @@ def _lost(one: Detection) -> str:
 
 
 def _degenerate(one: Detection) -> str:
-    found = one.generations
-    told = _part(found.degenerate, one.samples) if found else ""
-    excluded = found and found.degenerate_excluded
-    return f"{told}, {'left out' if excluded else 'counted in the shares'}" if told else ""
+    made = one.generations
+    told = _part(made.degenerate, one.samples) if made else ""
+    counted = "left out" if made and made.degenerate_excluded else "counted in the shares"
+    return f"{told}, {counted}" if told else ""
+
+
+def _part(some: int | None, total: int | None) -> str:
+    return percent(some / total) if some is not None and total and some > _LEFT_OUT * total else ""
 
 
 def _same(one: Detection) -> str:
@@ -151,57 +149,42 @@ def _position(one: Detection) -> str:
     if found is None or not found.standard_error:
         return ""
     even = 1 / len(found.share)
-    pairs = enumerate(zip(found.share, found.standard_error, strict=True), 1)
     away = [
         (abs(share - even), place, share)
-        for place, (share, error) in pairs
+        for place, (share, error) in enumerate(zip(found.share, found.standard_error, strict=True))
         if error is not None and abs(share - even) > max(_ERRORS * error, _POSITION)
     ]
-    if not away:
-        return ""
-    _, place, share = max(away)
-    return f"the {ordinal(place)} gets {percent(share)} instead of {percent(even)}"
+    _, place, share = max(away, default=(0, 0, None))
+    told = f"place {place + 1} gets {percent(share)} instead of {percent(even)}"
+    return told if away else ""
 
 
 def _moved(one: Detection) -> str:
+    """The shares whose two intervals do not meet, furthest first."""
     if one.amended is None:
         return ""
     apart = []
-    for name, before, after, (low, high), (least, most) in zip(
-        one.domains, one.share, one.amended.share, one.raw.ci95, one.amended.ci95, strict=True
-    ):
-        if None not in (low, high, least, most) and (high < least or most < low):  # type: ignore[operator]
+    ends = zip(one.raw.ci95, one.amended.ci95, strict=True)
+    shares = zip(one.domains, one.share, one.amended.share, strict=True)
+    for (name, before, after), ((low, high), (least, most)) in zip(shares, ends, strict=True):
+        if low is None or high is None or least is None or most is None:
+            continue
+        if high < least or most < low:
             told = f"{short(name)} {percent(before)} → {percent(after)}"
             apart.append((abs(before - after), told))
     return listing([told for _, told in sorted(apart, reverse=True)], 3)
 
 
-def _part(some: int | None, total: int | None) -> str:
-    return percent(some / total) if some is not None and total and some > _LEFT_OUT * total else ""
-
-
-_KINDS: tuple[tuple[str, Callable[[Detection], str]], ...] = (
-    (
-        "Repeats should agree, but differ more than chance allows: {}. The intervals come from "
-        "the repeats, and are wide.",
-        _differ,
-    ),
-    ("The tolerance was not reached: {}. More generations would be needed.", _tolerance),
-    (
-        "Many generations could not be judged and were discarded: {}. If some domains are "
-        "discarded more often, the shares are off.",
-        _lost,
-    ),
-    ("Many generations only repeat a few tokens: {}.", _degenerate),
-    (
-        "Many generations are the same text as another: {}. Small models repeat themselves; in "
-        "large ones look at the sampling.",
-        _same,
-    ),
-    ("The judge likes some places in the list of options better than others: {}.", _position),
-    (
-        "The judge’s confusions move some shares further than their intervals: {}. It matters "
-        "which of the two is used.",
-        _moved,
-    ),
-)
+_KINDS: dict[Callable[[Detection], str], str] = {
+    _differ: "Repeats should agree, but differ more than chance allows: {}. "
+    "The intervals come from the repeats, and are wide.",
+    _tolerance: "The tolerance was not reached: {}. More generations would be needed.",
+    _lost: "Many generations could not be judged and were discarded: {}. "
+    "If some domains are discarded more often, the shares are off.",
+    _degenerate: "Many generations only repeat a few tokens: {}.",
+    _same: "Many generations are the same text as another: {}. "
+    "Small models repeat themselves; in large ones look at the sampling.",
+    _position: "The judge likes some places in the list of options better than others: {}.",
+    _moved: "The judge’s confusions move some shares further than their intervals: {}. "
+    "It matters which of the two is used.",
+}

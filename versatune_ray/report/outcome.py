@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from versatune_ray.evaluation.scores import Score, scores
 from versatune_ray.report.read import RunData
 from versatune_ray.runs.artefacts import PerDomain, Result
+
+_ERRORS = ("error_before", "error_after")
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,11 @@ class Change:
     error_before: float | None = None
     error_after: float | None = None
     n: int | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether there is anything."""
+        return self.before is not None or self.after is not None
 
     @property
     def move(self) -> float | None:
@@ -39,9 +46,10 @@ class Change:
         return math.hypot(self.error_before or 0, self.error_after or 0) if there else None
 
     @property
-    def clear(self) -> bool:
-        """Whether it moved by more than two standard errors."""
-        return bool(self.move is not None and self.error and abs(self.move) > 2 * self.error)
+    def beyond(self) -> float:
+        """How far it moved, where that is more than two standard errors; else 0."""
+        move, error = self.move or 0.0, self.error
+        return move if error and abs(move) > 2 * error else 0.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,13 @@ class Outcome:
     loss: Change
     exact: Change
 
+    @property
+    def verdict(self) -> float | None:
+        """Above 0: better, below: worse, 0: within the error; None: nothing with an error."""
+        if self.exact.error:
+            return self.exact.beyond
+        return -self.loss.beyond if self.loss.error else None
+
 
 @dataclass(frozen=True)
 class Outcomes:
@@ -60,6 +75,17 @@ class Outcomes:
     domains: tuple[Outcome, ...]
     mean: Outcome | None
     evaluated: bool
+
+    @property
+    def all(self) -> list[Outcome]:
+        """With the mean, if any, as the last."""
+        return [*self.domains, self.mean] if self.mean else list(self.domains)
+
+    @property
+    def losses(self) -> list[tuple[float, str]]:
+        """Relative changes, with their domains, the best first."""
+        changes = ((one.loss.relative, one.domain) for one in self.domains)
+        return sorted((change, name) for change, name in changes if change is not None)
 
 
 def outcomes(run: RunData) -> Outcomes:
@@ -81,9 +107,8 @@ def outcomes(run: RunData) -> Outcomes:
         loss = change(domain, "held_out", "loss")
         if not evaluated and len(measured) > 1:
             loss = Change(measured[0].get(domain), measured[-1].get(domain))
-        exact = change(domain, "questions", "exact_match")
-        if {loss.before, loss.after, exact.before, exact.after} != {None}:
-            rows.append(Outcome(domain, loss, exact))
+        rows.append(Outcome(domain, loss, change(domain, "questions", "exact_match")))
+    rows = [row for row in rows if row.loss.known or row.exact.known]
     losses = [row.loss for row in rows if row.loss.relative is not None]
     asked = [row.exact for row in rows if row.exact.move is not None]
     mean = None
@@ -97,27 +122,21 @@ def _share(result: Result | None) -> tuple[float | None, float | None]:
     if result is None:
         return None, None
     whole = 100 if (result.unit or "").strip().lower() in ("%", "percent", "percentage") else 1
-    pair = [None if one is None else one / whole for one in (result.value, result.standard_error)]
-    return pair[0], pair[1]
+    value, error = result.value, result.standard_error
+    return value and value / whole, error and error / whole
 
 
 def _mean(changes: Sequence[Change]) -> Change:
     """Every domain counts the same; errors combine as those of independent domains."""
 
-    def mean(values: Iterable[float | None], error: bool = False) -> float | None:
-        there = [value for value in values if value is not None]
-        if not there or len(there) < len(changes):
-            return None
-        return (math.hypot(*there) if error else sum(there)) / len(there)
+    def mean(key: str, total: Callable[[list[float]], float]) -> float | None:
+        values = [getattr(one, key) for one in changes]
+        return total(values) / len(values) if values and None not in values else None
 
     counts = [one.n for one in changes if one.n is not None]
-    return Change(
-        mean(one.before for one in changes),
-        mean(one.after for one in changes),
-        mean((one.error_before for one in changes), True),
-        mean((one.error_after for one in changes), True),
-        sum(counts) if counts else None,
-    )
+    before, after = mean("before", sum), mean("after", sum)
+    errors = [mean(key, lambda values: math.hypot(*values)) for key in _ERRORS]
+    return Change(before, after, errors[0], errors[1], sum(counts) if counts else None)
 
 
 def scores_of(run: RunData) -> dict[str, dict[str, Score]]:

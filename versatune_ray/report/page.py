@@ -10,16 +10,13 @@ import base64
 import hashlib
 import os
 import shlex
-from functools import cache
-from importlib import resources
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from versatune_ray.report import accounts, training, writing
+from versatune_ray.report.accounts import data_tables, outcome_section, timings
 from versatune_ray.report.benchmarks import benchmark_section
 from versatune_ray.report.charts import style_rules
 from versatune_ray.report.detected import compared, judge_sections, models
@@ -29,26 +26,14 @@ from versatune_ray.report.outcome import outcomes
 from versatune_ray.report.read import RunData, read_run
 from versatune_ray.report.searched import replay_figure, study_sections, sweep_section
 from versatune_ray.report.tables import Cell, domain_cell
-from versatune_ray.report.verdict import opening, verdict
+from versatune_ray.report.templates import filled, resource
+from versatune_ray.report.training import figures, shares_before_after, stage_table
+from versatune_ray.report.verdict import verdict
 from versatune_ray.report.writing import called, cut, duration, setting
 
 ANSWERS_PER_DOMAIN = 3
 _TEXTS = ("question", "expected", "base", "tuned")
 MOST_OPEN = 3  # models whose sections are open at first
-_SECTIONS = (  # anchor, what a link to it says, and the parts whose problems are told in it
-    ("outcome", "Before and after", ("evaluation",)),
-    ("benchmarks", "Benchmarks", ()),
-    ("sweep", "Sweep", ("sweep",)),
-    ("study", "Study", ("study",)),
-    ("detection", "Detected shares", ("detection",)),
-    ("finetuning", "Fine-tuning", ("adjustments", "reference")),
-    ("replay", "Replay", ("replay",)),
-    ("data", "Data", ("data",)),
-    ("generations", "Generations", ()),
-    ("answers", "Answers", ()),
-    ("settings", "Settings", ("config",)),
-    ("timings", "Time", ("timings",)),
-)
 _WAITING = {
     "config": "settings",
     "data": "data counts",
@@ -104,61 +89,24 @@ def write_page(target: Path, page: str) -> Path:
 
 def fill(template: str, domains: int, refresh: int | None = None, **values: Any) -> str:
     """A template that extends the shell, with the style and the only script that may run."""
-    script = _resource("page.js.jinja")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        _environment()
-        .get_template(template)
-        .render(
-            digest=digest,
-            colours=Markup(style_rules(domains)),
-            css=Markup(_resource("style.css")),
-            script=Markup(script),
-            refresh=refresh,
-            **values,
-        )
-    )
-
-
-@cache
-def _environment() -> Environment:
-    loader = FunctionLoader(_resource)
-    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    names = ("count", "cut", "decimal", "listing", "percent", "plural", "significant", "short")
-    made.filters |= {name: getattr(writing, name) for name in names}
-    return made
-
-
-@cache
-def _resource(name: str) -> str:
-    return resources.files("versatune_ray.report").joinpath(name).read_text(encoding="utf-8")
+    script = resource("page.js.jinja")
+    shell = {
+        "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "colours": Markup(style_rules(domains)),
+        "css": Markup(resource("style.css")),
+        "script": Markup(script),
+        "refresh": refresh,
+    }
+    return filled(template, shell | values)
 
 
 def render(run: RunData, refresh: int | None = None) -> str:
     """The whole page of a run as text."""
-    result, shown_models = outcomes(run), models(run)
-    baseline = outcomes(run.baseline) if run.baseline else None
-    content: dict[str, Any] = {
-        "outcome": accounts.before_after(run, result, baseline) or accounts.other_measurements(run),
-        "benchmarks": benchmark_section(run),
-        "sweep": sweep_section(run),
-        "study": study_sections(run),
-        "detection": shown_models or run.failed,
-        "finetuning": training.figures(run),
-        "replay": replay_figure(run),
-        "data": accounts.data_tables(run),
-        "generations": shown_models,
-        "answers": _answers(run),
-        "settings": _settings(run),
-        "timings": accounts.timings(run),
-    }
+    content = {anchor: build(run) for anchor, _, _, build in _SECTIONS}
     broken = run.problems.keys() - run.absent
-    shown = {
-        anchor: text
-        for anchor, text, parts in _SECTIONS
-        if content[anchor] or (anchor == "settings" and run.config) or broken & set(parts)
-    }
-    told = {part for anchor, _, parts in _SECTIONS if anchor in shown for part in parts}
+    shown = [one for one in _SECTIONS if content[one[0]] or broken & set(one[2])]
+    told = {part for _, _, parts, _ in shown for part in parts}
+    result = outcomes(run)
     return fill(
         "page.html.jinja",
         max(len(run.domains), len({one.model for one in run.results})),
@@ -166,20 +114,19 @@ def render(run: RunData, refresh: int | None = None) -> str:
         run=run,
         facts=_facts(run),
         content=content,
-        shown=shown,
+        titles={anchor: title for anchor, title, _, _ in shown},
+        problems={
+            anchor: [run.missing[part] for part in parts if part in run.missing]
+            for anchor, _, parts, _ in shown
+        },
         untold=[sentence for part, sentence in run.missing.items() if part not in told],
         waiting=", ".join(text for part, text in _WAITING.items() if part in run.missing),
-        opening=opening(run),
         verdict=verdict(run),
         warnings=warnings(run, result),
-        first=training.shares_before_after(run),
+        first=shares_before_after(run),
         command=_baseline_command(run),
         result=result,
-        other=accounts.other_measurements(run),
-        compared=compared(run),
         most_open=MOST_OPEN,
-        judges=judge_sections(run),
-        stages=training.stage_table(run),
         limits={"answers": ANSWERS_PER_DOMAIN, "kept": PER_DOMAIN, "lost": PER_REASON}
         | {"characters": CHARACTERS},
     )
@@ -197,29 +144,39 @@ def _baseline_command(run: RunData) -> str:
 
 
 def _facts(run: RunData) -> list[str]:
-    facts, steps = [], run.timings.steps if run.timings else []
+    facts = []
     if run.timings and run.timings.finished:
         facts.append(f"finished {run.timings.finished[:16].replace('T', ' ')}")
-    if steps:
-        facts.append(f"{duration(sum(step.seconds or 0 for step in steps))} in all")
+    if run.timings and run.timings.steps:
+        facts.append(f"{duration(run.seconds)} in all")
     policy, start = run.setting("mixture.policy"), run.setting("mixture.start")
     if policy and not (run.detects_only or run.compares or run.measures_only):
         facts.append(f"policy {policy}, start {setting(start)}")
+    own = ("versatune_ray", "versatune-ray")
+    return facts + [f"{name} {version}" for name, version in _versions(run) if name in own]
+
+
+def _versions(run: RunData) -> list[tuple[str, Any]]:
     versions = run.setting("versions")
-    named = versions if isinstance(versions, dict) else {}
-    return facts + [
-        f"{one} {named[one]}" for one in ("versatune_ray", "versatune-ray") if one in named
-    ]
+    return list(versions.items()) if isinstance(versions, dict) else []
+
+
+def _detection(run: RunData) -> dict[str, Any] | None:
+    found = {"models": models(run), "compared": compared(run), "judges": judge_sections(run)}
+    return found if run.detections or run.failed else None
+
+
+def _finetuning(run: RunData) -> dict[str, Any] | None:
+    drawn = figures(run)
+    return {"figures": drawn, "stages": stage_table(run)} if drawn else None
 
 
 def _answers(run: RunData) -> list[tuple[Cell, list[dict[str, Any]]]]:
     """The first answers of each domain, and which of them read the same as the expected one."""
-    asked = run.evaluation.answers if run.evaluation else []
-    order = dict.fromkeys([*run.domains, *(one.domain for one in asked)])
-    made = []
-    for domain in order:
+    asked, made = run.evaluation.answers if run.evaluation else [], []
+    for domain in dict.fromkeys([*run.domains, *(one.domain for one in asked)]):
         shown = []
-        for one in islice((one for one in asked if one.domain == domain), ANSWERS_PER_DOMAIN):
+        for one in [one for one in asked if one.domain == domain][:ANSWERS_PER_DOMAIN]:
             texts = {name: cut(getattr(one, name) or "", CHARACTERS) for name in _TEXTS}
             wanted = _bare(one.expected)
             right = [name for name in _TEXTS[2:] if wanted and _bare(getattr(one, name)) == wanted]
@@ -245,10 +202,25 @@ def _settings(run: RunData) -> list[tuple[str, str]]:
         if not (run.compares and key in varied) and policy in ONLY.get(key, (policy,))
     ]
     stages = run.setting("stages")
-    found += [
-        (f"stage {one['name']}", {key: value for key, value in one.items() if key != "name"})
-        for one in (stages if keys is _TRAINING and isinstance(stages, list) else ())
-    ]
-    versions = run.setting("versions")
-    found += versions.items() if isinstance(versions, dict) else []
+    for one in stages if keys is _TRAINING and isinstance(stages, list) else ():
+        rest = {key: value for key, value in one.items() if key != "name"}
+        found.append((f"stage {one['name']}", rest))
+    found += _versions(run)
     return [(str(name), setting(value)) for name, value in found if value not in (None, [], {})]
+
+
+_SECTIONS: tuple[tuple[str, str, tuple[str, ...], Callable[[RunData], Any]], ...] = (
+    # anchor, title, the parts whose problems are told in it, and what it shows
+    ("outcome", "Before and after", ("evaluation",), outcome_section),
+    ("benchmarks", "Benchmarks", (), benchmark_section),
+    ("sweep", "Sweep", ("sweep",), sweep_section),
+    ("study", "Study", ("study",), study_sections),
+    ("detection", "Detected shares", ("detection",), _detection),
+    ("finetuning", "Fine-tuning", ("adjustments", "reference"), _finetuning),
+    ("replay", "Replay", ("replay",), replay_figure),
+    ("data", "Data", ("data",), data_tables),
+    ("generations", "Generations", (), models),
+    ("answers", "Answers", (), _answers),
+    ("settings", "Settings", ("config",), lambda run: run.config and {"shown": _settings(run)}),
+    ("timings", "Time", ("timings",), timings),
+)

@@ -13,7 +13,7 @@ from markupsafe import escape
 from versatune_ray.report.charts import style_rules
 from versatune_ray.report.outcome import outcomes, share_ends
 from versatune_ray.report.read import RunData, read_run
-from versatune_ray.report.writing import percent, short, signed_percent, signed_points
+from versatune_ray.report.writing import change, gain, percent, short
 
 _WIDTH, _ROW, _TOP = 760, 46, 64
 _BARS, _WON = (130, 300), (560, 180)  # where a column begins, and how wide it may be
@@ -53,7 +53,7 @@ def picture(run: RunData) -> str:
         if (move := won.get(name)) is not None:
             wide = 0.6 * _WON[1] * abs(move) / widest
             parts.append(f'<rect x="{_WON[0]}" y="{y + 9}" width="{wide:.1f}" height="13"/>')
-            told = signed_points(move) if asked else signed_percent(move)
+            told = gain(move) if asked else change(move)
             parts.append(f'<text x="{_WON[0] + wide + 6:.1f}" y="{y + 21}">{told}</text>')
         parts.append("</g>")
     height = _TOP + _ROW * len(run.domains)

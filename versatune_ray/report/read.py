@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,8 +36,10 @@ from versatune_ray.settings.location import shown
 from versatune_ray.settings.tuning import OBJECTIVES
 
 _Value = TypeVar("_Value")
+_TRIAL = ("trial", "pruned_at", "error")  # columns of a sweep that are no setting
+_UNREADABLE = (yaml.YAMLError, pa.ArrowException)
 _ABSENT = {  # part → file, and what its absence means
-    "config": ("config.yaml", "so the settings are unknown"),
+    "config": ("config.yaml", "the settings are unknown"),
     "data": (Counts.FILE, "no records were read"),
     "detection": ("detection/*/distribution.json", "no knowledge detection was run"),
     "reference": (Reference.FILE, "no reference losses were measured"),
@@ -83,6 +85,16 @@ class RunData:
         for part in key.split("."):
             found = found.get(part) if isinstance(found, dict) else None
         return found
+
+    @property
+    def seconds(self) -> float:
+        """Of all steps."""
+        return sum(step.seconds or 0 for step in self.timings.steps) if self.timings else 0
+
+    @property
+    def counted(self) -> str:
+        """What shares count."""
+        return "tokens" if self.setting("mixture.unit") == "tokens" else "samples"
 
     @property
     def finished(self) -> bool:
@@ -150,57 +162,49 @@ class _Folder:
     def text(self, name: str) -> str:
         return (self.path / name).read_text(encoding="utf-8", errors="replace")
 
-    def json(self, name: str, kind: Any) -> Any:
+    def json(self, part: str, name: str, kind: Any, optional: bool = False) -> Any:
         """A JSON file as ``kind``; places on a machine are cut off but for what people wrote."""
-        tree = clean(json.loads(self.text(name)))
-        answers = tree.pop("answers", None) if isinstance(tree, dict) else None
-        tree = without_places(tree)
-        if answers is not None:
-            tree["answers"] = answers
-        return TypeAdapter(kind).validate_python(tree)
 
-    def attempt(self, part: str, name: str, read: Callable[[], _Value]) -> _Value | None:
-        """What ``read`` gives, or ``None`` and a sentence about the file ``name``."""
+        def load() -> Any:
+            tree = clean(json.loads(self.text(name)))
+            answers = tree.get("answers") if isinstance(tree, dict) else None
+            tree = without_places(tree)
+            tree = tree if answers is None else tree | {"answers": answers}
+            return TypeAdapter(kind).validate_python(tree)
+
+        return self.read(part, name, load, optional)
+
+    def read(
+        self, part: str, name: str, load: Callable[[], _Value], optional: bool = False
+    ) -> _Value | None:
+        """What ``load`` makes of the file ``name``; ``None`` and a sentence where it cannot, or
+        where the file is not there and should be.
+        """
+        if not (self.path / name).is_file():
+            if not optional:
+                self.lacks(part)
+            return None
         try:
-            return read()
+            return load()
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "top level"
             why = first["msg"].removeprefix("Value error, ")
             self.note(part, f"{name} is not as expected: {where}: {why}.")
-        except pa.ArrowException as error:
+        except (ValueError, OSError, RecursionError, *_UNREADABLE) as error:
             self.note(part, f"{name} could not be read: {one_line(error).rstrip('.')}.")
-        except (ValueError, OSError, RecursionError) as error:
-            self.note(part, f"{name} could not be read: {one_line(error)}.")
-        return None
-
-    def read(self, part: str, name: str, kind: Any) -> Any:
-        """A JSON file, where it is there; where it should be, that it is not is noted."""
-        if (self.path / name).is_file():
-            return self.attempt(part, name, lambda: self.json(name, kind))
-        if part in _ABSENT:
-            self.lacks(part)
         return None
 
     def lacks(self, part: str) -> None:
         name, meaning = _ABSENT[part]
-        joint = ", " if part == "config" else ": "
         self.absent.add(part)
-        self.note(part, f"{name} is not in the run folder{joint}{meaning}.")
+        self.note(part, f"{name} is not in the run folder: {meaning}.")
 
     def config(self) -> tuple[str, dict[str, Any]]:
-        name = "config.yaml"
-        if not (self.path / name).is_file():
-            self.lacks("config")
-            return "", {}
-        try:
-            text = clean(self.text(name))
-            tree = redacted(clean(yaml.safe_load(text)))
-        except (yaml.YAMLError, OSError, RecursionError) as error:
-            self.note("config", f"{name} could not be read: {one_line(error)}.")
-            return "", {}
+        text = clean(self.text("config.yaml"))
+        tree = redacted(clean(yaml.safe_load(text)))
         if not isinstance(tree, dict):
-            self.note("config", f"{name} holds no keys and values.")
+            self.note("config", "config.yaml holds no keys and values.")
             tree = {}
         return without_places(text), without_places(tree)
 
@@ -208,7 +212,7 @@ class _Folder:
         files = sorted(self.path.glob(Detection.FILE))
         for file in files:
             name = clean(str(file.relative_to(self.path)))
-            if (found := self.read("detection", name, Detection)) is not None:
+            if (found := self.json("detection", name, Detection)) is not None:
                 called = {"name": found.name or clean(file.parent.name)}
                 samples = sorted((file.parent / "samples").glob("*.parquet"))
                 yield found.model_copy(update=called), read_examples(samples, found.domains)
@@ -216,46 +220,33 @@ class _Folder:
             self.lacks("detection")
 
     def adjustments(self) -> tuple[Adjustment, ...]:
-        name, part = Adjustment.FILE, "adjustments"
-        if not (self.path / name).is_file():
-            self.lacks(part)
-            return ()
+        part, name, cut = "adjustments", Adjustment.FILE, 0
         # one stage ends with the step that the next begins with
         found: dict[tuple[int, str | None], Adjustment] = {}
-        unreadable = 0
         for line in filter(str.strip, self.text(name).split("\n")):
             try:
                 one = Adjustment.model_validate(clean(json.loads(line)))
-            except (ValueError, RecursionError):
-                unreadable += 1
-            else:
                 found[one.step, one.stage] = one
-        if unreadable:
-            cut = "(a line may have been cut off while written)"
-            self.note(
-                part, f"{name}: {unreadable} line(s) could not be read and are left out {cut}."
-            )
+            except (ValueError, RecursionError):
+                cut += 1
+        if cut:
+            why = "left out (a line may have been cut off while written)"
+            self.note(part, f"{name}: {cut} line(s) could not be read and are {why}.")
         elif not found:
             self.note(part, f"{name} is empty: nothing has been measured yet.")
         return tuple(sorted(found.values(), key=lambda one: one.step))
 
-    def sweep(self) -> Sweep | None:
-        name = Sweep.FILE
-        if not (self.path / name).is_file():
-            return None
-        found = self.attempt("sweep", name, lambda: _sweep(self.path / name))
-        if found is None:
-            return None
+    def sweep(self) -> Sweep:
+        found = _sweep(self.path / Sweep.FILE)
         if not found.trials:
-            self.note("sweep", f"{name} holds no trials.")
-        front = self.read("sweep", Sweep.FRONT, list[dict[str, Any]])
+            self.note("sweep", f"{Sweep.FILE} holds no trials.")
+        front = self.json("sweep", Sweep.FRONT, list[dict[str, Any]], optional=True)
         if not (self.path / Sweep.FRONT).is_file():
             unmarked = "so the trials that no other beats are not marked"
             self.note("sweep", f"{Sweep.FRONT} is not in the run folder, {unmarked}.")
         names = tuple(str(one.get("trial")) for one in front or ())
-        return found.model_copy(
-            update={"front": names, "written": (self.path / Sweep.BEST).is_file()}
-        )
+        written = (self.path / Sweep.BEST).is_file()
+        return found.model_copy(update={"front": names, "written": written})
 
 
 def read_run(folder: Path, baseline: bool = True) -> RunData:
@@ -269,29 +260,26 @@ def read_run(folder: Path, baseline: bool = True) -> RunData:
         raise UserError(
             f"{folder}: no such run folder; name the folder that holds the run's config.yaml"
         )
-    files, where = _Folder(folder), clean(shown(folder))
-    config_text, config = files.config()
+    files, where, own = _Folder(folder), clean(shown(folder)), clean(str(folder.resolve()))
+    config_text, config = files.read("config", "config.yaml", files.config) or ("", {})
     parts: dict[str, Any] = {
-        "counts": files.read("data", Counts.FILE, Counts),
-        "reference": files.read("reference", Reference.FILE, Reference),
-        "evaluation": files.read("evaluation", Evaluation.FILE, Evaluation),
-        "timings": files.read("timings", Timings.FILE, Timings),
-        "failed": files.read("failed", f"detection/{FAILED}", dict[str, str]) or {},
-        "unmeasured": files.read("unmeasured", f"evaluation/{FAILED}", dict[str, str]) or {},
-        "adjustments": files.adjustments(),
-        "sweep": files.sweep(),
-        "study": tuple(files.read("study", StudyTable.FILE, list[StudyTable]) or ()),
-        "replay": files.read("replay", Replay.FILE, Replay),
+        "counts": files.json("data", Counts.FILE, Counts),
+        "reference": files.json("reference", Reference.FILE, Reference),
+        "adjustments": files.read("adjustments", Adjustment.FILE, files.adjustments) or (),
+        "evaluation": files.json("evaluation", Evaluation.FILE, Evaluation),
+        "timings": files.json("timings", Timings.FILE, Timings),
+        "sweep": files.read("sweep", Sweep.FILE, files.sweep, optional=True),
+        "study": tuple(files.json("study", StudyTable.FILE, list[StudyTable], True) or ()),
+        "replay": files.json("replay", Replay.FILE, Replay, optional=True),
     }
+    for part, told in (("detection", "failed"), ("evaluation", "unmeasured")):
+        parts[told] = files.json(part, f"{part}/{FAILED}", dict[str, str], optional=True) or {}
     detected = list(files.detections())
-    for broken, part in (("failed", "detection"), ("unmeasured", "evaluation")):
-        if broken in files.problems:
-            files.note(part, files.problems.pop(broken))
     name = config.get("run")
     beside, called = _beside(folder) if baseline else (folder, "")
     run = RunData(
-        name=name if isinstance(name, str) and name else clean(folder.resolve().name),
-        place=where if "://" in where else "/".join(clean(str(folder.resolve())).split("/")[-2:]),
+        name=name if isinstance(name, str) and name else own.rpartition("/")[2],
+        place=where if "://" in where else "/".join(own.split("/")[-2:]),
         config_text=config_text,
         config=config,
         detections=tuple(found for found, _ in detected),
@@ -302,8 +290,7 @@ def read_run(folder: Path, baseline: bool = True) -> RunData:
         baseline_name=called,
         **parts,
     )
-    object.__setattr__(run, "domains", _domain_order(run))
-    return run
+    return replace(run, domains=_domain_order(run))
 
 
 def _beside(folder: Path) -> tuple[Path, str]:
@@ -323,12 +310,11 @@ def _beside(folder: Path) -> tuple[Path, str]:
 def _sweep(file: Path) -> Sweep:
     table = pq.ParquetFile(pa.BufferReader(file.read_bytes())).read()
     rows = [without_places(clean(row)) for row in table.to_pylist()]
-    names = [clean(name) for name in table.column_names]
-    known = (*OBJECTIVES, "score")
-    keys = tuple(one for one in names if one not in ("trial", *known, "pruned_at", "error"))
-    objectives = tuple(name for name in known if name in names)
+    names, known, about = clean(table.column_names), (*OBJECTIVES, "score"), _TRIAL
+    keys = [one for one in names if one not in (*known, *about)]
+    objectives = [name for name in known if name in names]
     trials = [
-        {one: row.get(one) for one in ("trial", "pruned_at", "error")}
+        {one: row.get(one) for one in about}
         | {"changes": {key: row[key] for key in keys if row[key] is not None}}
         | {"objectives": {name: row[name] for name in objectives}}
         for row in rows
@@ -339,12 +325,14 @@ def _sweep(file: Path) -> Sweep:
 def _domain_order(run: RunData) -> tuple[str, ...]:
     """Configured order first: a domain keeps its colour from chart to chart and from run to run."""
     configured = run.config.get("domains")
-    names = [str(name) for name in configured] if isinstance(configured, dict) else []
-    names += run.counts.domains if run.counts else []
-    names += [name for found in run.detections for name in found.domains]
-    for adjustment in (*run.adjustments[:1], *run.adjustments[-1:]):
-        names += [*adjustment.share, *adjustment.loss]
-    names += run.reference.domains if run.reference else []
-    names += [result.domain for result in run.results]
-    names += run.replay.domains if run.replay else []
-    return tuple(dict.fromkeys(names))
+    ends = (*run.adjustments[:1], *run.adjustments[-1:])
+    places: list[Iterable[Any]] = [
+        configured if isinstance(configured, dict) else (),
+        run.counts.domains if run.counts else (),
+        *(found.domains for found in run.detections),
+        *(names for one in ends for names in (one.share, one.loss)),
+        run.reference.domains if run.reference else (),
+        (result.domain for result in run.results),
+        run.replay.domains if run.replay else (),
+    ]
+    return tuple(dict.fromkeys(str(name) for names in places for name in names))

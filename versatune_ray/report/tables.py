@@ -6,11 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from versatune_ray.report.read import RunData
-from versatune_ray.report.writing import ABSENT
+from versatune_ray.report.writing import ABSENT, change, count
 
-MOST_ROWS = 60
 STEADY = 0.0005  # a relative change that reads as 0.0 %, or nearly
-_NOTHING = ("", "0", ABSENT)
 
 
 @dataclass(frozen=True)
@@ -36,45 +34,34 @@ class Table:
     caption: str
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
-    groups: tuple[tuple[str, int], ...] = ()
+    groups: Sequence[tuple[str, int]] = ()
     total: tuple[Cell, ...] = ()
     words: bool = False
 
 
-Given = Cell | str | None
+Given = Cell | str | int | None
 
 
 def table(
     caption: str,
     head: Sequence[str],
-    rows: Iterable[Sequence[Given]],
+    rows: Iterable[Iterable[Given]],
     *,
     groups: Sequence[tuple[str, int]] = (),
-    total: Sequence[Given] = (),
+    total: Iterable[Given] = (),
     words: bool = False,
-    sparse: bool = False,
 ) -> Table | None:
-    """A table of cells, texts and ``None`` (a dash); without rows, none. A ``sparse`` one leaves
-    out the columns that hold nothing but zeros and dashes.
-    """
-    made = [_cells(row) for row in rows]
-    if not made:
-        return None
-    last, kept = _cells(total), list(range(len(head)))
-    if sparse:
-        kept = [k for k in kept if not k or any(row[k].text not in _NOTHING for row in made)]
-    return Table(
-        caption,
-        tuple(head[k] for k in kept),
-        tuple(tuple(row[k] for k in kept) for row in made),
-        tuple(groups),
-        tuple(last[k] for k in kept) if last else (),
-        words,
-    )
+    """A table of cells, texts, whole numbers and ``None`` (a dash); without rows, none."""
+
+    def cells(row: Iterable[Given]) -> tuple[Cell, ...]:
+        return tuple(one if isinstance(one, Cell) else Cell(_text(one)) for one in row)
+
+    made = tuple(cells(row) for row in rows)
+    return Table(caption, tuple(head), made, groups, cells(total), words) if made else None
 
 
-def _cells(row: Sequence[Given]) -> list[Cell]:
-    return [one if isinstance(one, Cell) else Cell(ABSENT if one is None else one) for one in row]
+def _text(given: str | int | None) -> str:
+    return ABSENT if given is None else given if isinstance(given, str) else count(given)
 
 
 def domain_cell(run: RunData, name: str) -> Cell:
@@ -82,13 +69,15 @@ def domain_cell(run: RunData, name: str) -> Cell:
     return Cell(name, swatch=run.index(name))
 
 
-def tone(change: float | None, *, clear: bool = True, loss: bool = False) -> str:
-    """``better`` or ``worse``; nothing for a change that is none or not ``clear``. Of a ``loss``,
-    less is better, and a change that would read as 0.0 % is none.
-    """
-    if change is None or abs(change) <= STEADY * loss or not change or not clear:
-        return ""
-    return "better" if (change < 0) == loss else "worse"
+def loss_change(value: float | None) -> Cell:
+    """A relative change of a loss: less is better, what reads as 0.0 % is neither."""
+    moved = value if value and abs(value) > STEADY else 0.0
+    return Cell(change(value), tone=tone(-moved))
+
+
+def tone(gain: float) -> str:
+    """Of a change for the better (above 0) or the worse."""
+    return "better" if gain > 0 else "worse" if gain < 0 else ""
 
 
 def evenly(total: int, most: int) -> Sequence[int]:
