@@ -161,8 +161,16 @@ def test_a_killed_worker_costs_no_decision_and_repeats_none(
     assert lines(whole, "killed-worker") == lines(whole)
 
 
+def test_without_ray_the_bits_are_the_same(measured: dict[str, Any], whole: Path) -> None:
+    given = written(measured, whole, "forked")
+    log = whole / "forked.log"
+    assert start_ranks(alone, *given, log=log) == [0, 0], log.read_text()
+    assert lines(whole, "forked") == lines(whole)
+    assert weights(whole, "forked") == weights(whole)
+
+
+@pytest.mark.slow  # as the test above, by the launcher itself
 def test_torchrun_gives_the_same_bits(measured: dict[str, Any], whole: Path) -> None:
-    """Without Ray."""
     config = written(measured, whole, "two")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
