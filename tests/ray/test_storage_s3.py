@@ -211,7 +211,7 @@ def test_a_job_on_machines_without_a_shared_disk_gives_the_same_numbers(
         bucket.read("two/test/finetune/model/model.safetensors")
         == (expected / "model" / "model.safetensors").read_bytes()
     )
-    stores = [name for name in bucket.files("two/.cache/tokens") if name.endswith("/tokens.npy")]
+    stores = [name for name in bucket.files("two/.cache/tokens") if name.endswith(".tokens.npy")]
     assert len(stores) == len(NAMES)
     for name in stores:  # by two workers that measure references and two that train
         assert bucket.reads[name] == 1, bucket.reads

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -283,6 +284,32 @@ def test_workers_open_the_same_split_from_paths(tmp_path: Path) -> None:
         "law": (2, 1),
         "code": (2, 1),
     }
+
+
+def test_a_split_of_many_records_is_made_once_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, place = import_module("versatune_ray.domains.split"), tmp_path / "cache" / "tokens"
+    store(place / "s", [1, QUARTER, 2 * QUARTER, 2 * QUARTER])
+    store(place / "v", [8], bad=1)
+    paths = {
+        "law": DomainPaths(place / "s", None),
+        "code": DomainPaths(place / "s", place / "v"),
+    }
+    expected = load_domains(paths, Data(validation_fraction=0.25))
+    assert not (tmp_path / "cache" / "splits").exists()
+    monkeypatch.setattr(module, "_MANY", 0)
+    load_domains(paths, Data(validation_fraction=0.25))
+    other = load_domains(paths, Data(validation_fraction=0.25, max_train=1))
+    assert len(other["code"].train) == 1
+    monkeypatch.setattr(module, "split", None)
+    found = load_domains(paths, Data(validation_fraction=0.25))
+    for name, domain in expected.items():
+        assert found[name].train.indices.tolist() == domain.train.indices.tolist()
+        assert found[name].validation.hashes.tolist() == domain.validation.hashes.tolist()
+        assert (found[name].counts, found[name].account) == (domain.counts, domain.account)
+        assert found[name].train.indices.dtype == np.uint32
+        assert found[name].train.lengths.tolist() == domain.train.lengths.tolist()
 
 
 def test_records_that_ask_the_same_are_on_one_side(tmp_path: Path) -> None:

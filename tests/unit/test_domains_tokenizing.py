@@ -8,8 +8,6 @@ import gzip
 import json
 import os
 import pickle
-from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from versatune_ray.domains import (
     tasks,
 )
 from versatune_ray.domains.encoding import Encoding, Item
+from versatune_ray.domains.shards import Shard
 from versatune_ray.domains.tokenizing import build_stores
 from versatune_ray.errors import UserError
 from versatune_ray.settings.loading import parse
@@ -198,19 +197,21 @@ def test_tables_between_tasks_carry_what_lists_in_one_process_do(
     ]
     (source,) = expand(lines(tmp_path / "law.jsonl", rows), "key")
     encoding = Encoding(tokenizer, PLAIN_TEMPLATE, False, 24, "cut")
-    (alone,) = tasks.alone([Item(3, 0, source, Rules())], encoding)
+    (alone,) = tasks.alone(
+        [Shard(3, tmp_path / "alone", 0, (Item(3, 0, source, Rules()),))], encoding
+    )
     for apart in (False, True):
         item = Item(3, 0, source, Rules(), apart=apart)
-        table = pa.Table.from_pydict({"work": [pickle.dumps((item, None))]})
+        shard = Shard(3, tmp_path / str(apart), 0, (item,))
+        table = pa.Table.from_pydict({"work": [pickle.dumps((shard, None))]})
         (read,) = tasks._read_apart(table)
-        (found,) = tasks._encode(read, encoding)
-        ours = pickle.loads(found["part"][0].as_py())
-        for name, column in ours.good._asdict().items():
-            assert column.tolist() == getattr(alone.good, name).tolist(), name
-        assert replace(ours, good=None) == replace(alone, good=None)
-    assert ours.good.weights.tolist() == [0.5, 1, 1]
-    assert ours.bad == [(2, "no answer (completion is empty)")]
-    assert sorted(ours.accounts) == ["", '["prompt/completion", ["id"], []]', '["text", [], []]']
+        (found,) = tasks._write(read, encoding)
+        store, report = pickle.loads(found["report"][0].as_py())
+        assert store == alone[0] == 3
+        same = set(report) - {"name", "plan"}
+        assert {name: report[name] for name in same} == {name: alone[1][name] for name in same}
+    assert report["bad_examples"] == [(0, 2, "no answer (completion is empty)")]
+    assert report["account"]["shapes"] == {"prompt/completion": 1, "text": 1}
 
 
 def test_sources_are_read_again_when_their_files_change_and_known_by_their_records(
@@ -235,18 +236,16 @@ def test_sources_are_read_again_when_their_files_change_and_known_by_their_recor
     assert found().key != first.key
 
 
-def test_a_store_of_the_version_before_is_found_by_its_content_once(
-    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+def test_a_store_of_the_version_before_is_made_again_and_that_is_said(
+    tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     law, cache = lines(tmp_path / "law.jsonl", asked(0, 9)), tmp_path / "cache"
-    tree: dict[str, Any] = {"model": {"path": "unused"}, "domains": {"law": law, "b": law}}
-    before = parse(tree | {"data": {"fingerprint": "content"}})
-    args = (before.domains, tokenizer, cache)
-    old = build_stores(before, *args, distributed=False)["law"]
-    meta = json.loads((old.train / "meta.json").read_text())
-    del meta["identity"]
-    (old.train / "meta.json").write_text(json.dumps(meta))
-    assert old.key == [old.train.name, None]
-    assert build_stores(parse(tree), *args, distributed=False)["law"] == old
-    monkeypatch.setattr(import_module("versatune_ray.domains.fingerprint"), "open_file", None)
-    assert build_stores(parse(tree), *args, distributed=False)["law"] == old
+    config = parse({"model": {"path": "unused"}, "domains": {"law": law, "b": law}})
+    old = cache / "tokens" / "old"
+    old.mkdir(parents=True)
+    (old / "meta.json").write_text(json.dumps({"format": 2, "inputs": [f"{law}:"]}))
+    for said in (2, 0):  # once for each domain
+        found = build_stores(config, config.domains, tokenizer, cache, distributed=False)
+        out = capsys.readouterr().out
+        assert out.count("is of an earlier version: it is made again") == said
+    assert found["law"].train != old

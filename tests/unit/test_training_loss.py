@@ -71,11 +71,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[DomainData]:
             for part in range(2)
         ]
         for store in stores:
-            mask = np.load(store / "mask.npy")
             offsets = np.load(store / "offsets.npy")
+            bits = np.load(store / "00000.mask.npy")
+            mask = np.unpackbits(bits, count=offsets[-1], bitorder="little").astype(np.bool_)
             mask &= rng.random(len(mask)) < 0.7
             mask[offsets[1:] - 1] = True
-            np.save(store / "mask.npy", mask)
+            np.save(store / "00000.mask.npy", np.packbits(mask, bitorder="little"))
             np.save(
                 store / "response_tokens.npy", np.add.reduceat(mask.astype(np.int64), offsets[:-1])
             )

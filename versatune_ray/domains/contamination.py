@@ -101,10 +101,9 @@ def contaminated(store: TokenStore, asked: Asked) -> tuple[NDArray[np.bool_], ND
     offsets, found = store.offsets, []
     first = 0
     while first < len(store):
-        # as many whole records as a chunk has room for, at least one
-        last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + _CHUNK, "right")) - 1)
-        start, end = int(offsets[first]), int(offsets[last])
-        runs = grams(store.flat_tokens[start:end].astype(np.int64))
+        last, tokens = store.run(first, _CHUNK)
+        start = int(offsets[first])
+        runs = grams(tokens.astype(np.int64))
         places = np.flatnonzero(np.isin(runs, asked.grams)) + start
         record = np.searchsorted(offsets, places, "right") - 1
         within = places + GRAM <= offsets[record + 1]

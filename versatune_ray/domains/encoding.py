@@ -49,6 +49,7 @@ class Encoding:
 class Item:
     """One input of a store, or a range of it, and how its records are read. apart: it is read by
     one task and encoded by others. breaks: it would have ranges, but for line breaks in fields.
+    size: in bytes, as far as it is known.
     """
 
     store: int
@@ -58,6 +59,7 @@ class Item:
     part: Range | None = None
     apart: bool = False
     breaks: bool = False
+    size: int = 0
 
 
 class Read(NamedTuple):

@@ -9,44 +9,31 @@ from typing import Any
 
 from versatune_ray.domains.fingerprint import By, fingerprint
 from versatune_ray.domains.spec import Input
-from versatune_ray.runs.cache import have, key_of, write_json
+from versatune_ray.domains.store import STORE_FORMAT
+from versatune_ray.runs.cache import key_of
 from versatune_ray.runs.folder import say
-from versatune_ray.runs.storage import bring, fetch, here, push
+from versatune_ray.runs.storage import bring, fetch, here
 
 
 def store_folder(
     cache: Path, parts: Mapping[str, Any], inputs: Sequence[Input], by: By, key: str
 ) -> Path:
-    """The folder that keeps, or is to keep, the store of ``inputs``.
-
-    Before stores were found by their files they were found by their content: where the cache has
-    one of these inputs from then, their content is read once, and it is used if that is the same.
+    """The folder that keeps, or is to keep, the store of ``inputs``. Where there is one of an
+    earlier version of this program, it is said that it is made again.
 
     Args:
         parts: all that decides what becomes of the records. key: of the configuration, for people.
     """
     place = (cache / "tokens").absolute()
     folder = place / key_of({**parts, by: fingerprint(inputs, by)})
-    if by == "content" or have(folder):
-        return folder
-    note = folder.with_name(f"{folder.name}.same.json")
-    if bring(note):
-        same = place / str(json.loads(here(note).read_text(encoding="utf-8"))["store"])
-        if have(same):
-            return same
-    elif _from_before(here(place), inputs):
-        say("data", f"reads the sources of {key} once, to know the store of an earlier version")
-        same = place / key_of({**parts, "content": fingerprint(inputs, "content")})
-        if have(same):
-            write_json(here(note), {"store": same.name})
-            push(here(note))
-            return same
+    if not bring(folder) and _from_before(here(place), inputs):
+        say("data", f"the token store of {key} is of an earlier version: it is made again")
     return folder
 
 
 def identity(folder: Path) -> str:
-    """What a store is known by: a digest of its records, whatever the files were called; of one
-    from before stores had it, the name of its folder.
+    """What a store is known by: a digest of its records, whatever the files were called; of a
+    folder that is none, its name.
     """
     meta = fetch(folder) / "meta.json"
     found = json.loads(meta.read_text(encoding="utf-8")) if meta.is_file() else {}
@@ -54,13 +41,13 @@ def identity(folder: Path) -> str:
 
 
 def _from_before(place: Path, inputs: Sequence[Input]) -> bool:
-    """Whether there is a store of inputs of these names that was found by its content."""
+    """Whether there is a store of inputs of these names in another format."""
     names = [source.prefix for source in inputs]
     for file in place.glob("*/meta.json"):
         try:
             meta = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):  # told by whoever needs that store
             continue
-        if "identity" not in meta and meta.get("inputs") == names:
+        if meta.get("format") != STORE_FORMAT and meta.get("inputs") == names:
             return True
     return False

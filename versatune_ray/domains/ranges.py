@@ -23,8 +23,9 @@ from versatune_ray.domains.spec import Input, reason_of
 from versatune_ray.domains.tables import ParquetRange
 from versatune_ray.errors import UserError
 
-STEP = 8 << 20  # bytes of a range at least: a few seconds of tokenising
-_MOST = 4096  # ranges of all inputs together, about
+STEP = 8 << 20  # bytes of a range, and of a shard, at least: a few seconds of tokenising
+_LARGEST = 4 << 30  # of a shard: what object stores take without trouble, and a task in an hour
+_MOST = 1024  # ranges of all inputs of a store together, about, so that all CPUs have work
 _HEAD = 256 << 10  # bytes that are looked at before a file is split
 _BUFFER = 1 << 20
 BREAKS = "has line breaks within fields"
@@ -52,8 +53,10 @@ def size_of(source: Input) -> int | None:
 
 
 def step_for(total: int) -> int:
-    """Bytes of a range where all inputs together have ``total``: nothing else decides it."""
-    return max(STEP, total // _MOST)
+    """Bytes of a range where all inputs of a store together have ``total``: nothing else decides
+    it. From a terabyte on they are between one and four GiB.
+    """
+    return min(_LARGEST, max(STEP, total // _MOST))
 
 
 def ranges(source: Input, size: int, step: int) -> list[Range]:

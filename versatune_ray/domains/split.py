@@ -8,6 +8,7 @@ for.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,10 +21,13 @@ from numpy.typing import NDArray
 from versatune_ray.domains.keys import identity
 from versatune_ray.domains.store import Records, TokenStore
 from versatune_ray.errors import UserError
+from versatune_ray.runs.cache import cached, write_json
 from versatune_ray.runs.storage import fetch
 from versatune_ray.settings import Data
 
 Indices = NDArray[np.int64]
+_FORMAT = 1  # of a split that is kept
+_MANY = 1 << 20  # records whose split takes longer than a moment, and memory in every worker
 _GENERAL = 10  # records that ask the same and are still taken for duplicates
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
@@ -80,7 +84,9 @@ def longest(data: DomainData) -> int:
 
 
 def load_domains(paths: Mapping[str, DomainPaths], data: Data) -> dict[str, DomainData]:
-    """Open the stores and split them: what every worker does, with the same result everywhere."""
+    """Open the stores and split them: what every worker does, with the same result everywhere. Of
+    many records the split is kept in the cache that the stores are in, for all who need it.
+    """
     stores = {
         name: DomainStores(
             TokenStore(path.train),
@@ -90,7 +96,33 @@ def load_domains(paths: Mapping[str, DomainPaths], data: Data) -> dict[str, Doma
         )
         for name, path in paths.items()
     }
-    return split(stores, data)
+    folders = {path.train.parent for path in paths.values()}
+    records = sum(len(one.train) + len(_validation_store(one)) for one in stores.values())
+    if records < _MANY or len(folders) > 1:
+        return split(stores, data)
+
+    def build(work: Path) -> None:
+        said = {}
+        for number, (name, found) in enumerate(split(stores, data).items()):
+            for side in ("train", "validation"):
+                indices = getattr(found, side).indices
+                small = indices.max() < 1 << 32
+                np.save(work / f"{number}.{side}.npy", indices.astype("u4" if small else "i8"))
+            said[name] = [found.counts, found.account]
+        write_json(work / "domains.json", said)
+
+    parts = {name: [path.key, data.split(name)] for name, path in paths.items()}
+    (place,) = folders
+    kept, _ = cached(place.parent, "splits", {"format": _FORMAT, "domains": parts}, build)
+    said = json.loads((kept / "domains.json").read_text(encoding="utf-8"))
+    result = {}
+    for number, (name, one) in enumerate(stores.items()):
+        train, held_out = (
+            Records(store, np.load(kept / f"{number}.{side}.npy", mmap_mode="r").view(np.ndarray))
+            for side, store in (("train", one.train), ("validation", _validation_store(one)))
+        )
+        result[name] = DomainData(name, train, held_out, *said[name])
+    return result
 
 
 def split(domains: Mapping[str, DomainStores], data: Data) -> dict[str, DomainData]:

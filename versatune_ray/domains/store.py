@@ -1,20 +1,22 @@
 """The token store of one list of sources: flat arrays on disk, written once, memory-mapped by every
-worker.
+worker; tokens in shards, which a machine brings as it needs them.
 
 | file | content |
 |---|---|
-| ``tokens.npy``, ``mask.npy`` | int32 and bool, all records one after another; the mask is true
-where a token carries loss |
-| ``offsets.npy`` | int64, n + 1: record i is ``[offsets[i], offsets[i + 1])`` |
+| ``NNNNN.tokens.npy`` | int32: a shard's records one after another |
+| ``NNNNN.mask.npy`` | a bit of each of its tokens, the lowest of a byte first: set where a token
+carries loss |
+| ``offsets.npy`` | int64, n + 1: record i is ``[offsets[i], offsets[i + 1])`` of all tokens |
 | ``hashes.npy`` | uint64, n: content hash, equal for duplicates |
 | ``prompts.npy`` | uint64, n: hash of what is asked, equal for records that ask the same |
 | ``response_tokens.npy``, ``response_bytes.npy`` | int64, n: tokens that carry loss, and UTF-8
 bytes of the answers they spell |
 | ``locations.npy`` | int64, n × 2: input (index into ``inputs`` of the meta file) and line or row |
 | ``weights.npy`` | float32, n: what a record's loss counts, 1 unless it says otherwise |
-| ``meta.json`` | inputs, settings, ``identity`` (see ``keys``), and the counts: ``read = kept +
-Σ bad + Σ left_out``; ``cut`` and ``over_long_kept`` are part of ``kept``; a text that is cut into
-rows counts once for each; ``shapes`` and ``unused_fields`` count records |
+| ``meta.json`` | inputs, settings, ``shards`` (name, records, tokens), ``identity`` (see ``keys``;
+it does not depend on the shards), and the counts: ``read = kept + Σ bad + Σ left_out``; ``cut`` and
+``over_long_kept`` are part of ``kept``; a text that is cut into rows counts once for each;
+``shapes`` and ``unused_fields`` count records |
 
 A folder that exists is complete: it is written beside its place and moved there in one step.
 """
@@ -22,8 +24,10 @@ A folder that exists is complete: it is written beside its place and moved there
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +35,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from versatune_ray.domains.spec import Input
-from versatune_ray.runs.storage import fetch
+from versatune_ray.runs.names import inside
+from versatune_ray.runs.storage import fetch, take
 
 # part of every cache key: raise it whenever the same records would give other files
-STORE_FORMAT = 2
+STORE_FORMAT = 3
 
+TOKENS, MASK = "{}.tokens.npy", "{}.mask.npy"  # by the name of a shard
 COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
-    "tokens": ("<i4", ()),
-    "mask": ("|b1", ()),
     "offsets": ("<i8", ()),
     "hashes": ("<u8", ()),
     "prompts": ("<u8", ()),
@@ -60,6 +64,7 @@ class TokenStore:
         self.meta: dict[str, Any] = json.loads(
             (self.folder / "meta.json").read_text(encoding="utf-8")
         )
+        self._open: dict[tuple[str, int], NDArray[Any]] = {}
         if self.meta["format"] != STORE_FORMAT:
             raise ValueError(
                 f"{self.folder}: token store of format {self.meta['format']}, expected "
@@ -74,15 +79,26 @@ class TokenStore:
 
     def tokens(self, index: int) -> NDArray[np.int32]:
         """Token ids of record ``index``, int32[L], a view of the mapped file."""
-        offsets = self.offsets
-        return self.flat_tokens[offsets[index] : offsets[index + 1]]
+        shard, start, end = self._where(index)
+        return self._mapped(TOKENS, shard)[start:end]
 
     def mask(self, index: int) -> NDArray[np.bool_]:
-        """True where a token of record ``index`` carries loss, bool[L], a view of the mapped
-        file.
+        """True where a token of record ``index`` carries loss, bool[L]."""
+        shard, start, end = self._where(index)
+        packed = self._mapped(MASK, shard)[start >> 3 : (end + 7) >> 3]
+        bits = np.unpackbits(packed, bitorder="little")[start & 7 :][: end - start]
+        return bits.view(np.bool_)
+
+    def run(self, first: int, most: int) -> tuple[int, NDArray[np.int32]]:
+        """The tokens of records from ``first`` on, int32, and the record after them: as many whole
+        records of one shard as ``most`` tokens have room for, at least one.
         """
-        offsets = self.offsets
-        return self._mask[offsets[index] : offsets[index + 1]]
+        shard, start, _ = self._where(first)
+        there = self._firsts[shard + 1] if shard + 1 < len(self._firsts) else len(self)
+        fits = int(np.searchsorted(self.offsets, self.offsets[first] + most, "right")) - 1
+        last = min(there, max(first + 1, fits))
+        length = int(self.offsets[last] - self.offsets[first])
+        return last, self._mapped(TOKENS, shard)[start : start + length]
 
     @cached_property
     def inputs(self) -> NDArray[np.int64]:
@@ -140,45 +156,59 @@ class TokenStore:
         return self._load("weights")
 
     @cached_property
-    def flat_tokens(self) -> NDArray[np.int32]:
-        """The tokens of all records, one after another, int32."""
-        return self._load("tokens")
-
-    @cached_property
-    def _mask(self) -> NDArray[np.bool_]:
-        return self._load("mask")
-
-    @cached_property
     def _locations(self) -> NDArray[np.int64]:
         return self._load("locations")
 
+    @cached_property
+    def _firsts(self) -> list[int]:
+        """The first record of each shard."""
+        return [0, *accumulate(records for _, records, _ in self.meta["shards"])][:-1]
+
+    @cached_property
+    def _begins(self) -> list[int]:
+        """The first token of each shard."""
+        return [0, *accumulate(tokens for _, _, tokens in self.meta["shards"])][:-1]
+
+    def _where(self, index: int) -> tuple[int, int, int]:
+        """The shard of a record, and its tokens ``[start, end)`` there."""
+        shard = bisect_right(self._firsts, index) - 1
+        begin = self._begins[shard]
+        return shard, int(self.offsets[index]) - begin, int(self.offsets[index + 1]) - begin
+
+    def _mapped(self, file: str, shard: int) -> NDArray[Any]:
+        found = self._open.get((file, shard))
+        if found is None:
+            name = file.format(self.meta["shards"][shard][0])
+            found = self._open[file, shard] = _map(take(inside(self.folder, name)))
+        return found
+
     def _load(self, name: str) -> NDArray[Any]:
-        mapped: NDArray[Any] = np.load(
-            self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False
-        )
-        return mapped.view(np.ndarray)  # slicing np.memmap itself costs several times as much
+        return _map(self.folder / f"{name}.npy")
+
+
+def _map(file: Path) -> NDArray[Any]:
+    mapped: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+    return mapped.view(np.ndarray)  # slicing np.memmap itself costs several times as much
 
 
 class Records:
-    """Some records of a store, in the order of ``indices`` (int64[n]). Pickles as path and
-    indices.
+    """Some records of a store, in the order of ``indices`` (integers [n], perhaps mapped from a
+    file). Pickles as path and indices.
     """
 
-    def __init__(self, store: TokenStore, indices: NDArray[np.int64]) -> None:
+    def __init__(self, store: TokenStore, indices: NDArray[Any]) -> None:
         self.store = store
-        self.indices = np.asarray(indices, np.int64)
+        self.indices = indices
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """``(tokens int32[L], mask bool[L])`` of the record at ``index`` of this view, as views of
-        the mapped files.
-        """
+        """``(tokens int32[L], mask bool[L])`` of the record at ``index`` of this view."""
         record = int(self.indices[index])
         return self.store.tokens(record), self.store.mask(record)
 
-    def __reduce__(self) -> tuple[type[Records], tuple[TokenStore, NDArray[np.int64]]]:
+    def __reduce__(self) -> tuple[type[Records], tuple[TokenStore, NDArray[Any]]]:
         return Records, (self.store, self.indices)
 
     def location(self, index: int) -> str:

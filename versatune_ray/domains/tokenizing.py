@@ -1,41 +1,34 @@
 """Records of all domains → token stores, in one Ray Data execution over whatever is not cached yet.
 
-Tasks read and encode (see ``tasks``); the driver appends what they return, in order, and holds a
-few blocks at a time. Sources must be readable from every node (a shared folder or a URI);
-token stores are written by the driver alone.
+Tasks read, encode and write shards of them (see ``tasks``); the driver makes a store of its shards
+once they are there. A job that was ended goes on with those that it finished. Sources and storage
+must be seen by every node: shared folders, or URIs.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
-from operator import attrgetter
+from operator import itemgetter
 from pathlib import Path
 
-import numpy as np
-
 from versatune_ray.domains import chat, records
-from versatune_ray.domains.blocks import Part
-from versatune_ray.domains.encoding import Encoding
+from versatune_ray.domains.encoding import Encoding, Item
 from versatune_ray.domains.example import tolerating
 from versatune_ray.domains.keys import store_folder
 from versatune_ray.domains.ranges import BREAKS, size_of
 from versatune_ray.domains.readers import remarks
+from versatune_ray.domains.shards import finish
 from versatune_ray.domains.spec import Input, expand
 from versatune_ray.domains.split import DomainPaths
-from versatune_ray.domains.store import (
-    STORE_FORMAT,
-    TokenStore,
-)
-from versatune_ray.domains.store_writer import TokenStoreWriter
-from versatune_ray.domains.tasks import alone, by_ray, items
+from versatune_ray.domains.store import STORE_FORMAT, TokenStore
+from versatune_ray.domains.tasks import alone, by_ray, items, shards
 from versatune_ray.errors import UserError
-from versatune_ray.runs.cache import have, held
+from versatune_ray.runs.cache import held
 from versatune_ray.runs.folder import say
+from versatune_ray.runs.storage import bring
 from versatune_ray.settings import Config, Domain
 
 _A_LOOK = 32 << 20  # bytes of records that are read for a look at what a run would do
@@ -152,9 +145,9 @@ def _build_missing(jobs: Mapping[Path, _Job], encoding: Encoding, distributed: b
     with ExitStack() as locks:
         # one order for every run, so that two runs cannot wait for each other
         for folder in sorted(jobs):
-            if not have(folder):
+            if not bring(folder):
                 locks.enter_context(held(folder))
-        missing = [job for folder, job in jobs.items() if not have(folder)]
+        missing = [job for folder, job in jobs.items() if not bring(folder)]
         if missing:
             _build(missing, encoding, distributed and not _few(missing))
 
@@ -175,7 +168,7 @@ def _build(jobs: Sequence[_Job], encoding: Encoding, distributed: bool) -> None:
         for remark in remarks(job.inputs):
             print(f"[data] {remark} ({job.key})", flush=True)
     whole: set[tuple[Path, int]] = set()
-    while missing := [job for job in jobs if not job.folder.exists()]:
+    while missing := [job for job in jobs if not bring(job.folder)]:
         try:
             _write_all(missing, encoding, distributed, whole)
         except _Whole as found:
@@ -201,62 +194,35 @@ class _Whole(Exception):
 def _write_all(
     jobs: Sequence[_Job], encoding: Encoding, distributed: bool, whole: set[tuple[Path, int]]
 ) -> None:
-    work = []
-    for one in items([(job.inputs, job.rules) for job in jobs]):
-        job = jobs[one.store]
+    work = [
+        shard
+        for number, job in enumerate(jobs)
+        for shard in shards(_items(number, job, whole), job.folder)
+    ]
+    # Closing stops the pipeline at once where a store cannot be written.
+    with closing(by_ray(work, encoding) if distributed else alone(work, encoding)) as reports:
+        for store, group in groupby(reports, key=itemgetter(0)):
+            job, found = jobs[store], []
+            for _, report in group:
+                if report.get("whole"):
+                    raise _Whole(store, report["input"])
+                if report.get("fatal") is not None:
+                    raise UserError(f"{report['fatal']} ({job.key})")
+                found.append(report)
+            finish(job.folder, found, job.inputs, asdict(encoding))
+
+
+def _items(store: int, job: _Job, whole: set[tuple[Path, int]]) -> list[Item]:
+    found, work = [], items(store, job.inputs, job.rules)
+    for one in work:
         if one.breaks:
             _say_whole(job, one.input)
         if one.part is None or (job.folder, one.input) not in whole:
-            work.append(one)
+            found.append(one)
         elif one.part.start == 0:
-            work.append(replace(one, part=None, apart=True))
-    # Closing stops the pipeline at once where a store cannot be written.
-    with closing(by_ray(work, encoding) if distributed else alone(work, encoding)) as parts:
-        for store, group in groupby(parts, key=attrgetter("store")):
-            before: Counter[int] = Counter()  # lines of earlier ranges, of each input
-            with _writer(jobs[store], encoding) as writer:
-                for part in group:
-                    _write(writer, part, jobs[store], encoding, before[part.input])
-                    before[part.input] += part.lines
-    for job in jobs:
-        if not job.folder.exists():  # its sources hold no record at all
-            with _writer(job, encoding):
-                pass
-
-
-def _writer(job: _Job, encoding: Encoding) -> TokenStoreWriter:
-    return TokenStoreWriter(job.folder, job.inputs, asdict(encoding))
-
-
-def _write(
-    writer: TokenStoreWriter, part: Part, job: _Job, encoding: Encoding, before: int
-) -> None:
-    if part.whole:
-        raise _Whole(part.store, part.input)
-    if part.fatal is not None:
-        raise UserError(f"{part.fatal} ({job.key})")
-    for number, problem in part.bad:
-        writer.reject(part.input, before + number, problem)
-    for reason, count in part.left_out.items():
-        writer.account("left_out", reason, count)
-    for account, count in part.accounts.items():
-        if account:  # rows of a text behind its first have none
-            shape, unused, missing, *turns = json.loads(account)
-            for kind, names in (
-                ("shapes", [shape]),
-                ("unused_fields", unused),
-                ("missing_columns", missing),
-            ):
-                for name in names:
-                    writer.account(kind, name, count)
-            if turns:
-                writer.account("template_drops", "the reasoning of turns", count * turns[0])
-    if part.good is not None:
-        cut = encoding.too_long == "cut"
-        good = part.good._replace(locations=part.good.locations + np.array([0, before]))
-        writer.append(
-            good, cut=part.too_long if cut else 0, over_long_kept=0 if cut else part.too_long
-        )
+            size = sum(other.size for other in work if other.input == one.input)
+            found.append(replace(one, part=None, apart=True, size=size))
+    return found
 
 
 def _check(job: _Job, tolerated: float) -> None:

@@ -16,37 +16,24 @@ pyarrow is imported where there is a URI, and only there: a bare training machin
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from errno import ENOENT
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from filelock import FileLock
 
 from versatune_ray.errors import UserError
 from versatune_ray.runs.names import inside, manifest_files, private
+from versatune_ray.runs.transfer import Remote, copy_down, copy_up, in_parallel, write
 from versatune_ray.settings.location import is_mirrored, mirrored, root, shown, storage_errors
 
 _WHOLE = ".whole"
-_TRANSFERS = 8
-_CHUNK = 16 << 20  # bytes
 
 _Place = TypeVar("_Place", str, Path)
-
-
-class Remote(NamedTuple):
-    """A place in a storage: its file system, and the path there."""
-
-    fs: Any
-    path: str
-
-    def __truediv__(self, name: str) -> Remote:
-        return Remote(self.fs, f"{self.path}/{name}")
 
 
 def check(storage: str) -> None:
@@ -104,8 +91,27 @@ def bring(path: Path) -> bool:
             return path.exists()
     if not remote.fs.get_file_info(remote.path).is_file:
         return False
-    _copy_down(remote, path)
+    copy_down(remote, path)
     return True
+
+
+def take(path: Path, target: Path | None = None) -> Path:
+    """``path`` or ``target``, brought there from the storage where it is missing, by one process of
+    this machine; for files of a folder that its manifest does not list, as they are large.
+
+    Raises:
+        FileNotFoundError: it is in neither.
+    """
+    target = target or path
+    remote = _remote(path)
+    if remote is not None and not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not target.is_file():
+                if not remote.fs.get_file_info(remote.path).is_file:
+                    raise FileNotFoundError(ENOENT, "not in the storage", shown(path))
+                copy_down(remote, target)
+    return target
 
 
 def pull(folder: Path, *, exact: bool = False, without: str = "") -> None:
@@ -136,8 +142,8 @@ def pull(folder: Path, *, exact: bool = False, without: str = "") -> None:
             info.mtime_ns,
         )
 
-    _in_parallel(
-        (_copy_down, remote / name, folder / name)
+    in_parallel(
+        (copy_down, remote / name, folder / name)
         for name, info in wanted.items()
         if not same(name, info)
     )
@@ -152,17 +158,18 @@ def pull(folder: Path, *, exact: bool = False, without: str = "") -> None:
                 file.unlink()
 
 
-def push(path: Path, source: Path | None = None) -> None:
+def push(path: Path, source: Path | None = None, keep: Collection[str] = ()) -> None:
     """Send a file or a folder to the storage, as ``path``, from ``source`` where it is about to be
     moved from there.
 
-    A folder gets a manifest once all is there, and what does not belong to it goes.
+    A folder gets a manifest once all is there, and what does not belong to it goes, but for files
+    to ``keep`` that are there already: see ``take``.
     """
     remote, source = _remote(path), source or path
     if remote is None:
         return
     if source.is_file():
-        _copy_up(source, remote)
+        copy_up(source, remote)
         return
     files = {str(file.relative_to(source)): file for file in _files(source)}
     for name in files:
@@ -170,9 +177,9 @@ def push(path: Path, source: Path | None = None) -> None:
     before = [name for name, _ in _list(remote)]
     if _WHOLE in before:
         remote.fs.delete_file(f"{remote.path}/{_WHOLE}")
-    _in_parallel((_copy_up, file, remote / name) for name, file in files.items())
+    in_parallel((copy_up, file, remote / name) for name, file in files.items())
     for name in before:
-        if name != _WHOLE and name not in files:
+        if name != _WHOLE and name not in files and name not in keep:
             remote.fs.delete_file(f"{remote.path}/{name}")
     manifest = json.dumps(
         {
@@ -180,7 +187,7 @@ def push(path: Path, source: Path | None = None) -> None:
             "files": {name: file.stat().st_size for name, file in files.items()},
         }
     ).encode()
-    _write(remote / _WHOLE, manifest)
+    write(remote / _WHOLE, manifest)
     (source / _WHOLE).write_bytes(manifest)
 
 
@@ -208,7 +215,7 @@ def write_small(path: Path, content: bytes) -> None:
     """Write a file in the storage alone."""
     remote = _remote(path)
     assert remote is not None
-    _write(remote, content)
+    write(remote, content)
 
 
 def _remote(path: Path) -> Remote | None:
@@ -250,12 +257,6 @@ def _files(folder: Path) -> list[Path]:
     )
 
 
-def _in_parallel(tasks: Iterable[tuple[Any, Any, Any]]) -> None:
-    with ThreadPoolExecutor(_TRANSFERS) as pool:
-        for done in [pool.submit(copy, source, target) for copy, source, target in tasks]:
-            done.result()
-
-
 def _read(remote: Remote) -> bytes | None:
     try:
         with remote.fs.open_input_file(remote.path) as stream:
@@ -263,57 +264,6 @@ def _read(remote: Remote) -> bytes | None:
             return content
     except FileNotFoundError:
         return None
-
-
-def _write(remote: Remote, content: bytes) -> None:
-    with _appearing(remote) as place, remote.fs.open_output_stream(place) as stream:
-        stream.write(content)
-
-
-@contextmanager
-def _appearing(remote: Remote) -> Iterator[str]:
-    """Where to write a file that appears whole: object stores see to that, in a file system it is
-    moved into its place.
-    """
-    if remote.fs.type_name != "local":
-        yield remote.path
-        return
-    partial = f"{remote.path}.{uuid.uuid4().hex[:8]}.tmp"
-    remote.fs.create_dir(partial.rpartition("/")[0])
-    yield partial
-    remote.fs.move(partial, remote.path)
-
-
-def _copy_up(file: Path, remote: Remote) -> None:
-    from pyarrow.fs import LocalFileSystem, copy_files
-
-    with _appearing(remote) as place:
-        copy_files(
-            str(file), place, LocalFileSystem(), remote.fs, chunk_size=_CHUNK, use_threads=False
-        )
-    written = remote.fs.get_file_info(remote.path).mtime_ns
-    os.utime(file, ns=(written, written))  # that the two are the same is seen by this
-
-
-def _copy_down(remote: Remote, file: Path) -> None:
-    from pyarrow.fs import LocalFileSystem, copy_files
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        written = remote.fs.get_file_info(remote.path).mtime_ns
-        copy_files(
-            remote.path,
-            str(partial),
-            remote.fs,
-            LocalFileSystem(),
-            chunk_size=_CHUNK,
-            use_threads=False,
-        )
-        os.utime(partial, ns=(written, written))
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _download(remote: Remote, folder: Path, manifest: bytes) -> None:
@@ -332,7 +282,7 @@ def _download(remote: Remote, folder: Path, manifest: bytes) -> None:
         try:
             files = manifest_files(folder, manifest)
             partial.mkdir(mode=0o700)
-            _in_parallel((_copy_down, remote / name, partial / name) for name in files)
+            in_parallel((copy_down, remote / name, partial / name) for name in files)
             changed = [
                 name for name, size in files.items() if (partial / name).stat().st_size != size
             ]
