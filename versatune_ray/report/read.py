@@ -207,11 +207,11 @@ class _Folder:
     def detections(self) -> Iterator[tuple[Detection, Examples]]:
         files = sorted(self.path.glob(Detection.FILE))
         for file in files:
-            name = clean(str(file.relative_to(self.path)))
-            if (found := self.read("detection", name, Detection)) is not None:
-                called = {"name": found.name or clean(file.parent.name)}
+            where = clean(str(file.relative_to(self.path)))
+            if found := self.read("detection", where, Detection):
+                named = found.model_copy(update={"name": found.name or clean(file.parent.name)})
                 samples = sorted((file.parent / "samples").glob("*.parquet"))
-                yield found.model_copy(update=called), read_examples(samples, found.domains)
+                yield named, read_examples(samples, found.domains, (file, found.texts))
         if not files:
             self.lacks("detection")
 
