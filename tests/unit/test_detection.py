@@ -173,16 +173,11 @@ def test_engines_that_seed_no_request_draw_a_seed_each() -> None:
             self.told = (model, engine_kwargs, batch_size)
 
     shared = {"max_model_len": 9}
-    replicas = [
-        started(Plain, fetched=False, own_seeds=True)(
-            model="m", engine_kwargs=shared, batch_size=1
-        ).told
-        for _ in range(3)
-    ]
+    given = {"model": "m", "engine_kwargs": shared, "batch_size": 1}
+    replicas = [started(Plain, given, fetched=False, own_seeds=True).told for _ in range(3)]
     assert len({told[1]["seed"] for told in replicas}) == 3
-    assert shared == {"max_model_len": 9}  # Ray knows replicas by it
-    plain = started(Plain, fetched=False, own_seeds=False)
-    assert plain(model="m", engine_kwargs=shared, batch_size=1).told == ("m", shared, 1)
+    assert shared == {"max_model_len": 9}  # the others draw their own
+    assert started(Plain, given, fetched=False, own_seeds=False).told == ("m", shared, 1)
 
 
 @pytest.mark.skipif(not QWEN.is_dir(), reason="needs the shared test data")

@@ -20,7 +20,7 @@ from versatune_ray.detection.judge import KINDS
 from versatune_ray.detection.judge_spec import JUDGED, JudgeSpec
 from versatune_ray.detection.prompt import Question
 from versatune_ray.detection.summary import summarize
-from versatune_ray.detection.texts import Detected, Labelled
+from versatune_ray.detection.texts import Detected, Labelled, Texts, read_texts, stored_texts
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Detection, Engine, Generation, Judge
 
@@ -34,6 +34,7 @@ KEYS = [
     "repeats_differ",
     "samples",
     "tokens",
+    "texts",
     "discarded",
     "generations",
     "tolerance",
@@ -155,6 +156,37 @@ def test_what_the_judge_has_yet_to_read(detected: Detected, spec: JudgeSpec) -> 
     assert (file.store, file.ids.tolist()) == (5, [7])
 
 
+def test_what_was_asked_in_parts_is_not_asked_again(tmp_path: Path, spec: JudgeSpec) -> None:
+    rows = [text_row(number, f"text {number}", 3, False) for number in range(6)]
+    texts = write(rows[3:], GENERATED, tmp_path / "texts")
+    schema = pa.schema(list(GENERATED.items()))
+    # of a store that became one file on another machine, the parts may still lie here
+    for name, some in (("1", rows[:4]), ("2", [rows[2], text_row(2, "", 0, False)])):
+        pyarrow.parquet.write_table(pa.Table.from_pylist(some, schema), texts / f"{name}.parquet")
+    judged = write([answer(1, 0.5), answer(9, 0.5)], JUDGED, tmp_path / "judged")
+    pieces = unjudged(spec, 0, Texts(texts, 5, judged))
+    assert sorted(int(number) for piece in pieces for number in piece.ids) == [0, 2, 3, 4]
+
+
+def test_texts_are_found_where_their_file_became_part_of_another(
+    tmp_path: Path, detected: Detected
+) -> None:
+    folder = detected.source.folder
+    some = read_texts(folder / "0.parquet", 1, 3)
+    assert some["id"].to_pylist() == [1, 2, 3] and some["text"][1].as_py() == "text 2"
+    assert read_texts(folder / "gone.parquet", 1, 3).equals(some)
+
+
+def test_the_texts_of_a_run_are_found_in_its_storage_and_nowhere_else(tmp_path: Path) -> None:
+    store = ".cache/generated/0123456789abcdef"
+    run = tmp_path / "storage" / "a" / "run" / "detection" / "m" / "distribution.json"
+    assert stored_texts(run, store) is None
+    (tmp_path / "storage" / store).mkdir(parents=True)
+    assert stored_texts(run, store) == tmp_path / "storage" / store
+    for elsewhere in ("..", "/etc", ".cache/generated/../0123456789abcdef", f"{store}/x"):
+        assert stored_texts(run, elsewhere) is None
+
+
 def test_no_judged_sequence_is_an_error_with_the_reasons(
     detected: Detected, spec: JudgeSpec
 ) -> None:
@@ -188,9 +220,9 @@ def test_the_runs_folder_gets_samples_and_a_comparison(
     place_detection(detected, spec, SETTINGS, tmp_path / "run")
     written = (tmp_path / "run" / "distribution.json").read_text()
     assert json.loads(written) == found.as_json()
-    samples = pyarrow.parquet.read_table(tmp_path / "run" / "samples" / "0.parquet")
+    samples = pyarrow.parquet.read_table(tmp_path / "run" / "samples")
     assert samples.column_names == (
-        ["id", "repeat", "text", "tokens", "law", "code", "answer", "discarded"]
+        ["id", "repeat", "tokens", "law", "code", "answer", "discarded"]
     )
     assert samples["law"][1].as_py() == 0.8 and np.isnan(samples["law"][3].as_py())
     write_comparison({"base": found}, tmp_path / "comparison.csv")

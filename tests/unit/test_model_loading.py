@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 import torch
 
 from versatune_ray.errors import UserError
-from versatune_ray.runtime.models import check_weights
+from versatune_ray.runtime import models
+from versatune_ray.runtime.models import check_weights, model_fingerprint
 from versatune_ray.training.model import load_model
 
 
@@ -67,3 +69,33 @@ def test_weights_in_a_pickle_are_not_read(base: Path) -> None:
     assert not (base / "boom").exists()
     with pytest.raises(UserError, match=r"no \.safetensors file"):
         check_weights(str(base))
+
+
+def test_weights_are_read_once_for_all_jobs_until_they_change(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, reads = tmp_path / "cache", []
+    opened = Path.open
+
+    def noting(path: Path, *mode: Any, **more: Any) -> Any:
+        reads.append(path.name)
+        return opened(path, *mode, **more)
+
+    monkeypatch.setattr(Path, "open", noting)
+
+    def fingerprint() -> str:
+        models._digest.cache_clear()  # another process
+        reads.clear()
+        return model_fingerprint(str(base), cache)
+
+    new = fingerprint()  # changed a moment ago, so it is not remembered yet
+    assert "model.safetensors" in reads and not cache.exists()
+    for file in base.iterdir():
+        os.utime(file, ns=(10**18, 10**18))
+    assert fingerprint() == new == model_fingerprint(str(base)) and "model.safetensors" in reads
+    assert fingerprint() == new and "model.safetensors" not in reads
+    change(base, vocab_size=80)
+    assert fingerprint() != new
+    for kept in (cache / "fingerprints").iterdir():
+        kept.write_text("{")
+    assert "model.safetensors" in reads

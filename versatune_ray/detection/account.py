@@ -9,10 +9,10 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet
 
 from versatune_ray.detection.distribution import total_variation
@@ -30,7 +30,8 @@ _COLUMNS = "model domain share low high corrected corrected_low corrected_high p
 
 def place_detection(detected: Detected, spec: JudgeSpec, settings: Detection, folder: Path) -> None:
     """Write ``distribution.json`` and ``samples/`` of one model to a run's folder, unless they say
-    the same already.
+    the same already. The texts, which are nearly all of the bytes, stay in the store that
+    ``texts`` of the file names.
     """
     file, samples = folder / "distribution.json", folder / "samples"
     content = detected.distribution.as_json()
@@ -41,21 +42,13 @@ def place_detection(detected: Detected, spec: JudgeSpec, settings: Detection, fo
     work = folder / "samples.partial"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    sequences = judged_sequences(
-        spec, detected.texts(exclude_degenerate=settings.exclude_degenerate)
-    )
-    for part in sorted(detected.source.folder.glob("*.parquet")):
-        table = pyarrow.parquet.read_table(part, columns=["id", "text", "tokens"])
-        table = table.filter(pc.less(table["id"], detected.count))
-        if not table.num_rows:
-            continue
-        rows = np.searchsorted(sequences.ids, table["id"].to_numpy())
-        table = table.add_column(1, "repeat", pa.array(table["id"].to_numpy() % settings.repeats))
-        for column, name in enumerate(spec.question.domains):
-            table = table.append_column(name, pa.array(sequences.shares[rows, column]))
-        for name, words in (("answer", sequences.answer), ("discarded", sequences.discarded)):
-            table = table.append_column(name, pa.array([words[row] for row in rows], pa.string()))
-        pyarrow.parquet.write_table(table, work / part.name)
+    found = judged_sequences(spec, detected.texts(exclude_degenerate=settings.exclude_degenerate))
+    columns: dict[str, Any] = {"id": found.ids, "repeat": found.ids % settings.repeats}
+    columns |= {"tokens": found.tokens}
+    columns |= dict(zip(spec.question.domains, found.shares.T, strict=True))
+    for name, words in (("answer", found.answer), ("discarded", found.discarded)):
+        columns[name] = pa.array(words, pa.string())
+    pyarrow.parquet.write_table(pa.table(columns), work / "judged.parquet")
     push(samples, work)
     shutil.rmtree(samples, ignore_errors=True)
     work.replace(samples)

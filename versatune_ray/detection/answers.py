@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 
 from versatune_ray.detection.judge_spec import JUDGED, Array, JudgeSpec
 from versatune_ray.detection.texts import TextFile, Texts
-from versatune_ray.runs.parts import finished_ids, read_rows
+from versatune_ray.runs.parts import finished_ids, read_parts, read_rows
+
+_PIECE = 1024  # requests that are read at once
 
 
 class Answers(NamedTuple):
@@ -54,17 +57,26 @@ def read_answers(spec: JudgeSpec, folder: Path, count: int) -> Answers:
 
 
 def unjudged(spec: JudgeSpec, store: int, texts: Texts) -> list[TextFile]:
-    """Per file of a store, the requests still to be made."""
-    answered = finished_ids(texts.judged)
-    files = []
-    for file in sorted(texts.folder.glob("*.parquet")):
-        table = pyarrow.parquet.read_table(file, columns=["id", "degenerate", "discarded"])
-        counts = table["discarded"].is_null().to_numpy() & (table["id"].to_numpy() < texts.size)
-        if texts.exclude_degenerate:
-            counts &= ~table["degenerate"].to_numpy()
-        ids = table["id"].to_numpy()[counts]
-        requests = (ids[:, None] * spec.requests + np.arange(spec.requests)).ravel()
-        left = np.setdiff1d(requests, answered)
-        if len(left):
-            files.append(TextFile(store, file, left))
-    return files
+    """The requests still to be made, in pieces of a file each."""
+    each = spec.requests
+    answered, asked = finished_ids(texts.judged), np.zeros(texts.size * each, dtype=bool)
+    asked[answered[answered < len(asked)]] = True
+
+    def look(files: Sequence[Path]) -> list[TextFile]:
+        seen, pieces = asked.copy(), []
+        for file in files:
+            table = pyarrow.parquet.read_table(file, columns=["id", "degenerate", "discarded"])
+            counts = table["discarded"].is_null().to_numpy() & (table["id"].to_numpy() < texts.size)
+            if texts.exclude_degenerate:
+                counts &= ~table["degenerate"].to_numpy()
+            ids = np.sort(table["id"].to_numpy()[counts])
+            requests = (ids[:, None] * each + np.arange(each)).ravel()
+            left = requests[~seen[requests]]
+            seen[left] = True
+            pieces += [
+                TextFile(store, file, left[start : start + _PIECE])
+                for start in range(0, len(left), _PIECE)
+            ]
+        return pieces
+
+    return read_parts(texts.folder, look)

@@ -1,39 +1,35 @@
 """Detection of one base model or many: each writes, one judge reads them all, and every
 distribution is estimated and explained.
 
-Sequences and answers are kept as they come in stores that grow, so a job that is killed, repeated
-or enlarged does only what is missing. With a tolerance this happens in rounds: a pilot, then as
-many sequences as the widest interval asks for.
+What runs when stands in ``schedule``, and what is done for a model in ``rounds``.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from versatune_ray.detection.distribution import estimate, half_width, samples_needed
-from versatune_ray.detection.generate import GENERATED, generate, generator, text_row
-from versatune_ray.detection.judge import judge
+from versatune_ray.detection.generate import GENERATED, generator, text_row
+from versatune_ray.detection.judge import StandingJudge
 from versatune_ray.detection.judge_spec import JudgeSpec, judge_spec
-from versatune_ray.detection.summary import judged_sequences, summarize
+from versatune_ray.detection.rounds import Detecting, Failing
+from versatune_ray.detection.schedule import Need, room, run
+from versatune_ray.detection.summary import summarize
 from versatune_ray.detection.texts import Detected, Labelled
 from versatune_ray.domains.fingerprint import fingerprint
 from versatune_ray.domains.labelled import labelled_sources, labelled_texts
 from versatune_ray.domains.spec import expand
-from versatune_ray.errors import UserError, is_disk_full, one_line
+from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import cached
 from versatune_ray.runs.folder import say
-from versatune_ray.settings import Config, Subject
+from versatune_ray.runtime.engine import needs, replicas
+from versatune_ray.settings import Config, Engine, Subject
 
-_PILOT = 400  # sequences of the first round
-_MARGIN = 1.05  # a bare forecast of the sequences needed falls short half of the time
 _PART_ROWS = 128
 
 
@@ -45,6 +41,7 @@ class Detections:
     detected: dict[str, Detected] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     reused: bool = True  # nothing had to be generated or judged
+    # of all models together, also where they overlap
     seconds: dict[str, float] = field(default_factory=lambda: {"generation": 0.0, "judging": 0.0})
 
 
@@ -62,7 +59,7 @@ def detect_models(subjects: Sequence[Subject], config: Config, *, gpu: bool) -> 
     alone = len(subjects) == 1
     for subject in subjects:
         name = subject.name or Path(subject.path).name
-        with _Failing(name, result, alone):
+        with Failing(name, result, alone):
             source = generator(name, subject.path, subject.engine, config, gpu=gpu)
             result.detected[name] = Detected(source, spec.folder(cache, source.folder.name))
     labelled = _labelled(config, spec)
@@ -71,95 +68,52 @@ def detect_models(subjects: Sequence[Subject], config: Config, *, gpu: bool) -> 
             "detection.estimate: corrected needs at least two labelled texts of every domain "
             "(domains.NAME.labelled, or records)"
         )
-    cap = settings.samples * settings.repeats
-    targets = dict.fromkeys(
-        result.detected, cap if settings.tolerance is None else min(cap, _PILOT)
-    )
-    while targets:
-        _round(result, targets, labelled, alone, exclude_degenerate=settings.exclude_degenerate)
-        wanted = {}
-        for name, count in targets.items():
-            if name in result.detected and count < cap:
-                with _Failing(name, result, alone):
-                    wanted[name] = _wanted(spec, result.detected[name], config)
-        targets = {name: count for name, count in wanted.items() if count > targets[name]}
+    names = list(result.detected)
+    writers, together = _room(result, config, gpu=gpu)
+    judge = StandingJudge(spec)
+    work = Detecting(result, settings, judge, labelled, alone, together=together)
+    try:
+        run(names, work, writers=writers, together=together)
+    finally:
+        work.stop()
+    _account(result)
     for name, detected in list(result.detected.items()):
-        with _Failing(name, result, alone):
+        with Failing(name, result, alone):
             detected.distribution = summarize(detected, spec, settings, labelled)
+    listed = [subject.name or Path(subject.path).name for subject in subjects]
+    result.failed = {name: result.failed[name] for name in listed if name in result.failed}
     return result
 
 
-def _round(
-    result: Detections,
-    targets: Mapping[str, int],
-    labelled: Labelled | None,
-    alone: bool,
-    *,
-    exclude_degenerate: bool,
-) -> None:
-    """Bring the models of ``targets`` to their numbers of sequences, one after another, then judge
-    all of them in one pass.
-    """
-    for number, (name, count) in enumerate(targets.items(), 1):
-        model = result.detected[name]
-        began = time.monotonic()
-        with _Failing(name, result, alone):
-            made = generate(model.source, count, gpu=result.spec.gpu)
-            model.count, model.rounds = count, model.rounds + 1
-            model.work["generated"] += made
-            which = f" ({number} of {len(targets)})" if len(targets) > 1 else ""
-            say(
-                "detection",
-                f"{name}{which}: {made:,} sequences generated, {count - made:,} were there before",
-            )
-        result.seconds["generation"] += time.monotonic() - began
-    models = [result.detected[name] for name in targets if name in result.detected]
-    if not models:
-        return
-    texts = [model.texts(exclude_degenerate=exclude_degenerate) for model in models]
-    if labelled is not None:
-        texts.append(labelled.texts)
-    began = time.monotonic()
-    judged = judge(result.spec, texts)
-    result.seconds["judging"] += time.monotonic() - began
-    for model, texts_judged in zip(models, judged, strict=False):
-        model.work["judged"] += texts_judged
-    say(
-        "detection",
-        f"{sum(judged):,} texts judged"
-        + (", labelled ones among them" if labelled is not None and judged[-1] else ""),
-    )
-    generated = any(model.work["generated"] for model in models)
-    result.reused = result.reused and not any(judged) and not generated
+def _account(result: Detections) -> None:
+    """Of several names for one model the first did the work, whichever came first."""
+    first: dict[Path, Detected] = {}
+    for detected in result.detected.values():
+        one = first.setdefault(detected.judged, detected)
+        if one is not detected:
+            for what, count in detected.work.items():
+                one.work[what] += count
+                detected.work[what] = 0
 
 
-def _wanted(spec: JudgeSpec, detected: Detected, config: Config) -> int:
-    """Sequences needed for the tolerance, at most N × T; those that are there, if it is reached or
-    not asked for.
-    """
-    settings = config.detection
-    if settings.tolerance is None:
-        return detected.count
-    sequences = judged_sequences(
-        spec, detected.texts(exclude_degenerate=settings.exclude_degenerate)
-    )
-    kept = sequences.kept
-    if kept.sum() < 2:
-        return detected.count  # told by the summary
-    shares = sequences.shares[kept]
-    so_far = estimate(shares, sequences.ids[kept] % settings.repeats, settings.repeats)
-    reached = half_width(so_far)
-    say(
-        "detection",
-        f"{detected.source.name}: {detected.count:,} sequences, widest interval "
-        f"± {100 * reached:.2f} % of {100 * settings.tolerance:g} %",
-    )
-    if reached <= settings.tolerance:
-        return detected.count
-    per_kept = detected.count / int(kept.sum())
-    needed = samples_needed(so_far, shares, settings.tolerance) * per_kept
-    cap = settings.samples * settings.repeats
-    return min(cap, max(detected.count + 1, round(_MARGIN * needed)))
+def _room(result: Detections, config: Config, *, gpu: bool) -> tuple[int, bool]:
+    """How many models write at once, and whether the judge stays up beside them."""
+    import ray
+
+    judge, settings = config.detection.judge, config.detection
+    asked = Need({"CPU": 0.5}) if judge.kind == "http" else _need(judge.engine, gpu)
+    models = [_need(detected.source.engine, gpu) for detected in result.detected.values()]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    writers, together = room(nodes, asked, models)
+    if settings.concurrency is None:
+        # engines on CPUs share the memory's bandwidth
+        return (writers if gpu else 1), together
+    grows = gpu and not any(node.get("GPU") for node in nodes)  # an autoscaler has yet to begin
+    return settings.concurrency, together or grows
+
+
+def _need(engine: Engine, gpu: bool) -> Need:
+    return Need(needs(engine, gpu), replicas(engine)[1])
 
 
 def _labelled(config: Config, spec: JudgeSpec) -> Labelled | None:
@@ -219,28 +173,3 @@ def _labelled(config: Config, spec: JudgeSpec) -> Labelled | None:
         )
         return None
     return Labelled(folder, truth, spec.folder(config.cache_folder, folder.name))
-
-
-class _Failing:
-    """Context in which one model may fail: it is set aside with its reason. A full disk, or the
-    only model, ends the job.
-    """
-
-    def __init__(self, name: str, result: Detections, alone: bool):
-        self._name, self._result, self._alone = name, result, alone
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool:
-        if not isinstance(error, Exception) or self._alone or is_disk_full(error):
-            return False
-        self._result.detected.pop(self._name, None)
-        self._result.failed[self._name] = one_line(error)
-        say("detection", f"{self._name}: cannot be detected: {one_line(error)}")
-        return True

@@ -101,7 +101,7 @@ class Distribution:
         share: [k] in the order of ``domains``, sums to 1; ``ci95`` the interval of each.
         repeats: [T], the shares by repeat, None for one without sequences; ``repeats_differ`` the
             p-value of the hypothesis that they do not.
-        samples: sequences, of ``tokens`` in all.
+        samples: sequences, of ``tokens`` in all; their ``texts`` lie in this folder of the storage.
         mass: mean probability that the judge gave to all options together.
         used: which shares a training starts from: ``raw`` or ``corrected``.
         known: the mixture that a base model made here was trained on, and ``total_variation`` the
@@ -119,6 +119,7 @@ class Distribution:
     repeats_differ: float
     samples: int
     tokens: int
+    texts: str
     discarded: Discarded
     generations: Generations
     tolerance: Tolerance

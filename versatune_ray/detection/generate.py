@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ import pyarrow as pa
 
 from versatune_ray.errors import UserError, redacted
 from versatune_ray.runs.cache import held, key_of, write_json
-from versatune_ray.runs.parts import finished_ids, write_parts
+from versatune_ray.runs.parts import finished_ids, join_parts, write_parts
 from versatune_ray.runs.storage import push
 from versatune_ray.runtime.engine import engine_key, vllm_stage
 from versatune_ray.runtime.models import check_length, check_weights, commit, model_fingerprint
+from versatune_ray.runtime.pool import Pool
 from versatune_ray.runtime.progress import engine_bar
 from versatune_ray.settings import Config, Engine, Generation
 
@@ -67,7 +69,7 @@ def generator(name: str, path: str, engine: Engine, config: Config, *, gpu: bool
         UserError: there is no such model, its weights are damaged, or its context is too short.
     """
     remote, settings = config.model.trust_remote_code, config.detection.generation
-    fingerprint = model_fingerprint(path)
+    fingerprint = model_fingerprint(path, config.cache_folder)
     check_weights(path)
     check_length("detection.generation.max_tokens", settings.max_tokens + 1, path, remote)
     start, how = start_token(path, settings.start, remote)
@@ -116,17 +118,68 @@ def start_token(model: str, wanted: str, trust_remote_code: bool) -> tuple[int, 
     return tokenizer.eos_token_id, f"{tokenizer.eos_token} (EOS, {how})"
 
 
-def generate(source: Generator, count: int, *, gpu: bool) -> int:
+def writer(source: Generator, *, gpu: bool) -> Pool:
+    """The engines that write sequences of a base model: of a table of ids, ``GENERATED`` rows."""
+    sampling = source.generation.model_dump(exclude={"seeded", "start"})
+    start, seed, seeded = source.start, source.seed, source.generation.seeded
+
+    def prepare(row: Row) -> Row:
+        own = {"seed": request_seed(seed, row["id"])} if seeded else {}
+        return {"id": row["id"], "tokenized_prompt": [start], "sampling_params": sampling | own}
+
+    def keep(row: Row) -> Row:
+        tokens = row["generated_tokens"]
+        return text_row(row["id"], row["generated_text"], len(tokens), is_degenerate(tokens))
+
+    def finish(row: Row) -> Row:
+        error = row.get("__inference_error__") or ""
+        if error:
+            return text_row(row["id"], "", 0, False) | {
+                "discarded": f"generation failed: {error}",
+                "failed": True,
+            }
+        return {name: row[name] for name in GENERATED}
+
+    options: dict[str, Any] = {"max_model_len": source.generation.max_tokens + 1}
+    options |= source.engine.options
+    return vllm_stage(
+        source.path,
+        source.engine.model_copy(update={"options": options}),
+        prepare,
+        keep,
+        gpu=gpu,
+        trust_remote_code=source.trust_remote_code,
+        own_seeds=not seeded and "seed" not in options,
+        finish=finish,
+    )
+
+
+def generate(
+    source: Generator,
+    count: int,
+    *,
+    gpu: bool,
+    engines: Pool | None = None,
+    on: Callable[[int], None] = lambda done: None,
+) -> int:
     """Complete the sequences 0 … ``count`` - 1 of a store and return how many had to be made.
 
     A failed request stays as a row with its reason: nothing is dropped. A second job that wants the
     same store waits here.
+
+    Args:
+        engines: of this model (``writer``), which stay up; none: some for these sequences.
+        on: told the sequences written so far; what it raises ends the writing.
     """
     import ray
 
+    if engines is None:
+        with writer(source, gpu=gpu) as engines:
+            return generate(source, count, gpu=gpu, engines=engines, on=on)
     source.folder.mkdir(parents=True, exist_ok=True)
     with held(source.folder):
         missing = np.setdiff1d(np.arange(count), finished_ids(source.folder))
+        join_parts(source.folder, GENERATED, whole=not len(missing))
         if not len(missing):
             return 0
         write_json(
@@ -134,42 +187,18 @@ def generate(source: Generator, count: int, *, gpu: bool) -> int:
             redacted({"model": source.path, "generation": source.generation.model_dump()}),
         )
         push(source.folder / "about.json")
-        sampling = source.generation.model_dump(exclude={"seeded", "start"})
-        start, seed, seeded = source.start, source.seed, source.generation.seeded
-
-        def prepare(row: Row) -> Row:
-            own = {"seed": request_seed(seed, row["id"])} if seeded else {}
-            return {"id": row["id"], "tokenized_prompt": [start], "sampling_params": sampling | own}
-
-        def keep(row: Row) -> Row:
-            tokens = row["generated_tokens"]
-            return text_row(row["id"], row["generated_text"], len(tokens), is_degenerate(tokens))
-
-        def finish(row: Row) -> Row:
-            error = row.get("__inference_error__") or ""
-            if error:
-                return text_row(row["id"], "", 0, False) | {
-                    "discarded": f"generation failed: {error}",
-                    "failed": True,
-                }
-            return {name: row[name] for name in GENERATED}
-
-        options: dict[str, Any] = {"max_model_len": source.generation.max_tokens + 1}
-        options |= source.engine.options
-        engine = source.engine.model_copy(update={"options": options})
-        stage = vllm_stage(
-            source.path,
-            engine,
-            prepare,
-            keep,
-            gpu=gpu,
-            trust_remote_code=source.trust_remote_code,
-            own_seeds=not seeded and "seed" not in options,
-        )
-        blocks = np.array_split(missing, math.ceil(len(missing) / engine.batch_size))
-        rows = stage(ray.data.from_arrow([pa.table({"id": block}) for block in blocks])).map(finish)
+        batches = math.ceil(len(missing) / source.engine.batch_size)
+        blocks = [pa.table({"id": block}) for block in np.array_split(missing, batches)]
+        rows = engines(ray.data.from_arrow(blocks), batches)
         with engine_bar(f"generation by {source.name}", len(missing)) as bar:
-            return write_parts(rows, [source.folder], GENERATED, bar.to)
+
+            def told(done: int) -> None:
+                bar.to(done)
+                on(done)
+
+            made = write_parts(rows, [source.folder], GENERATED, told)
+        join_parts(source.folder, GENERATED, whole=True)
+        return made
 
 
 def text_row(number: int, text: str, tokens: int, degenerate: bool) -> Row:

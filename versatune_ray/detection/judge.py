@@ -6,14 +6,15 @@ Which kinds of judge there are stands in ``KINDS``; everything else is common to
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet
 
 from versatune_ray.detection.answers import unjudged
 from versatune_ray.detection.judge_classifier import classifier_stage
@@ -21,15 +22,18 @@ from versatune_ray.detection.judge_http import http_stage
 from versatune_ray.detection.judge_spec import JUDGED, JudgeSpec
 from versatune_ray.detection.judge_vllm import vllm_judge
 from versatune_ray.detection.prompt import order_of
-from versatune_ray.detection.texts import TextFile, Texts
+from versatune_ray.detection.texts import TextFile, Texts, read_texts
 from versatune_ray.errors import redacted
 from versatune_ray.runs.cache import held, write_json
-from versatune_ray.runs.parts import write_parts
-from versatune_ray.runs.storage import fetch, push
+from versatune_ray.runs.parts import join_parts, write_parts
+from versatune_ray.runs.storage import push
+from versatune_ray.runtime.pool import Pool
 from versatune_ray.runtime.progress import engine_bar
 
-# ``judge.kind`` → the plan that answers rows of ``requests`` with columns ``store`` and ``JUDGED``
-KINDS: dict[str, Callable[[JudgeSpec, Any], Any]] = {
+Progress = Callable[[int], None]
+
+# ``judge.kind`` → what answers rows of ``requests`` with columns ``store`` and ``JUDGED``
+KINDS: dict[str, Callable[[JudgeSpec], Pool]] = {
     "vllm": vllm_judge,
     "http": http_stage,
     "classifier": classifier_stage,
@@ -37,10 +41,59 @@ KINDS: dict[str, Callable[[JudgeSpec, Any], Any]] = {
 _MOST_BLOCKS = 1000  # blocks of a Ray Data plan cost its driver time, whatever is in them
 
 
-def judge(spec: JudgeSpec, texts: Sequence[Texts]) -> list[int]:
+class StandingJudge:
+    """A judge that stays up from the first text that it is asked about until it is closed; several
+    threads may ask it.
+    """
+
+    def __init__(self, spec: JudgeSpec):
+        self.spec, self._lock = spec, threading.Lock()
+        self._pool: Pool | None = None
+        self._ended = False
+
+    def start(self) -> None:
+        """Begin to start it, and do not wait."""
+        self._up().start()
+
+    def answering(self, rows: Any, batches: int) -> Any:
+        """The plan that answers ``rows`` of ``requests``."""
+        return self._up()(rows, batches)
+
+    def _up(self) -> Pool:
+        with self._lock:
+            if self._ended:
+                raise RuntimeError("the job ends: nothing more is asked")
+            if self._pool is None:
+                self._pool = KINDS[self.spec.settings.kind](self.spec)
+            return self._pool
+
+    def close(self, for_good: bool = True) -> None:
+        """Let it go; or not ``for_good``, and asked again, it starts again."""
+        with self._lock:
+            pool, self._pool, self._ended = self._pool, None, for_good
+        if pool is not None:
+            pool.close()
+
+
+def judge(
+    spec: JudgeSpec,
+    texts: Sequence[Texts],
+    asked: StandingJudge | None = None,
+    *,
+    name: str = "",
+    on: Progress = lambda done: None,
+) -> list[int]:
     """Ask the judge about every text that it has not answered for yet, all in one pass; returns how
     many texts of each store that were.
+
+    Args:
+        asked: a judge that is up; none: one for this pass.
+        name: of the bar.
+        on: told the answers written so far; what it raises ends the pass.
     """
+    if asked is None:
+        with closing(StandingJudge(spec)) as asked:
+            return judge(spec, texts, asked, name=name, on=on)
     # Two names may stand for one model: its texts are asked about once.
     first = {source.judged: store for store, source in reversed(list(enumerate(texts)))}
 
@@ -59,7 +112,7 @@ def judge(spec: JudgeSpec, texts: Sequence[Texts]) -> list[int]:
             judged.mkdir(parents=True, exist_ok=True)
             locks.enter_context(held(judged))
         files = left()
-        asked = [
+        counts = [
             sum(len(file.ids) for file in files if file.store == store)
             for store in range(len(texts))
         ]
@@ -70,14 +123,22 @@ def judge(spec: JudgeSpec, texts: Sequence[Texts]) -> list[int]:
                     redacted({"judge": spec.model, "texts": str(source.folder)}),
                 )
                 push(source.judged / "about.json")
-            with engine_bar("judging", sum(asked)) as bar:
+            batches = -(-sum(counts) // spec.settings.engine.batch_size)
+            with engine_bar(f"judging {name}".strip(), sum(counts)) as bar:
+
+                def told(done: int) -> None:
+                    bar.to(done)
+                    on(done)
+
                 write_parts(
-                    KINDS[spec.settings.kind](spec, requests(spec, files)),
+                    asked.answering(requests(spec, files), batches),
                     [source.judged for source in texts],
                     JUDGED,
-                    bar.to,
+                    told,
                 )
-    return [-(-count // spec.requests) for count in asked]
+            for store in {file.store for file in files}:
+                join_parts(texts[store].judged, JUDGED, whole=True)
+    return [-(-count // spec.requests) for count in counts]
 
 
 def requests(spec: JudgeSpec, files: Sequence[TextFile]) -> Any:
@@ -87,11 +148,9 @@ def requests(spec: JudgeSpec, files: Sequence[TextFile]) -> Any:
     orders, each, longest = spec.question.orders, spec.requests, spec.longest_text
 
     def read(batch: pa.Table) -> pa.Table:
-        table = pyarrow.parquet.read_table(
-            fetch(batch["file"][0].as_py()), columns=["id", "text"]
-        ).sort_by("id")
         ids = batch["ids"][0].values.to_numpy()
         numbers = ids // each
+        table = read_texts(Path(batch["file"][0].as_py()), int(numbers[0]), int(numbers[-1]))
         texts = table["text"].take(pa.array(np.searchsorted(table["id"].to_numpy(), numbers)))
         return pa.table(
             {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,15 @@ import pyarrow as pa
 from versatune_ray.detection.judge_spec import JUDGED, JudgeSpec
 from versatune_ray.errors import UserError
 from versatune_ray.runs.storage import fetch
+from versatune_ray.runtime.engine import replicas
 from versatune_ray.runtime.models import commit
+from versatune_ray.runtime.pool import Pool, Staff
+
+_MOST_TEXTS = 32  # of one forward pass
 
 
 class Classifier:
-    """UDF of Ray Data, loaded once per replica."""
+    """Answers batches of texts; loaded once per replica."""
 
     def __init__(
         self,
@@ -72,8 +77,8 @@ class Classifier:
         )
 
 
-def classifier_stage(spec: JudgeSpec, rows: Any) -> Any:
-    """The plan that answers ``rows``: see ``judge.KINDS``.
+def classifier_stage(spec: JudgeSpec) -> Pool:
+    """Actors with a classifier each: see ``judge.KINDS``.
 
     Raises:
         UserError: a domain has no class of its own.
@@ -92,19 +97,20 @@ def classifier_stage(spec: JudgeSpec, rows: Any) -> Any:
         settings.max_text_tokens,
         getattr(config, "max_position_embeddings", settings.max_text_tokens),
     )
-    replicas = engine.replicas if isinstance(engine.replicas, int) else tuple(engine.replicas)
-    return rows.map_batches(
+    options: dict[str, Any] = {"num_cpus": engine.cpus, "num_gpus": 1 if spec.gpu else 0}
+    options |= {"resources": engine.resources} if engine.resources else {}
+    options |= {"accelerator_type": engine.accelerator} if engine.accelerator else {}
+    options |= {"label_selector": engine.labels} if engine.labels else {}
+    made = partial(
         Classifier,
-        fn_constructor_args=(spec.model, classes, longest),
-        fn_constructor_kwargs={"gpu": spec.gpu, "trust_remote_code": spec.trust_remote_code},
-        batch_size=min(engine.batch_size, 32),
-        batch_format="pyarrow",
-        concurrency=(1, replicas) if isinstance(replicas, int) else replicas,
-        num_cpus=engine.cpus,
-        num_gpus=1 if spec.gpu else 0,
-        resources=engine.resources or None,
-        accelerator_type=engine.accelerator,
+        spec.model,
+        classes,
+        longest,
+        gpu=spec.gpu,
+        trust_remote_code=spec.trust_remote_code,
     )
+    size = min(engine.batch_size, _MOST_TEXTS)
+    return Pool(lambda: Staff(made, replicas(engine), options, 2, size))
 
 
 def class_of(domain: str, name: str, classes: dict[int, str]) -> int:

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from versatune_ray.detection.endpoint import Endpoint
 from versatune_ray.detection.judge_spec import JUDGED, JudgeSpec
 from versatune_ray.detection.labels import THOUGHTS, label_of_token, parse_label
 from versatune_ray.errors import UserError, printable, redacted
+from versatune_ray.runtime.pool import Pool, Staff
 
 _ROWS = pa.schema(list(({"store": pa.int64()} | JUDGED).items()))
 _LONGEST_ANSWER = 200  # characters that are kept
@@ -27,7 +28,7 @@ _LONGEST_ERROR = 300
 
 
 class HttpJudge:
-    """A class for ``map_batches``: rows with a text become rows with the judge's answers.
+    """What an actor of the pool holds: rows with a text become rows with the judge's answers.
 
     The calls of one actor share its connections and its bound on requests at the same time.
     """
@@ -227,33 +228,20 @@ class HttpJudge:
         )
 
 
-def http_stage(spec: JudgeSpec, rows: Any) -> Any:
-    """The plan that answers ``rows``: see ``judge.KINDS``."""
-    from ray.data import ActorPoolStrategy
-
+def http_stage(spec: JudgeSpec) -> Pool:
+    """Actors that ask the endpoint: see ``judge.KINDS``."""
     settings, at, question = spec.settings, spec.settings.http, spec.question
     assert at.url is not None, "the settings are complete"
     endpoint = Endpoint(at.url, spec.model, at.key_variable, at.concurrency, at.timeout, at.retries)
     questions = [
         (question.prompt(order), question.option_names(order)) for order in range(question.orders)
     ]
-    return rows.map_batches(
-        HttpJudge,
-        fn_constructor_args=(
-            endpoint,
-            questions,
-            settings.answer,
-            settings.answer_tokens,
-            spec.longest_text,
-        ),
-        batch_format="pyarrow",
-        num_cpus=0.5,
-        # One actor, so that the bound on requests is one for all; several blocks in it, so that
-        # none waits for another's last reply.
-        compute=ActorPoolStrategy(
-            size=1, max_concurrent_calls_per_actor=4, max_tasks_in_flight_per_actor=8
-        ),
+    made = partial(
+        HttpJudge, endpoint, questions, settings.answer, settings.answer_tokens, spec.longest_text
     )
+    # One actor, so that the bound on requests is one for all; several blocks in it, so that none
+    # waits for another's last reply.
+    return Pool(lambda: Staff(made, (1, 1), {"num_cpus": 0.5}, 4))
 
 
 def _weighed(tokens: Sequence[_Token], names: Sequence[str]) -> dict[str, Any]:

@@ -139,7 +139,9 @@ def judge_spec(config: Config, *, gpu: bool) -> JudgeSpec:
     judge = config.detection.judge
     assert judge.path is not None, "the settings are complete"
     fingerprint = (
-        f"{judge.http.url} {judge.path}" if judge.kind == "http" else model_fingerprint(judge.path)
+        f"{judge.http.url} {judge.path}"
+        if judge.kind == "http"
+        else model_fingerprint(judge.path, config.cache_folder)
     )
     if judge.kind != "http":
         check_weights(judge.path)

@@ -13,12 +13,13 @@ from versatune_ray.detection.labels import parse_label
 from versatune_ray.detection.prompt import render
 from versatune_ray.runtime.engine import vllm_stage
 from versatune_ray.runtime.models import check_length, load_plain_tokenizer
+from versatune_ray.runtime.pool import Pool
 
 Row = dict[str, Any]
 
 
-def vllm_judge(spec: JudgeSpec, rows: Any) -> Any:
-    """The plan that answers ``rows``: see ``judge.KINDS``.
+def vllm_judge(spec: JudgeSpec) -> Pool:
+    """The judge's engines: see ``judge.KINDS``.
 
     Raises:
         UserError: prompt, text and answer are longer than the judge's context.
@@ -103,6 +104,6 @@ def vllm_judge(spec: JudgeSpec, rows: Any) -> Any:
     engine = settings.engine.model_copy(
         update={"options": {"max_model_len": longest, "max_logprobs": -1} | settings.engine.options}
     )
-    return vllm_stage(path, engine, prepare, read, gpu=spec.gpu, trust_remote_code=remote)(
-        rows
-    ).map(finish)
+    return vllm_stage(
+        path, engine, prepare, read, gpu=spec.gpu, trust_remote_code=remote, finish=finish
+    )

@@ -104,6 +104,7 @@ def summarize(
         repeats_differ=raw.differ,
         samples=len(kept),
         tokens=int(sequences.tokens.sum()),
+        texts="/".join(source.folder.parts[-3:]),
         discarded=Discarded(sum(reasons.values()), dict(reasons)),
         generations=Generations(
             empty=reasons["empty generation"],

@@ -31,7 +31,7 @@ def ask_both(
     for name, model in models.items() if questions else ():
         answers[name], failed, cached = ask(
             model,
-            model_fingerprint(model),
+            model_fingerprint(model, cache),
             questions,
             config.evaluation,
             config.data.chat_template,

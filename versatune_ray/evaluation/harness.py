@@ -125,7 +125,7 @@ def _parts(
 def _key(one: Asked, path: str, config: Config, gpu: bool) -> dict[str, Any]:
     settings = config.evaluation
     return {
-        "model": model_fingerprint(path),
+        "model": model_fingerprint(path, config.cache_folder),
         "benchmark": dict(one.identity),
         "shots": one.shots,
         "limit": settings.limit,

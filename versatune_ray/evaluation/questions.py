@@ -123,12 +123,15 @@ def ask(
             engine = settings.engine.model_copy(
                 update={"options": {"max_model_len": longest} | settings.engine.options}
             )
-            stage = vllm_stage(
-                model, engine, prepare, keep, gpu=gpu, trust_remote_code=trust_remote_code
-            )
             blocks = math.ceil(len(left) / settings.engine.batch_size)
-            answered = stage(ray.data.from_items(left, override_num_blocks=blocks)).map(finish)
-            with engine_bar("answers", len(left)) as bar:
+            asked = ray.data.from_items(left, override_num_blocks=blocks)
+            with (
+                vllm_stage(
+                    model, engine, prepare, keep, gpu=gpu, trust_remote_code=trust_remote_code
+                ) as stage,
+                engine_bar("answers", len(left)) as bar,
+            ):
+                answered = stage(asked, blocks).map(finish)
                 write_parts(answered, [work / "answers"], _ANSWERED, bar.to)
         errors = _errors(_read(work / "answers"))
         if errors:

@@ -129,7 +129,7 @@ class Inputs:
     @once
     def fingerprint(self) -> str:
         """What stands for the base model's content."""
-        return model_fingerprint(self.model())
+        return model_fingerprint(self.model(), self.cache)
 
     @once
     def gpu(self) -> bool:

@@ -63,7 +63,7 @@ def plan_reference(config: Config) -> str:
         return "\n".join([*lines, f"  {_UNREAD}", *alone(config, model, {})])
     if unit == "nats/token" and config.data.contaminated == "remove":
         paths, _ = mark(config, paths, _tokenizer(config, config.model.path), config.cache_folder)
-    keys = reference_keys(model_fingerprint(model), paths, config, unit)
+    keys = reference_keys(model_fingerprint(model, config.cache_folder), paths, config, unit)
     left: dict[str, tuple[DomainData, int]] = {}
     for name, data in load_domains(paths, config.data).items():
         size = min(len(data.train), settings.max_records or len(data.train))

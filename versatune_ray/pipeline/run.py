@@ -133,7 +133,7 @@ class Run(Inputs):
             stores: Stores = (
                 self.tokenize() if unit == "nats/token" else self._build_stores(model).value
             )
-            fingerprint, gpu = model_fingerprint(model), self.gpu()
+            fingerprint, gpu = model_fingerprint(model, self.cache), self.gpu()
             references = self.folder.step(
                 "reference losses",
                 lambda: Step(

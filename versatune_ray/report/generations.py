@@ -14,7 +14,10 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from versatune_ray.detection.generate import GENERATED
+from versatune_ray.detection.texts import stored_texts
 from versatune_ray.report.writing import clean, cut, one_line
+from versatune_ray.runs.parts import read_rows
 
 PER_DOMAIN = PER_REASON = 3
 MOST_REASONS = 8
@@ -50,16 +53,20 @@ class Examples:
     problem: str = ""
 
 
-def read_examples(files: Sequence[Path], domains: Sequence[str]) -> Examples:
+def read_examples(
+    files: Sequence[Path], domains: Sequence[str], store: tuple[Path, str | None] | None = None
+) -> Examples:
     """The first ``PER_DOMAIN`` kept samples by id of each most probable domain, and the first
     ``PER_REASON`` discarded ones of each of the first ``MOST_REASONS`` reasons; texts are cut at
-    ``CHARACTERS``, and read for these rows alone.
+    ``CHARACTERS``, and read for these rows alone. Where the samples
+    have no texts, these are in the ``store`` that a file names.
     """
     if not files:
         absent = "No samples/*.parquet beside the distribution"
         return Examples(problem=f"{absent}: example generations cannot be shown.")
     try:
-        samples = _Samples(files, domains)
+        texts = stored_texts(store[0], store[1]) if store is not None and store[1] else None
+        samples = _Samples(files, domains, texts)
         kept = samples.kept()
         lost = "Every sample was discarded: there is no judged generation to show."
         return Examples(kept, samples.discarded(), "" if kept else lost)
@@ -68,17 +75,19 @@ def read_examples(files: Sequence[Path], domains: Sequence[str]) -> Examples:
 
 
 class _Samples:
-    def __init__(self, files: Sequence[Path], domains: Sequence[str]):
+    def __init__(self, files: Sequence[Path], domains: Sequence[str], store: Path | None):
         # A file whose samples were all kept may type its empty `discarded` column as null.
         schema = pa.unify_schemas(
             [pq.read_schema(file) for file in files], promote_options="permissive"
         )
         self.samples = pads.dataset([str(file) for file in files], format="parquet", schema=schema)
         self.domains = domains
-        self.columns = {clean(name): name for name in schema.names}
-        missing = [name for name in ("id", "text", *domains) if name not in self.columns]
+        self.columns, self.store = {clean(name): name for name in schema.names}, store
+        missing = [name for name in ("id", *domains) if name not in self.columns]
         if missing:
             raise ValueError(f"no column {missing[0]!r}")
+        if "text" not in self.columns and store is None:
+            raise ValueError("their texts are no longer in the storage's .cache/generated")
         self.keys = [name for name in ("id", "repeat") if name in self.columns]
 
     def kept(self) -> tuple[Generation, ...]:
@@ -126,12 +135,15 @@ class _Samples:
         wanted: list[Identity] = [
             tuple(table[name][place].as_py() for name in self.keys) for place in places
         ]
+        ids = pads.field("id").isin(list({identity[0] for identity in wanted}))
         texts = [name for name in ("text", "tokens", "discarded", "answer") if name in self.columns]
-        found = self.samples.to_table(
-            columns=[*self.keys, *texts],
-            filter=pads.field("id").isin(list({identity[0] for identity in wanted})),
-        )
+        found = self.samples.to_table(columns=[*self.keys, *texts], filter=ids)
         rows = {tuple(row[key] for key in self.keys): row for row in found.to_pylist()}
+        if "text" not in self.columns and self.store is not None and wanted:
+            stored = read_rows(self.store, GENERATED, ["id", "text"], ids)
+            by_id = dict(zip(stored["id"].to_pylist(), stored["text"].to_pylist(), strict=True))
+            for row in rows.values():
+                row["text"] = by_id[row["id"]]
         return [rows[identity] for identity in wanted]
 
 

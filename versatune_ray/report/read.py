@@ -214,8 +214,9 @@ class _Folder:
             name = clean(str(file.relative_to(self.path)))
             if (found := self.json("detection", name, Detection)) is not None:
                 called = {"name": found.name or clean(file.parent.name)}
+                named = found.model_copy(update=called)
                 samples = sorted((file.parent / "samples").glob("*.parquet"))
-                yield found.model_copy(update=called), read_examples(samples, found.domains)
+                yield named, read_examples(samples, found.domains, (file, found.texts))
         if not files:
             self.lacks("detection")
 

@@ -126,6 +126,7 @@ class Detection(Artefact):
     repeats_differ: Number = None
     samples: int | None = None
     tokens: int | None = None
+    texts: str | None = None
     discarded: Discarded | None = None
     generations: Generations | None = None
     judge: str | None = None

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,16 @@ from numpy.typing import NDArray
 
 from versatune_ray.errors import DiskFull, is_disk_full
 from versatune_ray.runs.cache import appear, set_aside, temporary_name
-from versatune_ray.runs.storage import here, pull, push
+from versatune_ray.runs.storage import here, pull, push, remove
+
+T = TypeVar("T")
+_JOINED = "all-"  # begins the name of the file that was made of parts
+_MANY = 300  # parts
+_GROUP_ROWS, _GROUP_BYTES = 4096, 32 << 20
+_REMOVALS = 8  # at once, from a storage behind a URI
+# An engine that starts again, a cluster that grows, a batch of long answers: seconds without any
+# finished one. Ray Data's own half hour is short for these.
+_PATIENCE = 4 * 3600.0
 
 
 def finished_ids(folder: Path) -> NDArray[np.int64]:
@@ -32,15 +42,19 @@ def finished_ids(folder: Path) -> NDArray[np.int64]:
     set aside.
     """
     pull(folder)
-    found = [np.zeros(0, dtype=np.int64)]
-    for part in sorted(folder.glob("*.parquet")):
-        try:
-            found.append(_finished(part))
-        except (FileNotFoundError, PermissionError):  # whole, as far as anyone knows
-            raise
-        except (pa.ArrowException, OSError, KeyError) as error:
-            set_aside(part, error)
-    return np.unique(np.concatenate(found))
+
+    def read(parts: Sequence[Path]) -> NDArray[np.int64]:
+        found = [np.zeros(0, dtype=np.int64)]
+        for part in parts:
+            try:
+                found.append(_finished(part))
+            except (FileNotFoundError, PermissionError):  # whole, as far as anyone knows
+                raise
+            except (pa.ArrowException, OSError, KeyError) as error:
+                set_aside(part, error)
+        return np.unique(np.concatenate(found))
+
+    return read_parts(folder, read)
 
 
 def _finished(part: Path) -> NDArray[np.int64]:
@@ -52,19 +66,96 @@ def _finished(part: Path) -> NDArray[np.int64]:
     return np.asarray(rows["id"].to_numpy())
 
 
-def read_rows(folder: Path, schema: Mapping[str, pa.DataType], columns: Sequence[str]) -> pa.Table:
-    """``columns`` of all rows in ``folder``, each ``id`` once and in order; a request that failed
-    gives way to its repetition.
+def read_parts(folder: Path, read: Callable[[Sequence[Path]], T]) -> T:
+    """What ``read`` makes of the parts of ``folder``; again, where they became one file while it
+    read them (``join_parts``).
     """
-    files = sorted(map(str, folder.glob("*.parquet")))
-    table = pyarrow.dataset.dataset(
-        files, pa.schema(list(schema.items())), format="parquet"
-    ).to_table(columns=[*columns, "failed"])
+    while True:
+        parts = sorted(folder.glob("*.parquet"))
+        try:
+            made = read(parts)
+        except FileNotFoundError:
+            if all(part.exists() for part in parts):
+                raise
+            continue
+        if set(folder.glob(f"{_JOINED}*.parquet")) <= set(parts):
+            return made
+
+
+def read_rows(
+    folder: Path,
+    schema: Mapping[str, pa.DataType],
+    columns: Sequence[str],
+    where: pc.Expression | None = None,
+) -> pa.Table:
+    """``columns`` of all rows in ``folder`` (or those ``where`` something holds), each ``id`` once
+    and in order; a request that failed gives way to its repetition.
+    """
+
+    def read(parts: Sequence[Path]) -> pa.Table:
+        return pyarrow.dataset.dataset(
+            list(map(str, parts)), pa.schema(list(schema.items())), format="parquet"
+        ).to_table(columns=[*columns, "failed"], filter=where)
+
+    table = read_parts(folder, read)
     table = table.sort_by([("id", "ascending"), ("failed", "ascending")])
     ids = table["id"].to_numpy()
     return table.filter(pa.array(np.diff(ids, prepend=-1) != 0)).drop_columns(
         [] if "failed" in columns else ["failed"]
     )
+
+
+def join_parts(folder: Path, schema: Mapping[str, pa.DataType], *, whole: bool) -> None:
+    """Make the parts of ``folder`` one file of many row groups, each ``id`` in it once, where the
+    store is ``whole`` or has hundreds of them: fifty stores of small files are slow to list, and
+    more than some file systems hold.
+
+    The caller holds the folder's lock. The file is there before a part goes, so a kill leaves at
+    worst both, which readers take once; a reader that meets a part that has gone looks again. A
+    part that cannot be read is set aside, and where the disk is too full for a second copy, the
+    parts stay.
+    """
+    count = len(list(folder.glob("*.parquet")))
+    if count < 2 or not (whole or count > _MANY):
+        return
+    finished = finished_ids(folder)
+    parts = sorted(folder.glob("*.parquet"))
+    columns = {part: pyarrow.parquet.read_table(part, columns=["id"])["id"] for part in parts}
+    ids = np.unique(np.concatenate([column.to_numpy() for column in columns.values()]))
+    joined = folder / f"{_JOINED}{_digest(ids)}.parquet"
+    done, written = np.isin(ids, finished), np.zeros(len(ids), dtype=bool)
+    temporary, waiting = temporary_name(joined), []
+    arrow = pa.schema(list(schema.items()))
+    try:
+        with pyarrow.parquet.ParquetWriter(temporary, arrow) as writer:
+            # about in the order of the ids, so that the statistics of a row group tell which it has
+            for part in sorted(parts, key=lambda part: pc.min(columns[part]).as_py() or 0):
+                table = pyarrow.parquet.read_table(part, schema=arrow).sort_by("id")
+                places = np.searchsorted(ids, table["id"].to_numpy())
+                failed = table["failed"].to_numpy() if "failed" in schema else False
+                kept = ~written[places] & ~(failed & done[places])
+                kept[1:] &= np.diff(places) > 0
+                written[places[kept]] = True
+                waiting.append(table.filter(pa.array(kept)))
+                if (
+                    sum(table.num_rows for table in waiting) >= _GROUP_ROWS
+                    or sum(table.nbytes for table in waiting) >= _GROUP_BYTES
+                ):
+                    writer.write_table(pa.concat_tables(waiting))
+                    waiting = []
+            writer.write_table(pa.concat_tables([arrow.empty_table(), *waiting]))
+        push(joined, temporary)
+        appear(temporary, joined)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if is_disk_full(error):
+            return
+        raise
+    gone = [part for part in parts if part != joined]
+    with ThreadPoolExecutor(_REMOVALS) as pool:
+        list(pool.map(remove, gone))
+    for part in gone:
+        part.unlink()
 
 
 def write_parts(
@@ -104,6 +195,7 @@ def write_parts(
 
     # or a UserError of a worker arrives as Ray's own advice
     rows.context.raise_original_map_exception = True
+    rows.context.execution_no_progress_timeout_s = _PATIENCE
     done = 0
     for counts in rows.map_batches(write, batch_format="pyarrow", batch_size=None).iter_batches(
         batch_size=None, prefetch_batches=0
@@ -118,10 +210,7 @@ def write_parts(
 def _write_part(table: pa.Table, folder: Path) -> None:
     folder = here(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    part = (
-        folder
-        / f"{hashlib.sha256(np.sort(table['id'].to_numpy()).tobytes()).hexdigest()[:16]}.parquet"
-    )
+    part = folder / f"{_digest(np.sort(table['id'].to_numpy()))}.parquet"
     temporary = temporary_name(part)  # readers of the folder take *.parquet
     try:
         pyarrow.parquet.write_table(table, temporary)
@@ -138,3 +227,7 @@ def _write_part(table: pa.Table, folder: Path) -> None:
                 f"from here"
             ) from None
         raise
+
+
+def _digest(ids: NDArray[np.int64]) -> str:
+    return hashlib.sha256(ids.tobytes()).hexdigest()[:16]

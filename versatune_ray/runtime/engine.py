@@ -1,17 +1,19 @@
-"""One vLLM stage of ``ray.data.llm``: the only place that knows how an engine is placed on CPUs or
-GPUs.
+"""Engines of ``ray.data.llm``, in a pool of our own: the only place that knows how one is placed on
+CPUs or GPUs.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import metadata
 from typing import Any
 
 from versatune_ray.errors import UserError
 from versatune_ray.runs.storage import fetch
 from versatune_ray.runtime.models import commit
+from versatune_ray.runtime.pool import Pool, Staff
 from versatune_ray.settings import Engine
 from versatune_ray.settings.location import is_mirrored
 
@@ -24,6 +26,8 @@ _SPEED = {
     "block_size", "enforce_eager", "enable_prefix_caching", "enable_chunked_prefill",
     "disable_log_stats", "distributed_executor_backend", "hf_token",
 }  # fmt: skip
+# What ``ray.data.llm`` asks for an engine, as ``ray.remote`` calls it.
+_PLACE = ("num_cpus", "num_gpus", "resources", "accelerator_type", "runtime_env")
 # Formats of weights that cannot hold a pickle; vLLM's own choice would fall back to one that can.
 _FORMATS = ("safetensors", "fastsafetensors", "runai_streamer", "dummy")
 
@@ -84,6 +88,20 @@ def engine_options(
     return options
 
 
+def needs(settings: Engine, gpu: bool) -> dict[str, float]:
+    """What one replica takes of its cluster, by the names of Ray's resources."""
+    options = settings.options
+    devices = settings.tensor_parallel * int(options.get("pipeline_parallel_size", 1))
+    each = {"CPU": float(settings.cpus)} | settings.resources | ({"GPU": 1.0} if gpu else {})
+    return {name: amount * devices for name, amount in each.items()}
+
+
+def replicas(settings: Engine) -> tuple[int, int]:
+    """The least and the most."""
+    found = settings.replicas
+    return (1, found) if isinstance(found, int) else (found[0], found[1])
+
+
 def vllm_stage(
     model: str,
     settings: Engine,
@@ -93,24 +111,23 @@ def vllm_stage(
     gpu: bool,
     trust_remote_code: bool,
     own_seeds: bool = False,
-) -> Any:
-    """A processor ``Dataset → Dataset``; ``preprocess`` gives ``tokenized_prompt`` and
-    ``sampling_params``.
+    finish: Callable[[Row], Row] | None = None,
+) -> Pool:
+    """Engines that outlive the plans that they are a step of; ``preprocess`` gives
+    ``tokenized_prompt`` and ``sampling_params``.
 
     With ``own_seeds`` every replica draws random numbers of its own: vLLM seeds all engines alike,
     so replicas, or a job that goes on, would write the same texts again.
 
     A request that fails does not stop the others: its row skips ``postprocess`` and carries
-    ``__inference_error__``.
+    ``__inference_error__``. ``finish`` gets all rows.
     """
-    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
-
     options = engine_options(
         settings, gpu, trust_remote_code=trust_remote_code, revision=commit(model)
     )
     if settings.tensor_parallel > 1:
-        # One actor that holds all its devices, on one node: Ray's executor would leave a placement
-        # group behind until the job ends.
+        # One actor that holds all its devices, on one node: no placement group, no actor per
+        # device.
         options.setdefault("distributed_executor_backend", "mp")
     bundle: dict[str, float] = {"CPU": settings.cpus} | settings.resources
     environment = {}
@@ -123,45 +140,62 @@ def vllm_stage(
             "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib),
             "TORCHDYNAMO_DISABLE": "1",
         }
-    config = vLLMEngineProcessorConfig(
-        model_source=model,
-        engine_kwargs=options,
-        accelerator_type=settings.accelerator,
-        placement_group_config={"bundle_per_worker": bundle},
-        runtime_env={"env_vars": environment} if environment else None,
-        concurrency=settings.replicas
-        if isinstance(settings.replicas, int)
-        else tuple(settings.replicas),
-        batch_size=settings.batch_size,
-        max_concurrent_batches=settings.concurrent_batches,
-        should_continue_on_error=True,
-        chat_template_stage=False,
-        tokenize_stage=False,
-        detokenize_stage=False,
-        log_engine_metrics=False,
-    )
-    processor = build_processor(config, preprocess=preprocess, postprocess=postprocess)
-    if own_seeds or is_mirrored(model):
+
+    def answered(rows: Any) -> Any:
+        return rows if finish is None else rows.map(finish)
+
+    def hire() -> Staff:
+        from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+        config = vLLMEngineProcessorConfig(
+            model_source=model,
+            engine_kwargs=dict(options),
+            accelerator_type=settings.accelerator,
+            placement_group_config={"bundle_per_worker": bundle},
+            runtime_env={"env_vars": environment} if environment else None,
+            batch_size=settings.batch_size,
+            max_concurrent_batches=settings.concurrent_batches,
+            should_continue_on_error=True,
+            chat_template_stage=False,
+            tokenize_stage=False,
+            detokenize_stage=False,
+            log_engine_metrics=False,
+        )
+        processor = build_processor(config, preprocess=preprocess, postprocess=postprocess)
         stage = processor.get_stage_by_name("vLLMEngineStage")
-        # Not by assignment: pydantic would validate the stage anew, and lose what the engine asks
-        # for.
-        vars(stage)["fn"] = started(stage.fn, fetched=is_mirrored(model), own_seeds=own_seeds)
-    return processor
+        given = stage.get_dataset_map_batches_kwargs(settings.batch_size, processor.DATA_COLUMN)
+        asked = {name: given[name] for name in _PLACE if given.get(name) is not None}
+        if settings.labels:
+            asked["label_selector"] = settings.labels
+        made = partial(
+            started,
+            stage.fn,
+            given["fn_constructor_kwargs"],
+            fetched=is_mirrored(model),
+            own_seeds=own_seeds,
+        )
+        return Staff(
+            made,
+            replicas(settings),
+            asked,
+            settings.concurrent_batches,
+            settings.batch_size,
+            "default",
+            lambda rows: rows.map(processor.preprocess),
+            lambda rows: answered(rows.map(processor.postprocess)),
+            given.get("ray_remote_args_fn") or dict,
+        )
+
+    return Pool(hire)
 
 
-def started(engine: Any, *, fetched: bool, own_seeds: bool) -> Any:
-    """An engine that first brings its model to the machine that it starts on, or draws a seed
-    there.
+def started(engine: Any, given: Mapping[str, Any], *, fetched: bool, own_seeds: bool) -> Any:
+    """An engine of ``ray.data.llm`` on the machine that it is started on, which first brings its
+    model there from a storage behind a URI, or draws a seed.
     """
-
-    class Engine(engine):  # type: ignore[misc]
-        def __init__(self, *, model: str, engine_kwargs: dict[str, Any], **options: Any):
-            if own_seeds:  # 32 bits are what NumPy, which vLLM seeds too, takes
-                engine_kwargs = engine_kwargs | {"seed": secrets.randbits(32)}
-            super().__init__(
-                model=str(fetch(model)) if fetched else model,
-                engine_kwargs=engine_kwargs,
-                **options,
-            )
-
-    return Engine
+    given = dict(given)
+    if own_seeds:  # 32 bits are what NumPy, which vLLM seeds too, takes
+        given["engine_kwargs"] = given["engine_kwargs"] | {"seed": secrets.randbits(32)}
+    if fetched:
+        given["model"] = str(fetch(given["model"]))
+    return engine(**given)

@@ -6,22 +6,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from versatune_ray.errors import UserError
+from versatune_ray.runs.cache import key_of, write_json
 from versatune_ray.runs.storage import fetch
 from versatune_ray.runtime.gguf import gguf_file
 from versatune_ray.settings.location import is_mirrored
 
+_SETTLED = 5_000_000_000  # nanoseconds since the last change
 # .py: of a model with code of its own; .tiktoken: of a tokenizer
 _CONTENT = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py", ".tiktoken")
 
 
-def model_fingerprint(path: str) -> str:
+def model_fingerprint(path: str, cache: Path | None = None) -> str:
     """Identity of a model by content: the files' bytes of a folder, or the commit of a Hugging Face
     id.
+
+    Args:
+        cache: remembers what the bytes of files of these paths, sizes and times of change were, so
+            that another job need not read gigabytes.
 
     Raises:
         UserError: neither a folder with a config.json nor a reachable id.
@@ -34,7 +41,7 @@ def model_fingerprint(path: str) -> str:
             file for file in sorted(folder.rglob("*")) if file.is_file() and file.suffix in _CONTENT
         ]
         return _digest(
-            tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+            tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files), cache
         )
     if not _is_id(path):
         raise UserError(
@@ -90,17 +97,33 @@ def find_model(key: str, path: str) -> None:
 
 
 @lru_cache(maxsize=256)
-def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """SHA-256 over names and bytes of (file, size, time of change): once per process, for reading
-    gigabytes takes minutes.
+def _digest(files: tuple[tuple[Path, int, int], ...], cache: Path | None) -> str:
+    """SHA-256 over names and bytes of (file, size, time of change): once per process, or once for
+    all with a ``cache``, for reading gigabytes takes minutes.
     """
+    known = [[str(file.absolute()), size, changed] for file, size, changed in files]
+    kept = None if cache is None else cache / "fingerprints" / f"{key_of({'files': known})}.json"
+    if kept is not None and (found := _kept_digest(kept, known)) is not None:
+        return found
+    began = time.time_ns()
     digest = hashlib.sha256()
     for file, _, _ in files:
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)
+    # a file that is being written has a time that a later change of the same size may have too
+    if kept is not None and all(changed < began - _SETTLED for _, _, changed in files):
+        write_json(kept, {"files": known, "sha256": digest.hexdigest()})
     return digest.hexdigest()
+
+
+def _kept_digest(kept: Path, known: list[list[Any]]) -> str | None:
+    try:
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        return str(found["sha256"]) if found["files"] == known else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def check_weights(path: str) -> None:

@@ -27,6 +27,9 @@ class Engine(Section):
         None, "Ray's accelerator type that a replica needs, such as H100; none: any"
     )
     resources: dict[str, float] = setting(dict, "custom Ray resources per device of a replica")
+    labels: dict[str, str] = setting(
+        dict, "labels that a replica's node must have, as Ray selects them: {market-type: spot}"
+    )
     kv_cache_gib: int = setting(1, "key-value cache of one replica on CPU", "GiB", ge=1)
     batch_size: int = setting(128, "rows per Ray Data batch", "rows", ge=1)
     concurrent_batches: int = setting(4, "batches in flight per replica", ge=1)
@@ -185,6 +188,12 @@ class Detection(WithPreset):
         "base models that jobs/detect.py detects: paths, {path, name, engine}, or a .txt or .yaml "
         "file of them; none: model.path",
         resumable=True,
+    )
+    concurrency: int | None = setting(
+        None,
+        "models that write at the same time; none: as many as the cluster now has room for",
+        ge=1,
+        results=False,
     )
     samples: int = setting(400, "sequences per repeat, N_S (paper: 40,000)", "sequences", ge=2)
     repeats: int = setting(5, "repeats, T (paper: 5)", ge=1)

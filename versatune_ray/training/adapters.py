@@ -30,7 +30,7 @@ def whole_model(path: str, cache: Path, trust_remote_code: bool) -> str:
     base = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
     files = [str(file) for file in sorted(folder.glob("adapter_*"))]
     try:
-        parts = {"base": model_fingerprint(base), "adapter": contents(files)}
+        parts = {"base": model_fingerprint(base, cache), "adapter": contents(files)}
     except UserError as error:
         raise UserError(f"{path}: an adapter for another model: {error}") from None
 

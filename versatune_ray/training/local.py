@@ -125,7 +125,7 @@ def _finetune(
             **semantics.controller_arguments(config, names, stages, reference)
         )
         if kept is not None:
-            fingerprint = model_fingerprint(model)
+            fingerprint = model_fingerprint(model, config.cache_folder)
             kept.begin(inputs_of(config, fingerprint, paths, detected, reference))
         job = Job(config, model, paths, stages, folder, read_importance(config.training.soft_mask))
     runtime = LocalRuntime(job, controller, rank, world, device)
