@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from versatune_ray.domains.chat import load_tokenizer
+from versatune_ray.domains.choices import Choices
 from versatune_ray.evaluation import likely
-from versatune_ray.evaluation.choices import Choices, chance, load_choices
+from versatune_ray.evaluation.choices import chance, load_choices
 from versatune_ray.evaluation.likely import likely_accuracy, log_likelihoods
 from versatune_ray.settings.loading import load
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from versatune_ray.domains.choices import Choices
 from versatune_ray.domains.records import Question
-from versatune_ray.evaluation.choices import Choices
 from versatune_ray.runs.cache import write_json
 from versatune_ray.settings.loading import load
 from versatune_ray.tuning.plan import Plan

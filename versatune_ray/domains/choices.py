@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, NamedTuple
 
 from versatune_ray.domains.example import BadRecord
 from versatune_ray.domains.turns import listed, strict, text, user_text
+
+
+class Choices(NamedTuple):
+    """``question`` as it is read, up to where an answer begins; the answers that are compared; the
+    number of the right one.
+    """
+
+    question: str
+    answers: tuple[str, ...]
+    right: int
 
 
 def read_choices(fields: Mapping[str, Any], answer: str = "answer") -> tuple[str, list[str], int]:

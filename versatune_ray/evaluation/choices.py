@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
+from versatune_ray.domains.choices import Choices
 from versatune_ray.evaluation.benchmarks import is_file, own_rows, question_of
 from versatune_ray.settings import Config
-
-
-class Choices(NamedTuple):
-    """``question`` as it is read, up to where an answer begins; the answers that are compared; the
-    number of the right one.
-    """
-
-    question: str
-    answers: tuple[str, ...]
-    right: int
 
 
 def load_choices(config: Config) -> dict[str, list[list[Choices]]]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from versatune_ray.domains.chat import load_tokenizer
-from versatune_ray.evaluation.choices import Choices
+from versatune_ray.domains.choices import Choices
 from versatune_ray.runs.storage import fetch
 from versatune_ray.training.model import load_model
 
@@ -132,7 +132,8 @@ def log_likelihoods(network: Any, row: Sequence[_Read]) -> list[list[float]]:
     ).last_hidden_state[0]
     logits = network.get_output_embeddings()(hidden[before]).float()
     logs = (logits.gather(1, ids[0, told][:, None])[:, 0] - torch.logsumexp(logits, dim=1)).tolist()
-    found, start = [], 0
+    found: list[list[float]] = []
+    start = 0
     for one in row:
         found.append([])
         for part in one.answers:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ray.domains import DomainPaths
+from versatune_ray.domains.choices import Choices
 from versatune_ray.domains.records import Question
 from versatune_ray.errors import UserError
-from versatune_ray.evaluation.choices import Choices
 from versatune_ray.pipeline import Run
 from versatune_ray.runs.cache import key_of
 from versatune_ray.settings import Config, semantics
@@ -29,20 +29,20 @@ class Plan:
     """What all trials of a job share.
 
     base: the configuration that trials change, with model and artefacts filled in. stores: its
-    token stores. questions: as they were read. choices: of each domain's benchmarks, where trials
-    are measured on them.
+    token stores. questions: as they were read.
     targets: domains that ``target_gain`` is of. weights: of the objectives in ``score``, by which
     trials are compared, where it is not 0. marks: samples from one comparison of running trials
-    to the next (see ``pruning``); None: they are not compared before their end.
+    to the next (see ``pruning``); None: they are not compared before their end. choices: of each
+    domain's benchmarks, where trials are measured on them.
     """
 
     base: Config
     stores: Mapping[str, DomainPaths] = field(default_factory=dict)
     questions: Mapping[str, Sequence[Question]] = field(default_factory=dict)
-    choices: Mapping[str, Sequence[Sequence[Choices]]] = field(default_factory=dict)
     targets: tuple[str, ...] = ()
     weights: Mapping[str, float] = field(default_factory=lambda: {"gain": 1.0})
     marks: int | None = None
+    choices: Mapping[str, Sequence[Sequence[Choices]]] = field(default_factory=dict)
 
     def config(self, name: str, changes: Mapping[str, Any]) -> Config:
         """The configuration of one trial: ``changes`` are dotted keys.
