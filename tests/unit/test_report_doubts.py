@@ -122,9 +122,9 @@ def test_warnings_of_fine_tuning_are_merged_by_kind_with_their_last_values() -> 
         Adjustment(step=3000, warnings=[repeat.format("law (9.5 passes) and code (6.1 passes)")]),
     )
     expected = [
-        "From step 1,000 to 3,000, 3 times, last: records repeat in law (9.5 passes) and code "
-        "(6.1 passes); beyond 4 passes they teach less than new ones: add records.",
-        "At step 1,000: code went.",
+        "Records repeat in law (9.5 passes) and code (6.1 passes); beyond 4 passes they teach less "
+        "than new ones: add records (said 3 times from step 1,000 to 3,000).",
+        "Code went (said at step 1,000).",
     ]
     assert of_adjustments(lines) == expected
     run = RunData(name="r", adjustments=lines)

@@ -67,7 +67,7 @@ class Entry(NamedTuple):
 @dataclass(frozen=True)
 class Axis:
     """From ``low`` to ``high``, of their logarithms where ``log``. ``unit``: ``%`` for shares of 1,
-    ``+%`` for changes.
+    ``+%`` for changes, ``×`` for multiples.
     """
 
     title: str
@@ -334,7 +334,7 @@ def written(value: float, unit: str = "") -> str:
     if unit.endswith("%"):
         sign = "+" if unit.startswith("+") and value > 0 else ""
         return f"{sign}{100 * value:.4g}\u202f%".replace("-", "−")
-    return f"{value:,.6g}".replace("-", "−")
+    return f"{value:,.6g}{unit}".replace("-", "−")
 
 
 def thin(rows: Sequence[Sequence[float | None]], most: int = MOST_POINTS) -> Sequence[int]:

@@ -65,10 +65,10 @@ def of_adjustments(adjustments: Sequence[Adjustment]) -> list[str]:
     found = []
     for told in kinds.values():
         (first, _), (last, text) = told[0], told[-1]
-        when = f"At step {count(last)}"
+        when = f"said at step {count(last)}"
         if len(told) > 1:
-            when = f"From step {count(first)} to {count(last)}, {count(len(told))} times, last"
-        found.append(f"{when}: {short(text, _LETTERS)}.")
+            when = f"said {count(len(told))} times from step {count(first)} to {count(last)}"
+        found.append(f"{text[0].upper()}{short(text[1:], _LETTERS)} ({when}).")
     return found
 
 

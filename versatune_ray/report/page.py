@@ -23,7 +23,7 @@ from versatune_ray.report.detected import compared, judge_sections, models
 from versatune_ray.report.doubts import warnings
 from versatune_ray.report.generations import CHARACTERS, PER_DOMAIN, PER_REASON
 from versatune_ray.report.outcome import outcomes
-from versatune_ray.report.read import RunData, read_run
+from versatune_ray.report.read import PARTS, RunData, read_run
 from versatune_ray.report.searched import replay_figure, study_sections, sweep_section
 from versatune_ray.report.tables import Cell, domain_cell
 from versatune_ray.report.templates import filled, resource
@@ -34,15 +34,6 @@ from versatune_ray.report.writing import called, cut, duration, setting
 ANSWERS_PER_DOMAIN = 3
 _TEXTS = ("question", "expected", "base", "tuned")
 MOST_OPEN = 3  # models whose sections are open at first
-_WAITING = {
-    "config": "settings",
-    "data": "data counts",
-    "detection": "detected shares",
-    "reference": "reference losses",
-    "adjustments": "fine-tuning",
-    "evaluation": "evaluation",
-    "timings": "timings",
-}
 _TRAINING = (
     "mixture.preset mixture.policy mixture.start mixture.strength mixture.sigma mixture.delta "
     "mixture.epsilon mixture.targets mixture.max_share mixture.options mixture.feedback "
@@ -120,7 +111,7 @@ def render(run: RunData, refresh: int | None = None) -> str:
             for anchor, _, parts, _ in shown
         },
         untold=[sentence for part, sentence in run.missing.items() if part not in told],
-        waiting=", ".join(text for part, text in _WAITING.items() if part in run.missing),
+        waiting=", ".join(text for part, (*_, text) in PARTS.items() if part in run.missing),
         verdict=verdict(run),
         warnings=warnings(run, result),
         first=shares_before_after(run),

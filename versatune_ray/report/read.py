@@ -38,14 +38,14 @@ from versatune_ray.settings.tuning import OBJECTIVES
 _Value = TypeVar("_Value")
 _TRIAL = ("trial", "pruned_at", "error")  # columns of a sweep that are no setting
 _UNREADABLE = (yaml.YAMLError, pa.ArrowException)
-_ABSENT = {  # part → file, and what its absence means
-    "config": ("config.yaml", "the settings are unknown"),
-    "data": (Counts.FILE, "no records were read"),
-    "detection": ("detection/*/distribution.json", "no knowledge detection was run"),
-    "reference": (Reference.FILE, "no reference losses were measured"),
-    "adjustments": (Adjustment.FILE, "nothing was fine-tuned"),
-    "evaluation": (Evaluation.FILE, "nothing was evaluated"),
-    "timings": (Timings.FILE, "no step was timed"),
+PARTS = {  # part → file, what its absence means, and what people wait for
+    "config": ("config.yaml", "the settings are unknown", "settings"),
+    "data": (Counts.FILE, "no records were read", "data counts"),
+    "detection": (Detection.FILE, "no knowledge detection was run", "detected shares"),
+    "reference": (Reference.FILE, "no reference losses were measured", "reference losses"),
+    "adjustments": (Adjustment.FILE, "nothing was fine-tuned", "fine-tuning"),
+    "evaluation": (Evaluation.FILE, "nothing was evaluated", "evaluation"),
+    "timings": (Timings.FILE, "no step was timed", "timings"),
 }
 
 
@@ -196,7 +196,7 @@ class _Folder:
         return None
 
     def lacks(self, part: str) -> None:
-        name, meaning = _ABSENT[part]
+        name, meaning, _ = PARTS[part]
         self.absent.add(part)
         self.note(part, f"{name} is not in the run folder: {meaning}.")
 

@@ -122,13 +122,12 @@ def _losses(run: RunData) -> Figure | None:
     axis, views = f"loss ({run.unit}), log axis", []
     if floor:
 
-        def above(one: Adjustment) -> PerDomain:
+        def times(one: Adjustment) -> PerDomain:
             pairs = ((name, loss, floor.get(name)) for name, loss in one.loss.items())
-            return {name: loss / least - 1 for name, loss, least in pairs if loss and least}
+            return {name: loss / least for name, loss, least in pairs if loss and least}
 
-        look = {"unit": "+%", "zero": True}
-        drawn = plot(run, lines(run, above), "loss above the reference", **look)
-        views.append(("Above the reference", drawn))
+        y = "loss as a multiple of the reference, log axis"
+        views.append(("To the reference", plot(run, lines(run, times), y, unit="×", log=True)))
     dashed = [
         replace(one, points=[(x, floor[one.name]) for x in _ends(run)], look="dashed")
         for one in measured
