@@ -285,7 +285,7 @@ class _Column:
         """Write the .npy header for the rows so far; numpy pads it, so that a later one for more
         rows fits the same place.
         """
-        descr = np.lib.format.dtype_to_descr(self._dtype)
+        descr = np.lib.format.dtype_to_descr(self._dtype)  # type: ignore[no-untyped-call]
         header = {"descr": descr, "fortran_order": False, "shape": (self._rows, *self._width)}
         self.file.seek(0)
         np.lib.format.write_array_header_1_0(self.file, header)  # type: ignore[no-untyped-call]
@@ -305,7 +305,7 @@ def _digest(
     """That of records after others: a polynomial, so that it does not depend on how many shards
     there are.
     """
-    ids, loss, start = memoryview(tokens).cast("B"), memoryview(mask).cast("B"), 0
+    ids, loss, start = tokens.data.cast("B"), mask.data.cast("B"), 0
     for end in ends:
         one = hashlib.blake2b(ids[4 * start : 4 * end], digest_size=8)
         one.update(loss[start:end])

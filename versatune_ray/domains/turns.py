@@ -24,6 +24,7 @@ _ROLES: dict[str, Role] = {
     **dict.fromkeys(("function_call", "tool_call"), "assistant"),
 }
 _CALLS = ("function_call", "tool_call")  # roles whose content is the call itself
+_TEXTS = {"role", "content"}
 _FLAGS = ("weight", "train", "loss")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
@@ -169,7 +170,21 @@ def _part(part: Any, name: str) -> str:
     raise BadRecord(f"{name} holds parts that are no text")
 
 
+def _plain_turn(given: Any, name: str) -> Turn | None:
+    """A turn of a known role and a text, which needs no more care; most are."""
+    if type(given) is not dict or given.keys() != _TEXTS:
+        return None
+    said, content = given["role"], given["content"]
+    if type(content) is not str or said not in ("user", "assistant") or not content.strip():
+        return None
+    if said == "user":
+        user_text(content, name)
+    return Turn(Message(role=said, content=text(content, name)), said == "assistant", ())
+
+
 def _turn(given: Any, name: str) -> Turn | None:
+    if (plain := _plain_turn(given, name)) is not None:
+        return plain
     if not isinstance(given, Mapping):
         raise BadRecord(f"{name} is no object with a role and a content")
     fields = {key: value for key, value in given.items() if value is not None}
