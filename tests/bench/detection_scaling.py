@@ -4,8 +4,8 @@ on simulated nodes.
 usage: python tests/bench/detection_scaling.py [--quick]        (--quick: 1 and 4 replicas, short
 service)
 
-A STAND-IN TAKES VLLM'S PLACE: the product's own ``vllm_stage`` builds the plan (preprocess, actor
-pool, concurrency, batches, resources, postprocess), and only the class that holds the engine is
+A STAND-IN TAKES VLLM'S PLACE: the product's own ``vllm_stage`` builds plan and pool (preprocess,
+actors, concurrency, batches, resources, postprocess), and only the class that holds the engine is
 exchanged for one that sleeps a fixed time per batch and returns text and token ids of a real
 length. What is measured is all around the engine: the real ``generate``, Ray Data's driver, its map
 tasks, rows, parts on disk, with actors on several raylets (``ray.cluster_utils.Cluster``) that here
@@ -104,12 +104,13 @@ def scales(given: dict[str, Any]) -> Any:
     from transformers import LlamaConfig
 
     from versatune_ray.detection import generate as stage
+    from versatune_ray.runtime import engine as engines
 
     model = Path(tempfile.mkdtemp())
     LlamaConfig().save_pretrained(model)
-    plain = stage.vllm_stage
+    stage.join_parts = lambda *_, **__: None  # the times of parts are what is measured
     most = max(given["replicas"])
-    engines = -(-most // given["nodes"])
+    each = -(-most // given["nodes"])
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 4, "object_store_memory": 300 * 2**20}
     )
@@ -117,7 +118,7 @@ def scales(given: dict[str, Any]) -> Any:
     try:
         for _ in range(given["nodes"]):
             cluster.add_node(
-                num_cpus=engines, resources={"engine": engines}, object_store_memory=150 * 2**20
+                num_cpus=each + 2, resources={"engine": each}, object_store_memory=150 * 2**20
             )
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         common.quiet()
@@ -130,18 +131,8 @@ def scales(given: dict[str, Any]) -> Any:
             there = folder / "there"
             there.mkdir()
 
-            def staged(*arguments: Any, **more: Any) -> Any:
-                processor = plain(*arguments, **more)
-                # Not by assignment: pydantic would validate the stage anew, and its resources are
-                # gone by then.
-                vars(processor.get_stage_by_name("vLLMEngineStage"))["fn"] = stand_in(
-                    service,  # noqa: B023 - all three are used at once
-                    replicas,  # noqa: B023
-                    there,  # noqa: B023
-                )
-                return processor
-
-            stage.vllm_stage = staged
+            kind = stand_in(service, replicas, there)
+            engines.started = lambda _, given, kind=kind, **__: kind(**given)
             engine = {
                 "replicas": [replicas, replicas],
                 "batch_size": BATCH,

@@ -138,30 +138,26 @@ def test_an_engine_brings_its_model_to_the_machine_that_it_starts_on(
     from versatune_ray.runtime import engine
     from versatune_ray.settings import Engine, location
 
-    def stage(model: str) -> Any:
-        processor = engine.vllm_stage(
+    def staff(model: str) -> Any:
+        return engine.vllm_stage(
             model, Engine(), lambda row: row, lambda row: row, gpu=False, trust_remote_code=False
-        )
-        return processor.get_stage_by_name("vLLMEngineStage")
+        )._hire()
 
     monkeypatch.setenv("VERSATUNE_WORK", str(tmp_path / "a"))
     model = location.root(bucket.uri("engine")) / "run" / "model"
     shutil.copytree(tiny_model, model)
     storage.push(model)
-    local, mirrored = stage(str(tiny_model)), stage(str(model))
-    for kwargs in (local.map_batches_kwargs, mirrored.map_batches_kwargs):
-        kwargs["compute"] = vars(kwargs["compute"])
-    assert set(mirrored.map_batches_kwargs) == set(local.map_batches_kwargs)
-    assert mirrored.fn.__mro__[1] is local.fn
+    local, mirrored = staff(str(tiny_model)), staff(str(model))
+    assert mirrored.options == local.options and mirrored.replicas == local.replicas == (1, 1)
+    assert mirrored.make.keywords["fetched"] and not local.make.keywords["fetched"]
 
     class StandIn:
         def __init__(self, model: str, engine_kwargs: dict[str, int]):
             self.model, self.options = model, engine_kwargs
 
     monkeypatch.setenv("VERSATUNE_WORK", str(tmp_path / "b"))
-    started = engine.started(StandIn, fetched=True, own_seeds=False)(
-        model=str(model), engine_kwargs={"other": 1}
-    )
+    given = {"model": str(model), "engine_kwargs": {"other": 1}}
+    started = engine.started(StandIn, given, fetched=True, own_seeds=False)
     assert started.options == {"other": 1} and started.model == str(storage.here(model)) != str(
         model
     )

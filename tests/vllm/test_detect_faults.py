@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pyarrow.dataset
 import pytest
 import yaml
@@ -205,12 +206,13 @@ def stores(folder: Path, kind: str, texts: str) -> list[Path]:
 
 @dataclass
 class Killed:
-    """One detection that took four jobs; the parts that were there when each was killed."""
+    """One detection that took four jobs; the ids that were there when each was killed."""
 
     said: list[str] = field(default_factory=list)
-    generated: list[dict[Path, int]] = field(default_factory=list)
-    judged: list[dict[Path, int]] = field(default_factory=list)
-    before_engine: dict[Path, int] = field(default_factory=dict)
+    generated: list[list[int]] = field(default_factory=list)
+    judged: list[list[int]] = field(default_factory=list)
+    before_engine: list[int] = field(default_factory=list)
+    texts: pa.Table | None = None
     found: dict[str, Any] = field(default_factory=dict)
 
 
@@ -238,15 +240,16 @@ def killed(folder: Path) -> Killed:
     def note(one: Job) -> None:
         one.kill()
         facts.said.append(one.said)
-        facts.generated.append(generated())
-        facts.judged.append(judged())
+        facts.generated.append(ids(generated()))
+        facts.judged.append(ids(judged()))
 
     with running(config, folder, "1") as one:
         one.wait_until(lambda: len(generated()) >= 3)
         note(one)
     with running(config, folder, "2") as one:
-        one.wait_until(lambda: len(generated()) >= len(facts.generated[0]) + 3)
-        facts.before_engine = generated()
+        there = len(generated())
+        one.wait_until(lambda: len(generated()) >= there + 3)
+        facts.before_engine = ids(generated())
         one.kill_engine()
         one.wait_until(lambda: "sequences generated" in one.said)
         note(one)
@@ -257,24 +260,24 @@ def killed(folder: Path) -> Killed:
         assert one.finish() == 0, one.said
         note(one)
     facts.found = distribution(folder, "killed", "base-1")
+    facts.texts = pyarrow.dataset.dataset(list(map(str, generated()))).to_table()
     return facts
 
 
 def test_a_killed_engine_costs_no_sequence(killed: Killed) -> None:
-    assert 0 < len(ids(killed.before_engine)) < COUNT, "it was killed too late to show anything"
-    assert ids(killed.generated[1]) == list(range(COUNT))
-    table = pyarrow.dataset.dataset(list(map(str, killed.generated[1]))).to_table()
-    assert not any(table["failed"].to_pylist())
+    assert 0 < len(killed.before_engine) < COUNT, "it was killed too late to show anything"
+    assert killed.generated[1] == list(range(COUNT))
+    table = killed.texts
+    assert table is not None and not any(table["failed"].to_pylist())
     assert not [
         reason for reason in table["discarded"].to_pylist() if reason and "failed" in reason
     ]
 
 
 def test_a_driver_killed_inside_generation_goes_on_from_there(killed: Killed) -> None:
-    there = ids(killed.generated[0])
+    there = killed.generated[0]
     assert 0 < len(there) < COUNT and len(set(there)) == len(there)
-    assert killed.generated[0].items() <= killed.generated[3].items()
-    assert killed.before_engine.items() <= killed.generated[3].items()
+    assert set(there) <= set(killed.before_engine)
     assert (
         f"{COUNT - len(there)} sequences generated, {len(there)} were there before"
         in killed.said[1]
@@ -290,13 +293,11 @@ def test_a_driver_killed_between_generation_and_judging_generates_nothing_again(
 
 
 def test_a_driver_killed_inside_judging_judges_nothing_again(killed: Killed) -> None:
-    before, after = ids(killed.judged[2]), ids(killed.judged[3])
-    assert 0 < len(before) < len(after)
-    assert killed.judged[2].items() <= killed.judged[3].items()
-    table = pyarrow.dataset.dataset(list(map(str, killed.generated[3]))).to_table()
+    before, after = killed.judged[2], killed.judged[3]
+    assert 0 < len(before) < len(after) and killed.texts is not None
     texts = sorted(
         row["id"]
-        for row in table.select(["id", "discarded"]).to_pylist()
+        for row in killed.texts.select(["id", "discarded"]).to_pylist()
         if row["discarded"] is None
     )
     # two requests each
@@ -308,7 +309,7 @@ def test_the_last_of_the_killed_jobs_accounts_for_all_of_them(folder: Path, kill
         samples(folder / "killed" / "detection" / "base-1" / "samples"), killed.found, COUNT
     )
     assert killed.found["work"]["generated"] == 0 and killed.found["work"]["reused"] == COUNT
-    left = len(ids(killed.judged[3])) - len(ids(killed.judged[2]))
+    left = len(killed.judged[3]) - len(killed.judged[2])
     # texts of which at least one request was left
     assert left / 2 <= killed.found["work"]["judged"] < left
     assert f"{COUNT} of them reused" in killed.said[3]

@@ -211,10 +211,9 @@ def test_as_a_stage_of_ray_data_it_gives_the_same(served: Served, shared_ray: Sh
         prompt=QUESTION.template,
     )
     spec = JudgeSpec(settings, QUESTION, "", trust_remote_code=False, gpu=False)
-    found = http_stage(
-        spec, ray.data.from_arrow([batch(TEXTS).slice(i, 8) for i in range(0, len(TEXTS), 8)])
-    )
-    rows = sorted(found.take_all(), key=lambda row: row["id"])
+    blocks = [batch(TEXTS).slice(i, 8) for i in range(0, len(TEXTS), 8)]
+    with http_stage(spec) as pool:
+        rows = sorted(pool(ray.data.from_arrow(blocks)).take_all(), key=lambda row: row["id"])
     assert [row["id"] for row in rows] == list(range(len(TEXTS)))
     np.testing.assert_allclose(
         [row["values"] for row in rows], expected(served.model)[0], atol=1e-3

@@ -101,7 +101,9 @@ def _room(result: Detections, config: Config, *, gpu: bool) -> tuple[int, bool]:
     import ray
 
     judge, settings = config.detection.judge, config.detection
-    asked = Need({"CPU": 0.5}) if judge.kind == "http" else _need(judge.engine, gpu)
+    asked = (
+        Need({"CPU": 0.5}, judge.http.actors) if judge.kind == "http" else _need(judge.engine, gpu)
+    )
     models = [_need(detected.source.engine, gpu) for detected in result.detected.values()]
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     writers, together = room(nodes, asked, models)

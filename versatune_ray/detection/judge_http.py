@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -14,11 +15,13 @@ from typing import Any, Literal
 import numpy as np
 import openai
 import pyarrow as pa
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 
 from versatune_ray.detection.endpoint import Endpoint
 from versatune_ray.detection.judge_spec import JUDGED, JudgeSpec
 from versatune_ray.detection.labels import THOUGHTS, label_of_token, parse_label
+from versatune_ray.detection.limits import Limits, Prices
+from versatune_ray.detection.replies import Choice, Reply, Token, Usage
 from versatune_ray.errors import UserError, printable, redacted
 from versatune_ray.runtime.pool import Pool, Staff
 
@@ -40,6 +43,7 @@ class HttpJudge:
         answer: Literal["probabilities", "label"],
         answer_tokens: int,
         longest_text: int,
+        limits: Any = None,
     ) -> None:
         """Nothing is sent yet.
 
@@ -51,6 +55,7 @@ class HttpJudge:
                 the judge write and reads one label.
             answer_tokens: the most tokens that the judge may write in ``label`` mode.
             longest_text: characters of a text that are shown.
+            limits: an actor of ``Limits``, or None where there are none.
         """
         self._endpoint = endpoint
         self._questions = [(prompt, list(names)) for prompt, names in questions]
@@ -59,7 +64,7 @@ class HttpJudge:
         if answer == "probabilities":
             # 20 is the most that endpoints give
             self._sampling |= {"max_tokens": 1, "logprobs": True, "top_logprobs": 20}
-        self._longest_text = longest_text
+        self._longest_text, self._limits = longest_text, limits
         self._free = asyncio.Semaphore(endpoint.concurrency)
         self._failures = 0  # requests in a row
         # one line per request, otherwise
@@ -108,11 +113,12 @@ class HttpJudge:
             return _row(np.full(len(names), np.nan), 1.0, "", THOUGHTS)
         return self._written(text, names)
 
-    async def _ask(self, prompt: str) -> _Choice | Exception:
+    async def _ask(self, prompt: str) -> Choice | Exception:
         """The reply, or what went wrong: returned, because what is raised from an ``except`` drags
         along the server's words.
         """
         while True:
+            await self._allowed()
             sent = dict(self._sampling)
             try:
                 reply = await self._client.chat.completions.with_raw_response.create(
@@ -120,10 +126,34 @@ class HttpJudge:
                     messages=[{"role": "user", "content": prompt}],
                     **sent,
                 )
-                return _Reply.model_validate_json(reply.content).choices[0]
+                found = Reply.model_validate_json(reply.content)
+                if self._limits is not None:
+                    answer = len(found.choices[0].message.content or "")
+                    used = found.usage or Usage(
+                        prompt_tokens=len(prompt) // 3, completion_tokens=answer // 3
+                    )
+                    self._limits.spend.remote(used.prompt_tokens, used.completion_tokens)
+                return found.choices[0]
             except (openai.OpenAIError, ValidationError) as error:
                 if not self._adapted(error, sent):
                     return error
+
+    async def _allowed(self) -> None:
+        """Wait for a turn among the requests of all actors.
+
+        Raises:
+            UserError: everything is spent.
+        """
+        if self._limits is None:
+            return
+        # the machines' clocks differ by less than matters, and no other is common to all
+        wait = await self._limits.wait.remote(time.time())
+        if wait is None:
+            raise UserError(
+                "detection.judge.http.max_cost: it is spent; what is judged stays, so raise it and "
+                "run the same command again"
+            )
+        await asyncio.sleep(wait)
 
     def _adapted(self, error: Exception, sent: Mapping[str, Any]) -> bool:
         """Whether the endpoint wants a parameter of another name, or without temperature, and so
@@ -232,19 +262,40 @@ def http_stage(spec: JudgeSpec) -> Pool:
     """Actors that ask the endpoint: see ``judge.KINDS``."""
     settings, at, question = spec.settings, spec.settings.http, spec.question
     assert at.url is not None, "the settings are complete"
-    endpoint = Endpoint(at.url, spec.model, at.key_variable, at.concurrency, at.timeout, at.retries)
+    each = -(-at.concurrency // at.actors)  # the bound on requests is one for all actors
+    endpoint = Endpoint(at.url, spec.model, at.key_variable, each, at.timeout, at.retries)
     questions = [
         (question.prompt(order), question.option_names(order)) for order in range(question.orders)
     ]
-    made = partial(
-        HttpJudge, endpoint, questions, settings.answer, settings.answer_tokens, spec.longest_text
-    )
-    # One actor, so that the bound on requests is one for all; several blocks in it, so that none
-    # waits for another's last reply.
-    return Pool(lambda: Staff(made, (1, 1), {"num_cpus": 0.5}, 4))
+    limited = at.requests_per_minute is not None or at.max_cost is not None
+
+    def hire() -> Staff:
+        import ray
+
+        limits = None
+        if limited:
+            prices = Prices(at.input_price, at.output_price)
+            limits = (
+                ray.remote(Limits)
+                .options(num_cpus=0)
+                .remote(at.requests_per_minute, at.max_cost, prices)
+            )
+        made = partial(
+            HttpJudge,
+            endpoint,
+            questions,
+            settings.answer,
+            settings.answer_tokens,
+            spec.longest_text,
+            limits,
+        )
+        # several blocks in an actor, so that none waits for another's last reply
+        return Staff(made, (at.actors, at.actors), {"num_cpus": 0.5}, 4)
+
+    return Pool(hire)
 
 
-def _weighed(tokens: Sequence[_Token], names: Sequence[str]) -> dict[str, Any]:
+def _weighed(tokens: Sequence[Token], names: Sequence[str]) -> dict[str, Any]:
     raw = np.zeros(len(names))
     for token in tokens:
         label = label_of_token(token.token, names)
@@ -271,39 +322,3 @@ def _row(
         "discarded": discarded,
         "failed": failed,
     }
-
-
-# What is read of a reply. Endpoints leave out or add fields around it, so the client's own,
-# stricter classes would not do.
-
-
-class _Token(BaseModel):
-    token: str
-    logprob: float
-
-
-class _Position(BaseModel):
-    top_logprobs: list[_Token] | None = None
-
-
-class _Logprobs(BaseModel):
-    content: list[_Position] | None = None
-
-
-class _Message(BaseModel):
-    content: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-
-    @property
-    def thoughts(self) -> str | None:
-        return self.reasoning_content or self.reasoning
-
-
-class _Choice(BaseModel):
-    message: _Message
-    logprobs: _Logprobs | None = None
-
-
-class _Reply(BaseModel):
-    choices: list[_Choice] = Field(min_length=1)

@@ -134,7 +134,7 @@ class Pool:
         """
         with self._lock:
             actors, groups, self._closed = self._actors, self._groups, True
-            self._actors, self._groups = [], []
+            self._actors, self._groups, self._staff = [], [], None
         if not actors:
             return
         import ray

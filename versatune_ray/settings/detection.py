@@ -76,7 +76,18 @@ class Http(Section):
         "environment variable, on the nodes of the cluster, that holds the key; it ends in "
         "_API_KEY, or VERSATUNE_ALLOWED_KEYS there names it",
     )
-    concurrency: int = setting(32, "requests at the same time", ge=1)
+    concurrency: int = setting(32, "requests at the same time, of all actors together", ge=1)
+    actors: int = setting(1, "processes that ask, where one does not keep up", ge=1)
+    requests_per_minute: float | None = setting(
+        None, "most requests that all actors begin in a minute; none: as fast as answers come", gt=0
+    )
+    max_cost: float | None = setting(
+        None,
+        "what this job may spend, in the currency of the prices; what is judged by then stays",
+        gt=0,
+    )
+    input_price: float = setting(0.0, "price of a million tokens of prompt", ge=0)
+    output_price: float = setting(0.0, "price of a million tokens of answer", ge=0)
     timeout: float = setting(60.0, "longest wait for one answer", "s", gt=0)
     retries: int = setting(
         6, "further tries, with growing pauses, after 429, 5xx or a time-out", ge=0
@@ -248,6 +259,11 @@ class Detection(WithPreset):
             raise ValueError(
                 "judge.records: 0 measures no judge, so estimate: corrected has nothing to correct "
                 "by"
+            )
+        if judge.http.max_cost and not judge.http.input_price + judge.http.output_price:
+            raise ValueError(
+                "judge.http.max_cost: what a request costs is not known; set input_price and "
+                "output_price beside it, of a million tokens each"
             )
         userinfo = urlsplit(judge.http.url or "")
         if userinfo.username or userinfo.password or userinfo.query:
