@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from versatune_ray.report.accounts import data_tables, outcome_section, timings
 from versatune_ray.report.benchmarks import benchmark_section
-from versatune_ray.report.charts import style_rules
+from versatune_ray.report.colours import style_rules
 from versatune_ray.report.detected import compared, judge_sections, models
 from versatune_ray.report.doubts import warnings
 from versatune_ray.report.generations import CHARACTERS, PER_DOMAIN, PER_REASON

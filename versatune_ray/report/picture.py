@@ -10,7 +10,7 @@ from pathlib import Path
 
 from markupsafe import escape
 
-from versatune_ray.report.charts import style_rules
+from versatune_ray.report.colours import style_rules
 from versatune_ray.report.outcome import outcomes, share_ends
 from versatune_ray.report.read import RunData, read_run
 from versatune_ray.report.writing import change, gain, percent, short

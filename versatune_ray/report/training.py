@@ -127,7 +127,7 @@ def _losses(run: RunData) -> Figure | None:
             return {name: loss / least for name, loss, least in pairs if loss and least}
 
         y = "loss as a multiple of the reference, log axis"
-        views.append(("To the reference", plot(run, lines(run, times), y, unit="×", log=True)))
+        views.append(("Against the reference", plot(run, lines(run, times), y, unit="×", log=True)))
     dashed = [
         replace(one, points=[(x, floor[one.name]) for x in _ends(run)], look="dashed")
         for one in measured
