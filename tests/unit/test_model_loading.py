@@ -88,6 +88,8 @@ def test_weights_are_read_once_for_all_jobs_until_they_change(
         reads.clear()
         return model_fingerprint(str(base), cache)
 
+    for file in base.iterdir():
+        file.touch()
     new = fingerprint()  # changed a moment ago, so it is not remembered yet
     assert "model.safetensors" in reads and not cache.exists()
     for file in base.iterdir():
