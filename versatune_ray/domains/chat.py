@@ -166,7 +166,7 @@ def encode_many(tokenizer: Any, examples: Sequence[Example]) -> list[Encoded | B
         except BadRecord as error:
             rendered.append(error)
     good = [one for one in rendered if not isinstance(one, BadRecord)]
-    tokenised = iter(_tokenised(tokenizer, good))
+    tokenised = iter(_backend(tokenizer, [(one.text, one.breaks) for one in good]))
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     found: list[Encoded | BadRecord] = []
     for example, one in zip(examples, rendered, strict=True):
@@ -185,17 +185,6 @@ def encode_many(tokenizer: Any, examples: Sequence[Example]) -> list[Encoded | B
             mask.append(True)
         found.append(Encoded(tokens, mask, one.response_bytes, one.dropped))
     return found
-
-
-def _tokenised(tokenizer: Any, texts: Sequence[masks.Learned]) -> list[Any]:
-    """The tokens of each; without their places where all are learned, which is faster."""
-    whole = [one.text for one in texts if one.everything]
-    others = [(one.text, one.breaks) for one in texts if not one.everything]
-    backend = tokenizer.backend_tokenizer
-    backend.encode_special_tokens = False  # as in _backend
-    fast = iter(backend.encode_batch_fast(whole, add_special_tokens=False) if whole else ())
-    exact = iter(_backend(tokenizer, others) if others else ())
-    return [next(fast if one.everything else exact) for one in texts]
 
 
 def encode_prompt(tokenizer: Any, conversation: Sequence[Message]) -> list[int]:
