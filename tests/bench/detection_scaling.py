@@ -18,25 +18,6 @@ measure the CPU time that raylets, tasks and driver of this one machine share, n
 orchestration. ``replicas: [n, n]`` avoids the ramp of autoscaling, and no stand-in answers before
 all are there. Slots start at spread-out times, as engines do. Steady state: parts finishing between
 20 % and 80 % of all, by their times on disk; ideal is batches in flight / service.
-
-Estimate on paper (nothing of this was measured; 7B in bf16: 20,000 output tokens/s on an H100 at
-256 sequences or more; 72B over 4 H100s: 12,000 prompt tokens/s): 50 models x 200,000 sequences = 10
-  million. 256 tokens:    2.6e9 tokens / 20,000 = 36 GPU-hours;  1,024 tokens: 10.2e9 / 20,000 = 142
-  GPU-hours
-  judge:         10 M x (300 + about 100 of prompt, cached for the most part) tokens = 3e9 to 4e9 /
-  12,000 x 4 GPUs = 280 to 370 GPU-hours start-up:      50 models one after another x 2 to 4 minutes
-  x 64 GPUs = 107 to 213 GPU-hours (all replicas of a model load together) on 64 H100s:   0.6 h or
-  2.2 h of generation, 4.3 to 5.8 h of judging, 1.7 to 3.3 h of start-up: 7 to 11 hours in all
-What breaks first: (1) start-up, which costs more than writing 256 tokens does: a model of 200,000 x
-256 tokens takes 64 H100s only 40 s, so fewer replicas per model, and models side by side, would
-pay; (2) the judge, more than half of all GPU time; (3) parts: 128 rows each, 78,125 parts of
-sequences and as many of answers. The driver lists and opens every part of a store to see what is
-missing (a store holds 1,563, but the judge's pass reads all 78,125 in the driver, one after
-another: at 5 to 20 ms on shared storage 7 to 26 minutes per pass, and sends 10 M ids through it);
-(4) the driver's rate: 64 H100s finish 4 to 8 batches/s of 1,024 tokens but 17 to 39 of 256, three
-tasks each; ``driver_batches_per_s`` in the detail is what this machine's driver can do. (5) Rows: a
-few ms of CPU per sample in map tasks and engine actor are 10 M x 2 ms = 6 CPU-hours, nothing on a
-cluster's CPUs.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import cached
 from versatune_ray.runs.folder import say
 from versatune_ray.runtime.engine import needs, replicas
+from versatune_ray.runtime.models import weights_size
 from versatune_ray.settings import Config, Engine, Subject
 
 _PART_ROWS = 128
@@ -101,10 +102,10 @@ def _room(result: Detections, config: Config, *, gpu: bool) -> tuple[int, bool]:
     import ray
 
     judge, settings = config.detection.judge, config.detection
-    asked = (
-        Need({"CPU": 0.5}, judge.http.actors) if judge.kind == "http" else _need(judge.engine, gpu)
-    )
-    models = [_need(detected.source.engine, gpu) for detected in result.detected.values()]
+    asked = _need(result.spec.model, judge.engine, gpu)
+    if judge.kind == "http":
+        asked = Need({"CPU": 0.5}, judge.http.actors)
+    models = [_need(one.source.path, one.source.engine, gpu) for one in result.detected.values()]
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     writers, together = room(nodes, asked, models)
     if settings.concurrency is None:
@@ -114,8 +115,11 @@ def _room(result: Detections, config: Config, *, gpu: bool) -> tuple[int, bool]:
     return settings.concurrency, together or grows
 
 
-def _need(engine: Engine, gpu: bool) -> Need:
-    return Need(needs(engine, gpu), replicas(engine)[1])
+def _need(model: str, engine: Engine, gpu: bool) -> Need:
+    each = needs(engine, gpu)
+    if not gpu:  # weights in float32, and they are stored in half of that
+        each["memory"] = 2 * weights_size(model) + (1 + engine.kv_cache_gib) * 2**30
+    return Need(each, replicas(engine)[1])
 
 
 def _labelled(config: Config, spec: JudgeSpec) -> Labelled | None:

@@ -53,13 +53,18 @@ class StandingJudge:
 
     def start(self) -> None:
         """Begin to start it, and do not wait."""
-        self._up().start()
+        self.checked().start()
 
     def answering(self, rows: Any, batches: int) -> Any:
         """The plan that answers ``rows`` of ``requests``."""
-        return self._up()(rows, batches)
+        return self.checked()(rows, batches)
 
-    def _up(self) -> Pool:
+    def checked(self) -> Pool:
+        """What answers; nothing is started.
+
+        Raises:
+            UserError: it could not answer: see ``KINDS``.
+        """
         with self._lock:
             if self._ended:
                 raise RuntimeError("the job ends: nothing more is asked")

@@ -67,6 +67,8 @@ class Detecting:
 
     def write(self, model: str) -> Written:
         detected, count, began = self._result.detected[model], self._wanted[model], time.monotonic()
+        if self._together:
+            self._judge.checked()  # or its mistake would be each model's
         with Failing(model, self._result, self._alone, self._stopped):
             engines = self._engines.get(model)
             if engines is None:

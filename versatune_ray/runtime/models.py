@@ -149,6 +149,14 @@ def check_weights(path: str) -> None:
             raise UserError(f"{file}: no intact safetensors file: {error}") from None
 
 
+def weights_size(path: str) -> int:
+    """Bytes of a model's weights: of its files, or where these are elsewhere, of a model of four
+    billion parameters.
+    """
+    files = list(Path(path).expanduser().glob("*.safetensors"))
+    return sum(file.stat().st_size for file in files) if files else 8 * 2**30
+
+
 def check_length(key: str, tokens: int, model: str, trust_remote_code: bool) -> None:
     """What is longer than a model's context fails deep inside vLLM, or trains positions that the
     model does not have.

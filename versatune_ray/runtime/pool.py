@@ -60,6 +60,7 @@ class Pool:
         self._hire, self._lock = hire, threading.Lock()
         self._staff: Staff | None = None
         self._actors: list[Any] = []
+        self._arrivals: list[Any] = []
         self._groups: list[Any] = []
         self._closed = False
         self.first: Callable[[], None] = lambda: None  # done before the first actor is asked for
@@ -101,6 +102,7 @@ class Pool:
             staff, (least, most) = self._staff, self._staff.replicas
             while len(self._actors) < max(least, min(most, batches / staff.at_once)):
                 self._actors.append(self._start(staff))
+                self._arrivals.append(self._actors[-1].ready.remote())
             return staff, list(self._actors)
 
     def _start(self, staff: Staff) -> Any:
@@ -134,6 +136,7 @@ class Pool:
         """
         with self._lock:
             actors, groups, self._closed = self._actors, self._groups, True
+            arrivals, self._arrivals = self._arrivals, []
             self._actors, self._groups, self._staff = [], [], None
         if not actors:
             return
@@ -142,8 +145,14 @@ class Pool:
         from ray.util import remove_placement_group
 
         try:
-            closed = [actor.close.remote() for actor in actors]
-            ray.wait(closed, num_returns=len(closed), timeout=_CLOSING)
+            there, _ = ray.wait(arrivals, num_returns=len(arrivals), timeout=0)
+            closed = [
+                actor.close.remote()
+                for actor, arrival in zip(actors, arrivals, strict=True)
+                if arrival in there
+            ]
+            if closed:
+                ray.wait(closed, num_returns=len(closed), timeout=_CLOSING)
         finally:
             for actor in actors:
                 try:
