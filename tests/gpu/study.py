@@ -54,7 +54,7 @@ SIZES = (
 )
 # in full, as in the paper; to compile takes longer than a run; a checkpoint is six times the model
 COMMON = (
-    "training.lora.rank=null training.trainable={} training.compile=false training.metrics=[] "
+    "training.lora.rank=null training.trainable.layers=null training.compile=false training.metrics=[] "
     "training.checkpoint_every=1000000 training.keep_checkpoints=1"
 )
 
