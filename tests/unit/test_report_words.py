@@ -123,6 +123,7 @@ def test_places_on_a_machine_are_cut_to_what_tells_them_apart() -> None:
     assert without_places(told) == {
         "…/models/tiny": ["s3://bucket/a/b", "nats/token", "x: …/data/law.jsonl, 3"]
     }
+    assert without_places("/x/.cache/tiny-judge/b6686c6d89cccd4d/tiny-judge") == "…/tiny-judge"
 
 
 def test_a_loss_that_rises_everywhere_and_a_share_that_dies_are_pointed_out() -> None:

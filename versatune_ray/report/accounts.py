@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from versatune_ray.report.doubts import last_passes
@@ -10,9 +10,11 @@ from versatune_ray.report.outcome import Outcome, outcomes
 from versatune_ray.report.read import RunData
 from versatune_ray.report.tables import Cell, Given, Table, domain_cell, loss_change, table, tone
 from versatune_ray.report.writing import (
+    count,
     decimal,
     duration,
     gain,
+    listing,
     percent,
     short,
     significant,
@@ -80,7 +82,7 @@ _ACCOUNTS = {
     "unused_fields": "field that is not read",
     "left_out": "left out",
     "template_drops": "dropped by the chat template",
-    "contaminated": "holds what is asked",
+    "contaminated": "holds a question or answer of",
 }
 
 
@@ -103,18 +105,24 @@ def data_tables(run: RunData) -> list[Table]:
     head = ["Domain", *(key.replace("_", " ") for key in keys), "passes"]
     if not passes:
         head, rows, total = head[:-1], [row[:-1] for row in rows], total[:-1]
-    account: list[list[Given]] = [
-        [domain_cell(run, name), what, short(str(one), 80), n]
-        for name, row in found.items()
-        for key, what in _ACCOUNTS.items()
-        for one, n in (row.get(key) or {}).items()
-        if isinstance(n, int) and n
-    ]
-    made = (
-        table("Records per domain", head, rows, total=total),
-        table("What the records are", ("Domain", "What", "Name", "Records"), account),
-    )
+    made = (table("Records per domain", head, rows, total=total), _kinds(found))
     return [one for one in made if one]
+
+
+def _kinds(found: Mapping[str, Mapping[str, Any]]) -> Table | None:
+    """Which shapes the records had, and what of them was not read: a row for each."""
+    kinds: dict[tuple[str, str], dict[str, int]] = {}
+    for name, row in found.items():
+        for key, what in _ACCOUNTS.items():
+            for one, n in (row.get(key) or {}).items():
+                if isinstance(n, int) and n:
+                    kinds.setdefault((what, short(str(one), 80)), {})[short(name)] = n
+    rows: list[list[Given]] = [
+        [*kind, sum(of.values()), listing([f"{name} {count(n)}" for name, n in of.items()], 12)]
+        for kind, of in kinds.items()
+    ]
+    head = ("What", "name", "records", "of which domains")
+    return table("What the records are", head, rows, words=True)
 
 
 def timings(run: RunData) -> Table | None:

@@ -19,6 +19,7 @@ _UNPRINTABLE = re.compile(
     "[\ud800-\udfff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff]"
 )
 _PLACE = re.compile(r"(?<![\w:/.…<])/(?:[\w.@+~-]+/)+[\w.@+~*-]*")
+_DIGEST = re.compile("[0-9a-f]{12,}")  # what a cached model's folder is called
 _SIGNS = {"sigma": "σ", "delta": "δ", "epsilon": "ε", "strength": "λ"}
 SIGNS = {f"mixture.{name}": sign for name, sign in _SIGNS.items()}
 
@@ -149,7 +150,8 @@ def without_places(value: Any) -> Any:
     """Strings without the folders of one machine: ``/home/me/models/tiny`` is ``…/models/tiny``."""
 
     def ends(found: re.Match[str]) -> str:
-        return "…/" + "/".join(found[0].split("/")[-2:])
+        folder, name = found[0].split("/")[-2:]
+        return f"…/{name}" if _DIGEST.fullmatch(folder) else f"…/{folder}/{name}"
 
     return _walked(value, lambda text: _PLACE.sub(ends, text))
 
