@@ -378,6 +378,7 @@ def test_names_that_begin_alike_take_several_requests_and_sum_to_one(
     )
 
 
+@pytest.mark.slow  # the judge of test_pipeline.py is asked by vLLM, too
 @pytest.mark.usefixtures("ray_cluster", "again")
 def test_options_in_every_order_show_what_the_judge_likes(storage: Path) -> None:
     done, one = detect_here(
