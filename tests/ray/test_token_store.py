@@ -23,7 +23,6 @@ from versatune_ray.domains import (
     content_hash,
     load_domains,
     ranges,
-    tasks,
     to_example,
     tokenizing,
 )
@@ -76,8 +75,7 @@ def text_of(tokenizer: str, store: TokenStore, index: int) -> str:
 def test_domains_of_all_formats_become_stores_in_order_and_once(
     tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # many blocks, so that order has to be kept
-    monkeypatch.setattr(tasks, "_BLOCK_BYTES", 20_000)
+    # many shards, so that order has to be kept
     monkeypatch.setattr(ranges, "STEP", 10_000)
     everything = rows(0, 3000)
     folder = tmp_path / "law"
