@@ -54,8 +54,8 @@ SIZES = (
 )
 # in full, as in the paper; to compile takes longer than a run; a checkpoint is six times the model
 COMMON = (
-    "training.lora.rank=null training.trainable.layers=null training.compile=false training.metrics=[] "
-    "training.checkpoint_every=1000000 training.keep_checkpoints=1"
+    "training.lora.rank=null training.trainable.layers=null training.compile=false "
+    "training.metrics=[] training.checkpoint_every=1000000 training.keep_checkpoints=1"
 )
 
 
