@@ -82,8 +82,10 @@ _ACCOUNTS = {
     "unused_fields": "field that is not read",
     "left_out": "left out",
     "template_drops": "dropped by the chat template",
-    "contaminated": "holds a question or answer of",
+    "contaminated": "holds what is asked later",
 }
+
+_HELD = {"ask": "the same question", "share": "13 tokens in a row of a question"}
 
 
 def data_tables(run: RunData) -> list[Table]:
@@ -115,8 +117,9 @@ def _kinds(found: Mapping[str, Mapping[str, Any]]) -> Table | None:
     for name, row in found.items():
         for key, what in _ACCOUNTS.items():
             for one, n in (row.get(key) or {}).items():
+                told = _HELD.get(one, one) if key == "contaminated" else short(str(one), 80)
                 if isinstance(n, int) and n:
-                    kinds.setdefault((what, short(str(one), 80)), {})[short(name)] = n
+                    kinds.setdefault((what, told), {})[short(name)] = n
     rows: list[list[Given]] = [
         [*kind, sum(of.values()), listing([f"{name} {count(n)}" for name, n in of.items()], 12)]
         for kind, of in kinds.items()
