@@ -218,24 +218,28 @@ class Records:
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens per record, in view order."""
-        return self.store.lengths[self.indices]
+        return self._taken(self.store.lengths)
 
     @cached_property
     def response_tokens(self) -> NDArray[np.int64]:
         """Tokens that carry loss per record, in view order."""
-        return self.store.response_tokens[self.indices]
+        return self._taken(self.store.response_tokens)
 
     @cached_property
     def response_bytes(self) -> NDArray[np.int64]:
         """UTF-8 bytes of the answers per record, in view order."""
-        return self.store.response_bytes[self.indices]
+        return self._taken(self.store.response_bytes)
 
     @cached_property
     def weights(self) -> NDArray[np.float32]:
         """What the loss of each record counts, in view order."""
-        return self.store.weights[self.indices]
+        return self._taken(self.store.weights)
 
     @cached_property
     def hashes(self) -> NDArray[np.uint64]:
         """Content hashes per record, in view order."""
-        return self.store.hashes[self.indices]
+        return self._taken(self.store.hashes)
+
+    def _taken(self, column: NDArray[Any]) -> NDArray[Any]:
+        taken: NDArray[Any] = column[self.indices]
+        return taken
