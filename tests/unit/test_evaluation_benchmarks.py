@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from versatune_ray.errors import UserError
-from versatune_ray.evaluation.benchmarks import Asked, asked, compare
+from versatune_ray.evaluation.benchmarks import Asked, asked, compare, own_rows
 from versatune_ray.evaluation.catalogue import TASKS, declared, task_manager
 from versatune_ray.evaluation.scores import Score, mean, scores, table
+from versatune_ray.settings.evaluation import Benchmark
 from versatune_ray.settings.loading import parse
 
 pytest.importorskip("lm_eval")
@@ -106,7 +107,12 @@ def test_programs_are_run_against_their_tests(
         (
             [CHOICE | {"answer": 2}],
             r"mine\.jsonl:1: answer is 2, but the choices count from 0 to 1 "
-            r"\(evaluation\.benchmarks\.law\)",
+            r"\(evaluation\.benchmarks\.law: 1 of 1 records are bad; no other is good\)",
+        ),
+        (
+            [CHOICE] * 2 + [CHOICE | {"answer": 2}],  # 1 / 3, rounded up
+            r"mine\.jsonl:3: .* 1 of 3 records are bad; mend it, or set "
+            r"data\.max_bad_fraction=0\.334\)",
         ),
         ([CHOICE, CHOICE | {"choices": []}], r"mine\.jsonl:2: choices must be a list"),
         (
@@ -126,6 +132,18 @@ def test_a_broken_record_is_told_with_its_line(
 ) -> None:
     with pytest.raises(UserError, match=told):
         read(tmp_path, written(tmp_path, *records))
+
+
+def test_bad_records_that_are_tolerated_are_left_out_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = parse({"storage": str(tmp_path), "data": {"max_bad_fraction": 0.4}})
+    one = Benchmark(task=written(tmp_path, CHOICE, CHOICE | {"answer": 2}, CHOICE))
+    rows = own_rows(one, "evaluation.benchmarks.law", config.data.max_bad_fraction)
+    assert len(rows) == 2
+    told = capsys.readouterr().out
+    assert "evaluation.benchmarks.law: 1 of 3 records are left out: " in told
+    assert "mine.jsonl:2: answer is 2" in told
 
 
 def test_names_are_used_once_and_must_be_known(tmp_path: Path) -> None:

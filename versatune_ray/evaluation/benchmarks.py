@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from versatune_ray.domains.example import tolerating
 from versatune_ray.domains.readers import read_records
 from versatune_ray.domains.records import BadRecord, read_choices, to_example
 from versatune_ray.domains.spec import expand
@@ -29,6 +30,7 @@ from versatune_ray.evaluation.catalogue import declared, edited, task_manager
 from versatune_ray.evaluation.questions import is_match
 from versatune_ray.evaluation.sandbox import passes
 from versatune_ray.runs.cache import cached
+from versatune_ray.runs.folder import say
 from versatune_ray.settings import Benchmark, Config, nearest
 
 _STOPS = {"humaneval": ["\nclass", "\ndef", "\n#", "\nif", "\nprint"], "mbpp": ["[DONE]"]}
@@ -138,7 +140,7 @@ def _own(
     name: str, benchmark: Benchmark, config: Config, cache: Path, key: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """A user's records as a task, and its identity."""
-    rows = list(own_rows(benchmark, key))
+    rows = own_rows(benchmark, key, config.data.max_bad_fraction)
     if not rows:
         raise UserError(f"{benchmark.task}: no records ({key})")
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -257,28 +259,40 @@ def code_docs(dataset: Any) -> Any:
     return dataset.map(code_record, remove_columns=dataset.column_names)
 
 
-def own_rows(benchmark: Benchmark, key: str) -> Iterator[Row]:
+def own_rows(benchmark: Benchmark, key: str, tolerated: float) -> list[Row]:
     """The records of a file, each as one form; all of one kind.
 
+    Args:
+        tolerated: share of records that may be bad (``data.max_bad_fraction``): they are left out,
+            which is said.
+
     Raises:
-        UserError: a record is broken, or of another shape than the first one.
+        UserError: more are bad, or one is of another shape than the first.
     """
-    first = None
+    rows: list[Row] = []
+    bad: list[str] = []
     for source in expand(benchmark.task, key):
         for item in read_records(source):
-            if item.record is None:
-                raise UserError(f"{item.location}: {item.problem} ({key})")
             try:
+                if item.record is None:
+                    raise BadRecord(item.problem)
                 row = _row(item.record, benchmark.choices)
             except BadRecord as error:
-                raise UserError(f"{item.location}: {error} ({key})") from None
-            first = first or row
-            if row.keys() != first.keys():
+                bad.append(f"{item.location}: {error}")
+                continue
+            if rows and row.keys() != rows[0].keys():
                 raise UserError(
                     f"{item.location}: another shape than the first record; one benchmark has one "
                     f"({key})"
                 )
-            yield row
+            rows.append(row)
+    read = len(bad) + len(rows)
+    if len(bad) > tolerated * read:
+        way_out = f"mend it, or set {tolerating(len(bad), read)}" if rows else "no other is good"
+        raise UserError(f"{bad[0]} ({key}: {len(bad)} of {read} records are bad; {way_out})")
+    if bad:
+        say("evaluation", f"{key}: {len(bad)} of {read} records are left out: {bad[0]}")
+    return rows
 
 
 def _row(record: Mapping[str, Any], choices: str) -> Row:

@@ -29,7 +29,9 @@ def load_choices(config: Config) -> dict[str, list[list[Choices]]]:
                     tuple(row["choices" if one.choices == "texts" else "letters"]),
                     row["answer"],
                 )
-                for row in own_rows(one, f"evaluation.benchmarks.{domain}")
+                for row in own_rows(
+                    one, f"evaluation.benchmarks.{domain}", config.data.max_bad_fraction
+                )
                 if "choices" in row
             ]
             if rows:
