@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from versatune_ray.errors import UserError
+from versatune_ray.errors import UserError, root_cause
 from versatune_ray.runtime.pool import Pool, Staff
 
 
@@ -68,8 +68,10 @@ def test_why_an_actor_cannot_start_arrives_as_it_was_raised(ray_cluster: None) -
     with pool(broken) as one:
         rows = one(ray.data.range(4))
         rows.context.raise_original_map_exception = True
-        with pytest.raises(UserError, match=r"^m: no weights$"):
+        with pytest.raises(UserError) as raised:  # as which Ray dresses its own
             rows.take_all()
+    cause = root_cause(raised.value)
+    assert (type(cause), str(cause)) == (UserError, "m: no weights")
 
 
 def test_actors_that_have_no_room_stop_nothing_and_go_too(ray_cluster: None) -> None:

@@ -137,6 +137,10 @@ def _quiet() -> None:
     for name in ("ray.data", "ray.tune"):
         # their errors are raised too, or told by us, in one line
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # ``ray.data.llm`` calls ``ray.init`` again in whatever thread builds an engine
+    logging.getLogger("ray._private.worker").addFilter(
+        lambda record: "SIGTERM handler is not set" not in record.getMessage()
+    )
     logging.disable(logging.INFO)
 
 
