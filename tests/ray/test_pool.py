@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from versatune_ray.errors import UserError, root_cause
+from versatune_ray.errors import UserError, one_line
 from versatune_ray.runtime.pool import Pool, Staff
 
 
@@ -68,10 +68,9 @@ def test_why_an_actor_cannot_start_arrives_as_it_was_raised(ray_cluster: None) -
     with pool(broken) as one:
         rows = one(ray.data.range(4))
         rows.context.raise_original_map_exception = True
-        with pytest.raises(UserError) as raised:  # as which Ray dresses its own
+        with pytest.raises(UserError) as raised:  # to which Ray adds lines of advice
             rows.take_all()
-    cause = root_cause(raised.value)
-    assert (type(cause), str(cause)) == (UserError, "m: no weights")
+    assert one_line(raised.value) == "m: no weights"
 
 
 def test_actors_that_have_no_room_stop_nothing_and_go_too(ray_cluster: None) -> None:
