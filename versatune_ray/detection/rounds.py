@@ -146,12 +146,10 @@ class Detecting:
         """Sequences needed for the tolerance, at most N × T; those that are there, if it is reached
         or not asked for.
         """
-        settings, texts = (
-            self._settings,
-            detected.texts(exclude_degenerate=self._settings.exclude_degenerate),
-        )
+        settings = self._settings
         if settings.tolerance is None:
             return detected.count
+        texts = detected.texts(exclude_degenerate=settings.exclude_degenerate)
         sequences = judged_sequences(self._judge.spec, texts)
         kept = sequences.kept
         if kept.sum() < 2:
