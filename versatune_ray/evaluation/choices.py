@@ -16,7 +16,7 @@ def load_choices(config: Config) -> dict[str, list[list[Choices]]]:
     first ``evaluation.limit`` questions of each.
 
     Raises:
-        UserError: a record is broken.
+        UserError: more records are bad than ``data.max_bad_fraction`` tolerates.
     """
     found: dict[str, list[list[Choices]]] = {}
     for domain, benchmarks in config.evaluation.benchmarks.items():
