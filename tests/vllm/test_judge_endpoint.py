@@ -33,7 +33,8 @@ from versatune_ray.detection.judge_spec import JudgeSpec
 from versatune_ray.detection.labels import parse_label
 from versatune_ray.detection.prompt import Question
 from versatune_ray.errors import UserError
-from versatune_ray.settings import Http, Judge
+from versatune_ray.runtime.engine import cpu_environment
+from versatune_ray.settings import Engine, Http, Judge
 
 KEY_VARIABLE = "VERSATUNE_TEST_API_KEY"
 DOMAINS = ("law", "medicine", "finance", "science", "code", "general")
@@ -87,7 +88,7 @@ def served(judge_model: Path) -> Iterator[Served]:
     command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--dtype", "float32"]
     environment = os.environ | {
         "VLLM_API_KEY": key,
-        "VLLM_CPU_KVCACHE_SPACE": "1",
+        **cpu_environment(Engine()),
         "VLLM_NO_USAGE_STATS": "1",
     }
     log = judge_model.parent / "server.log"

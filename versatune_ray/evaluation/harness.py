@@ -18,7 +18,7 @@ from versatune_ray.evaluation.catalogue import task_manager
 from versatune_ray.evaluation.scores import metric_of, standard_error
 from versatune_ray.runs.cache import cached, have, key_of, set_aside, write_json
 from versatune_ray.runs.storage import fetch
-from versatune_ray.runtime.engine import engine_key, engine_options
+from versatune_ray.runtime.engine import cpu_environment, engine_key, engine_options
 from versatune_ray.runtime.models import model_fingerprint
 from versatune_ray.runtime.progress import Bar
 from versatune_ray.settings import Config, Engine
@@ -60,7 +60,8 @@ def measure(
             left.setdefault(name, []).append(one)
     failed: dict[str, str] = {}
     if left:
-        measure_some = ray.remote(_measure).options(
+        # once a process: an engine may live in the task's own, which then knows one model
+        measure_some = ray.remote(max_calls=1)(_measure).options(
             **_resources(config.evaluation.engine, gpu), max_retries=1
         )
         running = {}
@@ -149,10 +150,7 @@ def _resources(engine: Engine, gpu: bool) -> dict[str, Any]:
     if gpu:
         options |= {"num_gpus": engine.tensor_parallel, "accelerator_type": engine.accelerator}
     else:
-        environment |= {
-            "VLLM_CPU_KVCACHE_SPACE": str(engine.kv_cache_gib),
-            "TORCHDYNAMO_DISABLE": "1",
-        }
+        environment |= cpu_environment(engine)
     return options | {"runtime_env": {"env_vars": environment}}
 
 

@@ -22,7 +22,7 @@ class Engine(Section):
         1, "engine replicas: the most, Ray scales between 1 and it; or [least, most]"
     )
     tensor_parallel: int = setting(1, "devices per replica", ge=1)
-    cpus: int = setting(1, "CPUs per device of a replica", ge=1)
+    cpus: int = setting(1, "CPUs (threads) per device of a replica", ge=1)
     accelerator: str | None = setting(
         None, "Ray's accelerator type that a replica needs, such as H100; none: any"
     )
