@@ -192,7 +192,8 @@ def test_the_job_builds_compares_and_follows(
 
     def wait(seconds: float) -> None:
         if threading.current_thread() is not threading.main_thread():  # of an earlier test
-            return sleep(seconds)
+            sleep(seconds)
+            return
         seen.append('<meta http-equiv="refresh"' in page.read_text())
         timings.write_text(json.dumps(tree))
 

@@ -37,13 +37,14 @@ from versatune_ray.domains.split import (
     longest,
     split,
 )
-from versatune_ray.domains.store import Records, TokenStore
+from versatune_ray.domains.store import CopiedRecords, Records, TokenStore
 from versatune_ray.domains.store_writer import Batch, TokenStoreWriter
 
 __all__ = [
     "PLAIN_TEMPLATE",
     "BadRecord",
     "Batch",
+    "CopiedRecords",
     "DomainData",
     "DomainPaths",
     "DomainStores",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from versatune_ray.domains.keys import identity
-from versatune_ray.domains.store import Records, TokenStore
+from versatune_ray.domains.store import CopiedRecords, Records, TokenStore
 from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import cached, write_json
 from versatune_ray.runs.storage import fetch
@@ -96,6 +96,18 @@ def load_domains(paths: Mapping[str, DomainPaths], data: Data) -> dict[str, Doma
         )
         for name, path in paths.items()
     }
+    found = _kept_split(paths, stores, data)
+    if data.shards_at_once is None:
+        return found
+    return {
+        name: replace(one, validation=CopiedRecords(one.validation.store, one.validation.indices))
+        for name, one in found.items()
+    }
+
+
+def _kept_split(
+    paths: Mapping[str, DomainPaths], stores: Mapping[str, DomainStores], data: Data
+) -> dict[str, DomainData]:
     folders = {path.train.parent for path in paths.values()}
     records = sum(len(one.train) + len(_validation_store(one)) for one in stores.values())
     if records < _MANY or len(folders) > 1:

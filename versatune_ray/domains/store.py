@@ -26,6 +26,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -36,11 +37,13 @@ from numpy.typing import NDArray
 
 from versatune_ray.domains.spec import Input
 from versatune_ray.runs.names import inside
-from versatune_ray.runs.storage import fetch, take
+from versatune_ray.runs.storage import fetch, let_go, take, take_part
+from versatune_ray.settings.location import is_mirrored
 
 # part of every cache key: raise it whenever the same records would give other files
 STORE_FORMAT = 3
 
+_READERS = 16  # threads that wait for a storage
 TOKENS, MASK = "{}.tokens.npy", "{}.mask.npy"  # by the name of a shard
 COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "offsets": ("<i8", ()),
@@ -99,6 +102,35 @@ class TokenStore:
         last = min(there, max(first + 1, fits))
         length = int(self.offsets[last] - self.offsets[first])
         return last, self._mapped(TOKENS, shard)[start : start + length]
+
+    def shards_of(self, records: NDArray[Any]) -> NDArray[np.int64]:
+        """The shard that each of some records lies in, int64[n]."""
+        found: NDArray[np.int64] = np.searchsorted(self._firsts, records, side="right") - 1
+        return found
+
+    @property
+    def is_fetched(self) -> bool:
+        """Whether shards are brought from a storage behind a URI."""
+        return is_mirrored(self.folder)
+
+    def bring(self, shard: int) -> None:
+        """Bring a shard to this machine, before it is read."""
+        for file in (TOKENS, MASK):
+            take(self._file(file, shard))
+
+    def drop(self, shard: int) -> None:
+        """Free the disk of a shard that was brought; it is brought again when it is read."""
+        for file in (TOKENS, MASK):
+            self._open.pop((file, shard), None)
+            let_go(self._file(file, shard))
+
+    def copy(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """``tokens`` and ``mask`` of record ``index`` in memory, without bringing its shard."""
+        shard, start, end = self._where(index)
+        first, last = start >> 3, (end + 7) >> 3
+        tokens = self._part(TOKENS, shard, 4 * start, 4 * (end - start)).view("<i4")
+        bits = np.unpackbits(self._part(MASK, shard, first, last - first), bitorder="little")
+        return tokens, bits[start & 7 :][: end - start].view(np.bool_)
 
     @cached_property
     def inputs(self) -> NDArray[np.int64]:
@@ -178,9 +210,17 @@ class TokenStore:
     def _mapped(self, file: str, shard: int) -> NDArray[Any]:
         found = self._open.get((file, shard))
         if found is None:
-            name = file.format(self.meta["shards"][shard][0])
-            found = self._open[file, shard] = _map(take(inside(self.folder, name)))
+            found = self._open[file, shard] = _map(take(self._file(file, shard)))
         return found
+
+    def _file(self, file: str, shard: int) -> Path:
+        return inside(self.folder, file.format(self.meta["shards"][shard][0]))
+
+    def _part(self, file: str, shard: int, start: int, size: int) -> NDArray[np.uint8]:
+        """Bytes of an array's data."""
+        place = self._file(file, shard)
+        head = 10 + int.from_bytes(take_part(place, 8, 2), "little")  # .npy of version 1
+        return np.frombuffer(take_part(place, head + start, size), np.uint8)
 
     def _load(self, name: str) -> NDArray[Any]:
         return _map(self.folder / f"{name}.npy")
@@ -216,6 +256,11 @@ class Records:
         return self.store.location(int(self.indices[index]))
 
     @cached_property
+    def shards(self) -> NDArray[np.int64]:
+        """The shard of the store that each record lies in, in view order."""
+        return self.store.shards_of(self.indices)
+
+    @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens per record, in view order."""
         return self._taken(self.store.lengths)
@@ -243,3 +288,20 @@ class Records:
     def _taken(self, column: NDArray[Any]) -> NDArray[Any]:
         taken: NDArray[Any] = column[self.indices]
         return taken
+
+
+class CopiedRecords(Records):
+    """Few records out of all shards: they are read once, all of them when the first is asked for,
+    and kept in memory, so that no shard needs to be at hand.
+    """
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        return self._copies[index]
+
+    def __reduce__(self) -> tuple[type[Records], tuple[TokenStore, NDArray[Any]]]:
+        return CopiedRecords, (self.store, self.indices)
+
+    @cached_property
+    def _copies(self) -> list[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
+        with ThreadPoolExecutor(_READERS) as pool:
+            return list(pool.map(self.store.copy, self.indices.tolist()))

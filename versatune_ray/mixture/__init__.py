@@ -37,8 +37,9 @@ from versatune_ray.mixture.probing import Aioli, Constrained
 from versatune_ray.mixture.registry import POLICIES, STARTS, Rule, Start
 from versatune_ray.mixture.replay import mean_shares, replay
 from versatune_ray.mixture.rivals import MSFT, DynamixSFT, Ideal, PiKE, RandB, Velocitune
-from versatune_ray.mixture.sampler import DomainSampler, fixed_subset
+from versatune_ray.mixture.sampler import DomainSampler
 from versatune_ray.mixture.schedule import Schedule
+from versatune_ray.mixture.shard_order import ShardOrder
 from versatune_ray.mixture.shares import (
     chameleon,
     check_shares,
@@ -49,6 +50,7 @@ from versatune_ray.mixture.shares import (
     uniform,
     uniform_remainder,
 )
+from versatune_ray.mixture.streams import fixed_subset
 from versatune_ray.mixture.tokens import TokenSampler
 
 __all__ = [
@@ -79,6 +81,7 @@ __all__ = [
     "RandB",
     "Rule",
     "Schedule",
+    "ShardOrder",
     "SkillIt",
     "Start",
     "TokenSampler",

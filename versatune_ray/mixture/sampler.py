@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from versatune_ray.mixture.apportion import EPSILON, apportion
 from versatune_ray.mixture.arrays import FloatArray, IntArray, label
+from versatune_ray.mixture.shard_order import ShardOrder
 from versatune_ray.mixture.shares import check_shares
+from versatune_ray.mixture.streams import stream
 
 _ORDER = 2**64 - 1  # the stream that orders batches, where those of domains are 0 … k−1
-# the number of the stream that chooses among a domain's samples, where those of passes are 0, 1, …
-_CHOICE = 2**64 - 1
 # parts of a state that only some samplers have
 _SELDOM = ("unit", "walks")
 
@@ -43,7 +43,7 @@ class DomainSampler:
         names: Sequence[str] | None = None,
         max_passes: float | None = None,
         steps: int | None = None,
-        walks: Sequence[npt.ArrayLike | None] | None = None,
+        walks: Sequence[npt.ArrayLike | ShardOrder | None] | None = None,
     ) -> None:
         """Start before the first batch.
 
@@ -58,6 +58,8 @@ class DomainSampler:
                 domains in proportion to their shares.
             steps: batches planned, ≥ 1. These samples are then spread over them: a domain that had
                 them all at the beginning would be forgotten by the end.
+            walks: of each domain the order of its samples, [n], the same in each pass, or from
+                shard to shard; None: at random.
 
         Raises:
             ValueError: an argument out of range.
@@ -167,6 +169,19 @@ class DomainSampler:
         index = self._walk(domain, self._counts[domain] + nth)
         return domain, index, request, given.astype(np.float64)
 
+    def shards_near(self, domain: int) -> list[int] | None:
+        """The shards that a domain's next samples lie in, now and next; None where its order does
+        not go by shards.
+        """
+        walk = self._walks.get(domain)
+        if not isinstance(walk, ShardOrder) or not walk.size:
+            return None
+        pass_, offset = divmod(int(self._counts[domain]), walk.size)
+        now, soon = walk.near(self._stream(domain, pass_), offset)
+        if not soon.size:
+            soon, _ = walk.near(self._stream(domain, pass_ + 1), 0)
+        return [*map(int, now), *map(int, soon)]
+
     def state_dict(self) -> dict[str, Any]:
         """Plain Python numbers and lists, which JSON keeps exactly."""
         return {
@@ -239,8 +254,15 @@ class DomainSampler:
             }
         return mine
 
-    def _checked(self, domain: int, walk: npt.ArrayLike) -> IntArray:
-        size, order = int(self._sizes[domain]), np.asarray(walk, dtype=np.int64)
+    def _checked(self, domain: int, walk: npt.ArrayLike | ShardOrder) -> IntArray | ShardOrder:
+        size = int(self._sizes[domain])
+        if isinstance(walk, ShardOrder):
+            if walk.size != size:
+                raise ValueError(
+                    f"walks: {walk.size} shards for {size} samples of {label(domain, self._names)}"
+                )
+            return walk
+        order = np.asarray(walk, dtype=np.int64)
         if order.shape != (size,) or (np.sort(order) != np.arange(size)).any():
             raise ValueError(
                 f"walks: that of {label(domain, self._names)} is no order of its {size} samples"
@@ -302,39 +324,18 @@ class DomainSampler:
         self._pass_held[domain] = pass_
 
     def _permutation(self, domain: int, pass_: int) -> IntArray:
-        if domain in self._walks:
-            return self._walks[domain]
+        walk = self._walks.get(domain)
+        if isinstance(walk, ShardOrder):
+            return walk.permutation(self._stream(domain, pass_))
+        if walk is not None:
+            return walk
         # Sorting raw words, not Generator.permutation: NumPy may change what a Generator makes of
         # its bits.
         size = int(self._sizes[domain])
         return np.argsort(self._stream(domain, pass_).random_raw(size), kind="stable")
 
     def _stream(self, which: int, number: int) -> np.random.Philox:
-        return _stream(self._seed, which, number)
-
-
-def fixed_subset(size: int, count: int, seed: int, domain: int) -> IntArray:
-    """``count`` of a domain's ``size`` samples at random, ascending, int64 [count]: always the
-    same, and among those of a larger count.
-
-    Raises:
-        ValueError: more are asked for than there are.
-    """
-    if not 0 <= count <= size:
-        raise ValueError(f"count: {count} is not within 0 and {size}")
-    order = (
-        np.argsort(_stream(seed, domain, _CHOICE).random_raw(size), kind="stable")
-        if count < size
-        else np.arange(size)
-    )
-    return np.sort(order[:count]).astype(np.int64)
-
-
-def _stream(seed: int, which: int, number: int) -> np.random.Philox:
-    """Random words that depend on nothing but (seed, which, number); distinct ones lie 2¹²⁸ counts
-    apart.
-    """
-    return np.random.Philox(key=seed, counter=np.array([0, 0, which, number], dtype=np.uint64))
+        return stream(self._seed, which, number)
 
 
 def _brief(value: object) -> str:

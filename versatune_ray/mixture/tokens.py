@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from versatune_ray.mixture.arrays import FloatArray, IntArray
 from versatune_ray.mixture.sampler import DomainSampler
+from versatune_ray.mixture.shard_order import ShardOrder
 
 # a share that counts as one, so that what a domain is owed is given at last
 _LEAST = 1e-12
@@ -99,7 +100,7 @@ class TokenSampler(DomainSampler):
         names: Sequence[str] | None = None,
         max_passes: float | None = None,
         steps: int | None = None,
-        walks: Sequence[npt.ArrayLike | None] | None = None,
+        walks: Sequence[npt.ArrayLike | ShardOrder | None] | None = None,
     ) -> None:
         """``lengths``: tokens of each sample of each domain; one without any counts as one token.
         The rest as of ``DomainSampler``.

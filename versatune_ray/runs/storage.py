@@ -114,6 +114,27 @@ def take(path: Path, target: Path | None = None) -> Path:
     return target
 
 
+def take_part(path: Path, start: int, size: int) -> bytes:
+    """``size`` bytes of a file from ``start`` on: of this machine's copy, or else of the storage,
+    from which nothing else is brought.
+    """
+    remote = _remote(path)
+    if remote is None or path.is_file():
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(size)
+    with remote.fs.open_input_file(remote.path) as stream:
+        stream.seek(start)
+        found: bytes = stream.read(size)
+        return found
+
+
+def let_go(path: Path) -> None:
+    """Remove this machine's copy of a file that the storage has; a local file stays."""
+    if _remote(path) is not None:
+        path.unlink(missing_ok=True)
+
+
 def pull(folder: Path, *, exact: bool = False, without: str = "") -> None:
     """Bring the files of a folder that are not here as they are there (size and time), but for
     folders with a manifest of their own.

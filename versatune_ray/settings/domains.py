@@ -118,6 +118,13 @@ class Data(Section):
         "reads none of them, or by their content, which reads all at each start",
         results=False,
     )
+    shards_at_once: int | None = setting(
+        None,
+        "shards of a domain's token store whose records are mixed at a time, for stores behind a "
+        "URI that are larger than a machine's disk: it holds three times as many; none: all",
+        "shards",
+        ge=1,
+    )
     chat_template: str | None = setting(
         None, "file with a Jinja chat template; none: the tokenizer's, else a plain one"
     )

@@ -24,8 +24,8 @@ class Recipe:
     scheduled: steps of the learning-rate schedule, where it is that of several stages; None: those
     of this one. order: which of the orders of ``seed`` the records come in; another in every stage,
     so that one on the same records does not repeat the same samples. counted: what shares count.
-    orders: of each domain's records, [k]; none: at random. kl, kl_domain, kl_records, l2:
-    ``training.keep.*``. The rest is ``training.*`` of the settings.
+    orders: of each domain's records, [k]; none: at random. shards_at_once: ``data.*``. kl,
+    kl_domain, kl_records, l2: ``training.keep.*``. The rest is ``training.*`` of the settings.
     """
 
     steps: int
@@ -51,6 +51,7 @@ class Recipe:
     max_skipped: int = 3
     counted: Literal["samples", "response", "all"] = "samples"
     orders: tuple[Literal["random", "given", "length"], ...] = ()
+    shards_at_once: int | None = None
     kl: float = 0.0
     kl_domain: str | None = None
     kl_records: int = 8

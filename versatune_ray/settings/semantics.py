@@ -86,6 +86,10 @@ def check(config: Config, names: Sequence[str]) -> None:
                     f"training.batch_size: {batch} is less than one sample for each of {workers} "
                     f"workers"
                 )
+    if config.training.keep.kl and config.data.shards_at_once:
+        raise UserError(
+            "training.keep.kl: draws from all shards at each step; leave out data.shards_at_once"
+        )
     general = config.training.keep.kl_domain
     if general is not None and general not in names:
         raise UserError(f"training.keep.kl_domain: {general!r}; valid: {', '.join(names)}")
@@ -265,6 +269,7 @@ def recipe(config: Config, train_records: int, unit: Unit, samples: int | None =
         else cap,
         length_correction=config.mixture.length_correction,
         counted="samples" if config.mixture.unit == "samples" else config.mixture.tokens,
+        shards_at_once=config.data.shards_at_once,
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from versatune_ray.domains import DomainData
-from versatune_ray.mixture import DomainSampler, TokenSampler
+from versatune_ray.mixture import DomainSampler, ShardOrder, TokenSampler
 from versatune_ray.settings.recipe import Recipe
 
 Indices = NDArray[np.int64]
@@ -26,15 +26,17 @@ def sampler_of(
         records = chosen[domain]
         return values if records is None else values[records]
 
-    def walk(domain: int, order: str) -> Indices | None:
+    def walk(domain: int, order: str) -> Indices | ShardOrder | None:
+        at_once = recipe.shards_at_once
         if order == "random":
-            return None
+            return None if at_once is None else ShardOrder(of(domain, "shards"), at_once)
         lengths = of(domain, "lengths")
         return np.arange(lengths.size) if order == "given" else np.argsort(lengths, kind="stable")
 
     seed = (recipe.seed + recipe.order * _ORDERS) % 2**64
     names = [domain.name for domain in data]
-    walks = [walk(domain, order) for domain, order in enumerate(recipe.orders)]
+    orders = recipe.orders or ("random",) * len(data)
+    walks = [walk(domain, order) for domain, order in enumerate(orders)]
     more = (recipe.batch_size, seed, names, recipe.max_passes, recipe.steps, walks)
     if recipe.counted == "samples":
         sizes = [

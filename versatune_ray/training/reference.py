@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from versatune_ray.domains import DomainData, DomainPaths, Records, load_domains
+from versatune_ray.domains import CopiedRecords, DomainData, DomainPaths, Records, load_domains
 from versatune_ray.mixture import LossSums
 from versatune_ray.runs.cache import cached, have, key_of, write_json
 from versatune_ray.runs.storage import fetch
@@ -55,10 +55,11 @@ def tune_alone(
     model overfits.
     """
     torch.manual_seed(config.seed)
-    records = domain.train
+    records, at_once = domain.train, config.data.shards_at_once
     size = min(len(records), settings.max_records or len(records))
     if size < len(records):
-        records = Records(
+        kind, at_once = (Records if at_once is None else CopiedRecords), None
+        records = kind(
             records.store,
             records.indices[np.sort(np.argsort(records.hashes, kind="stable")[:size])],
         )
@@ -75,6 +76,7 @@ def tune_alone(
         seed=config.seed,
         unit=unit,
         optimizer=config.training.optimizer,
+        shards_at_once=at_once,
     )
     execution = Execution.of(config.training)
     # fewer ranks than the run has

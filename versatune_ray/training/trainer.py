@@ -22,6 +22,7 @@ from versatune_ray.errors import UserError
 from versatune_ray.mixture import LossSums, fixed_subset
 from versatune_ray.settings.recipe import Execution, Recipe
 from versatune_ray.training import optimizer
+from versatune_ray.training.ahead import ShardsAhead
 from versatune_ray.training.attention import kind_of
 from versatune_ray.training.batches import Layout, MicroBatch, Samples
 from versatune_ray.training.families import check_positions
@@ -98,6 +99,7 @@ class Trainer:
             ThreadPoolExecutor(1, "batches", torch.cuda.set_device, (device,)) if gpu else None
         )
         self._next: Future[Drawn] | None = None
+        self._shards = ShardsAhead([domain.train for domain in self.data])
         self.begin(recipe, records)
         self.steps_done = 0
         self.skipped = 0  # batches in a row that were left out
@@ -219,6 +221,7 @@ class Trainer:
 
     def _draw(self, shares: Array) -> Drawn:
         """The next global batch."""
+        self._shards.follow(self.sampler)
         samples = self.training_samples(*self.sampler.next_batch(shares))
         weights = token_weights(samples, len(self.data), self.recipe.length_correction)
         return Drawn(samples, self._batches(samples, weights))

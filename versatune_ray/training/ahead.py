@@ -1,0 +1,44 @@
+"""Shards of token stores behind a URI: those that the next steps draw from are brought while the
+device works, and those behind are dropped.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from versatune_ray.domains import Records
+from versatune_ray.mixture import DomainSampler
+
+
+class ShardsAhead:
+    """What every rank does for itself: of the ranks of a machine one brings a shard, for all of
+    them, and they are in the same step.
+
+    A machine holds the shards that a domain draws from, as many that come next, and those that it
+    drew from before, which a rank may still be reading.
+    """
+
+    def __init__(self, records: Sequence[Records]):
+        self._records = records
+        self._thread = ThreadPoolExecutor(1, "shards")
+        # the last changes of what is near, each the shards of one domain
+        self._near: dict[int, deque[frozenset[int]]] = {}
+
+    def follow(self, sampler: DomainSampler) -> None:
+        """Bring what the steps from here on draw from, and return at once."""
+        for domain, records in enumerate(self._records):
+            shards = sampler.shards_near(domain) if records.store.is_fetched else None
+            if shards is None:
+                continue
+            near, held = frozenset(shards), self._near.setdefault(domain, deque())
+            if held and held[-1] == near:
+                continue
+            held.append(near)
+            if len(held) > 2:
+                for shard in held.popleft() - held[0] - near:
+                    records.store.drop(shard)
+            for shard in shards:
+                if len(held) == 1 or shard not in held[0]:
+                    self._thread.submit(records.store.bring, shard)
