@@ -202,13 +202,14 @@ def exits_on_error(debug: bool) -> Iterator[None]:
     """Whatever goes wrong becomes one line and an exit status."""
     try:
         yield
-    except UserError as error:
-        _fail(error, debug, 2)
-    except KeyboardInterrupt:
+        return
+    except (Exception, KeyboardInterrupt) as error:
+        failure = error
+    # Here, where its frames are let go: what they hold would be told as leaked by some libraries.
+    if isinstance(failure, KeyboardInterrupt):
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
-    except Exception as error:
-        _fail(error, debug, 1)
+    _fail(failure, debug, 2 if isinstance(failure, UserError) else 1)
 
 
 def _fail(error: BaseException, debug: bool, status: int) -> NoReturn:
