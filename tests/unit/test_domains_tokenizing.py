@@ -249,3 +249,30 @@ def test_a_store_of_the_version_before_is_made_again_and_that_is_said(
         out = capsys.readouterr().out
         assert out.count("is of an earlier version: it is made again") == said
     assert found["law"].train != old
+
+
+def test_bad_records_of_all_domains_are_told_at_once_with_a_setting_that_suffices(
+    tmp_path: Path, tokenizer: str
+) -> None:
+    good, bad = {"text": "some words"}, {"body": "x"}
+    # law 1 of 10, code 1 of 4, general none
+    rows = {"law": [good] * 9 + [bad], "code": [good] * 3 + [bad], "general": [good] * 5}
+    domains = {name: lines(tmp_path / f"{name}.jsonl", some) for name, some in rows.items()}
+
+    def build(tolerated: float, **more: str) -> None:
+        data = {"max_bad_fraction": tolerated}
+        config = parse({"model": {"path": "x"}, "data": data, "domains": domains | more})
+        build_stores(config, config.domains, tokenizer, tmp_path / "cache", distributed=False)
+
+    with pytest.raises(
+        UserError,
+        match=r"^domains.law.train: 1 of 10 records are bad: .*law.jsonl:10: .*; and 1 of 4 of "
+        r"domains.code.train; mend them, or set data.max_bad_fraction=0.25$",
+    ):
+        build(0.0)
+    with pytest.raises(UserError, match=r"^domains.code.train: 1 of 4 .*max_bad_fraction=0.25$"):
+        build(0.1)
+    build(0.25)
+    useless = lines(tmp_path / "useless.jsonl", [bad])
+    with pytest.raises(UserError, match=r"^domains.music.train: 1 of 1 .*; none is left to use$"):
+        build(0.0, music=useless)

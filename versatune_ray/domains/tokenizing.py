@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from typing import NamedTuple
 
 from versatune_ray.domains import chat, records
 from versatune_ray.domains.encoding import Encoding, Item
@@ -112,8 +113,13 @@ def build_stores(
         if domain.specs(side)
     }
     _build_missing({one.folder: one for one in jobs.values()}, encoding, distributed)
-    for one in jobs.values():
-        _check(one, data.max_bad_fraction)
+    over = {
+        one.key: found
+        for one in jobs.values()
+        if (found := _bad(one, data.max_bad_fraction)) is not None
+    }
+    if over:
+        raise _too_many(over)
     return {
         name: DomainPaths(
             jobs[name, "train"].folder,
@@ -225,7 +231,18 @@ def _items(store: int, job: _Job, whole: set[tuple[Path, int]]) -> list[Item]:
     return found
 
 
-def _check(job: _Job, tolerated: float) -> None:
+class _Bad(NamedTuple):
+    """Records of a store that cannot be used: how many of all, some of them, and whether others
+    can.
+    """
+
+    bad: int
+    read: int
+    examples: str
+    is_rest: bool
+
+
+def _bad(job: _Job, tolerated: float) -> _Bad | None:
     """Hold a store against ``data.max_bad_fraction``, however long ago it was written."""
     store = TokenStore(job.folder)
     read, bad = store.meta["read"], sum(store.meta["bad"].values())
@@ -240,8 +257,19 @@ def _check(job: _Job, tolerated: float) -> None:
         if side == "train" and n == sum(store.meta["shapes"].values()):
             raise UserError(f"domains.{name}.fields: no record has a column {column!r}")
     if bad == 0 or (bad <= tolerated * read and len(store)):
-        return
+        return None
     examples = store.bad_examples(job.inputs)[:3]
     shown = "; ".join(examples) + ("; …" if bad > len(examples) else "")
-    way_out = f"mend them, or set {tolerating(bad, read)}" if len(store) else "none is left to use"
-    raise UserError(f"{job.key}: {bad} of {read} records are bad: {shown}; {way_out}")
+    return _Bad(bad, read, shown, bool(len(store)))
+
+
+def _too_many(over: Mapping[str, _Bad]) -> UserError:
+    """What is wrong in all stores at once; one of which nothing is left comes first."""
+    (key, first), *others = sorted(over.items(), key=lambda item: item[1].is_rest)
+    told = f"{key}: {first.bad} of {first.read} records are bad: {first.examples}"
+    if not first.is_rest:
+        return UserError(f"{told}; none is left to use")
+    if others:
+        told += f"; and {', '.join(f'{one.bad} of {one.read} of {name}' for name, one in others)}"
+    worst = max(over.values(), key=lambda one: one.bad / one.read)
+    return UserError(f"{told}; mend them, or set {tolerating(worst.bad, worst.read)}")
