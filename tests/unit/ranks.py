@@ -17,6 +17,7 @@ import torch.distributed as dist
 from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.settings import Data, Lora, Trainable, Training
 from versatune_ray.settings.recipe import Execution, Recipe
+from versatune_ray.training.attention import Kind
 from versatune_ray.training.checkpoint import Checkpoints
 from versatune_ray.training.gradients import measure
 from versatune_ray.training.model import begin_adapters, fill, load_model, with_frozen
@@ -38,28 +39,44 @@ def case(given: dict[str, Any], rank: int = 0, world: int = 1) -> dict[str, Any]
             Data(),
         ).values()
     )
+    variant = given.get("variant", "")
+    kept = 0.5 if "kept" in variant else 0.0
     recipe = Recipe(
         STEPS, batch_size=8, micro_batch_tokens=given.get("micro", 60), learning_rate=1e-2,
         warmup=0.1, weight_decay=0.01,
-        max_grad_norm=1.0, seed=3, optimizer=given.get("optimizer", "adamw"),
+        max_grad_norm=1.0, seed=3, optimizer=given.get("optimizer", "adamw"), kl=kept, l2=kept,
     )  # fmt: skip
     execution, empty = Execution(**given.get("execution", {})), given.get("empty", False)
-    model = load_model(
-        given["model"], attention="sdpa" if execution.attention == "sdpa" else "padded", empty=empty
-    )
-    variant = given.get("variant", "")
+    kind: Kind = "sdpa" if execution.attention == "sdpa" else "padded"
+    model = load_model(given["model"], attention=kind, empty=empty)
     lora = Lora(rank=4) if "lora" in variant else Lora()
     trainable = (
         Trainable(layers="1", modules=["q_proj", "ffn"]) if "masked" in variant else Trainable()
     )
     importance = read_importance([given["importance"]] if "masked" in variant else [])
     model = with_frozen(model, Training(lora=lora, trainable=trainable), 0)
+    base = (
+        load_model(given["model"], attention=kind, empty=empty)
+        if kept and lora.rank is None
+        else None
+    )
     trainer = Trainer(
-        model, data, recipe, torch.device("cpu"), rank, world, execution, importance=importance
+        model,
+        data,
+        recipe,
+        torch.device("cpu"),
+        rank,
+        world,
+        execution,
+        importance=importance,
+        base=base,
     )
     if empty:
-        fill(model, given["model"], frozen_only=bool(given.get("load")))
+        fill(model, given["model"], frozen_only=bool(given.get("load")) and not kept)
         begin_adapters(model, 0)
+        trainer.remember_base()
+        if base is not None:
+            fill(base, given["model"])
     checkpoints = Checkpoints(trainer)
     if given.get("load"):
         checkpoints.load(Path(given["load"]))

@@ -33,6 +33,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "ddp masked": {"execution": {"parallel": "ddp"}, "variant": "masked"},
     "fsdp masked": {"execution": {"parallel": "fsdp"}, "variant": "masked"},
     "fsdp masked lora": {"execution": {"parallel": "fsdp"}, "variant": "masked lora"},
+    "ddp kept": {"execution": {"parallel": "ddp"}, "variant": "kept"},
+    "fsdp kept": {"execution": {"parallel": "fsdp"}, "variant": "kept"},
+    "fsdp kept empty": {"execution": {"parallel": "fsdp"}, "variant": "kept", "empty": True},
+    "ddp kept lora": {"execution": {"parallel": "ddp"}, "variant": "kept lora"},
+    "fsdp kept lora": {"execution": {"parallel": "fsdp"}, "variant": "kept lora"},
 }
 TO_RESUME: dict[str, dict[str, Any]] = KINDS | {
     "fsdp 8bit": {"execution": {"parallel": "fsdp"}, "optimizer": "adamw_8bit"}
@@ -88,10 +93,10 @@ def alone(
     common: dict[str, Any], folder: Path
 ) -> dict[str, tuple[dict[str, Any], dict[str, torch.Tensor]]]:
     """One rank, padded, without accumulation: full fine-tuning, LoRA, and each with soft masks on a
-    part of the model.
+    part of the model, or held to the base.
     """
     found = {}
-    for variant in ("", "lora", "masked", "masked lora"):
+    for variant in ("", "lora", "masked", "masked lora", "kept", "kept lora"):
         file = folder / f"alone-{variant}.pt"
         result = case(
             common
