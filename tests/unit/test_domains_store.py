@@ -309,7 +309,10 @@ def test_a_split_of_many_records_is_made_once_and_kept(
         assert found[name].validation.hashes.tolist() == domain.validation.hashes.tolist()
         assert (found[name].counts, found[name].account) == (domain.counts, domain.account)
         assert found[name].train.indices.dtype == np.uint32
-        assert found[name].train.lengths.tolist() == domain.train.lengths.tolist()
+        for column in ("lengths", "response_tokens", "response_bytes", "weights"):
+            values = getattr(found[name].train, column)
+            assert values.tolist() == getattr(domain.train, column).tolist()
+            assert not values.flags.owndata, "mapped, and not taken from the store by every rank"
 
 
 def test_records_that_ask_the_same_are_on_one_side(tmp_path: Path) -> None:

@@ -19,14 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from versatune_ray.domains.keys import identity
-from versatune_ray.domains.store import CopiedRecords, Records, TokenStore
+from versatune_ray.domains.store import CopiedRecords, Records, TokenStore, mapped
 from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import cached, write_json
 from versatune_ray.runs.storage import fetch
 from versatune_ray.settings import Data
 
 Indices = NDArray[np.int64]
-_FORMAT = 1  # of a split that is kept
+_FORMAT = 2  # of a split that is kept
+_COLUMNS = ("lengths", "response_tokens", "response_bytes", "weights")  # of records, kept with it
 _MANY = 1 << 20  # records whose split takes longer than a moment, and memory in every worker
 _GENERAL = 10  # records that ask the same and are still taken for duplicates
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -120,6 +121,9 @@ def _kept_split(
                 indices = getattr(found, side).indices
                 small = indices.max() < 1 << 32
                 np.save(work / f"{number}.{side}.npy", indices.astype("u4" if small else "i8"))
+                for column in _COLUMNS:
+                    values = getattr(getattr(found, side), column)
+                    np.save(work / f"{number}.{side}.{column}.npy", values)
             said[name] = [found.counts, found.account]
         write_json(work / "domains.json", said)
 
@@ -130,7 +134,11 @@ def _kept_split(
     result = {}
     for number, (name, one) in enumerate(stores.items()):
         train, held_out = (
-            Records(store, np.load(kept / f"{number}.{side}.npy", mmap_mode="r").view(np.ndarray))
+            Records(
+                store,
+                mapped(kept / f"{number}.{side}.npy"),
+                {name: mapped(kept / f"{number}.{side}.{name}.npy") for name in _COLUMNS},
+            )
             for side, store in (("train", one.train), ("validation", _validation_store(one)))
         )
         result[name] = DomainData(name, train, held_out, *said[name])

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import accumulate
@@ -210,7 +210,7 @@ class TokenStore:
     def _mapped(self, file: str, shard: int) -> NDArray[Any]:
         found = self._open.get((file, shard))
         if found is None:
-            found = self._open[file, shard] = _map(take(self._file(file, shard)))
+            found = self._open[file, shard] = mapped(take(self._file(file, shard)))
         return found
 
     def _file(self, file: str, shard: int) -> Path:
@@ -223,12 +223,13 @@ class TokenStore:
         return np.frombuffer(take_part(place, head + start, size), np.uint8)
 
     def _load(self, name: str) -> NDArray[Any]:
-        return _map(self.folder / f"{name}.npy")
+        return mapped(self.folder / f"{name}.npy")
 
 
-def _map(file: Path) -> NDArray[Any]:
-    mapped: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
-    return mapped.view(np.ndarray)  # slicing np.memmap itself costs several times as much
+def mapped(file: Path) -> NDArray[Any]:
+    """The array of a .npy file, read-only, whose pages all processes of a machine share."""
+    found: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+    return found.view(np.ndarray)  # slicing np.memmap itself costs several times as much
 
 
 class Records:
@@ -236,9 +237,18 @@ class Records:
     file). Pickles as path and indices.
     """
 
-    def __init__(self, store: TokenStore, indices: NDArray[Any]) -> None:
+    def __init__(
+        self,
+        store: TokenStore,
+        indices: NDArray[Any],
+        columns: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
+        """``columns``: some of those below where they are at hand, such as mapped from files, so
+        that they need not be taken from the store.
+        """
         self.store = store
         self.indices = indices
+        self._columns = dict(columns or {})
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -249,45 +259,46 @@ class Records:
         return self.store.tokens(record), self.store.mask(record)
 
     def __reduce__(self) -> tuple[type[Records], tuple[TokenStore, NDArray[Any]]]:
-        return Records, (self.store, self.indices)
+        return type(self), (self.store, self.indices)
 
     def location(self, index: int) -> str:
         """Where the record at ``index`` of this view was read."""
         return self.store.location(int(self.indices[index]))
 
-    @cached_property
+    @property
     def shards(self) -> NDArray[np.int64]:
         """The shard of the store that each record lies in, in view order."""
         return self.store.shards_of(self.indices)
 
-    @cached_property
+    @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens per record, in view order."""
-        return self._taken(self.store.lengths)
+        return self._column("lengths")
 
-    @cached_property
+    @property
     def response_tokens(self) -> NDArray[np.int64]:
         """Tokens that carry loss per record, in view order."""
-        return self._taken(self.store.response_tokens)
+        return self._column("response_tokens")
 
-    @cached_property
+    @property
     def response_bytes(self) -> NDArray[np.int64]:
         """UTF-8 bytes of the answers per record, in view order."""
-        return self._taken(self.store.response_bytes)
+        return self._column("response_bytes")
 
-    @cached_property
+    @property
     def weights(self) -> NDArray[np.float32]:
         """What the loss of each record counts, in view order."""
-        return self._taken(self.store.weights)
+        return self._column("weights")
 
-    @cached_property
+    @property
     def hashes(self) -> NDArray[np.uint64]:
         """Content hashes per record, in view order."""
-        return self._taken(self.store.hashes)
+        return self._column("hashes")
 
-    def _taken(self, column: NDArray[Any]) -> NDArray[Any]:
-        taken: NDArray[Any] = column[self.indices]
-        return taken
+    def _column(self, name: str) -> NDArray[Any]:
+        if name not in self._columns:
+            self._columns[name] = getattr(self.store, name)[self.indices]
+        return self._columns[name]
 
 
 class CopiedRecords(Records):
@@ -297,9 +308,6 @@ class CopiedRecords(Records):
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         return self._copies[index]
-
-    def __reduce__(self) -> tuple[type[Records], tuple[TokenStore, NDArray[Any]]]:
-        return CopiedRecords, (self.store, self.indices)
 
     @cached_property
     def _copies(self) -> list[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
