@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from test_report import HOSTILE, assert_harmless, body_of, cells_of, fabricate_run, figures_of
 
 from versatune_ray.report import build_report
@@ -255,6 +257,14 @@ def test_parts_that_an_unfinished_run_lacks_are_listed_at_the_end(tmp_path: Path
         and "it has not been fine-tuned yet" in body
     )
     assert "nothing was evaluated" in body[body.index('id="absent"') :]
+
+    # what needs no detection does not wait for one
+    shutil.rmtree(folder / "detection")
+    tree = yaml.safe_load((folder / "config.yaml").read_text())
+    for start, first in (("detected", "detected shares, fine-tuning"), ("uniform", "fine-tuning")):
+        tree["mixture"] = tree.get("mixture", {}) | {"start": start}
+        (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+        assert f"Not there yet: {first}, evaluation" in body_of(build_report(folder))
 
 
 def test_a_file_that_is_there_but_broken_is_told_in_its_own_section(tmp_path: Path) -> None:

@@ -28,6 +28,23 @@ def test_the_time_of_a_step_is_kept_and_that_of_one_in_parts_is_added_up(
     assert {step["name"]: step["seconds"] for step in steps} == {"references": 5, "trials": 10}
 
 
+def test_a_run_is_finished_once_its_job_is_whatever_job_it_was(tmp_path: Path) -> None:
+    def finished() -> bool:
+        timings = json.loads((tmp_path / "mine" / "timings.json").read_text())
+        return timings["finished"] is not None
+
+    run = load([], [f"storage={tmp_path}", "run=mine"])
+    with pytest.raises(KeyboardInterrupt), RunFolder(run) as folder:
+        folder.step("references", lambda: Step(None, False))
+        raise KeyboardInterrupt
+    assert not finished()
+    with RunFolder(run) as folder:
+        folder.step("references", lambda: Step(None, True))
+        folder.step("fine-tuning", lambda: Step(None, False))
+        assert not finished()
+    assert finished()
+
+
 @pytest.mark.parametrize(
     ("begun", "change", "refused"),
     [

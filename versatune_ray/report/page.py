@@ -23,7 +23,7 @@ from versatune_ray.report.detected import compared, judge_sections, models
 from versatune_ray.report.doubts import warnings
 from versatune_ray.report.generations import CHARACTERS, PER_DOMAIN, PER_REASON
 from versatune_ray.report.outcome import outcomes
-from versatune_ray.report.read import PARTS, RunData, read_run
+from versatune_ray.report.read import RunData, read_run
 from versatune_ray.report.searched import replay_figure, study_sections, sweep_section
 from versatune_ray.report.tables import Cell, domain_cell
 from versatune_ray.report.templates import filled, resource
@@ -111,7 +111,7 @@ def render(run: RunData, refresh: int | None = None) -> str:
             for anchor, _, parts, _ in shown
         },
         untold=[sentence for part, sentence in run.missing.items() if part not in told],
-        waiting=", ".join(text for part, (*_, text) in PARTS.items() if part in run.missing),
+        waiting=", ".join(run.waits_for),
         verdict=verdict(run),
         warnings=warnings(run, result),
         first=shares_before_after(run),

@@ -19,6 +19,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from versatune_ray.errors import UserError, redacted
+from versatune_ray.mixture import STARTS
 from versatune_ray.report.generations import Examples, read_examples
 from versatune_ray.report.writing import clean, one_line, without_places
 from versatune_ray.runs.artefacts import (
@@ -100,6 +101,17 @@ class RunData:
     def finished(self) -> bool:
         """Whether the last step is done."""
         return self.timings is not None and self.timings.finished is not None
+
+    @property
+    def waits_for(self) -> list[str]:
+        """In words, what an unfinished run is still going to have."""
+        start = self.setting("mixture.start")
+        detects = isinstance(start, str) and start in STARTS and STARTS[start].needs_detection
+        return [
+            text
+            for part, (*_, text) in PARTS.items()
+            if part in self.missing and (part != "detection" or detects)
+        ]
 
     @property
     def compares(self) -> bool:

@@ -79,8 +79,13 @@ class RunFolder:
             push(saved)
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._resources.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        try:
+            timings = self._timings()
+            if kind is None and timings["steps"] and timings["finished"] is None:
+                self.finish()  # of whatever job it was, all that was asked for is done
+        finally:
+            self._resources.close()
 
     def begin(self, inputs: Mapping[str, Any]) -> None:
         """Note what the fine-tuning is made from.
