@@ -105,13 +105,9 @@ class RunData:
     @property
     def waits_for(self) -> list[str]:
         """In words, what an unfinished run is still going to have."""
-        start = self.setting("mixture.start")
-        detects = isinstance(start, str) and start in STARTS and STARTS[start].needs_detection
-        return [
-            text
-            for part, (*_, text) in PARTS.items()
-            if part in self.missing and (part != "detection" or detects)
-        ]
+        start = STARTS.get(str(self.setting("mixture.start")))
+        left = self.missing.keys() - ({"detection"} if start and not start.needs_detection else ())
+        return [text for part, (*_, text) in PARTS.items() if part in left]
 
     @property
     def compares(self) -> bool:
