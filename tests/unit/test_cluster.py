@@ -66,3 +66,24 @@ def test_a_torchvision_of_another_build_is_told_before_it_breaks_transformers(
             installation.check_installation()
     else:
         installation.check_installation()
+
+
+def test_the_number_of_workers_is_no_news_and_all_else_of_a_raylet_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ray._private import worker
+
+    from versatune_ray.runtime.private_ray import without_count_of_workers
+
+    shown: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        worker, "print_to_stdstream", lambda data, ignore_prefix: shown.append(data)
+    )
+    without_count_of_workers()
+    told = {"pid": "raylet", "is_err": False}
+    many = (
+        "WARNING: 8 PYTHON worker processes have been started on node: x, which is 4x the maximum"
+    )
+    worker.print_to_stdstream(told | {"lines": [many]}, ignore_prefix=False)
+    worker.print_to_stdstream(told | {"lines": [many, "killed for memory"]}, ignore_prefix=False)
+    assert shown == [told | {"lines": ["killed for memory"]}]

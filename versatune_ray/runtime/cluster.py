@@ -131,6 +131,9 @@ def _quiet() -> None:
     import ray.data
     import ray.train
 
+    from versatune_ray.runtime.private_ray import without_count_of_workers
+
+    without_count_of_workers()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
