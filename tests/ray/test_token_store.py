@@ -9,12 +9,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from processes import patience
 from ray.data import DataContext
-from tiny import byte_tokenizer
+from tiny import byte_tokenizer, write_store
 from transformers import PreTrainedTokenizerFast
 
 from versatune_ray.domains import (
@@ -22,6 +23,7 @@ from versatune_ray.domains import (
     TokenStore,
     content_hash,
     load_domains,
+    near_duplicates,
     ranges,
     to_example,
     tokenizing,
@@ -277,3 +279,17 @@ def test_two_runs_at_once_build_a_store_once(tmp_path: Path, tokenizer: str) -> 
     assert len(found) == 2
     assert found[0] == found[1]
     assert len([path for path in (tmp_path / "cache" / "tokens").iterdir() if path.is_dir()]) == 2
+
+
+def test_ray_finds_the_same_near_duplicates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = np.random.default_rng(0).integers(0, 100, (40, 50))
+    rows = [(row.tolist(), 0) for row in np.concatenate([text, text[:7]])]
+    stores = [TokenStore(write_store(tmp_path / name, rows)) for name in "ab"]
+    expected = near_duplicates.similar(stores, [False, False], 0.8, distributed=False)
+    assert sum(marks.sum() for marks in expected) == 40 + 7 + 7  # of 40 texts one of each stays
+    monkeypatch.setattr(near_duplicates, "_FEW", 0)
+    monkeypatch.setattr(near_duplicates, "_BLOCK", 20)
+    found = near_duplicates.similar(stores, [False, False], 0.8, distributed=True)
+    assert [marks.tolist() for marks in found] == [marks.tolist() for marks in expected]

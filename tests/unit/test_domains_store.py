@@ -163,6 +163,7 @@ def adds_up(counts: dict[str, int]) -> bool:
         "validation",
         "duplicates_removed",
         "contaminated_removed",
+        "similar_removed",
         "validation_duplicates",
         "validation_unused",
     )
@@ -199,14 +200,14 @@ def test_every_record_is_accounted_for(tmp_path: Path) -> None:
     assert data["law"].counts == {
         "read": 8, "bad": 2, "left_out": 0, "train": 1, "train_repeated": 0, "train_unused": 0,
         "validation": 2, "near_duplicates_removed": 0,
-        "contaminated_removed": 0,
+        "contaminated_removed": 0, "similar_removed": 0,
         "duplicates_removed": 1, "validation_duplicates": 1,
         "validation_unused": 1, "cut": 0, "over_long_kept": 0,
     }  # fmt: skip
     assert data["code"].counts == {
         "read": 8, "bad": 1, "left_out": 0, "train": 2, "train_repeated": 0, "train_unused": 0,
         "validation": 2, "near_duplicates_removed": 0,
-        "contaminated_removed": 0,
+        "contaminated_removed": 0, "similar_removed": 0,
         "duplicates_removed": 2, "validation_duplicates": 1,
         "validation_unused": 0, "cut": 0, "over_long_kept": 0,
     }  # fmt: skip

@@ -117,13 +117,15 @@ def contaminated(store: TokenStore, asked: Asked) -> tuple[NDArray[np.bool_], ND
     return exact, shared
 
 
-def grams(tokens: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """A hash of every run of 13 tokens, uint64 [max(0, L − 12)]: a polynomial modulo 2⁶⁴."""
-    count = max(0, len(tokens) - GRAM + 1)
+def grams(tokens: NDArray[np.int64], size: int = GRAM) -> NDArray[np.uint64]:
+    """A hash of every run of ``size`` tokens, uint64 [max(0, L − size + 1)]: a polynomial modulo
+    2⁶⁴.
+    """
+    count = max(0, len(tokens) - size + 1)
     found = np.zeros(count, dtype=np.uint64)
     values = tokens.astype(np.uint64) + np.uint64(1)
     with np.errstate(over="ignore"):
-        for place in range(GRAM):
+        for place in range(size):
             found = found * _BASE + values[place : place + count]
             found ^= found >> np.uint64(29)
     return found

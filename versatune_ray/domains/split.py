@@ -2,8 +2,9 @@
 for.
 
 ``read = bad + left_out + (train − train_repeated) + train_unused + validation + duplicates_removed
-+ contaminated_removed + validation_duplicates + validation_unused`` holds for each domain;
-``near_duplicates_removed`` is a part of ``duplicates_removed``.
++ contaminated_removed + similar_removed + validation_duplicates + validation_unused`` holds for
+each domain; ``near_duplicates_removed``, which ask what is held out, are part of
+``duplicates_removed``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ Indices = NDArray[np.int64]
 _FORMAT = 2  # of a split that is kept
 _COLUMNS = ("lengths", "response_tokens", "response_bytes", "weights")  # of records, kept with it
 _MANY = 1 << 20  # records whose split takes longer than a moment, and memory in every worker
+SIMILAR = "similar.npy"
 _GENERAL = 10  # records that ask the same and are still taken for duplicates
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
@@ -37,13 +39,15 @@ class DomainPaths(NamedTuple):
     """Folders of one domain's token stores; ``validation`` is None where a part of ``train`` is to
     be held out. ``sources``: where sources have weights, the weight of each and the number of its
     inputs, in the order of the store. ``without``: the folder that says which training records hold
-    what is asked (see ``contamination``), where they are left out.
+    what is asked (see ``contamination``), where they are left out. ``similar``: the one that says
+    which resemble another (see ``near_duplicates``).
     """
 
     train: Path
     validation: Path | None
     sources: tuple[tuple[float, int], ...] | None = None
     without: Path | None = None
+    similar: Path | None = None
 
     @property
     def folders(self) -> list[Path]:
@@ -55,7 +59,8 @@ class DomainPaths(NamedTuple):
         """What stands for records and sources in a cache's key."""
         stores: list[Any] = [identity(self.train), self.validation and identity(self.validation)]
         stores += [] if self.sources is None else [self.sources]
-        return stores if self.without is None else [*stores, self.without.name]
+        stores += [] if self.without is None else [self.without.name]
+        return stores if self.similar is None else [*stores, self.similar.parts[-2:]]
 
 
 class DomainStores(NamedTuple):
@@ -63,6 +68,7 @@ class DomainStores(NamedTuple):
     validation: TokenStore | None
     sources: tuple[tuple[float, int], ...] | None = None
     without: NDArray[np.bool_] | None = None
+    similar: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,7 @@ def load_domains(paths: Mapping[str, DomainPaths], data: Data) -> dict[str, Doma
             None if path.validation is None else TokenStore(path.validation),
             path.sources,
             None if path.without is None else np.load(fetch(path.without) / "contaminated.npy"),
+            None if path.similar is None else np.load(fetch(path.similar) / SIMILAR),
         )
         for name, path in paths.items()
     }
@@ -208,6 +215,7 @@ def split(domains: Mapping[str, DomainStores], data: Data) -> dict[str, DomainDa
             "duplicates_removed": removed,
             "contaminated_removed": len(train) - removed - len(kept),
             "near_duplicates_removed": int((asked & ~copied).sum()),
+            "similar_removed": 0 if stores.similar is None else int(stores.similar.sum()),
             "validation_duplicates": len(held_out) - len(by_hash),
             "validation_unused": len(by_hash) - len(measured),
             "cut": sum(meta["cut"] for meta in metas),
@@ -224,14 +232,16 @@ def _parts(name: str, stores: DomainStores, fraction: float) -> tuple[Indices, I
     validation store).
     """
     everything = np.arange(len(stores.train), dtype=np.int64)
+    if stores.similar is not None:
+        everything = everything[~stores.similar]
     if stores.validation is not None:
-        if not len(stores.train) or not len(stores.validation):
+        if not len(everything) or not len(stores.validation):
             raise UserError(
-                f"domain {name!r} has {len(stores.train)} usable records to train on and "
+                f"domain {name!r} has {len(everything)} usable records to train on and "
                 f"{len(stores.validation)} held out"
             )
         return everything, np.arange(len(stores.validation), dtype=np.int64)
-    hashes = _groups(stores.train)
+    hashes = _groups(stores.train)[everything]
     distinct = len(np.unique(hashes))
     if distinct < 2:
         raise UserError(

@@ -15,7 +15,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from versatune_ray.domains import chat, records
+from versatune_ray.domains import chat, near_duplicates, records
 from versatune_ray.domains.encoding import Encoding, Item
 from versatune_ray.domains.example import tolerating
 from versatune_ray.domains.keys import store_folder
@@ -120,7 +120,7 @@ def build_stores(
     }
     if over:
         raise _too_many(over)
-    return {
+    paths = {
         name: DomainPaths(
             jobs[name, "train"].folder,
             jobs[name, "validation"].folder if (name, "validation") in jobs else None,
@@ -130,6 +130,7 @@ def build_stores(
         )
         for name, domain in domains.items()
     }
+    return near_duplicates.mark(paths, data.near_duplicates, cache, distributed)
 
 
 def small_enough_for_a_look(domains: Mapping[str, Domain]) -> bool:

@@ -25,8 +25,8 @@ from versatune_ray.training.given_losses import given_losses
 Stores = Mapping[str, DomainPaths]
 _FEW = 20  # held-out records, below which a loss is mostly noise
 _ODD = (
-    "bad", "left_out", "cut", "over_long_kept", "duplicates_removed", "train_unused",
-    "train_repeated",
+    "bad", "left_out", "cut", "over_long_kept", "duplicates_removed", "similar_removed",
+    "train_unused", "train_repeated",
 )  # fmt: skip
 Made = TypeVar("Made")
 Of = TypeVar("Of", bound="Inputs")

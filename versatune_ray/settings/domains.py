@@ -107,6 +107,13 @@ class Data(Section):
         "training records that ask one of the questions, or share 13 tokens in a row with one: "
         "count them, leave them out, or do not look",
     )
+    near_duplicates: float | None = setting(
+        None,
+        "leave out training records that say nearly what another says, of any domain: by the part "
+        "of their runs of five tokens that both have, such as 0.8; none: do not look",
+        gt=0,
+        le=1,
+    )
     preference: Literal["chosen"] | None = setting(
         None,
         "chosen: records with `chosen` and `rejected` train on what was chosen; none: they are bad "
