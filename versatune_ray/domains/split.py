@@ -30,7 +30,7 @@ Indices = NDArray[np.int64]
 _FORMAT = 2  # of a split that is kept
 _COLUMNS = ("lengths", "response_tokens", "response_bytes", "weights")  # of records, kept with it
 _MANY = 1 << 20  # records whose split takes longer than a moment, and memory in every worker
-SIMILAR = "similar.npy"
+SIMILAR = "similar.npy"  # bool [n], of a training store
 _GENERAL = 10  # records that ask the same and are still taken for duplicates
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
@@ -144,7 +144,7 @@ def _kept_split(
             Records(
                 store,
                 mapped(kept / f"{number}.{side}.npy"),
-                {name: mapped(kept / f"{number}.{side}.{name}.npy") for name in _COLUMNS},
+                {column: mapped(kept / f"{number}.{side}.{column}.npy") for column in _COLUMNS},
             )
             for side, store in (("train", one.train), ("validation", _validation_store(one)))
         )

@@ -21,15 +21,18 @@ class ShardsAhead:
     """
 
     def __init__(self, records: Sequence[Records]):
-        self._records = records
+        """``records``: those that each domain trains on."""
+        self._fetched = [
+            (domain, one.store) for domain, one in enumerate(records) if one.store.is_fetched
+        ]
         self._thread = ThreadPoolExecutor(1, "shards")
         # the last changes of what is near, each the shards of one domain
         self._near: dict[int, deque[frozenset[int]]] = {}
 
     def follow(self, sampler: DomainSampler) -> None:
         """Bring what the steps from here on draw from, and return at once."""
-        for domain, records in enumerate(self._records):
-            shards = sampler.shards_near(domain) if records.store.is_fetched else None
+        for domain, store in self._fetched:
+            shards = sampler.shards_near(domain)
             if shards is None:
                 continue
             near, held = frozenset(shards), self._near.setdefault(domain, deque())
@@ -38,7 +41,7 @@ class ShardsAhead:
             held.append(near)
             if len(held) > 2:
                 for shard in held.popleft() - held[0] - near:
-                    records.store.drop(shard)
+                    store.drop(shard)
             for shard in shards:
                 if len(held) == 1 or shard not in held[0]:
-                    self._thread.submit(records.store.bring, shard)
+                    self._thread.submit(store.bring, shard)
