@@ -23,7 +23,7 @@ import common
 
 GOAL = 0.9
 MODELS, NODES, ALONE = 8, 4, 2
-START, SERVICE, BATCH, IN_FLIGHT, BATCHES = 8.0, 6.0, 32, 4, 20
+START, SERVICE, BATCH, IN_FLIGHT, BATCHES = 20.0, 12.0, 32, 4, 20
 JUDGING = 0.5  # seconds per batch of texts
 QUICK = {"models": 3, "nodes": 2, "alone": 1, "start": 1.0, "service": 1.0, "batches": 8}
 TOKENS = 256
