@@ -6,7 +6,6 @@ usage: bash tests/gpu/run check        one JSON line per check; status 1 where o
 
 from __future__ import annotations
 
-import inspect
 import sys
 import tempfile
 import time
@@ -18,154 +17,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import CARD, DEVICE, GPU, domains, note, report
-from torch.nn import functional
-from torch.nn.attention import varlen
-from transformers import AutoConfig, AutoModelForCausalLM
+from common import CARD, DEVICE, GPU, note, report
+from world import PLAIN, RECIPE, SHARES, World, gathered, plain, stand_in
 
-from versatune_ray.domains import DomainData
 from versatune_ray.settings import Lora, Training
-from versatune_ray.settings.recipe import Execution, Recipe
 from versatune_ray.training.batches import Samples
 from versatune_ray.training.checkpoint import Checkpoints
 from versatune_ray.training.families import FAMILIES
-from versatune_ray.training.model import begin_adapters, fill, load_model, with_frozen
 from versatune_ray.training.step import Unrecoverable
-from versatune_ray.training.trainer import Trainer
 
-SHARES = np.array([0.5, 0.5])
-RECIPE = Recipe(
-    steps=12,
-    batch_size=16,
-    micro_batch_tokens=1024,
-    learning_rate=1e-3,
-    warmup=0.1,
-    weight_decay=0.01,
-    max_grad_norm=1.0,
-    seed=3,
-)
-PLAIN = replace(RECIPE, max_grad_norm=0.0, weight_decay=0.0, warmup=0.0)
-VOCABULARY, WINDOW, SIZE = 512, 48, 32
-SHAPE = {
-    "vocab_size": VOCABULARY, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": SIZE, "pad_token_id": 0, "bos_token_id": 1,
-    "eos_token_id": 2, "max_position_embeddings": 512,
-}  # fmt: skip
-WINDOWED = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": WINDOW}
-OF_FAMILY: dict[str, dict[str, Any]] = {
-    "qwen2": WINDOWED | {"use_sliding_window": True},
-    "qwen3": WINDOWED | {"use_sliding_window": True},
-    "mistral": {"sliding_window": WINDOW},
-    "smollm3": WINDOWED | {"use_sliding_window": True, "no_rope_layers": [1, 0]},
-    "olmo3": WINDOWED,
-    "phi3": {"sliding_window": WINDOW},
-    "gemma3_text": WINDOWED | {"query_pre_attn_scalar": SIZE},
-}
 KINDS = ("padded", "sdpa", "flex", "varlen") if GPU else ("padded", "sdpa", "varlen")
-
-
-def stand_in() -> None:
-    """On a CPU, the formula itself in the place of torch's flash attention: what is passed to it is
-    rehearsed, under its own signature.
-    """
-    real = inspect.signature(varlen.varlen_attn)
-
-    def varlen_attn(
-        q: Any,
-        k: Any,
-        v: Any,
-        starts: Any,
-        starts_k: Any,
-        longest: int,
-        longest_k: int,
-        **options: Any,
-    ) -> torch.Tensor:
-        real.bind(q, k, v, starts, starts_k, longest, longest_k, **options)
-        out = []
-        for begin, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-            queries, keys, values = (states[begin:end].transpose(0, 1) for states in (q, k, v))
-            keys, values = (
-                states.repeat_interleave(q.shape[1] // k.shape[1], 0) for states in (keys, values)
-            )
-            behind = torch.arange(end - begin)[:, None] - torch.arange(end - begin)
-            left = options["window_size"][0]
-            seen = (behind >= 0) & ((behind <= left) if left >= 0 else True)
-            out.append(
-                functional.scaled_dot_product_attention(
-                    queries, keys, values, seen, scale=options["scale"]
-                ).transpose(0, 1)
-            )
-        return torch.cat(out)
-
-    varlen.varlen_attn = varlen_attn  # type: ignore[assignment]
-
-
-class World:
-    """Models and records of all checks."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        lengths = np.clip(
-            np.random.default_rng(1).lognormal(np.log(60), 0.7, (2, 40)), 8, 400
-        ).astype(int)
-        self.data: list[DomainData] = domains(folder, lengths.tolist(), VOCABULARY)
-
-    def model(self, family: str) -> str:
-        path = self.folder / family
-        if not path.exists():
-            torch.manual_seed(0)
-            AutoModelForCausalLM.from_config(
-                AutoConfig.for_model(family, **(SHAPE | OF_FAMILY.get(family, {})))
-            ).save_pretrained(path)
-        return str(path)
-
-    def trainer(
-        self,
-        family: str = "llama",
-        kind: str | None = None,
-        recipe: Recipe = RECIPE,
-        training: Training | None = None,
-        **more: Any,
-    ) -> Trainer:
-        """As a run on this device begins: FSDP2 in a world of 1, also on a CPU; bf16 on a GPU."""
-        importance = more.pop("importance", None)
-        path, kind = self.model(family), kind or ("varlen" if GPU else "sdpa")
-        model = with_frozen(load_model(path, attention=kind, empty=True), training or Training(), 0)  # type: ignore[arg-type]
-        execution = Execution(**({"parallel": "fsdp", "compile": False} | more))
-        one = Trainer(model, self.data, recipe, DEVICE, execution=execution, importance=importance)
-        fill(model, path)
-        begin_adapters(model, 0)
-        return one
-
-
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).float().cpu()
-
-
-def plain(world: World, family: str) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and gradient of the first batch in float32, sample by sample, by transformers' eager
-    attention.
-    """
-    model = AutoModelForCausalLM.from_pretrained(
-        world.model(family), dtype=torch.float32, attn_implementation="eager"
-    ).to(DEVICE)
-    drawn = world.trainer(family, "padded", PLAIN).sampler.next_batch(SHARES)
-    total, count = torch.zeros((), device=DEVICE), 0
-    for domain, index in zip(*drawn, strict=True):
-        tokens, mask = world.data[domain].train[int(index)]
-        ids, kept = (
-            torch.from_numpy(tokens.astype(np.int64)).to(DEVICE),
-            torch.from_numpy(mask[1:].copy()).to(DEVICE),
-        )
-        nats = functional.cross_entropy(
-            model(input_ids=ids[None]).logits[0, :-1], ids[1:], reduction="none"
-        )[kept]
-        total, count = total + nats.sum(), count + int(kept.sum())
-    (total / count).backward()
-    return float(total.detach() / count), {
-        name: parameter.grad.float().cpu() for name, parameter in model.named_parameters()
-    }
 
 
 def family_is_right(world: World, family: str) -> dict[str, Any]:
@@ -177,7 +38,7 @@ def family_is_right(world: World, family: str) -> dict[str, Any]:
         one = world.trainer(family, kind, PLAIN)
         one.optimizer.zero_grad = lambda **_: None  # type: ignore[method-assign, assignment]
         found = one.step(SHARES)
-        ours = {name: _whole(parameter.grad) for name, parameter in one.model.named_parameters()}
+        ours = {name: gathered(parameter.grad) for name, parameter in one.model.named_parameters()}
         distance = (
             sum(float((ours[name] - gradient[name]).square().sum()) for name in gradient) ** 0.5
         )
@@ -267,11 +128,11 @@ def a_soft_mask_keeps_units(world: World) -> dict[str, Any]:
         for name, count in rows.items()
     }
     one = world.trainer(importance=importance)
-    before = {name: _whole(values).clone() for name, values in one.model.state_dict().items()}
+    before = {name: gathered(values).clone() for name, values in one.model.state_dict().items()}
     for _ in range(3):
         one.step(SHARES)
     for name in importance:
-        now, then = _whole(one.model.state_dict()[f"{name}.weight"]), before[f"{name}.weight"]
+        now, then = gathered(one.model.state_dict()[f"{name}.weight"]), before[f"{name}.weight"]
         assert torch.equal(now[1::2], then[1::2]) and not torch.equal(now[0::2], then[0::2]), name
     return {}
 
@@ -291,7 +152,7 @@ def resumes_to_the_bit(world: World, optimizer: str) -> dict[str, Any]:
     for _ in range(3):
         again.step(SHARES)
     for name, values in whole.model.state_dict().items():
-        assert torch.equal(_whole(values), _whole(again.model.state_dict()[name])), name
+        assert torch.equal(gathered(values), gathered(again.model.state_dict()[name])), name
     return {"seconds_until_training_went_on": round(seconds, 3)}
 
 

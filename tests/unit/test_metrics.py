@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import json
 import math
-import struct
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +14,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_samples, write_store
+from watched_runs import BATCH, EVERY, NAMES, RATE, STEPS, Broken, board, events, settings
 
 from versatune_ray.domains import DomainPaths
-from versatune_ray.errors import UserError
-from versatune_ray.runs.folder import RunFolder
-from versatune_ray.settings import Config, semantics
-from versatune_ray.settings.loading import changed_keys, parse
+from versatune_ray.settings import semantics
 from versatune_ray.training import loggers
 from versatune_ray.training.controller import WeightController
 from versatune_ray.training.local import LocalRuntime
-from versatune_ray.training.loggers import Background, MetricLogger, Row
 from versatune_ray.training.loop import Job, run
-from versatune_ray.training.metrics import Work, peak_flops
-from versatune_ray.training.model import load_model, with_frozen
 from versatune_ray.training.trainer import Trainer
 
-NAMES = ("law", "code")
-STEPS, EVERY, BATCH, RATE = 20, 5, 8, 1e-3
 Run = Callable[..., Path]
 
 
@@ -76,58 +67,6 @@ def train(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         return folder
 
     return train
-
-
-def settings(storage: Path, model: Path, metrics: Any) -> Config:
-    training = {
-        "epochs": 1,
-        "samples_per_epoch": STEPS * BATCH,
-        "batch_size": BATCH,
-        "learning_rate": RATE,
-        "warmup": 0,
-        "metrics": metrics,
-    }
-    return parse(
-        {
-            "run": "watched",
-            "storage": str(storage),
-            "model": {"path": str(model)},
-            "data": {"max_length": 64},
-            "domains": {name: f"{storage}/{name}.jsonl" for name in NAMES},
-            "mixture": {"start": "uniform"},
-            "training": training | {"workers": 1, "adjust_every": EVERY},
-        }
-    )
-
-
-def events(folder: Path) -> Iterator[Any]:
-    """Records of all event files in the order of their names; each is a length, its checksum, an
-    event, its checksum.
-    """
-    from tensorboardX.proto.event_pb2 import Event
-
-    for file in sorted(folder.glob("events.out.tfevents.*")):
-        data, place = file.read_bytes(), 0
-        while place < len(data):
-            (length,) = struct.unpack_from("<Q", data, place)
-            yield Event.FromString(data[place + 12 : place + 12 + length])
-            place += length + 16
-
-
-def board(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) pairs by tag as TensorBoard shows them: a start takes back what earlier files
-    say of its step and later ones.
-    """
-    found: dict[str, list[tuple[int, float]]] = {}
-    for event in events(folder):
-        if event.session_log.status == event.session_log.START:
-            found = {
-                tag: [pair for pair in pairs if pair[0] < event.step]
-                for tag, pairs in found.items()
-            }
-        for value in event.summary.value:
-            found.setdefault(value.tag, []).append((event.step, value.simple_value))
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -220,88 +159,6 @@ def test_an_empty_list_leaves_nothing(train: Run, tmp_path: Path) -> None:
     assert not (train(tmp_path, []) / "tensorboard").exists()
 
 
-def test_one_name_is_a_list_of_one_and_a_resumed_run_may_change_it(tmp_path: Path) -> None:
-    config = settings(tmp_path, tmp_path, "wandb")
-    assert config.training.metrics == ["wandb"]
-    assert Config().training.metrics == ["tensorboard"]
-    other = settings(tmp_path, tmp_path, [])
-    assert list(changed_keys(config, other))
-    with RunFolder(config):
-        (config.run_folder / "finetune").mkdir()
-        (config.run_folder / "finetune" / "inputs.json").write_text("{}")
-    with RunFolder(other):
-        pass
-    with pytest.raises(UserError, match=r"training\.metrics.*'mail' is not valid"):
-        settings(tmp_path, tmp_path, ["mail"])
-
-
-def test_the_work_of_a_step_by_hand(tiny_model: Path) -> None:
-    model = load_model(str(tiny_model))
-    # Two layers of four 32 × 32 matrices, three 32 × 64 ones and two norms, and a norm at the end;
-    # an output embedding of 64 × 32.
-    weights, head, width = 2 * (4 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32, 64 * 32, 2 * 2 * 16
-    lengths, responses = np.array([3, 5]), np.array([1, 2])
-    work = Work.of(model)
-    assert work.flops(lengths, responses) == 6 * weights * 8 + 6 * width * (9 + 25) + 6 * head * 3
-    settings_ = parse({"training": {"lora": {"rank": 4, "targets": ["q_proj"]}}}).training
-    model = with_frozen(load_model(str(tiny_model)), settings_, 0)
-    lora = 2 * (4 * 32 + 32 * 4)
-    assert Work.of(model).flops(lengths, responses) == (
-        (4 * (weights + lora) + 2 * lora) * 8 + 6 * width * (9 + 25) + 4 * head * 3
-    )
-    model = with_frozen(
-        load_model(str(tiny_model)),
-        parse({"training": {"trainable": {"layers": 1, "modules": "up_proj"}}}).training,
-        0,
-    )
-    layer, trained = 4 * 32 * 32 + 3 * 32 * 64 + 2 * 32, 32 * 64
-    # Nothing goes back through the first layer: half of the attention's backward pass is left, and
-    # 2 of 4 operations per weight there.
-    assert Work.of(model).flops(lengths, responses) == (
-        (4 * weights - 2 * layer + 2 * trained) * 8 + 4 * width * (9 + 25) + 4 * head * 3
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "peak"),
-    [
-        ("NVIDIA H100 80GB HBM3", 989e12),
-        ("NVIDIA H100 PCIe", 756e12),
-        ("NVIDIA H200", 989e12),
-        ("NVIDIA A100-SXM4-80GB", 312e12),
-        ("NVIDIA A10", 125e12),
-        ("NVIDIA L40S", 362e12),
-        ("NVIDIA GeForce RTX 4090", 165.2e12),
-        ("NVIDIA A10G", None),
-        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
-        ("Tesla V100-SXM2-16GB", None),
-    ],
-)
-def test_the_peak_of_a_gpu_is_found_by_its_name(name: str, peak: float | None) -> None:
-    assert peak_flops(name) == peak
-
-
-def test_a_missing_package_is_told_before_training_begins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(semantics, "find_spec", lambda name: None)
-    config = settings(tmp_path, tmp_path, ["tensorboard", "wandb"])
-    with pytest.raises(
-        UserError, match=r"^training\.metrics: wandb is not installed; pip install wandb$"
-    ):
-        semantics.check(config, NAMES)
-
-
-class Broken:
-    """A logger whose every call fails."""
-
-    def write(self, rows: Sequence[Row]) -> None:
-        raise ConnectionError("no network")
-
-    def close(self, failed: bool) -> None:
-        raise ConnectionError("no network")
-
-
 def test_a_failing_sink_is_told_once_and_the_run_goes_on(
     train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,69 +171,6 @@ def test_a_failing_sink_is_told_once_and_the_run_goes_on(
         "training.metrics: mlflow: ConnectionError: no network; training goes on, and values may "
         "be missing there"
     ]
-
-
-def test_a_hanging_sink_does_not_hold_a_run_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loggers, "_PATIENCE", 0.05)
-    release, told = threading.Event(), list[str]()
-
-    class Hanging(Broken):
-        def write(self, rows: Sequence[Row]) -> None:
-            release.wait(20)
-
-    logger = Background("slow", Hanging(), told.append)
-    logger.put(Row(1, 0.0, {}))
-    for _ in range(3):
-        logger.flush()
-    logger.close(failed=False)
-    assert len(told) == 1
-    assert "nothing written within 0.05 s" in told[0]
-    release.set()
-
-
-def test_flush_waits_for_what_was_put_before() -> None:
-    seen: list[int] = []
-
-    class Slow:
-        def write(self, rows: Sequence[Row]) -> None:
-            seen.extend(row.step for row in rows)
-
-        def close(self, failed: bool) -> None:
-            seen.append(-int(failed))
-
-    logger = Background("slow", Slow(), pytest.fail)
-    for step in range(1, 50):
-        logger.put(Row(step, 0.0, {}))
-        logger.flush()
-        assert seen == list(range(1, step + 1))
-    logger.close(failed=True)
-    assert seen[-1] == -1
-
-
-def test_a_tracker_out_of_reach_stops_a_fresh_run_but_not_one_that_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unreachable(*_: Any) -> MetricLogger:
-        raise ConnectionError("no answer")
-
-    monkeypatch.setitem(loggers._OPEN, "mlflow", unreachable)
-    config, told = settings(tmp_path, tmp_path, ["mlflow", "tensorboard"]), list[str]()
-    with pytest.raises(UserError, match=r"training\.metrics: mlflow: ConnectionError: no answer"):
-        loggers.open_loggers(config, tmp_path, 0, told.append)
-    assert list(loggers.open_loggers(config, tmp_path, 8, told.append)) == ["tensorboard"]
-    assert told == [
-        "training.metrics: mlflow: ConnectionError: no answer; training goes on without it"
-    ]
-
-
-def test_wandb_takes_its_key_from_the_environment_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("wandb")
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UserError, match="WANDB_API_KEY is not in the environment"):
-        loggers.open_loggers(settings(tmp_path, tmp_path, "wandb"), tmp_path, 0, print)
 
 
 def test_wandb_offline_has_every_step_under_one_id(

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from processes import ROOT
-from test_report import body_of, cells_of, fabricate_run
+from report_runs import body_of, cells_of, fabricate_run
 
 from versatune_ray.errors import UserError
 from versatune_ray.report import build_report, compare_runs

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import HOSTILE, fabricate_run
+from report_runs import HOSTILE, fabricate_run
 
 from versatune_ray.report import build_report, compare_runs
 

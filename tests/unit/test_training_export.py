@@ -1,4 +1,6 @@
-"""What an exported model stops at, and adapters that would make another model of it."""
+"""What is exported: the weights that were trained, in which precision, and where the model stops;
+adapters that would make another model of it.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +8,34 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from transformers import AutoTokenizer, GenerationConfig
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from versatune_ray.detection.generate import start_token
 from versatune_ray.detection.prompt import DEFAULT_PROMPT, render
+from versatune_ray.domains import DomainData
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Lora, Training
+from versatune_ray.settings.recipe import Recipe
+from versatune_ray.training.checkpoint import Checkpoints
 from versatune_ray.training.export import export
 from versatune_ray.training.model import load_model, with_frozen
+from versatune_ray.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(
+    steps=4,
+    batch_size=6,
+    micro_batch_tokens=64,
+    learning_rate=1e-2,
+    warmup=0.0,
+    weight_decay=0.0,
+    max_grad_norm=0.0,
+    seed=3,
+)
 
 
 @pytest.mark.parametrize(
@@ -62,3 +83,88 @@ def test_a_sequence_begins_with_something(tiny_model: Path, tmp_path: Path) -> N
     tokenizer.chat_template = {"rag": "x", "tool_use": "y"}
     with pytest.raises(UserError, match="chat templates rag, tool_use, and none called default"):
         render(tokenizer, DEFAULT_PROMPT)
+
+
+@pytest.mark.parametrize("kind", ["merged", "adapter"])
+def test_lora_trains_few_weights_and_exports_what_it_trained(
+    tiny_model: Path, data: list[DomainData], tmp_path: Path, kind: Any
+) -> None:
+    settings = Lora(rank=4, export=kind)
+    trainer = Trainer(
+        with_frozen(load_model(str(tiny_model)), Training(lora=settings), 0), data, RECIPE, CPU
+    )
+    trained = sum(
+        parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad
+    )
+    # q, k, v, o: 4·(32+32)·4; gate, up, down: 3·(32+64)·4, in two layers.
+    assert trained == 2 * (4 * 64 * 4 + 3 * 96 * 4)
+    before = trainer.held_out().nats.sum()
+    for _ in range(4):
+        trainer.step(np.array([0.5, 0.5]))
+    after = trainer.held_out().nats
+    assert after.sum() < before
+    export(
+        trainer.model,
+        Checkpoints(trainer).weights(),
+        tmp_path / "out",
+        str(tiny_model),
+        False,
+        Training(lora=settings),
+    )
+    if kind == "adapter":
+        from peft import PeftModel
+
+        loaded = (
+            PeftModel.from_pretrained(
+                AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path / "out"
+            )
+            .merge_and_unload()
+            .requires_grad_(True)
+        )
+        assert not (tmp_path / "out" / "model.safetensors").exists()
+    else:
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+        assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == 64
+    np.testing.assert_allclose(Trainer(loaded, data, RECIPE, CPU).held_out().nats, after, rtol=1e-5)
+
+
+def test_unknown_lora_targets_are_told(tiny_model: Path) -> None:
+    with pytest.raises(UserError, match=r"training\.lora\.targets: .*q_porj"):
+        with_frozen(load_model(str(tiny_model)), Training(lora=Lora(rank=4, targets=["q_porj"])), 0)
+
+
+def test_a_full_model_is_exported_in_the_precision_of_its_base(
+    tiny_model: Path, data: list[DomainData], tmp_path: Path
+) -> None:
+    AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).save_pretrained(
+        tmp_path / "base"
+    )
+    trainer = Trainer(load_model(str(tmp_path / "base")), data, RECIPE, CPU)
+    assert next(trainer.model.parameters()).dtype == torch.float32
+    trainer.step(np.array([0.5, 0.5]))
+    export(
+        trainer.model,
+        Checkpoints(trainer).weights(),
+        tmp_path / "out",
+        str(tmp_path / "base"),
+        False,
+        Training(),
+    )
+    tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert tuned.dtype == torch.bfloat16
+    for name, values in trainer.model.state_dict().items():
+        assert torch.equal(values.to(torch.bfloat16), tuned.state_dict()[name])
+
+
+def test_a_tied_head_is_exported_once(tiny_model: Path, tmp_path: Path) -> None:
+    """Also where the weights come from a sharded model, in which the two names are tensors of their
+    own.
+    """
+    model = load_model(str(tiny_model))
+    weights = {name: values.clone() for name, values in model.state_dict().items()}
+    assert {"lm_head.weight", "model.embed_tokens.weight"} <= weights.keys()
+    export(model, weights, tmp_path / "out", str(tiny_model), False, Training())
+    assert (
+        load_file(tmp_path / "out" / "model.safetensors").keys()
+        == load_file(tiny_model / "model.safetensors").keys()
+    )

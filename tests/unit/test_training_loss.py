@@ -1,10 +1,9 @@
 """Nats of response tokens against a plain computation: families, attention over packed rows,
-chunked logits, LoRA, what is not finite.
+chunked logits, gradients, what is not finite.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,20 +13,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_samples, write_store
-from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from versatune_ray.domains import DomainData, DomainPaths, load_domains
 from versatune_ray.errors import UserError
-from versatune_ray.settings import Data, Lora, Training
+from versatune_ray.settings import Data
 from versatune_ray.settings.recipe import Execution, Recipe
 from versatune_ray.training import loss as loss_module
 from versatune_ray.training.attention import choose
-from versatune_ray.training.checkpoint import Checkpoints
-from versatune_ray.training.export import export
 from versatune_ray.training.gradients import measure
-from versatune_ray.training.model import load_model, with_frozen
+from versatune_ray.training.model import load_model
 from versatune_ray.training.step import Unrecoverable
 from versatune_ray.training.trainer import Trainer
 
@@ -292,91 +288,6 @@ def test_what_has_no_backward_pass_here_is_refused() -> None:
         "padded",
         "varlen",
         "sdpa",
-    )
-
-
-@pytest.mark.parametrize("kind", ["merged", "adapter"])
-def test_lora_trains_few_weights_and_exports_what_it_trained(
-    tiny_model: Path, data: list[DomainData], tmp_path: Path, kind: Any
-) -> None:
-    settings = Lora(rank=4, export=kind)
-    trainer = Trainer(
-        with_frozen(load_model(str(tiny_model)), Training(lora=settings), 0), data, RECIPE, CPU
-    )
-    trained = sum(
-        parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad
-    )
-    # q, k, v, o: 4·(32+32)·4; gate, up, down: 3·(32+64)·4, in two layers.
-    assert trained == 2 * (4 * 64 * 4 + 3 * 96 * 4)
-    before = trainer.held_out().nats.sum()
-    for _ in range(4):
-        trainer.step(np.array([0.5, 0.5]))
-    after = trainer.held_out().nats
-    assert after.sum() < before
-    export(
-        trainer.model,
-        Checkpoints(trainer).weights(),
-        tmp_path / "out",
-        str(tiny_model),
-        False,
-        Training(lora=settings),
-    )
-    if kind == "adapter":
-        from peft import PeftModel
-
-        loaded = (
-            PeftModel.from_pretrained(
-                AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path / "out"
-            )
-            .merge_and_unload()
-            .requires_grad_(True)
-        )
-        assert not (tmp_path / "out" / "model.safetensors").exists()
-    else:
-        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-        assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == 64
-    np.testing.assert_allclose(Trainer(loaded, data, RECIPE, CPU).held_out().nats, after, rtol=1e-5)
-
-
-def test_unknown_lora_targets_are_told(tiny_model: Path) -> None:
-    with pytest.raises(UserError, match=r"training\.lora\.targets: .*q_porj"):
-        with_frozen(load_model(str(tiny_model)), Training(lora=Lora(rank=4, targets=["q_porj"])), 0)
-
-
-def test_a_full_model_is_exported_in_the_precision_of_its_base(
-    tiny_model: Path, data: list[DomainData], tmp_path: Path
-) -> None:
-    AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).save_pretrained(
-        tmp_path / "base"
-    )
-    trainer = Trainer(load_model(str(tmp_path / "base")), data, RECIPE, CPU)
-    assert next(trainer.model.parameters()).dtype == torch.float32
-    trainer.step(np.array([0.5, 0.5]))
-    export(
-        trainer.model,
-        Checkpoints(trainer).weights(),
-        tmp_path / "out",
-        str(tmp_path / "base"),
-        False,
-        Training(),
-    )
-    tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert tuned.dtype == torch.bfloat16
-    for name, values in trainer.model.state_dict().items():
-        assert torch.equal(values.to(torch.bfloat16), tuned.state_dict()[name])
-
-
-def test_a_tied_head_is_exported_once(tiny_model: Path, tmp_path: Path) -> None:
-    """Also where the weights come from a sharded model, in which the two names are tensors of their
-    own.
-    """
-    model = load_model(str(tiny_model))
-    weights = {name: values.clone() for name, values in model.state_dict().items()}
-    assert {"lm_head.weight", "model.embed_tokens.weight"} <= weights.keys()
-    export(model, weights, tmp_path / "out", str(tiny_model), False, Training())
-    assert (
-        load_file(tmp_path / "out" / "model.safetensors").keys()
-        == load_file(tiny_model / "model.safetensors").keys()
     )
 
 

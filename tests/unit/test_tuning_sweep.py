@@ -15,7 +15,7 @@ import yaml
 
 from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import write_json
-from versatune_ray.settings.loading import load
+from versatune_ray.settings.loading import load, parse
 from versatune_ray.tuning.plan import Plan
 from versatune_ray.tuning.results import _column, outcomes, write_results
 from versatune_ray.tuning.sweep import check_objective, check_sweep
@@ -106,6 +106,34 @@ def test_a_search_asks_nothing_of_the_trials_of_another(tmp_path: Path) -> None:
     ]
     with pytest.raises(UserError, match="accuracy was not measured in this trial"):
         list(outcomes(plan, ["mixture.sigma"]))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        (
+            "mixture.delta",
+            [0.1, 1.0],
+            r"mixture.delta: 1.0 is not valid: it has to be above 0 and below 1",
+        ),
+        ("mixture.epsilon", [-0.5], r"mixture.epsilon: -0.5 is not valid: it has to be at least 0"),
+        ("mixture.targets", [["lew"]], "mixture.targets: unknown domain 'lew'; did you mean 'law'"),
+        ("mixture.sgima", [1.0], "mixture.sgima: unknown key; did you mean 'mixture.sigma'"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_before_anything_starts(
+    key: str, value: Any, told: str
+) -> None:
+    config = parse(
+        {
+            "model": {"path": "m"},
+            "domains": {name: f"{name}.jsonl" for name in ("law", "medicine", "code")},
+            "mixture": {"policy": "expansion", "targets": ["law"]},
+            "sweep": {"space": {key: value}},
+        }
+    )
+    with pytest.raises(UserError, match=told):
+        check_sweep(config)
 
 
 def test_keys_that_need_each_other_are_checked_together() -> None:
