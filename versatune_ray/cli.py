@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import os
 import shlex
@@ -202,14 +203,13 @@ def exits_on_error(debug: bool) -> Iterator[None]:
     """Whatever goes wrong becomes one line and an exit status."""
     try:
         yield
-        return
-    except (Exception, KeyboardInterrupt) as error:
-        failure = error
-    # Here, where its frames are let go: what they hold would be told as leaked by some libraries.
-    if isinstance(failure, KeyboardInterrupt):
+    except UserError as error:
+        _fail(error, debug, 2)
+    except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
-    _fail(failure, debug, 2 if isinstance(failure, UserError) else 1)
+    except Exception as error:
+        _fail(error, debug, 1)
 
 
 def _fail(error: BaseException, debug: bool, status: int) -> NoReturn:
@@ -227,3 +227,12 @@ def _fail(error: BaseException, debug: bool, status: int) -> NoReturn:
     )
     print(f"error: {one_line(error)}{hint}", file=sys.stderr, flush=True)
     sys.exit(status)
+
+
+@atexit.register  # early, so that it is done late
+def _leave_in_silence() -> None:
+    """What libraries say while Python takes them apart, such as what Triton did not free, is no
+    news to a person.
+    """
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

@@ -95,8 +95,11 @@ def printable(text: str) -> str:
 def root_cause(error: BaseException) -> BaseException:
     """What went wrong in the first place: Ray wraps it once per worker that it passes through."""
     while True:
+        wrapped = getattr(error, "cause", None)  # by Ray, whose classes may be those of the cause
+        if wrapped is None and isinstance(error, UserError | Incomplete):
+            return error  # it says what a person should read, whatever it was raised from
         inner = (
-            getattr(error, "cause", None)
+            wrapped
             or error.__cause__
             or next(iter(getattr(error, "worker_failures", {}).values()), None)
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from versatune_ray.errors import UserError, one_line, printable, redacted
+from versatune_ray.errors import UserError, one_line, printable, redacted, root_cause
 from versatune_ray.runs.cache import cached
 from versatune_ray.settings.loading import dump, parse
 
@@ -99,3 +99,18 @@ def test_control_characters_do_not_reach_a_terminal() -> None:
         r"a\x1b[2J\x1b]0;title\x07\x9b31m\u202eevil\r\x00\ud800é" "\U0001f468\u200d\U0001f469\tb"
     )
     assert "\x1b" not in one_line(ValueError(text)) and "\x1b" not in one_line(UserError(text))
+
+
+def test_what_a_person_is_told_stays_whatever_it_was_raised_from() -> None:
+    try:
+        try:
+            raise OSError("Not a gzipped file")
+        except OSError as error:
+            raise UserError("law.jsonl.gz: cannot be read") from error
+    except UserError as error:
+        assert one_line(error) == "law.jsonl.gz: cannot be read" and root_cause(error) is error
+
+    class Wrapped(UserError):  # as Ray makes them: of the class of the cause, and with a long text
+        cause = UserError("law.jsonl: no record")
+
+    assert one_line(Wrapped("ray::task() …")) == "law.jsonl: no record"

@@ -82,6 +82,10 @@ def test_each_part_may_be_missing_or_broken(tmp_path: Path, name: str, damage: s
 def test_a_folder_that_is_not_there_is_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such run folder"):
         build_report(tmp_path / "absent")
+    (tmp_path / "law.jsonl").write_text("{}")
+    with pytest.raises(UserError, match=": no run folder; name the folder that holds the run's"):
+        build_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_numbers_that_are_not_finite_are_dashes(tmp_path: Path) -> None:

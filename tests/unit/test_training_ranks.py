@@ -5,6 +5,7 @@ checkpoints: the same numbers.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,24 @@ RESUMED_ALIKE = [
     "fsdp lora",
     "fsdp masked",
 ]
+# kinds whose parts are each in another
+RARER = [
+    "fsdp in groups",
+    "fsdp whole gradients",
+    "fsdp recomputing",
+    "ddp packed",
+    "fsdp lora",
+    "ddp masked",
+    "fsdp masked lora",
+    "ddp kept",
+    "fsdp kept empty",
+    "ddp kept lora",
+]
+USUAL = [kind for kind in KINDS if kind not in RARER]
+
+
+def marked(kinds: Iterable[str]) -> list[Any]:
+    return [pytest.param(kind, marks=pytest.mark.slow) if kind in RARER else kind for kind in kinds]
 
 
 def on_two(cases: dict[str, dict[str, Any]], file: Path) -> dict[str, list[dict[str, Any]]]:
@@ -116,10 +135,7 @@ def pair(common: dict[str, Any], folder: Path, alone: Any) -> dict[str, list[dic
     wide = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 1}
     random_llama(folder / "wide", **wide, num_attention_heads=4)
     TO_RESUME["fsdp 8bit"]["model"] = str(folder / "wide")
-    cases = {
-        name: common | given | {"weights": str(folder / f"{name}.pt"), "save": str(folder / name)}
-        for name, given in TO_RESUME.items()
-    } | again([name for name in TO_RESUME if name not in RESUMED_ALIKE], common, folder)
+    cases = whole([*USUAL, "fsdp 8bit"], common, folder)
     cases["from one"] = (
         common
         | KINDS["fsdp"]
@@ -141,10 +157,37 @@ def pair(common: dict[str, Any], folder: Path, alone: Any) -> dict[str, list[dic
 
 
 @pytest.fixture(scope="module")
+def rarer(common: dict[str, Any], folder: Path) -> dict[str, list[dict[str, Any]]]:
+    return on_two(whole(RARER, common, folder), folder / "rarer")
+
+
+@pytest.fixture
+def ranks(kind: str, request: pytest.FixtureRequest) -> dict[str, list[dict[str, Any]]]:
+    """The cases that ``kind`` is among."""
+    found: dict[str, list[dict[str, Any]]] = request.getfixturevalue(
+        "rarer" if kind in RARER else "pair"
+    )
+    return found
+
+
+@pytest.fixture(scope="module")
 def resumed_alike(
-    pair: dict[str, list[dict[str, Any]]], common: dict[str, Any], folder: Path
+    pair: dict[str, list[dict[str, Any]]],
+    rarer: dict[str, list[dict[str, Any]]],
+    common: dict[str, Any],
+    folder: Path,
 ) -> dict[str, list[dict[str, Any]]]:
     return on_two(again(RESUMED_ALIKE, common, folder), folder / "rest")
+
+
+def whole(kinds: list[str], common: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
+    """Cases from the beginning to the end, and those of them that go on from a checkpoint."""
+    return {
+        name: common
+        | TO_RESUME[name]
+        | {"weights": str(folder / f"{name}.pt"), "save": str(folder / name)}
+        for name in kinds
+    } | again([name for name in kinds if name not in RESUMED_ALIKE], common, folder)
 
 
 def again(kinds: list[str], common: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
@@ -157,22 +200,20 @@ def again(kinds: list[str], common: dict[str, Any], folder: Path) -> dict[str, d
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", marked(KINDS))
 def test_two_ranks_train_like_one(
-    kind: str, pair: dict[str, Any], alone: Any, folder: Path
+    kind: str, ranks: dict[str, Any], alone: Any, folder: Path
 ) -> None:
-    ranks, (single, weights) = pair[kind], alone[KINDS[kind].get("variant", "")]
-    assert ranks[0]["kind"] == kind.split()[0]
+    both, (single, weights) = ranks[kind], alone[KINDS[kind].get("variant", "")]
+    assert both[0]["kind"] == kind.split()[0]
     np.testing.assert_allclose(
-        np.sum([rank["held_out"] for rank in ranks], axis=0), single["held_out"], rtol=1e-5
+        np.sum([rank["held_out"] for rank in both], axis=0), single["held_out"], rtol=1e-5
     )
     np.testing.assert_allclose(
-        np.sum([rank["train"] for rank in ranks], axis=0), single["train"], rtol=1e-5
+        np.sum([rank["train"] for rank in both], axis=0), single["train"], rtol=1e-5
     )
-    np.testing.assert_array_equal(
-        np.sum([rank["count"] for rank in ranks], axis=0), single["count"]
-    )
-    for rank in ranks:
+    np.testing.assert_array_equal(np.sum([rank["count"] for rank in both], axis=0), single["count"])
+    for rank in both:
         assert rank["samples"] == single["samples"] and rank["tokens"] == single["tokens"]
         for what in ("products", "variances", "with_held_out"):
             np.testing.assert_allclose(rank[what], single[what], rtol=2e-3, atol=1e-6)
@@ -182,19 +223,19 @@ def test_two_ranks_train_like_one(
         torch.testing.assert_close(found[name], expected, atol=2e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in TO_RESUME if kind not in RESUMED_ALIKE])
+@pytest.mark.parametrize("kind", marked(name for name in TO_RESUME if name not in RESUMED_ALIKE))
 def test_a_resumed_run_ends_with_the_same_bits(
-    kind: str, pair: dict[str, Any], folder: Path
+    kind: str, ranks: dict[str, Any], folder: Path
 ) -> None:
-    ended_alike(pair[kind], pair[f"{kind} again"], folder / kind)
+    ended_alike(ranks[kind], ranks[f"{kind} again"], folder / kind)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", RESUMED_ALIKE)
 def test_so_does_one_that_took_its_steps_otherwise(
-    kind: str, pair: dict[str, Any], resumed_alike: dict[str, Any], folder: Path
+    kind: str, ranks: dict[str, Any], resumed_alike: dict[str, Any], folder: Path
 ) -> None:
-    ended_alike(pair[kind], resumed_alike[f"{kind} again"], folder / kind)
+    ended_alike(ranks[kind], resumed_alike[f"{kind} again"], folder / kind)
 
 
 def ended_alike(whole: list[dict[str, Any]], again: list[dict[str, Any]], place: Path) -> None:

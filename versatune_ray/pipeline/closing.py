@@ -74,7 +74,8 @@ def _verdict(run: Path) -> list[str]:
         for name, why in found.problems.items()
         if name not in found.absent
     ]
-    return [*broken, *verdict(found).sentences]
+    cut = [] if found.finished else ["this run is not finished; the same command goes on with it"]
+    return [*broken, *cut, *verdict(found).sentences]
 
 
 def following(job: str, run: str, config: str, tuned: bool = False) -> list[str]:

@@ -12,6 +12,7 @@ from versatune_ray.domains import DomainData, DomainPaths, load_domains, load_to
 from versatune_ray.domains.chat import tokenizer_fingerprint
 from versatune_ray.domains.contamination import mark
 from versatune_ray.microworld.prepare import prepare
+from versatune_ray.runs.folder import check_unchanged
 from versatune_ray.settings import Config, Subject, semantics
 from versatune_ray.settings.recipe import Unit
 
@@ -168,7 +169,12 @@ def _before(config: Config) -> list[str]:
 
 
 def _begun(config: Config) -> list[str]:
-    """What is there of the fine-tuning itself."""
+    """What is there of the fine-tuning itself.
+
+    Raises:
+        UserError: it was begun with other settings.
+    """
+    check_unchanged(config)
     folder = config.run_folder / "finetune"
     if (folder / "done").is_file():
         return ["  done before: nothing of it is done again"]

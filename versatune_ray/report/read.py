@@ -34,6 +34,7 @@ from versatune_ray.runs.artefacts import (
 )
 from versatune_ray.runs.comparisons import Replay, StudyTable, Sweep
 from versatune_ray.settings.location import shown
+from versatune_ray.settings.semantics import RUN_FOLDERS
 from versatune_ray.settings.tuning import OBJECTIVES
 
 _Value = TypeVar("_Value")
@@ -263,12 +264,13 @@ def read_run(folder: Path, baseline: bool = True) -> RunData:
     that it is to be compared with: the baseline of its study, or ``NAME-uniform``.
 
     Raises:
-        UserError: the folder itself does not exist.
+        UserError: the folder does not exist, or holds nothing of a run.
     """
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder}: no such run folder; name the folder that holds the run's config.yaml"
-        )
+    there = {file.name for file in folder.iterdir()} if folder.is_dir() else None
+    known = {file.partition("/")[0] for file, *_ in PARTS.values()} | {*RUN_FOLDERS}
+    if there is None or (there and not there & known):  # one that is empty is about to be filled
+        what = "no such run folder" if there is None else "no run folder"
+        raise UserError(f"{folder}: {what}; name the folder that holds the run's config.yaml")
     files, where, own = _Folder(folder), clean(shown(folder)), clean(str(folder.resolve()))
     config_text, config = files.read("config", "config.yaml", files.config) or ("", {})
     parts: dict[str, Any] = {

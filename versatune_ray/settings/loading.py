@@ -233,6 +233,8 @@ def _read(file: Path) -> dict[str, Any]:
         tree = as_declared(read_yaml(file.read_text(encoding="utf-8-sig"), str(file)))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: no valid YAML: {' '.join(str(error).split())}") from None
+    if tree in (None, {}):
+        raise UserError(f"{file}: nothing in it; versatune init FOLDER writes one from your files")
     if not isinstance(tree, dict):
         raise UserError(f"{file}: expected keys and values at the top, found {type(tree).__name__}")
     tree.pop("versions", None)  # a saved run's config.yaml can be loaded again
