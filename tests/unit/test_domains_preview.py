@@ -36,6 +36,17 @@ def config(tiny_model: Path, tmp_path: Path) -> Config:
     return load([], [f"model.path={tiny_model}", "data.max_length=35", template, *given])
 
 
+def test_what_stops_a_job_is_told_with_a_way_out_only_where_there_is_one(
+    config: Config, tmp_path: Path
+) -> None:
+    (tmp_path / "law.jsonl").write_text('{"body": "x"}\n{"torn')
+    (tmp_path / "code.jsonl").write_text("")
+    law, code = preview(config, 1)[1]
+    assert "domains.law: 2 of 2 records are bad" in law and "none is left to use" in law
+    assert "max_bad_fraction" not in law
+    assert "no record in" in code and code.endswith("a job stops at that")
+
+
 def test_counts_examples_and_warnings_are_those_of_the_files(config: Config) -> None:
     found, warnings = preview(config, 9)
     law, code = found["law"].as_json(), found["code"].as_json()

@@ -266,6 +266,7 @@ def test_a_policy_of_ones_own_is_named_by_its_class(
 ) -> None:
     (tmp_path / "my_policies.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_policies", raising=False)  # another test's
     policy = configured(policy="my_policies:Cautious", options={"step": 1.0})
     close(policy.update([0.5, 0.5], Feedback(1, [3.0, 1.0])), [2 / 3, 1 / 3])
     for name, told in (

@@ -212,15 +212,18 @@ def _doubts(name: str, found: Preview, tolerated: float) -> list[str]:
     """What a person should look at before training on it."""
     doubts = []
     if found.read == 0:
-        doubts.append(f"domains.{name}: no record in {', '.join(found.files)}")
+        doubts.append(f"domains.{name}: no record in {', '.join(found.files)}; a job stops at that")
     if found.bad_count:
         first = found.bad[0]
-        stops = found.bad_count > tolerated * found.read
-        setting = tolerating(found.bad_count, found.read)
+        way_out = ""
+        if found.bad_count == found.read:
+            way_out = "; a job stops at that: none is left to use"
+        elif found.bad_count > tolerated * found.read:
+            setting = tolerating(found.bad_count, found.read)
+            way_out = f"; a job stops at that: mend them, or set {setting}"
         doubts.append(
             f"domains.{name}: {found.bad_count} of {found.read} records are bad: "
-            f"{first['location']}: {first['problem']}"
-            + (f"; a job stops at that: mend them, or set {setting}" if stops else "")
+            f"{first['location']}: {first['problem']}{way_out}"
         )
     for column, count in found.unused.most_common():
         doubts.append(f"domains.{name}: the field {column!r} of {count} records is not read")
