@@ -5,11 +5,13 @@ on a CPU, and notes its arguments.
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import short_recipe
 import torch
 from torch.nn import functional
 from torch.nn.attention import varlen
@@ -18,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from versatune_ray.domains import DomainData
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Lora, Training
-from versatune_ray.settings.recipe import Execution, Recipe
+from versatune_ray.settings.recipe import Execution
 from versatune_ray.training import attention
 from versatune_ray.training.batches import Samples
 from versatune_ray.training.families import FAMILIES
@@ -26,16 +28,7 @@ from versatune_ray.training.model import begin_adapters, fill, load_model, with_
 from versatune_ray.training.trainer import Trainer
 
 CPU, SHARES = torch.device("cpu"), np.array([0.5, 0.5])
-RECIPE = Recipe(
-    steps=4,
-    batch_size=8,
-    micro_batch_tokens=64,
-    learning_rate=1e-2,
-    warmup=0.0,
-    weight_decay=0.0,
-    max_grad_norm=0.0,
-    seed=3,
-)
+RECIPE = replace(short_recipe.RECIPE, batch_size=8)
 WINDOW, HEADS, GROUPS, SIZE = 6, 4, 2, 8
 SHAPE = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,

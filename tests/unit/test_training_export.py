@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from short_recipe import RECIPE
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from versatune_ray.detection.generate import start_token
@@ -19,23 +20,12 @@ from versatune_ray.detection.prompt import DEFAULT_PROMPT, render
 from versatune_ray.domains import DomainData
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Lora, Training
-from versatune_ray.settings.recipe import Recipe
 from versatune_ray.training.checkpoint import Checkpoints
 from versatune_ray.training.export import export
 from versatune_ray.training.model import load_model, with_frozen
 from versatune_ray.training.trainer import Trainer
 
 CPU = torch.device("cpu")
-RECIPE = Recipe(
-    steps=4,
-    batch_size=6,
-    micro_batch_tokens=64,
-    learning_rate=1e-2,
-    warmup=0.0,
-    weight_decay=0.0,
-    max_grad_norm=0.0,
-    seed=3,
-)
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_samples, write_store
+from short_recipe import RECIPE
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from versatune_ray.domains import DomainData, DomainPaths, load_domains
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Data
-from versatune_ray.settings.recipe import Execution, Recipe
+from versatune_ray.settings.recipe import Execution
 from versatune_ray.training import loss as loss_module
 from versatune_ray.training.attention import choose
 from versatune_ray.training.gradients import measure
@@ -40,16 +41,6 @@ FAMILIES = {
     "qwen3": Qwen3Config(**SHAPE, num_key_value_heads=2, head_dim=16),
     "mistral": MistralConfig(**SHAPE, num_key_value_heads=2, sliding_window=6),
 }
-RECIPE = Recipe(
-    steps=4,
-    batch_size=6,
-    micro_batch_tokens=64,
-    learning_rate=1e-2,
-    warmup=0.0,
-    weight_decay=0.0,
-    max_grad_norm=0.0,
-    seed=3,
-)
 CPU = torch.device("cpu")
 
 

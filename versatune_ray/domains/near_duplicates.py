@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _FORMAT = 1
 _RUN = 5  # tokens
 _PERMUTATIONS = 128
-# Of what is missed and what is looked at in vain, which costs time only: all are compared.
+# of what is looked at in vain, which costs time only as all are compared, and of what is missed
 _WEIGHTS = (0.1, 0.9)
 _BLOCK = 1 << 14  # records of a task
 _FEW = 4 * _BLOCK  # records that this process is through with before Ray Data has begun
@@ -48,15 +48,12 @@ def mark(
         return dict(paths)
     held_out = [path.validation for path in paths.values() if path.validation is not None]
     folders = list(dict.fromkeys([path.train for path in paths.values()] + held_out))
-    parts = {
-        "format": _FORMAT,
-        "similarity": similarity,
-        "stores": [[identity(folder), folder in held_out] for folder in folders],
-    }
+    protected = [folder in held_out for folder in folders]
+    known = [*zip(map(identity, folders), protected, strict=True)]
+    parts = {"format": _FORMAT, "similarity": similarity, "stores": known}
 
     def build(work: Path) -> None:
         stores = [TokenStore(folder) for folder in folders]
-        protected = [folder in held_out for folder in folders]
         for number, marks in enumerate(similar(stores, protected, similarity, distributed)):
             (work / str(number)).mkdir()
             np.save(work / str(number) / SIMILAR, marks)
@@ -106,20 +103,15 @@ def _bands(stores: Sequence[TokenStore], similarity: float, distributed: bool) -
         return
     import ray.data
 
-    rows = [
-        {"number": number, "folder": str(folder), "start": start, "end": end}
-        for number, (folder, start, end) in enumerate(blocks)
-    ]
+    rows = [{"folder": str(folder), "start": start, "end": end} for folder, start, end in blocks]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     dataset.context.execution_options.preserve_order = True
     signed = dataset.map_batches(
         _sign, batch_size=1, batch_format="pyarrow", fn_kwargs={"similarity": similarity}
     )
     for table in signed.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for content, width in zip(
-            table["bands"].to_pylist(), table["width"].to_pylist(), strict=True
-        ):
-            yield np.frombuffer(content, np.uint64).reshape(-1, width)
+        for content in table["bands"].to_pylist():
+            yield np.frombuffer(content, np.uint64).reshape(-1, _layout(similarity)[0])
 
 
 def _sign(table: pa.Table, similarity: float) -> pa.Table:
@@ -128,9 +120,7 @@ def _sign(table: pa.Table, similarity: float) -> pa.Table:
         _signed(Path(row["folder"]), row["start"], row["end"], similarity)
         for row in table.to_pylist()
     ]
-    return type(table).from_pydict(
-        {"bands": [one.tobytes() for one in found], "width": [one.shape[1] for one in found]}
-    )
+    return type(table).from_pydict({"bands": [one.tobytes() for one in found]})
 
 
 def _signed(folder: Path, start: int, end: int, similarity: float) -> Bands:
