@@ -101,6 +101,7 @@ def test_choices_are_appended_with_letters_and_the_answer_is_the_choice() -> Non
             "unknown shape: fields q, a; expected instruction/output, prompt/completion",
         ),
         ({}, "unknown shape: fields none"),
+        ({"messages": None}, "messages is null"),
         ({"prompt": "Why?", "completion": {"x": 1}}, "completion is no text (dict)"),
         ({"prompt": "Why?", "completion": True}, "completion is no text (bool)"),
         ({"prompt": "Why?", "completion": "\ud800"}, "lone surrogate"),

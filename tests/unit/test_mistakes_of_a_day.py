@@ -60,7 +60,7 @@ MISTAKES: dict[str, tuple[str, str, list[str], str]] = {
         "detection.judge.path: missing; name a judge model, or give detection.distribution",
     ),
     "unwritable storage": ("finetune", "good", ["storage=law.jsonl/x"], "law.jsonl is a file"),
-    "no YAML": ("finetune", "broken", [], "broken.yaml: no valid YAML: "),
+    "no YAML": ("finetune", "broken", [], "broken.yaml:4:1: no valid YAML: "),
     "duplicate keys": (
         "finetune",
         "twice",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,33 @@ def test_scalars_are_those_of_yaml_1_2(text: str, value: Any) -> None:
 def test_what_is_no_plain_tree_is_refused(text: str) -> None:
     with pytest.raises(yaml.YAMLError):
         read_yaml(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        (
+            b"domains:\n  law: {train: a.jsonl\n  code: b\n",
+            ":3:7: no valid YAML: expected ',' or '}', but got ':', while parsing a flow mapping "
+            "that begins in line 2",
+        ),
+        (b"run: a\n\tseed: 1\n", ":2:1: no valid YAML: found character '\\t'"),
+        (b"seed: 1\nrun: caf\xe9\n", ":2: no text in UTF-8; save it as such"),
+    ],
+)
+def test_what_is_no_yaml_is_told_by_its_place(text: bytes, place: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_bytes(text)
+    with pytest.raises(UserError, match=re.escape(f"{file}{place}")):
+        load([file])
+
+
+def test_what_is_empty_is_nothing_given() -> None:
+    assert load([], [*TWO, "domains.law.validation="]).domains["law"].validation == []
+    with pytest.raises(UserError, match=r"^domains\.law\.train: missing; name a file"):
+        load([], [*TWO, "domains.law.train="])
+    with pytest.raises(UserError, match=r"^training\.epochs: nothing is given; "):
+        load([], ["training.epochs="])
 
 
 def test_a_name_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
@@ -95,6 +123,10 @@ def test_a_switch_is_true_or_false(value: str) -> None:
         ("sigma=1", "did you mean 'mixture.sigma'"),
         ("detecton.samples=1", "did you mean 'detection'"),
         ("training.cpu_offload={a: 1}", "training.cpu_offload: "),
+        (
+            "training=3",
+            "training: 3 is not valid: it has keys of its own; write training.KEY=VALUE",
+        ),
         ("my.yaml", "my.yaml: a configuration file is given as --config my.yaml"),
         ("judge.path=x", "did you mean 'detection.judge'"),
         ("domains.law.trian=x", "did you mean 'domains.NAME.train'"),

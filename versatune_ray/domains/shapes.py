@@ -169,6 +169,10 @@ def _turns(
         if not fields.text("text").strip():
             raise BadRecord("no text (text is empty)")
         return None, "text"
+    known = {*CHATS, *FLAT, "text"}
+    for name in record:
+        if name in known and name not in fields:
+            raise BadRecord(f"{name} is null")
     names = ", ".join(str(name).encode("unicode_escape").decode() for name in record) or "none"
     raise BadRecord(f"unknown shape: fields {names}; expected {_EXPECTED}")
 

@@ -55,11 +55,14 @@ def setting(
     return Field(**given, description=description, json_schema_extra=extra or None, **constraints)
 
 
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+def as_list(value: object) -> object:
+    """One stands for a list of one, nothing for an empty list."""
+    if value is None:
+        return []
+    return [value] if isinstance(value, str | Mapping | Section) else value
 
 
-Paths = Annotated[list[str], BeforeValidator(_as_list)]
+Paths = Annotated[list[str], BeforeValidator(as_list)]
 
 
 def _recompute(value: object) -> object:
@@ -75,7 +78,7 @@ def _recompute(value: object) -> object:
 
 Recompute = Annotated[str, BeforeValidator(_recompute)]
 Betas = Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
-Loggers = Annotated[list[Literal["tensorboard", "wandb", "mlflow"]], BeforeValidator(_as_list)]
+Loggers = Annotated[list[Literal["tensorboard", "wandb", "mlflow"]], BeforeValidator(as_list)]
 
 
 def kinds(annotation: Any) -> set[Any]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, field_validator
 
-from versatune_ray.settings.common import Paths, Section, setting
+from versatune_ray.settings.common import Paths, Section, as_list, setting
 
 
 class Source(Section):
@@ -17,11 +16,7 @@ class Source(Section):
     weight: float = setting(1.0, "its part of the domain's samples, relative to the others", gt=0)
 
 
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str | Mapping | Source) else value
-
-
-Sources = Annotated[list[str | Source], BeforeValidator(_as_list)]
+Sources = Annotated[list[str | Source], BeforeValidator(as_list)]
 
 
 class Domain(Section):

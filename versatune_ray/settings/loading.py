@@ -20,7 +20,7 @@ from versatune_ray.settings.common import WithPreset
 from versatune_ray.settings.keys import as_declared, names, without_unknown
 from versatune_ray.settings.location import resolve, shown
 from versatune_ray.settings.mistakes import check_values, mistakes_of
-from versatune_ray.settings.yaml12 import read_yaml
+from versatune_ray.settings.yaml12 import no_yaml, read_yaml
 
 
 def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
@@ -231,8 +231,11 @@ def _read(file: Path) -> dict[str, Any]:
         raise UserError(f"{file}: no such configuration file")
     try:
         tree = as_declared(read_yaml(file.read_text(encoding="utf-8-sig"), str(file)))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: no valid YAML: {' '.join(str(error).split())}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}{no_yaml(error)}") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{file}:{line}: no text in UTF-8; save it as such") from None
     if tree in (None, {}):
         raise UserError(f"{file}: nothing in it; versatune init FOLDER writes one from your files")
     if not isinstance(tree, dict):

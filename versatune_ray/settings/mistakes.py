@@ -93,6 +93,10 @@ def _explain(error: dict[str, Any]) -> str:
         return f"{_printable(key)}.{reason}" if inner else f"{_printable(key)}: {reason}"
     if error["type"].startswith(("greater_than", "less_than")):
         reason = _range(key) or reason
+    if error["type"] in ("model_type", "dict_type"):
+        reason = f"it has keys of its own; write {_printable(key)}.KEY=VALUE"
+    if error["input"] is None:
+        return f"{_printable(key)}: nothing is given; {reason[0].lower()}{reason[1:]}"
     return (
         f"{_printable(key)}: {_short(error['input'])} is not valid: {reason[0].lower()}{reason[1:]}"
     )

@@ -55,6 +55,17 @@ def read_yaml(text: str, where: str = "") -> Any:
         loader.dispose()
 
 
+def no_yaml(error: yaml.YAMLError) -> str:
+    """What follows a file's name: the place, what is wrong there, and where that began."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return f": no valid YAML: {' '.join(str(error).split())}"
+    at, begun = error.problem_mark, error.context_mark
+    told = f":{at.line + 1}:{at.column + 1}: no valid YAML: {error.problem}"
+    if begun is not None and begun.line != at.line:
+        told += f", {error.context} that begins in line {begun.line + 1}"
+    return told
+
+
 def plain(value: Any) -> Any:
     """The same with every ``Number`` as a number."""
     if isinstance(value, dict):
