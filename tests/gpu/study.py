@@ -34,7 +34,7 @@ from versatune_ray.runtime.gguf import as_folder
 from versatune_ray.settings import Config
 from versatune_ray.settings.loading import load, parse, with_keys
 from versatune_ray.training.local import finetune_alone
-from versatune_ray.training.reference import tune_alone
+from versatune_ray.training.reference_worker import tune_alone
 from versatune_ray.tuning.study_tables import NOTE, absent, study_tables
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,8 +20,9 @@ from versatune_ray.domains import DomainPaths
 from versatune_ray.settings import semantics
 from versatune_ray.training import loggers
 from versatune_ray.training.controller import WeightController
+from versatune_ray.training.job import Job
 from versatune_ray.training.local import LocalRuntime
-from versatune_ray.training.loop import Job, run
+from versatune_ray.training.loop import run
 from versatune_ray.training.trainer import Trainer
 
 Run = Callable[..., Path]

@@ -22,8 +22,9 @@ from versatune_ray.settings import semantics
 from versatune_ray.settings.loading import parse
 from versatune_ray.training.adjustment import Decision, Refused, Report
 from versatune_ray.training.controller import WeightController
+from versatune_ray.training.job import Job
 from versatune_ray.training.local import LocalRuntime
-from versatune_ray.training.loop import Job, run
+from versatune_ray.training.loop import run
 from versatune_ray.training.step import Unrecoverable
 from versatune_ray.tuning import lookahead
 

@@ -18,7 +18,6 @@ from versatune_ray.errors import UserError
 from versatune_ray.settings.recipe import Execution, Recipe
 from versatune_ray.training.checkpoint import Checkpoints
 from versatune_ray.training.model import load_model
-from versatune_ray.training.parallel import kind_of
 from versatune_ray.training.step import Unrecoverable
 from versatune_ray.training.trainer import Trainer
 
@@ -244,21 +243,16 @@ def test_a_batch_that_is_no_number_is_left_out_and_told_but_not_too_many_in_a_ro
 
 
 def test_a_setting_that_this_way_of_training_would_not_heed_is_refused() -> None:
-    cpu = torch.device("cpu")
     with pytest.raises(
         UserError,
         match=r"training\.cpu_offload=True: this run uses ddp, .*write training\.parallel=fsdp",
     ):
-        kind_of(Execution(cpu_offload=True), cpu, 2)
+        Execution(cpu_offload=True).kind("cpu", 2)
     with pytest.raises(
         UserError, match=r"training\.shard_over: 4 workers cannot be divided into groups of 3"
     ):
-        kind_of(Execution(parallel="fsdp", shard_over=3), cpu, 4)
-    assert [
-        kind_of(Execution(), torch.device(kind), world)
-        for kind in ("cpu", "cuda")
-        for world in (1, 2)
-    ] == [
+        Execution(parallel="fsdp", shard_over=3).kind("cpu", 4)
+    assert [Execution().kind(kind, world) for kind in ("cpu", "cuda") for world in (1, 2)] == [
         "single",
         "ddp",
         "fsdp",

@@ -10,10 +10,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from versatune_ray.errors import UserError
 from versatune_ray.mixture import Policy
 from versatune_ray.settings import Training
 
 Unit = Literal["nats/token", "nats/byte"]
+Kind = Literal["single", "ddp", "fsdp"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,38 @@ class Execution:
     @classmethod
     def of(cls, training: Training) -> Execution:
         return cls(**{field.name: getattr(training, field.name) for field in fields(cls)})
+
+    def kind(self, device: str, world: int) -> Kind:
+        """How a module is spread over ``world`` ranks, each on a ``device`` ("cuda" or "cpu").
+
+        Raises:
+            UserError: a setting that this kind would not heed.
+        """
+        kind: Kind = (
+            "fsdp"
+            if self.parallel == "fsdp" or (self.parallel == "auto" and device == "cuda")
+            else "ddp"
+        )
+        for name in ("cpu_offload", "no_sync", "shard_over"):
+            if kind != "fsdp" and getattr(self, name):
+                raise UserError(
+                    f"training.{name}={getattr(self, name)}: this run uses {kind}, which has no "
+                    f"such thing; write training.parallel=fsdp"
+                )
+        if kind == "fsdp" and world % (self.shard_over or world):
+            raise UserError(
+                f"training.shard_over: {world} workers cannot be divided into groups of "
+                f"{self.shard_over}; choose a divisor"
+            )
+        return "single" if kind == "ddp" and world == 1 else kind
+
+    def in_bf16(self, device: str) -> bool:
+        """Whether forward and backward passes are computed in bf16."""
+        return device == "cuda" if self.precision == "auto" else self.precision == "bf16"
+
+    def compiles(self, device: str) -> bool:
+        """Whether layers and loss go through torch.compile."""
+        return device == "cuda" if self.compile == "auto" else self.compile
 
     def recomputes(self, layer: int) -> bool:
         """Whether the activations of a layer, counted from 0, are computed again in the backward

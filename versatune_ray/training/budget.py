@@ -20,7 +20,6 @@ from versatune_ray.training.attention import choose
 from versatune_ray.training.memory import GIB, Memory, estimate, room_on
 from versatune_ray.training.metrics import Work, peak_flops
 from versatune_ray.training.model import load_model, with_frozen
-from versatune_ray.training.parallel import in_bf16
 
 # of the peak, or of what one large matrix product reaches: what a run of medium size comes to
 _UTILISATION = 0.4
@@ -173,7 +172,7 @@ def _stage(stage: StagePlan) -> str:
 def _shape(config: Config, path: str, training: Training, device: str) -> PreTrainedModel:
     """The model without its weights."""
     target = torch.device(device)
-    kind = choose(training.attention, target, in_bf16(Execution.of(training), target))
+    kind = choose(training.attention, target, Execution.of(training).in_bf16(target.type))
     model = load_model(path, config.model.trust_remote_code, kind, empty=True)
     return with_frozen(model, training, 0)
 

@@ -22,6 +22,7 @@ from versatune_ray.settings import Config, Training, semantics
 from versatune_ray.settings.location import is_mirrored, uri_of
 from versatune_ray.settings.recipe import Unit
 from versatune_ray.training.controller import start_actor
+from versatune_ray.training.job import Job
 
 
 def finetune(
@@ -51,10 +52,6 @@ def finetune(
 
     from versatune_ray.runtime.cluster import fitting
     from versatune_ray.training.failures import Failures
-    from versatune_ray.training.loop import Job
-    from versatune_ray.training.model import check_parts
-    from versatune_ray.training.trainable import read_importance
-    from versatune_ray.training.worker import train_loop
 
     names = list(paths)
     data = load_domains(paths, config.data)
@@ -72,11 +69,7 @@ def finetune(
     if config.data.chat_template is not None and is_mirrored(folder):
         config = _with_stored_template(config, Path(config.data.chat_template))
     training = config.training
-    job = Job(config, model, dict(paths), stages, folder, read_importance(training.soft_mask))
-    if job.importance or not training.trainable.everything:
-        check_parts(
-            str(fetch(model)), [training.trainable], job.importance, config.model.trust_remote_code
-        )
+    job = Job(config, model, dict(paths), stages, folder, _importance(config, model))
     least, most = training.least_and_most
     workers = fitting(most, training.cpus_per_worker, gpu, config.device)
     # Ray Train would wait for the missing ones for ever; the samples per step stay the same
@@ -86,7 +79,7 @@ def finetune(
             f"training.workers: {least} do not fit on this cluster; going on with {workers}",
         )
     trainer = TorchTrainer(
-        train_loop,
+        _on_each_rank,
         train_loop_config={"job": job, "controller": controller},
         scaling_config=ray.train.ScalingConfig(
             num_workers=min(least, workers) if least == most else (min(least, workers), most),
@@ -107,6 +100,9 @@ def finetune(
     # The same patience where ranks meet in Ray Train's own code, which by itself waits for ever for
     # one that hangs.
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(training.exchange_timeout)
+    # Of what ranks report, a checkpoint at each adjustment, each look at them takes one: at Ray's
+    # own 2 s a short run would stand in line for longer than it trains.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     before = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
@@ -122,6 +118,26 @@ def finetune(
         ray.kill(controller)
     pull(folder, without="checkpoints")
     return fetch(folder / "model")
+
+
+def _on_each_rank(settings: dict[str, Any]) -> None:
+    # there: neither the driver nor Ray Train's controller needs torch's and transformers' seconds
+    from versatune_ray.training.worker import train_loop
+
+    train_loop(settings)
+
+
+def _importance(config: Config, model: str) -> dict[str, Any]:
+    """Of units, if a mask is set; what is to train is in ``model``."""
+    training = config.training
+    if not training.soft_mask and training.trainable.everything:
+        return {}
+    from versatune_ray.training.model import check_parts
+    from versatune_ray.training.trainable import read_importance
+
+    importance = read_importance(training.soft_mask)
+    check_parts(str(fetch(model)), [training.trainable], importance, config.model.trust_remote_code)
+    return importance
 
 
 def _with_stored_template(config: Config, file: Path) -> Config:

@@ -39,8 +39,9 @@ from versatune_ray.training.controller import WeightController
 from versatune_ray.training.given_losses import given_losses
 from versatune_ray.training.heartbeat import Heartbeat, Sign, held_up_by
 from versatune_ray.training.inputs import check_rows, inputs_of
+from versatune_ray.training.job import Job
 from versatune_ray.training.loggers import MetricLogger
-from versatune_ray.training.loop import Job, run
+from versatune_ray.training.loop import run
 from versatune_ray.training.together import together
 from versatune_ray.training.trainable import read_importance
 

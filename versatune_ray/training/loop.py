@@ -6,60 +6,34 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from versatune_ray.domains import DomainPaths, load_domains
+from versatune_ray.domains import load_domains
 from versatune_ray.domains.chat import end_of_turn, load_tokenizer, served_template
 from versatune_ray.mixture import LossSums, needs
 from versatune_ray.runs.storage import fetch, here, push
-from versatune_ray.settings import Config
 from versatune_ray.settings.recipe import Execution, StagePlan
 from versatune_ray.training.adjustment import Refused, Report
-from versatune_ray.training.attention import choose
-from versatune_ray.training.attention import kind_of as kind_of_model
+from versatune_ray.training.attention import choose, kind_of
 from versatune_ray.training.budget import check_room
 from versatune_ray.training.checkpoint import Checkpoints, steps_in
 from versatune_ray.training.export import export
 from versatune_ray.training.gradients import measure as gradients_of
+from versatune_ray.training.job import Job
 from versatune_ray.training.metrics import Metrics
 from versatune_ray.training.model import begin_adapters, fill, load_model, with_frozen
-from versatune_ray.training.parallel import in_bf16, kind_of
 from versatune_ray.training.runtime import Runtime
 from versatune_ray.training.step import Unrecoverable
 from versatune_ray.training.together import together
 from versatune_ray.training.trainer import Trainer
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a run computes; ``folder`` is its ``finetune/`` folder, ``importance`` that of units,
-    for ``SoftMask``.
-    """
-
-    config: Config
-    model: str
-    paths: Mapping[str, DomainPaths]
-    stages: Sequence[StagePlan]
-    folder: Path
-    importance: Mapping[str, torch.Tensor] = field(default_factory=dict)
-
-    @property
-    def steps(self) -> int:
-        return self.stages[-1].last
-
-    def stage_at(self, step: int) -> int:
-        """Number of the stage that ``step`` steps have come to; where one ends and the next begins,
-        the one that ends.
-        """
-        return next(number for number, stage in enumerate(self.stages) if step <= stage.last)
 
 
 def run(job: Job, runtime: Runtime) -> None:
@@ -74,16 +48,16 @@ def run(job: Job, runtime: Runtime) -> None:
         job = replace(job, model=fetch(job.model), folder=here(job.folder))
         job.folder.mkdir(parents=True, exist_ok=True)
         check_room(config, job.model, runtime.world, runtime.device)
-        empty = kind_of(execution, runtime.device, runtime.world) == "fsdp"
+        empty = execution.kind(runtime.device.type, runtime.world) == "fsdp"
         model = load_model(
             job.model,
             config.model.trust_remote_code,
-            choose(execution.attention, runtime.device, in_bf16(execution, runtime.device)),
+            choose(execution.attention, runtime.device, execution.in_bf16(runtime.device.type)),
             empty=empty,
         )
         model = with_frozen(model, training, config.seed)
         base = (
-            load_model(job.model, config.model.trust_remote_code, kind_of_model(model), empty=empty)
+            load_model(job.model, config.model.trust_remote_code, kind_of(model), empty=empty)
             if training.keep.kl and training.lora.rank is None
             else None
         )

@@ -27,7 +27,7 @@ from versatune_ray.settings import Training
 from versatune_ray.settings.recipe import Execution
 from versatune_ray.training.loss import ROWS, ResponseLoss
 from versatune_ray.training.optimizer import STATE_BYTES
-from versatune_ray.training.parallel import compiles, in_bf16, kind_of, prepare_layers
+from versatune_ray.training.parallel import prepare_layers
 from versatune_ray.training.retention import KL_TOKENS
 
 GIB = 2**30
@@ -74,7 +74,7 @@ def estimate(
             ``training.micro_batch_tokens``.
     """
     execution, target = Execution.of(training), torch.device(device)
-    kind, low = kind_of(execution, target, workers), in_bf16(execution, target)
+    kind, low = execution.kind(device, workers), execution.in_bf16(device)
     small = training.optimizer == "adamw_bf16"
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     frozen = sum(parameter.numel() for parameter in model.parameters()) - trained
@@ -108,7 +108,7 @@ def estimate(
                 model,
                 execution,
                 low,
-                compiles(execution, target),
+                execution.compiles(device),
                 max(training.micro_batch_tokens, longest),
                 target,
             )

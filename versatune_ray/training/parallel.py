@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,47 +26,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from versatune_ray.errors import UserError
 from versatune_ray.settings.recipe import Execution
 from versatune_ray.training.loss import ResponseLoss
 
-Kind = Literal["single", "ddp", "fsdp"]
 _SLICE = 1 << 24  # numbers of all gradients together that are multiplied at a time
-
-
-def kind_of(execution: Execution, device: torch.device, world: int) -> Kind:
-    """How a module is spread over ranks.
-
-    Raises:
-        UserError: a setting that this kind would not heed.
-    """
-    kind: Kind = (
-        "fsdp"
-        if execution.parallel == "fsdp" or (execution.parallel == "auto" and device.type == "cuda")
-        else "ddp"
-    )
-    for name in ("cpu_offload", "no_sync", "shard_over"):
-        if kind != "fsdp" and getattr(execution, name):
-            raise UserError(
-                f"training.{name}={getattr(execution, name)}: this run uses {kind}, which has no "
-                f"such thing; write training.parallel=fsdp"
-            )
-    if kind == "fsdp" and world % (execution.shard_over or world):
-        raise UserError(
-            f"training.shard_over: {world} workers cannot be divided into groups of "
-            f"{execution.shard_over}; choose a divisor"
-        )
-    return "single" if kind == "ddp" and world == 1 else kind
-
-
-def in_bf16(execution: Execution, device: torch.device) -> bool:
-    """Whether forward and backward passes are computed in bf16."""
-    return device.type == "cuda" if execution.precision == "auto" else execution.precision == "bf16"
-
-
-def compiles(execution: Execution, device: torch.device) -> bool:
-    """Whether layers and loss go through torch.compile."""
-    return device.type == "cuda" if execution.compile == "auto" else execution.compile
 
 
 class Parallel:
@@ -81,8 +44,8 @@ class Parallel:
         self, loss: ResponseLoss, execution: Execution, device: torch.device, rank: int, world: int
     ):
         self.rank, self.world, self.device, self.no_sync = rank, world, device, execution.no_sync
-        self.bf16, self.kind = in_bf16(execution, device), kind_of(execution, device, world)
-        prepare_layers(loss, execution, compiled=compiles(execution, device))
+        self.bf16, self.kind = execution.in_bf16(device.type), execution.kind(device.type, world)
+        prepare_layers(loss, execution, compiled=execution.compiles(device.type))
         layers = _layers(loss)
         self._shards: dist.ProcessGroup | None = None
         if self.kind == "fsdp":

@@ -9,120 +9,15 @@ together: what does not fit on one GPU there does not fit here either.
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Mapping
-from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-import torch.distributed as dist
-
-from versatune_ray.domains import CopiedRecords, DomainData, DomainPaths, Records, load_domains
-from versatune_ray.mixture import LossSums
-from versatune_ray.runs.cache import cached, have, key_of, write_json
-from versatune_ray.runs.storage import fetch
-from versatune_ray.settings import Config, Reference
+from versatune_ray.domains import DomainPaths
+from versatune_ray.runs.cache import have, key_of
+from versatune_ray.settings import Config
 from versatune_ray.settings.location import shown
-from versatune_ray.settings.recipe import Execution, Recipe, Unit
-from versatune_ray.training.attention import choose
-from versatune_ray.training.model import fill, load_model
-from versatune_ray.training.parallel import in_bf16, kind_of
-from versatune_ray.training.trainer import Trainer
-
-
-def tune_alone(
-    model_path: str,
-    domain: DomainData,
-    settings: Reference,
-    config: Config,
-    unit: Unit,
-    device: torch.device,
-    progress: Any,
-    rank: int = 0,
-    world: int = 1,
-) -> dict[str, Any]:
-    """Tune on one domain; returns ``curve`` (per epoch: held_out, train), and the lowest ``loss``
-    with its ``epoch``.
-
-    Attention, precision and sharding are those of the run (``config.training``). The answer is the
-    same on every rank.
-
-    Epoch 0 is the untuned model: where tuning only hurts, that is the ceiling. Stops after
-    ``patience`` epochs without a new lowest loss, which can only come later by chance once a small
-    model overfits.
-    """
-    torch.manual_seed(config.seed)
-    records, at_once = domain.train, config.data.shards_at_once
-    size = min(len(records), settings.max_records or len(records))
-    if size < len(records):
-        kind, at_once = (Records if at_once is None else CopiedRecords), None
-        records = kind(
-            records.store,
-            records.indices[np.sort(np.argsort(records.hashes, kind="stable")[:size])],
-        )
-        domain = DomainData(domain.name, records, domain.validation, domain.counts)
-    steps_per_epoch = max(1, round(size / settings.batch_size))
-    recipe = Recipe(
-        steps=steps_per_epoch * settings.epochs,
-        batch_size=settings.batch_size,
-        micro_batch_tokens=config.training.micro_batch_tokens,
-        learning_rate=settings.learning_rate,
-        warmup=0.03,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        seed=config.seed,
-        unit=unit,
-        optimizer=config.training.optimizer,
-        shards_at_once=at_once,
-    )
-    execution = Execution.of(config.training)
-    # fewer ranks than the run has
-    if execution.shard_over is not None and world % execution.shard_over:
-        execution = replace(execution, shard_over=None)
-    empty = kind_of(execution, device, world) == "fsdp"
-    model = load_model(
-        model_path,
-        config.model.trust_remote_code,
-        choose(execution.attention, device, in_bf16(execution, device)),
-        empty=empty,
-    )
-    trainer = Trainer(model, [domain], recipe, device, rank, world, execution)
-    if empty:
-        fill(model, model_path)
-    curve: list[dict[str, Any]] = []
-
-    def whole(part: LossSums) -> LossSums:
-        return sum(trainer.parallel.gather(part), LossSums.zeros(1))
-
-    def measure(epoch: int) -> None:
-        held_out = whole(trainer.held_out())
-        train = whole(trainer.take_counts()[0])
-        train_loss = float(train.nats[0] / train.count[0]) if train.count[0] else None
-        curve.append(
-            {
-                "epoch": epoch,
-                "held_out": float(held_out.nats[0] / held_out.count[0]),
-                "train": train_loss,
-            }
-        )
-
-    def lowest() -> dict[str, Any]:
-        counted = [point for point in curve if point[settings.measure] is not None]
-        return min(counted, key=lambda point: point[settings.measure], default=curve[0])
-
-    measure(0)
-    for epoch in range(1, settings.epochs + 1):
-        for step in range(steps_per_epoch):
-            trainer.step(np.ones(1))
-            progress((epoch - 1) * steps_per_epoch + step + 1, recipe.steps, curve[-1]["held_out"])
-        measure(epoch)
-        if epoch - lowest()["epoch"] >= settings.patience:
-            break
-    best = lowest()
-    return {"curve": curve, "loss": best[settings.measure], "epoch": best["epoch"]}
+from versatune_ray.settings.recipe import Execution, Unit
 
 
 def reference_keys(
@@ -162,65 +57,29 @@ def reference_losses(
     import ray
 
     from versatune_ray.runtime.cluster import fitting
-    from versatune_ray.runtime.progress import Bar
 
     settings = config.reference
     keys = reference_keys(fingerprint, paths, config, unit)
 
     class Worker:
-        """One rank of a group that tunes one domain after another; imports, data and cores are set
-        up once.
-        """
+        """A ``ReferenceWorker``, which the driver does not load."""
 
         def __init__(self, rank: int, world: int) -> None:
-            torch.set_num_threads(settings.cpus)
-            self.rank, self.world = rank, world
-            self.data = load_domains(paths, config.data)
-            self.device = torch.device("cuda", 0) if gpu else torch.device("cpu")
+            from versatune_ray.training.reference_worker import ReferenceWorker
 
-        def meeting_point(self) -> str:
-            with socket.socket() as free:
-                free.bind(("", 0))
-                return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
-
-        def meet(self, address: str) -> None:
-            backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
-            timeout = timedelta(seconds=config.training.exchange_timeout)
-            dist.init_process_group(
-                backend, init_method=address, rank=self.rank, world_size=self.world, timeout=timeout
+            self.rank = ReferenceWorker(
+                paths, config, model_path, unit, cache, keys, gpu, rank, world
             )
 
+        def meeting_point(self) -> str:
+            return self.rank.meeting_point(ray.util.get_node_ip_address())
+
+        def meet(self, address: str) -> None:
+            self.rank.meet(address)
+
         def tune(self, name: str) -> str:
-            with Bar(f"reference {name}", 1, "step") as bar:
-
-                def progress(step: int, steps: int, loss: float) -> None:
-                    if self.rank == 0:
-                        bar.to(step, f"held-out {loss:.3f}", steps)
-
-                def measure() -> dict[str, Any]:
-                    place = self.device, progress, self.rank, self.world
-                    return tune_alone(
-                        fetch(model_path), self.data[name], settings, config, unit, *place
-                    )
-
-                def build(work: Path) -> None:
-                    self.all_ranks(True)
-                    write_json(work / "result.json", measure())
-
-                if self.rank == 0:
-                    _, there = cached(cache, "reference", keys[name], build)
-                    if there:  # by another run, meanwhile
-                        self.all_ranks(False)
-                elif self.all_ranks(None):
-                    measure()
+            self.rank.tune(name)
             return name
-
-        def all_ranks(self, begin: bool | None) -> Any:
-            """What rank 0 says: whether there is something to measure."""
-            said = [begin]
-            if self.world > 1:
-                dist.broadcast_object_list(said)
-            return said[0]
 
     def stored(name: str) -> dict[str, Any] | None:
         entry = cache / "reference" / key_of(keys[name])
@@ -232,10 +91,8 @@ def reference_losses(
         # domains are done.
         together = (
             config.training.least_and_most[0]
-            if kind_of(
-                Execution.of(config.training),
-                torch.device("cuda" if gpu else "cpu"),
-                config.training.least_and_most[0],
+            if Execution.of(config.training).kind(
+                "cuda" if gpu else "cpu", config.training.least_and_most[0]
             )
             == "fsdp"
             else 1

@@ -26,7 +26,7 @@ from versatune_ray.domains import DomainData
 from versatune_ray.settings.recipe import Execution, Recipe
 from versatune_ray.training.batches import Layout, Samples
 from versatune_ray.training.loss import ResponseLoss
-from versatune_ray.training.parallel import Parallel, in_bf16, local
+from versatune_ray.training.parallel import Parallel, local
 
 # of a forward pass whose probabilities over the vocabulary are kept
 KL_TOKENS = 1024
@@ -151,7 +151,7 @@ def _frozen(base: PreTrainedModel, parallel: Parallel, execution: Execution) -> 
     """The base model as the trained one is spread over ranks; where each holds the whole, nothing
     is exchanged.
     """
-    low = torch.bfloat16 if in_bf16(execution, parallel.device) else torch.float32
+    low = torch.bfloat16 if execution.in_bf16(parallel.device.type) else torch.float32
     for parameter in base.parameters():
         parameter.requires_grad_(False)
         parameter.data = parameter.data.to(low)

@@ -30,7 +30,7 @@ from versatune_ray.training.loss import ResponseLoss
 from versatune_ray.training.model import in_precision, model_size
 from versatune_ray.training.nonfinite import find_not_finite
 from versatune_ray.training.order import sampler_of
-from versatune_ray.training.parallel import Parallel, compiles, in_bf16
+from versatune_ray.training.parallel import Parallel
 from versatune_ray.training.retention import KLToBase, L2ToBase
 from versatune_ray.training.step import (
     Array,
@@ -73,14 +73,14 @@ class Trainer:
         self.attention = kind_of(model)
         check_positions(model.config, max(map(longest, self.data)), model.name_or_path)
         parameters, _, width = model_size(model)
-        low = torch.bfloat16 if in_bf16(execution, device) else torch.float32
+        low = torch.bfloat16 if execution.in_bf16(device.type) else torch.float32
         in_precision(
             model,
             frozen=low,
             trained=torch.bfloat16 if recipe.optimizer == "adamw_bf16" else torch.float32,
         )
         self.parallel = Parallel(
-            ResponseLoss(model, compiles(execution, device)), execution, device, rank, world
+            ResponseLoss(model, execution.compiles(device.type)), execution, device, rank, world
         )
         gpu = device.type == "cuda"
         self._layout = Layout(

@@ -26,8 +26,9 @@ from versatune_ray.runtime.progress import Bar
 from versatune_ray.training.adjustment import Decision, Report
 from versatune_ray.training.gauges import Gauges
 from versatune_ray.training.heartbeat import Heartbeat
+from versatune_ray.training.job import Job
 from versatune_ray.training.loggers import MetricLogger
-from versatune_ray.training.loop import Job, run
+from versatune_ray.training.loop import run
 from versatune_ray.training.step import Unrecoverable
 from versatune_ray.training.together import UserErrorOfAll
 
