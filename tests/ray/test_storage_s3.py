@@ -18,6 +18,7 @@ import pyarrow.fs
 import pytest
 from conftest import SharedRay
 from processes import call_job, finish_job, kill_job, start_job
+from pydantic import BaseModel
 from tiny import random_words
 from transformers import AutoModelForCausalLM
 
@@ -111,6 +112,13 @@ def job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     }
 
 
+class Given(BaseModel):
+    """As ``ray.data.llm`` is given an engine."""
+
+    model_source: str
+    engine_kwargs: dict[str, int]
+
+
 def numbers(log: bytes | str) -> list[dict[str, Any]]:
     return [
         {key: value for key, value in json.loads(line).items() if key != "seconds"}
@@ -129,8 +137,6 @@ def expected(
     return folder / "runs" / "test" / "finetune"
 
 
-# building a stage of Ray's LLM module starts a Ray where none is
-@pytest.mark.usefixtures("ray_cluster")
 def test_an_engine_brings_its_model_to_the_machine_that_it_starts_on(
     bucket: Bucket, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,12 +158,18 @@ def test_an_engine_brings_its_model_to_the_machine_that_it_starts_on(
     assert mirrored.make.keywords["fetched"] and not local.make.keywords["fetched"]
 
     class StandIn:
-        def __init__(self, model: str, engine_kwargs: dict[str, int]):
-            self.model, self.options = model, engine_kwargs
+        def __init__(self, model_source: str, engine_kwargs: dict[str, int]):
+            self.model, self.options = model_source, engine_kwargs
 
+    # in vLLM's place: what it would be built of
+    monkeypatch.setattr(
+        engine,
+        "engine_stage",
+        lambda config: (StandIn, {"fn_constructor_kwargs": config.model_dump()}),
+    )
     monkeypatch.setenv("VERSATUNE_WORK", str(tmp_path / "b"))
-    given = {"model": str(model), "engine_kwargs": {"other": 1}}
-    started = engine.started(StandIn, given, fetched=True, own_seeds=False)
+    given = Given(model_source=str(model), engine_kwargs={"other": 1})
+    started = engine.started(given, fetched=True, own_seeds=False)
     assert started.options == {"other": 1} and started.model == str(storage.here(model)) != str(
         model
     )

@@ -142,10 +142,12 @@ def vllm_stage(
     options = engine_options(
         settings, gpu, trust_remote_code=trust_remote_code, revision=commit(model)
     )
+    # One actor that holds all its devices, on one node: no placement group, no actor per device.
+    # What is asked to be spread over nodes has these.
     if settings.tensor_parallel > 1:
-        # One actor that holds all its devices, on one node: no placement group, no actor per
-        # device.
         options.setdefault("distributed_executor_backend", "mp")
+    elif options.get("pipeline_parallel_size", 1) > 1:
+        options.setdefault("distributed_executor_backend", "ray")
     bundle: dict[str, float] = {"CPU": settings.cpus} | settings.resources
     environment = {} if gpu else cpu_environment(settings)
     if gpu:
@@ -155,7 +157,7 @@ def vllm_stage(
         return rows if finish is None else rows.map(finish)
 
     def hire() -> Staff:
-        from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+        from ray.data.llm import Processor, vLLMEngineProcessorConfig
 
         config = vLLMEngineProcessorConfig(
             model_source=model,
@@ -171,19 +173,10 @@ def vllm_stage(
             detokenize_stage=False,
             log_engine_metrics=False,
         )
-        processor = build_processor(config, preprocess=preprocess, postprocess=postprocess)
-        stage = processor.get_stage_by_name("vLLMEngineStage")
-        given = stage.get_dataset_map_batches_kwargs(settings.batch_size, processor.DATA_COLUMN)
-        asked = {name: given[name] for name in _PLACE if given.get(name) is not None}
-        if settings.labels:
-            asked["label_selector"] = settings.labels
-        made = partial(
-            started,
-            stage.fn,
-            given["fn_constructor_kwargs"],
-            fetched=is_mirrored(model),
-            own_seeds=own_seeds,
-        )
+        # What it does before and after an engine; the engine is built where it runs.
+        processor = Processor(config, [], preprocess, postprocess)
+        asked, placed = place(config, settings, gpu)
+        made = partial(started, config, fetched=is_mirrored(model), own_seeds=own_seeds)
         return Staff(
             made,
             replicas(settings),
@@ -193,19 +186,53 @@ def vllm_stage(
             "default",
             lambda rows: rows.map(processor.preprocess),
             lambda rows: answered(rows.map(processor.postprocess)),
-            given.get("ray_remote_args_fn") or dict,
+            placed,
         )
 
     return Pool(hire)
 
 
-def started(engine: Any, given: Mapping[str, Any], *, fetched: bool, own_seeds: bool) -> Any:
+def place(
+    config: Any, settings: Engine, gpu: bool
+) -> tuple[dict[str, Any], Callable[[], Mapping[str, Any]]]:
+    """Options of ``ray.remote`` for one engine, and a function that gives more for each."""
+    options = config.engine_kwargs
+    if options.get("distributed_executor_backend") == "ray":
+        # A placement group for each engine, as ``ray.data.llm`` makes it.
+        given = engine_stage(config)[1]
+        asked = {name: given[name] for name in _PLACE if given.get(name) is not None}
+        placed = given["ray_remote_args_fn"]
+    else:
+        # Worked out here: for what it would say, the driver had to load vLLM, 12 to 20 s.
+        bundle = needs(settings, gpu)
+        asked = {"num_cpus": bundle.pop("CPU"), "num_gpus": bundle.pop("GPU", 0)}
+        asked |= {"resources": bundle} if bundle else {}
+        asked |= {"accelerator_type": config.accelerator_type} if config.accelerator_type else {}
+        asked |= {"runtime_env": config.runtime_env} if config.runtime_env else {}
+        placed = dict
+    return asked | ({"label_selector": settings.labels} if settings.labels else {}), placed
+
+
+def engine_stage(config: Any) -> tuple[type, dict[str, Any]]:
+    """The class of ``ray.data.llm``'s engine, and the arguments of ``map_batches`` that it would
+    run with. Loads vLLM.
+    """
+    from ray.data.llm import build_processor
+
+    processor = build_processor(config)
+    stage = processor.get_stage_by_name("vLLMEngineStage")
+    given = stage.get_dataset_map_batches_kwargs(config.batch_size, processor.DATA_COLUMN)
+    return stage.fn, given
+
+
+def started(config: Any, *, fetched: bool, own_seeds: bool) -> Any:
     """An engine of ``ray.data.llm`` on the machine that it is started on, which first brings its
     model there from a storage behind a URI, or draws a seed.
     """
-    given = dict(given)
+    changed: dict[str, Any] = {}
     if own_seeds:  # 32 bits are what NumPy, which vLLM seeds too, takes
-        given["engine_kwargs"] = given["engine_kwargs"] | {"seed": secrets.randbits(32)}
+        changed["engine_kwargs"] = config.engine_kwargs | {"seed": secrets.randbits(32)}
     if fetched:
-        given["model"] = str(fetch(given["model"]))
-    return engine(**given)
+        changed["model_source"] = str(fetch(config.model_source))
+    engine, given = engine_stage(config.model_copy(update=changed))
+    return engine(**given["fn_constructor_kwargs"])
