@@ -33,7 +33,7 @@ from versatune_ray.mixture.policies import (
     needs,
 )
 from versatune_ray.mixture.powerlaw import PowerLaw
-from versatune_ray.mixture.probing import Aioli, Constrained
+from versatune_ray.mixture.probing import Aioli, Constrained, Probing
 from versatune_ray.mixture.registry import POLICIES, STARTS, Rule, Start
 from versatune_ray.mixture.replay import mean_shares, replay
 from versatune_ray.mixture.rivals import MSFT, DynamixSFT, Ideal, PiKE, RandB, Velocitune
@@ -78,6 +78,7 @@ __all__ = [
     "PiKE",
     "Policy",
     "PowerLaw",
+    "Probing",
     "RandB",
     "Rule",
     "Schedule",

@@ -73,12 +73,12 @@ class DoReMi(_Excess):
 
 @dataclass(frozen=True)
 class DynamicLoading(_Excess):
-    """Dynamic batch loading of Sheared LLaMA (Xia et al. 2023, arXiv 2310.06694, Algorithm 1): P =
+    """Dynamic batch loading of Sheared LLaMA (Xia et al. 2023, arXiv 2310.06694): P =
     softmax(log P(t−1) + η·(ℓ − ℓ_target)).
 
-    As in the public code, and unlike in DoReMi, a domain below its target is pushed down: the
-    difference is not cut at 0. Its target losses, fitted to a scaling law there, are the reference
-    losses here.
+    As in the public code, and unlike in the paper's Algorithm 1 and in DoReMi, a domain below its
+    target is pushed down: the difference is not cut at 0. Its target losses, fitted to a scaling
+    law there, are the reference losses here.
 
     Attributes:
         eta: η > 0, step size; published: 1. smoothing: part of a uniform mixture; in the code:
@@ -146,6 +146,9 @@ class SkillIt(Rival):
     """Skill-It (Chen et al. 2023, arXiv 2307.14430, Algorithm 1): P ∝ exp(η·A·Σ ℓ over the last
     ``window`` adjustments).
 
+    The original begins at P ∝ exp(η·A·1); here at ``mixture.start``, which is the same where all
+    rows of A sum to the same.
+
     Attributes:
         skills: A [k, k], ``skills[i][j]`` how much learning i helps j; None: the identity, each
             domain helps itself alone.
@@ -189,7 +192,8 @@ class DoGE(Rival):
 
     P_j ∝ P_j(t−1)·exp(s_j / μ) with s_j = clip(η·Σ_{i≠j} g_i·g_j / mean_i ‖g_i‖, 0, 5η): the public
     code's form, which leaves out a domain's product with itself, divides by the mean norm and
-    clips; the printed one is η·Σ_i g_i·g_j. The original steers a small proxy model at every step
+    clips; the printed one is η·Σ_i g_i·g_j. Its gradients are clipped to norm 1 one by one before
+    that, these are not. The original steers a small proxy model at every step
     with its learning rate for η, and trains the large one on the average mixture
     (``mixture.start=trajectory``).
 

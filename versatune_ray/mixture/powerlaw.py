@@ -49,6 +49,7 @@ class PowerLaw(Rival):
 
     needs_reference: ClassVar[bool] = True
     needs_budget: ClassVar[bool] = True
+    counts_records: ClassVar[bool] = True
 
     strength: float = 0.9
     passes: float = 4.0
@@ -71,11 +72,10 @@ class PowerLaw(Rival):
         if left <= 0 or not excess[-1].any():
             return before
         curves = [
-            fit(drawn, values, self.prior)
+            fit(drawn, values, self.prior, budget.batch_size)
             for drawn, values in zip(budget.drawn.T, excess.T, strict=True)
         ]
         scale, slope = np.array(curves).T
-        # of a domain that was not drawn yet, as if it had a step of its own
         drawn = np.maximum(budget.drawn[-1], budget.batch_size)
         total = budget.steps * budget.batch_size
         most = max(self.passes, 2 * total / float(budget.sizes.sum())) * budget.sizes - drawn
@@ -85,16 +85,20 @@ class PowerLaw(Rival):
         return normalised((1 - self.strength) / before.size + self.strength * spent / spent.sum())
 
 
-def fit(drawn: FloatArray, excess: FloatArray, prior: float) -> tuple[float, float]:
+def fit(
+    drawn: FloatArray, excess: FloatArray, prior: float, least: float = 1
+) -> tuple[float, float]:
     """(c, a) of excess = c·drawn^(−a), from measurements [t] of which some may have drawn nothing,
     or be at the reference; (0, a) where the last one is.
+
+    ``least``: samples that a domain counts with which had fewer, or none; those of a step.
     """
     if excess[-1] <= 0:
         return 0.0, prior
     known = (drawn > 0) & (excess > 0)
     if not known.any():
-        return float(excess[-1]), prior
-    x, y = np.log(drawn[known]), np.log(excess[known])
+        return float(excess[-1] * least**prior), prior
+    x, y = np.log(np.maximum(drawn[known], least)), np.log(excess[known])
     one, other = np.triu_indices(x.size, 1)
     apart = x[other] - x[one] > 1e-9
     slope = prior

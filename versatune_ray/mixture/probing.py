@@ -4,7 +4,8 @@ and fit how much of which domain lowers which loss.
 A cycle has k probes (``sweeps`` times), then ``steady`` intervals with the shares that these lead
 to. Probe j has the part ``smoothing`` of a uniform mixture and the rest on domain j. If D[i, j] is
 what the loss of domain i fell by in the interval of probe j, and column j of M its mixture, then A
-= D·M⁻¹ has how much a share of 1 of domain j would lower the loss of i in such an interval.
+= D·M⁻¹ has how much a share of 1 of domain j would lower the loss of i in such an interval. M is
+the mixture that was asked for: a cap on passes that changes a probe is not seen.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from versatune_ray.mixture.shares import check_shares, normalised, uniform
 
 
 @dataclass(frozen=True)
-class _Probing(Rival):
+class Probing(Rival):
+    """What policies that probe have in common."""
+
     smoothing: float = 0.5
     sweeps: int = 1
     steady: int | None = None
@@ -55,6 +58,10 @@ class _Probing(Rival):
             found = self._answer(found, self._slopes(falls), losses[begin + probes + 1])
         return found
 
+    def intervals(self, k: int) -> int:
+        """Between adjustments, of a run that comes to train on an answer."""
+        return k * self.sweeps + 2
+
     def _probe(self, domain: int, k: int) -> FloatArray:
         mixture = np.full(k, self.smoothing / k)
         mixture[domain] += 1 - self.smoothing
@@ -70,17 +77,19 @@ class _Probing(Rival):
 
 
 @dataclass(frozen=True)
-class Aioli(_Probing):
+class Aioli(Probing):
     """Aioli (arXiv 2411.05735): P_j ∝ P_j(r−1)·exp(η·Σ_i A_ij) in round r, from uniform, A from
-    probes (see the module).
+    probes (see the module), shifted up to 0 where an entry is below, and divided by its sum, as the
+    public code's runs have it.
 
     The original draws its probes in random order and spends a part of every round on them; here
     they go by turns, an interval between two adjustments each.
 
     Attributes:
         eta: η > 0; published: 0.1 to 0.5, tuned. smoothing: of probes; ours. sweeps: over the
-            domains in each round; published: 4 to 5 in 1 to 6 rounds, here 1, for adjustments are
-            few. steady: intervals of a round without probes; none: three times those with.
+            domains in each round; published: 1 to 6, of 4 to 5 steps a probe, here 1, for
+            adjustments are few. steady: intervals of a round without probes; none: three times
+            those with.
 
     Raises:
         ValueError: a setting out of range.
@@ -93,18 +102,20 @@ class Aioli(_Probing):
         positive("eta", self.eta)
 
     def _answer(self, before: FloatArray, slopes: FloatArray, loss: FloatArray) -> FloatArray:
-        return exponentiated(before, self.eta * slopes.sum(axis=0))
+        gains = slopes - min(float(slopes.min()), 0.0)
+        total = float(gains.sum())
+        return exponentiated(before, self.eta * gains.sum(axis=0) / total) if total > 0 else before
 
 
 @dataclass(frozen=True)
-class Constrained(_Probing):
+class Constrained(Probing):
     """Expansion by a program, as DynaMiCS (arXiv 2605.10770) has it: shares that lower the targets'
     loss most while no other domain's loss rises by more than a bound.
 
     With A from probes (see the module): maximise Σ_{t a target} (A·P)_t subject to −(A·P)_i ≤
     bound·ℓ_i for every other domain i, Σ P = 1 and Σ_t P_t ≤ max_share. A linear program. Where no
-    mixture keeps the bound, the one that misses it least. Of the original we know the abstract
-    only: which slopes, bounds and solver it has may differ.
+    mixture keeps the bound, one that hardly misses it more than it has to. Of the original we know
+    the abstract only: which slopes, bounds and solver it has may differ.
 
     Attributes:
         targets: indices of the domains to expand. bound: rise of another domain's loss per

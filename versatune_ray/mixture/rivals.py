@@ -40,6 +40,7 @@ class DynamixSFT(Rival):
 
     needs_gradients: ClassVar[bool] = True
     needs_budget: ClassVar[bool] = True
+    counts_records: ClassVar[bool] = True
 
     gamma: float = 0.3
     alpha: float = 0.95
@@ -72,7 +73,8 @@ class Velocitune(Rival):
 
     No settings. Its targets, from a scaling law, are the reference losses here. The original gives
     the average mixture as well (``mixture.start=trajectory``). A domain that began at its target
-    has nothing left.
+    or below it has nothing left (ours: of one that began below, the formula makes a positive part
+    of the way back up).
 
     Raises:
         ValueError: ``update`` without a reference loss.
@@ -96,7 +98,8 @@ class PiKE(Rival):
     gradients are all but orthogonal.
 
     σ_j² is the variance of the gradient over a domain's records, b the samples of a step. Here it
-    comes from the difference of the gradients of two halves of the records that are measured.
+    comes from the difference of the gradients of two halves of the records that are measured, and
+    ‖g_j‖² is the product of the two, which the noise of neither adds to (``Gradients``).
 
     Attributes:
         zeta1, zeta2: tuned for every model in the original; 1 is ours.
@@ -207,8 +210,9 @@ class MSFT(Rival):
     left, the last to leave stay.
 
     Attributes:
-        patience: measurements without a new minimum after which a domain leaves; 1 as published
-            (measured every quarter of an epoch), where any rise counts.
+        patience: measurements above the minimum after which a domain leaves; 1 is ours. The
+            original sets a budget of steps in its place, by whose end each domain's peak is known,
+            and goes by a metric of the task, measured every quarter of an epoch.
 
     Raises:
         ValueError: a setting out of range.
@@ -227,7 +231,8 @@ class MSFT(Rival):
         lowest, at = losses[0].copy(), np.zeros(before.size, dtype=np.int64)
         stays = np.ones(before.size, dtype=np.bool_)
         for row, loss in enumerate(losses):
-            better = loss < lowest
+            # as low counts too: with training feedback a domain that was not drawn keeps its loss
+            better = loss <= lowest
             lowest[better], at[better] = loss[better], row
             left = stays & (row - at < self.patience)
             if not before[left].any():

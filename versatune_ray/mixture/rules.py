@@ -21,6 +21,7 @@ class Rival:
     needs_held_out_gradient: ClassVar[bool] = False
     needs_budget: ClassVar[bool] = False
     multiplicative: ClassVar[bool] = False
+    counts_records: ClassVar[bool] = False  # its shares are meant as parts of the samples
 
     def guard_state(self, shares: npt.ArrayLike, feedback: Feedback) -> None:
         return None

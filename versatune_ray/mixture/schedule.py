@@ -72,6 +72,11 @@ class Schedule:
                 f"between: {self.between!r} is unknown; valid: 'linear', 'cosine', 'geometric'"
             )
 
+    @property
+    def counts_records(self) -> bool:
+        """Whether shares follow the numbers of records."""
+        return any(shares == "proportional" for _, shares in self.waypoints)
+
     def start(self, sizes: npt.ArrayLike) -> FloatArray:
         """Shares before step 1, [k]: those of the first waypoint."""
         return _resolved(self.waypoints[0][1], np.asarray(sizes, dtype=np.float64))

@@ -149,11 +149,12 @@ def chameleon(
     sharpness: float = 0.2,
     names: Sequence[str] | None = None,
 ) -> FloatArray:
-    """Chameleon (arXiv 2505.24844): softmax(S / 0.2), S = diag(K·(K + λ·k·I)⁻¹), the leverage of
-    each domain among all, for K the products of the domains' mean embeddings [k, d].
+    """Chameleon (arXiv 2505.24844): softmax(S / ΣS / 0.2), S = diag(K·(K + λ·k·I)⁻¹), the leverage
+    of each domain among all, for K the centred products of the domains' mean embeddings [k, d].
 
-    λ = 10 and 0.2 as published; the original takes the mean of a proxy model's hidden states over
-    2,048 samples of each domain.
+    λ = 10 and 0.2, and that K is centred and S sums to 1, are those of the public code, for
+    fine-tuning; it takes the mean of a proxy model's middle hidden layer over 2,048 samples of each
+    domain. Two domains are always alike; so are more where none differs.
 
     Raises:
         ValueError: no embedding for each domain, of finite numbers, or a setting out of range.
@@ -166,8 +167,12 @@ def chameleon(
     for name, value in (("regularisation", regularisation), ("sharpness", sharpness)):
         if not (np.isfinite(value) and value > 0):
             raise ValueError(f"{name}: {value} is not a finite number > 0")
-    k, kernel = len(table), table @ table.T
+    k, apart = len(table), table - table.mean(axis=0)  # as centring the products does
+    kernel = apart @ apart.T
     leverage = np.linalg.solve(kernel + regularisation * k * np.eye(k), kernel).diagonal()
+    if leverage.sum() <= 0:
+        return uniform(k)
+    leverage = leverage / leverage.sum()
     return normalised(np.exp((leverage - leverage.max()) / sharpness))
 
 

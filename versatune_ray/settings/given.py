@@ -77,6 +77,17 @@ def leaves(value: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def given_parts(value: Mapping[str, Any]) -> list[object]:
+    """What is given for each domain that is named by itself."""
+    found: list[object] = []
+    for part in value.values():
+        if not isinstance(part, Mapping):
+            found.append(part)
+        elif isinstance(part["members"], Mapping):
+            found += given_parts(part["members"])
+    return found
+
+
 def only(value: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Given shares without the domains that are not in ``names``."""
     found: dict[str, Any] = {}

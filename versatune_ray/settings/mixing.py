@@ -63,9 +63,24 @@ def policy(config: Config, names: Sequence[str]) -> mix.Policy:
             f"mixture.options.skills: {len(found.skills)} rows for the {len(names)} domains "
             f"{', '.join(names)}"
         )
+    if settings.unit == "tokens" and getattr(found, "counts_records", False):
+        raise _of_records(f"mixture.policy={settings.policy}")
+    if isinstance(found, mix.Probing) and settings.min_share > found.smoothing / len(names):
+        raise UserError(
+            f"mixture.min_share: {settings.min_share:g} is more than the probes of "
+            f"{settings.policy} leave to a domain, {found.smoothing / len(names):.4g}; lower it, "
+            f"or raise mixture.options.smoothing"
+        )
     if settings.min_share and not rule.floor and not rule.fixed:
         return mix.Floored(found, settings.min_share)
     return found
+
+
+def _of_records(what: str) -> UserError:
+    return UserError(
+        f"mixture.unit=tokens: {what} goes by numbers of records, and its shares would be taken "
+        f"for parts of the tokens; write mixture.unit=samples"
+    )
 
 
 def rule_of(name: str) -> mix.Rule:
@@ -119,6 +134,12 @@ def starting_shares(
     if rule_of(config.mixture.policy).starts:
         planned: NDArray[np.float64] = policy(config, names).start(sizes)  # type: ignore[attr-defined]
         return planned
+    if config.mixture.unit == "tokens" and (
+        start in ("proportional", "temperature")
+        or (isinstance(start, dict) and any(map(given.epochs, given.given_parts(start))))
+    ):
+        shown = start if isinstance(start, str) else "a number of epochs"
+        raise _of_records(f"mixture.start={shown}")
     if isinstance(start, dict):
         return _given(start, names, sizes, "mixture.start")
     try:

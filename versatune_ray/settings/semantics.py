@@ -149,6 +149,9 @@ def stages(
                 ),
             )
             check_passes(alone, own, counts, one)
+            chosen = policy(alone, own)
+            every = alone.training.adjust_every or max(1, round(one.steps / alone.training.epochs))
+            _check_adjustments(alone, chosen, len(own), one.steps, every)
             start = np.zeros(len(names))
             start[places] = starting_shares(
                 alone, own, None if detected is None else _among(detected, places), counts
@@ -159,10 +162,9 @@ def stages(
                     sources=tuple(places),
                     records=tuple(records.get(name, 0) for name in names),
                     start=start,
-                    policy=policy(alone, own),
+                    policy=chosen,
                     recipe=one,
-                    adjust_every=alone.training.adjust_every
-                    or max(1, round(one.steps / alone.training.epochs)),
+                    adjust_every=every,
                     epoch_samples=alone.training.samples_per_epoch or each,
                     fresh=part.fresh,
                     first=found[-1].last if found else 0,
@@ -170,6 +172,22 @@ def stages(
                 )
             )
     return _with_schedules(found)
+
+
+def _check_adjustments(config: Config, chosen: mix.Policy, k: int, steps: int, every: int) -> None:
+    """Whether a policy that tries mixtures out comes to an answer.
+
+    Raises:
+        UserError: the run ends before.
+    """
+    if isinstance(chosen, mix.Floored):
+        chosen = chosen.policy
+    if isinstance(chosen, mix.Probing) and math.ceil(steps / every) < chosen.intervals(k):
+        raise UserError(
+            f"mixture.policy={config.mixture.policy}: to try {k} domains it needs "
+            f"{chosen.intervals(k)} intervals between adjustments, and {steps} steps have "
+            f"{math.ceil(steps / every)}; lower training.adjust_every (here {every})"
+        )
 
 
 def _among(shares: Sequence[float], places: Sequence[int]) -> list[float]:

@@ -13,7 +13,8 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Gradients:
-    """products: g_i · g_j [k, k]. variances: of the gradient of one record, summed over weights,
+    """products: g_i · g_j [k, k]; where variances are asked for, ‖g_j‖² is free of the noise of the
+    records that it was measured on. variances: of the gradient of one record, summed over weights,
     [k]; held_out: g_j · g of the mean held-out loss over domains, [k]; None: not asked for. The
     same on every rank; 0 of a domain that the recipe does not draw from.
     """

@@ -3,8 +3,8 @@
 usage: python -m versatune_ray.training.embeddings [--config FILE] [key=value …]
 
 Writes ``embeddings.json`` in the run's folder: domain name → the mean over some training
-records of the mean of the base model's last hidden states over a record's tokens. One forward pass
-over 2,048 records of each domain, as published. Name the file in mixture.embeddings.
+records of the mean of the base model's middle hidden states over a record's tokens. One forward
+pass over 2,048 records of each domain, as published. Name the file in mixture.embeddings.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ def mean_embeddings(
             tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
             for place, row in enumerate(rows):
                 tokens[place, : len(row)] = torch.from_numpy(row.astype(np.int64))
-            hidden = decoder(input_ids=tokens.to(device), use_cache=False).last_hidden_state
+            hidden_states = decoder(
+                input_ids=tokens.to(device), use_cache=False, output_hidden_states=True
+            ).hidden_states
+            hidden = hidden_states[len(hidden_states) // 2]
             for place, row in enumerate(rows):  # padded on the right: no token sees what follows
                 total += hidden[place, : len(row)].double().mean(0).cpu().numpy()
         found.append(total / len(chosen))

@@ -21,6 +21,9 @@ def measure(
     training records (fewer if it has fewer, but one for each rank), at the present weights, drawn
     anew at every step of the run without moving the sampler.
 
+    With ``variances``, ‖g_j‖² is the product of the gradients of two halves, at least 0: that of
+    their mean would be larger by the variance over ``records``.
+
     Costs a forward and a backward pass over k · ``records``, and host memory for k gradients; for
     variances, of two halves of them, 2k; for the held-out one, a pass and a gradient more.
     """
@@ -45,6 +48,7 @@ def measure(
     found = trainer.parallel.products(taken)
     number = parts.shape[1]
     parts = np.divide(parts, parts.sum(axis=1, keepdims=True), where=parts > 0, out=parts)
+    products = parts @ found[:number, :number] @ parts.T
     spread = None
     if variances:
         spread = np.zeros(k)
@@ -53,8 +57,9 @@ def measure(
             apart = found[one, one] + found[other, other] - 2 * found[one, other]
             # E‖g_a − g_b‖² = σ²·(1/n_a + 1/n_b)
             spread[domain] = max(apart, 0.0) / (1 / counts[domain]).sum()
+            products[domain, domain] = max(found[one, other], 0.0)
     return Gradients(
-        parts @ found[:number, :number] @ parts.T,
+        products,
         spread,
         parts @ found[:number, -1] if held_out else None,
     )
