@@ -23,6 +23,9 @@ def test_a_power_law_is_found_whatever_one_measurement_says() -> None:
     assert fit(drawn, wild, 0.5)[1] == pytest.approx(0.5, abs=0.1)
     # nothing drawn: the prior through what is measured; at the reference: nothing to learn
     assert fit(np.zeros(2), np.array([2, 2.0]), 0.5) == (2.0, 0.5)
+    # as if it had a step of 16 samples: 2 = c·16^(−0.5); so has one that had fewer
+    assert fit(np.zeros(2), np.array([2, 2.0]), 0.5, 16) == (8.0, 0.5)
+    assert fit(np.array([0, 4.0]), np.array([2, 2.0]), 0.5, 16) == pytest.approx((8.0, 0.5))
     assert fit(drawn, np.array([5, 3, 2, 1, 0.0]), 0.5)[0] == 0.0
     # a loss that rises with its samples has no exponent
     assert fit(drawn, np.array([1, 1, 2, 4, 8.0]), 0.5)[1] == 0.0

@@ -111,6 +111,8 @@ def test_msft_lets_a_domain_go_at_its_minimum_for_good() -> None:
     close(MSFT().update([0, 0.6, 0.4], told), [0, 1, 0])
     # the last one stays whatever it does
     close(MSFT().update([0, 1, 0], Feedback(9, [1, 9, 9], history=[*rows, [1, 1.4, 2]])), [0, 1, 0])
+    # a loss that stayed is none that rose
+    close(MSFT().update([0.5, 0.5], Feedback(9, [2, 1], history=[[3, 3], [2, 2]])), [0.5, 0.5])
     # two measurements of patience: a single rise is no end
     close(
         MSFT(patience=2).update([0.5, 0.3, 0.2], Feedback(9, rows[2], history=rows[:2])),
@@ -133,10 +135,11 @@ def probed(policy: Any, updates: int) -> Any:
 
 def test_aioli_finds_the_slopes_and_goes_by_their_sum() -> None:
     found = probed(Aioli(eta=0.5, smoothing=0.5, steady=2), 7)
-    # Two probes, of 0.75 and 0.25; then two intervals with exp(0.5·(0.4 − 0.2, 0.1 + 0.3)) from
-    # uniform; in the second round, the same factors once more.
+    # Two probes, of 0.75 and 0.25. The slopes shifted up by 0.2 are (0.6, 0.3) and (0, 0.5), of sum
+    # 1.4, and of 3/7 and 4/7 by columns; so two intervals with exp(0.5·(3/7, 4/7)) from uniform; in
+    # the second round, the same factors once more.
     np.testing.assert_allclose(found[1:3], [[0.75, 0.25], [0.25, 0.75]])
-    once, twice = np.exp([0.1, 0.2]), np.exp([0.2, 0.4])
+    once, twice = np.exp([3 / 14, 4 / 14]), np.exp([6 / 14, 8 / 14])
     for row in found[3:5]:
         close(row, once / once.sum())
     np.testing.assert_allclose(found[5:7], found[1:3])
@@ -161,9 +164,15 @@ def test_constrained_expansion_raises_the_target_as_far_as_the_others_allow() ->
 
 
 def test_chameleon_prefers_what_is_alone() -> None:
-    # Orthogonal embeddings of squares 20 and 60 with λ·k = 20: leverages 20/40 and 60/80.
-    weights = np.exp(np.array([0.5, 0.75]) / 0.2)
-    close(chameleon([[np.sqrt(20), 0], [0, np.sqrt(60)]]), weights / weights.sum())
+    # Four embeddings around (7, 7), two on each axis, of squares 20 and 60. With λ·k = 40 leverages
+    # are 20/(2·20 + 40) = 1/4 and 60/(2·60 + 40) = 3/8, that is 0.2 and 0.3 of their sum.
+    a, b = np.sqrt(20), np.sqrt(60)
+    weights = np.exp(np.array([0.2, 0.2, 0.3, 0.3]) / 0.2)
+    around = np.array([[a, 0], [-a, 0], [0, b], [0, -b]]) + 7
+    close(chameleon(around), weights / weights.sum())
+    # two are as far from their mean as each other; and none is alone where none differs
+    close(chameleon([[1, 2], [9, 5]]), [0.5, 0.5])
+    close(chameleon(np.ones((3, 2))), [1 / 3, 1 / 3, 1 / 3])
     with pytest.raises(ValueError, match="a row of finite numbers for each domain"):
         chameleon([[1, np.nan]])
 

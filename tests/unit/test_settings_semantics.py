@@ -328,7 +328,10 @@ def test_what_shares_count_and_the_order_of_records_reach_the_recipe() -> None:
     (plain,) = stages()
     assert plain.recipe.counted == "samples" and set(plain.recipe.orders) == {"random"}
     (one,) = stages(
-        "mixture.unit=tokens", "domains.law={train: a, order: length}", "mixture.tokens=all"
+        "mixture.start=uniform",
+        "mixture.unit=tokens",
+        "domains.law={train: a, order: length}",
+        "mixture.tokens=all",
     )
     assert one.recipe.counted == "all"
     assert one.recipe.orders == tuple("length" if name == "law" else "random" for name in NAMES)

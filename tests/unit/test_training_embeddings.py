@@ -27,7 +27,9 @@ def test_an_embedding_is_the_mean_over_records_of_the_mean_over_tokens(
         for number in range(len(domain.train)):
             tokens = torch.from_numpy(domain.train[number][0].astype(np.int64))[None]
             with torch.no_grad():
-                means.append(plain(input_ids=tokens).last_hidden_state[0].mean(0).numpy())
+                states = plain(input_ids=tokens, output_hidden_states=True).hidden_states
+                assert len(states) == 3  # the embedding, and two layers
+                means.append(states[1][0].mean(0).numpy())
         np.testing.assert_allclose(row, np.mean(means, axis=0), atol=1e-5)
     few = mean_embeddings(load_model(str(tiny_model)), data, seed=0, records=3)
     assert few.shape == found.shape and not np.allclose(few, found)

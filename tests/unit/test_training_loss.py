@@ -170,7 +170,7 @@ def test_variances_and_the_held_out_gradient_are_those_of_plain_gradients(
         nats.mean().backward()
         return torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
 
-    found = measure(trainer, 6, variances=True, held_out=True)
+    found = measure(trainer, 12, variances=True, held_out=True)
     assert found.products is not None and found.variances is not None
     assert found.held_out is not None
     held_out = sum(
@@ -178,7 +178,7 @@ def test_variances_and_the_held_out_gradient_are_those_of_plain_gradients(
     ) / len(data)
     for number, domain in enumerate(data):
         draw = np.random.default_rng([RECIPE.seed, 0, number])
-        count = min(6, len(domain.train))
+        count = min(12, len(domain.train))
         rows = draw.choice(len(domain.train), count, replace=False)
         whole = gradient(domain.train, rows)
         one, other = (gradient(domain.train, half) for half in np.array_split(rows, 2))
@@ -186,9 +186,12 @@ def test_variances_and_the_held_out_gradient_are_those_of_plain_gradients(
         # σ²·(1/n + 1/m) is what two means over n and m records differ by
         weight = 1 / (count - count // 2) + 1 / (count // 2)
         assert found.variances[number] == pytest.approx(apart / weight, rel=1e-3)
-        assert found.products[number, number] == pytest.approx(float(whole @ whole), rel=1e-3)
-        if max(len(each.validation) for each in data) <= 6:
-            assert found.held_out[number] == pytest.approx(float(whole @ held_out), rel=1e-3)
+        # the noise of one half is not that of the other
+        assert found.products[number, number] == pytest.approx(
+            max(float(one @ other), 0), rel=1e-3, abs=1e-6
+        )
+        assert all(len(each.validation) <= 12 for each in data)
+        assert found.held_out[number] == pytest.approx(float(whole @ held_out), rel=1e-3)
 
 
 @pytest.mark.parametrize("correction", [0.5, 1.0])

@@ -138,8 +138,8 @@ def starting_shares(
         start in ("proportional", "temperature")
         or (isinstance(start, dict) and any(map(given.epochs, given.given_parts(start))))
     ):
-        shown = start if isinstance(start, str) else "a number of epochs"
-        raise _of_records(f"mixture.start={shown}")
+        given_as = f"={start}" if isinstance(start, str) else " in epochs"
+        raise _of_records(f"mixture.start{given_as}")
     if isinstance(start, dict):
         return _given(start, names, sizes, "mixture.start")
     try:
