@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from versatune_ray.domains.chat import load_tokenizer
 from versatune_ray.domains.choices import Choices
+from versatune_ray.errors import UserError
 from versatune_ray.evaluation import likely
 from versatune_ray.evaluation.choices import chance, load_choices
 from versatune_ray.evaluation.likely import likely_accuracy, log_likelihoods
@@ -51,6 +52,18 @@ def test_each_choice_is_as_likely_as_alone(tiny_model: Path, monkeypatch) -> Non
         asked = {"known": [right], "half": [right, wrong], "none": [wrong]}
         assert likely_accuracy(str(tiny_model), asked) == {"known": 1, "half": 0.5, "none": 0}
 
+    # per character of the answer: "w7 w8" has five
+    best = [
+        max(range(len(row)), key=lambda place: row[place] / len(one.answers[place]))
+        for one, row in zip(ASKED, alone, strict=True)
+    ]
+    assert best != [row.index(max(row)) for row in alone]
+    known = [
+        one._replace(right=place, per_character=True)
+        for one, place in zip(ASKED, best, strict=True)
+    ]
+    assert likely_accuracy(str(tiny_model), {"known": [known]}) == {"known": 1}
+
 
 def test_own_multiple_choice_is_read_as_the_harness_asks_it(tmp_path: Path) -> None:
     exam = tmp_path / "exam.jsonl"
@@ -67,6 +80,13 @@ def test_own_multiple_choice_is_read_as_the_harness_asks_it(tmp_path: Path) -> N
     question = "Q1\nA. a\nB. b\nC. c\nD. d\nAnswer:"
     assert letters[1] == Choices(question, ("A", "B", "C", "D"), 1)
     assert texts == [Choices(f"Q{n}\nAnswer:", ("a", "b", "c", "d"), n) for n in range(2)]
+    per_character = load([], [f"evaluation.benchmarks.law=[{json.dumps(whole)}]"])
+    (one,) = per_character.evaluation.benchmarks["law"]
+    per_character.evaluation.benchmarks["law"] = [one.model_copy(update={"metric": "acc_norm"})]
+    assert load_choices(per_character)["law"][0][0].per_character
+    per_character.evaluation.benchmarks["law"] = [one.model_copy(update={"metric": "f1"})]
+    with pytest.raises(UserError, match=r"law\.metric: 'f1' is not counted .*valid: acc, acc_norm"):
+        load_choices(per_character)
 
 
 def test_chance_is_the_mean_over_questions_and_benchmarks() -> None:

@@ -12,12 +12,13 @@ from versatune_ray.domains.turns import listed, strict, text, user_text
 
 class Choices(NamedTuple):
     """``question`` as it is read, up to where an answer begins; the answers that are compared; the
-    number of the right one.
+    number of the right one; whether they are compared by what a character of theirs is likely.
     """
 
     question: str
     answers: tuple[str, ...]
     right: int
+    per_character: bool = False
 
 
 def read_choices(fields: Mapping[str, Any], answer: str = "answer") -> tuple[str, list[str], int]:

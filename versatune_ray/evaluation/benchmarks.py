@@ -172,10 +172,14 @@ def question_of(row: Row) -> str:
     return f"{row['question']}\nAnswer:"
 
 
+def choice_metrics(choices: str) -> list[str]:
+    """What is counted of multiple choice: per character only where answers differ in length."""
+    return ["acc"] if choices == "letters" else ["acc", "acc_norm"]
+
+
 def _form(row: Row, choices: str, max_tokens: int) -> dict[str, Any]:
     """How records of the kind of ``row`` are asked and counted."""
     if "choices" in row:
-        metrics = ["acc"] if choices == "letters" else ["acc", "acc_norm"]
         return {
             "output_type": "multiple_choice",
             "doc_to_text": "{{question}}\nAnswer:",
@@ -183,7 +187,7 @@ def _form(row: Row, choices: str, max_tokens: int) -> dict[str, Any]:
             "doc_to_target": "answer",
             "metric_list": [
                 {"metric": metric, "aggregation": "mean", "higher_is_better": True}
-                for metric in metrics
+                for metric in choice_metrics(choices)
             ],
         }
     if "tests" in row:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from versatune_ray.domains.choices import Choices
-from versatune_ray.evaluation.benchmarks import is_file, own_rows, question_of
+from versatune_ray.errors import UserError
+from versatune_ray.evaluation.benchmarks import choice_metrics, is_file, own_rows, question_of
 from versatune_ray.settings import Config
 
 
@@ -16,24 +17,31 @@ def load_choices(config: Config) -> dict[str, list[list[Choices]]]:
     first ``evaluation.limit`` questions of each.
 
     Raises:
-        UserError: more records are bad than ``data.max_bad_fraction`` tolerates.
+        UserError: more records are bad than ``data.max_bad_fraction`` tolerates, or a metric that
+            the harness does not count of such questions either.
     """
     found: dict[str, list[list[Choices]]] = {}
     for domain, benchmarks in config.evaluation.benchmarks.items():
         for one in benchmarks:
             if not is_file(one.task):
                 continue
+            key = f"evaluation.benchmarks.{domain}"
             rows = [
                 Choices(
                     question_of(row),
                     tuple(row["choices" if one.choices == "texts" else "letters"]),
                     row["answer"],
+                    one.metric == "acc_norm",
                 )
-                for row in own_rows(
-                    one, f"evaluation.benchmarks.{domain}", config.data.max_bad_fraction
-                )
+                for row in own_rows(one, key, config.data.max_bad_fraction)
                 if "choices" in row
             ]
+            counted = choice_metrics(one.choices)
+            if rows and one.metric not in (None, *counted):
+                raise UserError(
+                    f"{key}.metric: {one.metric!r} is not counted of {one.task}; valid: "
+                    f"{', '.join(counted)}"
+                )
             if rows:
                 found.setdefault(domain, []).append(rows[: config.evaluation.limit])
     return found

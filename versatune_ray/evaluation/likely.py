@@ -3,7 +3,7 @@ reading of both, where an engine would have to be started for each of many model
 
 All choices stand in one row behind their question, and several questions in one row: a mask and
 positions let each choice see its question and itself, as if it stood there alone. The numbers are
-``acc`` of lm-evaluation-harness, up to rounding.
+``acc`` of lm-evaluation-harness, or ``acc_norm``, up to rounding.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def likely_accuracy(
     gpu: bool = False,
 ) -> dict[str, float]:
     """Share of questions per domain whose right answer is the most likely one (of equals the
-    first), the mean over the domain's benchmarks.
+    first), by its whole or per character; the mean over the domain's benchmarks.
 
     ``gpu``: computed on this process's GPU, in bf16 as an engine would serve it; else on its CPUs,
     in float32.
@@ -64,9 +64,9 @@ def _share_right(network: Any, tokenizer: Any, asked: Sequence[Choices], gpu: bo
     right = 0
     for row in _rows(read, _TOKENS_GPU if gpu else _TOKENS):
         logs = log_likelihoods(network, [read[place] for place in row])
-        right += sum(
-            int(np.argmax(one)) == asked[place].right for place, one in zip(row, logs, strict=True)
-        )
+        for place, one in zip(row, logs, strict=True):
+            lengths = list(map(len, asked[place].answers)) if asked[place].per_character else 1
+            right += int(np.argmax(np.divide(one, lengths))) == asked[place].right
     return right / len(asked)
 
 
