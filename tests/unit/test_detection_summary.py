@@ -168,6 +168,15 @@ def test_what_was_asked_in_parts_is_not_asked_again(tmp_path: Path, spec: JudgeS
     assert sorted(int(number) for piece in pieces for number in piece.ids) == [0, 2, 3, 4]
 
 
+def test_ids_may_be_far_apart(tmp_path: Path, spec: JudgeSpec) -> None:
+    second = 1 << 40  # where the ids of a grouping's second input begin
+    rows = [text_row(number, "text", 3, False) for number in (0, 1, second, second + 1)]
+    texts = write(rows, GENERATED, tmp_path / "texts")
+    judged = write([answer(1, 0.5), answer(second, 0.5)], JUDGED, tmp_path / "judged")
+    (piece,) = unjudged(spec, 0, Texts(texts, second + 2, judged))
+    assert piece.ids.tolist() == [0, second + 1]
+
+
 def test_texts_are_found_where_their_file_became_part_of_another(
     tmp_path: Path, detected: Detected
 ) -> None:
