@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from versatune_ray.errors import UserError
+from versatune_ray.runs.storage import fetch
 
 Array = NDArray[np.float64]
 
@@ -254,7 +255,7 @@ def given(source: str, domains: Sequence[str]) -> dict[str, Any]:
             "judge": "published",
         }
     else:
-        path = Path(source).expanduser()
+        path = Path(fetch(source)).expanduser()
         if not path.is_file():
             raise UserError(
                 f"detection.distribution: {source!r} is neither a file nor one of "
