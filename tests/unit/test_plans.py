@@ -70,7 +70,8 @@ def test_what_was_written_on_cpus_is_cached_where_there_are_no_gpus(
     config: Any, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    auto, subject = config("device=auto"), Subject(path=str(tiny_model))
+    auto = config("device=auto", "detection.generation.max_tokens=8")
+    subject = Subject(path=str(tiny_model))
     source = generator(tiny_model.name, subject.path, subject.engine, auto, gpu=False)
     source.folder.mkdir(parents=True, exist_ok=True)
     rows = [text_row(number, "text", 1, False) for number in range(3)]
