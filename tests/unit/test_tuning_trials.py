@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from versatune_ray.detection.distribution import given
+from versatune_ray.pipeline.checks import _check_reference
 from versatune_ray.runs.cache import write_json
 from versatune_ray.runs.storage import fetch, push
 from versatune_ray.settings import Config
@@ -161,6 +162,7 @@ def test_what_trials_share_is_read_on_every_machine(machine: Machine) -> None:
     push(log)
     machine("worker")
     assert given(str(shares), ["law", "code"])["share"] == [0.75, 0.25]
+    _check_reference(load([], [f"reference.losses={losses}"]))  # as in a sweep's best.yaml
     assert given_losses(str(losses), ["law", "code"], "t")["domains"]["law"]["loss"] == 2.0
     config = load(
         [],
