@@ -14,6 +14,7 @@ import pytest
 
 from versatune_ray.detection.account import account, comparison, place_detection, write_comparison
 from versatune_ray.detection.answers import unjudged
+from versatune_ray.detection.detect import _labelled
 from versatune_ray.detection.distribution_file import Distribution, starting_share
 from versatune_ray.detection.generate import GENERATED, Generator, text_row
 from versatune_ray.detection.judge import KINDS
@@ -21,8 +22,12 @@ from versatune_ray.detection.judge_spec import JUDGED, JudgeSpec
 from versatune_ray.detection.prompt import Question
 from versatune_ray.detection.summary import summarize
 from versatune_ray.detection.texts import Detected, Labelled, Texts, read_texts, stored_texts
+from versatune_ray.domains.fingerprint import fingerprint
+from versatune_ray.domains.spec import expand
 from versatune_ray.errors import UserError
+from versatune_ray.runs.cache import key_of
 from versatune_ray.settings import Detection, Engine, Generation, Judge
+from versatune_ray.settings.loading import load
 
 KEYS = [
     "name",
@@ -50,6 +55,7 @@ KEYS = [
     "settings",
     "work",
 ]
+KEPT = ("law", "code")
 SETTINGS = Detection(samples=4, repeats=2, tolerance=0.01)
 
 
@@ -166,6 +172,47 @@ def test_what_was_asked_in_parts_is_not_asked_again(tmp_path: Path, spec: JudgeS
     judged = write([answer(1, 0.5), answer(9, 0.5)], JUDGED, tmp_path / "judged")
     pieces = unjudged(spec, 0, Texts(texts, 5, judged))
     assert sorted(int(number) for piece in pieces for number in piece.ids) == [0, 2, 3, 4]
+
+
+def test_labelled_texts_follow_what_decides_them(tmp_path: Path, spec: JudgeSpec) -> None:
+    lines = [
+        {"prompt": f"p{n}", "response": "r", "title": f"t{n}", "kind": n % 2} for n in range(6)
+    ]
+    for name in ("law", "code"):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def texts(*overrides: str) -> tuple[str, set[str]]:
+        own = [
+            *(f"domains.{name}={{train: x, validation: {tmp_path}/{name}.jsonl}}" for name in KEPT),
+            *("model.path=m", f"storage={tmp_path}/runs", *overrides),
+        ]
+        found = _labelled(load([], own), spec)
+        assert found is not None
+        read = pyarrow.parquet.read_table(*found.folder.glob("*.parquet"), columns=["text"])[
+            "text"
+        ].to_pylist()
+        return found.folder.name, {text.partition("\n")[0] for text in read}
+
+    plain, asked = texts()
+    assert asked == {f"p{n}" for n in range(6)}
+    # as before these keys counted: what is there stays
+    files = [fingerprint(expand(str(tmp_path / f"{name}.jsonl"), "x"), "files") for name in KEPT]
+    old = {"inputs": [[name, "validation", file] for name, file in zip(KEPT, files, strict=True)]}
+    assert plain == key_of(old | {"limit": Judge().records, "fraction": 0.05})
+    fields = [f"domains.{name}.fields={{prompt: title}}" for name in KEPT]
+    assert texts(*fields)[1] == {f"t{n}" for n in range(6)}
+    assert texts(*(f"domains.{name}.where={{kind: 1}}" for name in KEPT))[1] == {"p1", "p3", "p5"}
+    assert texts("data.preference=chosen")[0] != plain
+
+
+def test_ids_may_be_far_apart(tmp_path: Path, spec: JudgeSpec) -> None:
+    second = 1 << 40  # where the ids of a grouping's second input begin
+    rows = [text_row(number, "text", 3, False) for number in (0, 1, second, second + 1)]
+    texts = write(rows, GENERATED, tmp_path / "texts")
+    judged = write([answer(1, 0.5), answer(second, 0.5)], JUDGED, tmp_path / "judged")
+    (piece,) = unjudged(spec, 0, Texts(texts, second + 2, judged))
+    assert piece.ids.tolist() == [0, second + 1]
 
 
 def test_texts_are_found_where_their_file_became_part_of_another(

@@ -103,3 +103,21 @@ def test_what_is_asked_is_counted_and_left_out_on_request(tiny_model: Path, tmp_
         assert found.counts["contaminated_removed"] == (policy == "remove")
         assert (marked["law"].key == paths["law"].key) == (policy != "remove")
     assert kept == {"count": [0, 1, 2, 3], "remove": [1, 2, 3], "ignore": [0, 1, 2, 3]}
+
+
+def test_questions_are_read_by_the_names_of_their_domain(tiny_model: Path, tmp_path: Path) -> None:
+    exam, names = tmp_path / "exam.jsonl", "{prompt: ask, response: say}"
+    exam.write_text(json.dumps({"ask": " ".join(f"w{token}" for token in RUN), "say": "w3"}) + "\n")
+    law = write_store(tmp_path / "law", [([1, *RUN], 1)])
+    paths = {"law": DomainPaths(law, law)}
+    given = [
+        f"model.path={tiny_model}",
+        f"domains.law={{train: a.jsonl, questions: {exam}, fields: {names}}}",
+        "domains.code=b.jsonl",
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    _, counts = mark(load([], given), paths, tokenizer, tmp_path / "cache")
+    assert counts == {"law": {"ask": 0, "share": 1}}
+    exam.unlink()  # what is ignored is not even read
+    ignored = load([], [*given, "data.contaminated=ignore"])
+    assert mark(ignored, paths, tokenizer, tmp_path / "cache") == (paths, {})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from token_stores import INPUTS, batch, store
 
-from versatune_ray.domains import Input, Records, TokenStore, TokenStoreWriter
+from versatune_ray.domains import Input, Records, TokenStore, TokenStoreWriter, store_writer
 
 
 def test_records_come_back_as_they_were_appended(tmp_path: Path) -> None:
@@ -108,3 +108,15 @@ def test_a_view_shows_its_records_in_its_order_also_in_another_process(tmp_path:
             view.response_bytes.tolist(),
         ) == ([3] * 3, [2] * 3, [30] * 3)
         assert view.location(0) == "a.jsonl:4"
+
+
+def test_a_store_that_cannot_be_sent_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Path) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(store_writer, "push", full)
+    with pytest.raises(OSError, match="no room"), TokenStoreWriter(tmp_path / "s") as writer:
+        writer.append(batch([[1, 2]], [1]))
+    assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,13 @@ pytest.importorskip("sklearn")
 from versatune_ray.domains.encoding import packed
 from versatune_ray.domains.records import to_example
 from versatune_ray.errors import UserError
+from versatune_ray.grouping import heap
 from versatune_ray.grouping.clusters import find_groups, principal_axes, unit
 from versatune_ray.grouping.embedding import Words
 from versatune_ray.grouping.group import check_group
 from versatune_ray.grouping.heap import RECORD, as_record, records_of
 from versatune_ray.grouping.naming import names_of, telling_words
-from versatune_ray.settings.loading import parse
+from versatune_ray.settings.loading import load, parse
 
 TOPICS = {
     "law": ["the court fined the tenant", "a court may fine a landlord", "tenant sues in court"],
@@ -170,3 +173,21 @@ def test_labels_name_domains() -> None:
     for labels, said in (({"law": "a"}, "the only one"), ({"a/b": "", "c": ""}, "'a/b'")):
         with pytest.raises(UserError, match=said):
             parse({"group": {"labels": labels}})
+
+
+def test_a_heap_is_read_anew_where_its_files_or_their_content_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heap, "cached", lambda cache, kind, parts, build: (parts["content"], True))
+    file = tmp_path / "a.jsonl"
+    config = load([], [f"group.sources={file}"])
+
+    def keys(content: str, time: int) -> list[object]:
+        file.write_text(content)
+        os.utime(file, (time, time))
+        return [
+            heap.read_heap(heap.sources(config), tmp_path, by)[0] for by in ("files", "content")
+        ]
+
+    first, touched, other = keys("{}\n", 1), keys("{}\n", 2), keys("[]\n", 2)
+    assert first[0] != touched[0] and first[1] == touched[1] != other[1]

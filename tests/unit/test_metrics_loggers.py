@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,6 +80,31 @@ def test_flush_waits_for_what_was_put_before() -> None:
         assert seen == list(range(1, step + 1))
     logger.close(failed=True)
     assert seen[-1] == -1
+
+
+def test_trackers_know_a_run_that_goes_on_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from versatune_ray.training.loop import _send
+
+    (tmp_path / "remote").mkdir()
+    monkeypatch.setitem(loggers._OPEN, "wandb", lambda *given: loggers._identity(*given[:2]))
+
+    def begin(machine: str) -> tuple[Any, Path]:
+        monkeypatch.setenv("VERSATUNE_WORK", str(tmp_path / machine))
+        config = settings(tmp_path, tmp_path, "wandb")
+        config = config.model_copy(update={"storage": f"file://{tmp_path}/remote"})
+        folder = config.run_folder / "finetune"
+        with RunFolder(config):  # removes what the storage has not
+            folder.mkdir(exist_ok=True)
+        return loggers.open_loggers(config, folder, 0, pytest.fail)["wandb"], folder
+
+    identity, folder = begin("one")
+    (folder / loggers.MLFLOW_DB).write_text("rows")
+    _send(SimpleNamespace(folder=folder), loggers.MLFLOW_DB)  # type: ignore[arg-type]
+    for machine in ("one", "other"):
+        again, folder = begin(machine)
+        assert again == identity and (folder / loggers.MLFLOW_DB).read_text() == "rows"
 
 
 def test_a_tracker_out_of_reach_stops_a_fresh_run_but_not_one_that_goes_on(

@@ -6,13 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from processes import ROOT
 from tiny import random_words
 
+from versatune_ray.detection.generate import GENERATED, generator, text_row
+from versatune_ray.detection.plan import describe_detection
 from versatune_ray.errors import UserError
 from versatune_ray.pipeline import plans
-from versatune_ray.settings import Config
+from versatune_ray.settings import Config, Subject
 from versatune_ray.settings.loading import load
 from versatune_ray.tuning.outlook import plan_cofitune, plan_replay, plan_study, plan_sweep
 
@@ -60,6 +64,20 @@ def test_reference_losses_that_are_cached_are_told(config: Any, monkeypatch: Any
     assert "law: cached" in text and "code: cached" in text and "at most" not in text
     given = config("reference.losses=given.json")
     assert plans.plan_reference(given).endswith("they are given (given.json)")
+
+
+def test_what_was_written_on_cpus_is_cached_where_there_are_no_gpus(
+    config: Any, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    auto = config("device=auto", "detection.generation.max_tokens=8")
+    subject = Subject(path=str(tiny_model))
+    source = generator(tiny_model.name, subject.path, subject.engine, auto, gpu=False)
+    source.folder.mkdir(parents=True, exist_ok=True)
+    rows = [text_row(number, "text", 1, False) for number in range(3)]
+    table = pa.Table.from_pylist(rows, pa.schema(list(GENERATED.items())))
+    pyarrow.parquet.write_table(table, source.folder / "0.parquet")
+    assert "sequences to generate, 3 cached" in describe_detection(auto, [subject])
 
 
 def test_searches_and_studies_count_their_trials(config: Any) -> None:

@@ -4,10 +4,16 @@ tables say so of the right ones.
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from versatune_ray.settings import Config, Reference
-from versatune_ray.settings.keys import describe, flags, keys, without_unknown
+from versatune_ray.settings.keys import describe, flags, is_declared, keys, without_unknown
+from versatune_ray.settings.loading import load
+from versatune_ray.tuning.trials import _whole_paths
 
 
 @pytest.mark.parametrize(
@@ -60,3 +66,41 @@ def test_help_lists_the_names_that_a_key_takes() -> None:
     text = describe()
     assert "constant | versatune | balanced" in text and "detected | uniform" in text
     assert {name.partition(".")[0] for name, _ in keys()} == set(Config.model_fields)
+
+
+def test_what_names_a_file_says_so() -> None:
+    told = re.compile(r"\b(folder|file|path|corpora)s?\b|\.jsonl?\b")
+    about_others = {
+        *("run", "storage", "data.fingerprint", "base.held_out", "base.vocab_size"),
+        *("domains.NAME.train", "group.sources"),  # sources of records
+        *("detection.models", "detection.models.NAME.name"),
+    }
+    named = {key for key, field in keys() if told.search(field.description or "")} - about_others
+    assert {key for key, field in keys() if is_declared(field, "path")} == named
+
+
+def test_files_are_named_by_their_whole_paths_wherever_they_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x").touch()
+    monkeypatch.chdir(tmp_path)
+    whole = str(tmp_path / "x")
+    changes: dict[str, Any] = {
+        key: ["x"] if key == "training.soft_mask" else "x"
+        for key, field in keys()
+        if is_declared(field, "path") and "NAME" not in key
+        if key not in ("evaluation.models", "base.corpora")
+    }
+    other = ["evaluation.models.mine=x", "evaluation.benchmarks={law: [x, y]}"]
+    corpora = ["base.corpora={law: [x, ab/c], code: x}", "domains={law: x, code: x}"]
+    given = [f"{key}={value}" for key, value in changes.items()]
+    config = load([], [*given, *other, *corpora])
+    assert _whole_paths(config, changes) == {
+        key: [whole] if isinstance(value, list) else whole for key, value in changes.items()
+    }
+    assert config.evaluation.models == {"mine": whole}
+    assert [one.task for one in config.evaluation.benchmarks["law"]] == [whole, "y"]
+    assert config.base.corpora == {"law": [whole, "ab/c"], "code": [whole]}
+    assert config.domains["law"].train == ["x"]  # a source is told of as it was given
+    at = "detection.judge={kind: http, path: x, http: {url: 'http://h/v1'}}"
+    assert load([], [at]).detection.judge.path == "x"

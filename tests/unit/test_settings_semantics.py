@@ -335,3 +335,12 @@ def test_what_shares_count_and_the_order_of_records_reach_the_recipe() -> None:
     )
     assert one.recipe.counted == "all"
     assert one.recipe.orders == tuple("length" if name == "law" else "random" for name in NAMES)
+
+
+def test_no_run_lies_in_what_another_keeps() -> None:
+    for folder in ("cofitune", "hub", "trials", "reports"):
+        with pytest.raises(
+            UserError, match=f"^run: 'mine/{folder}' would lie in the folder of run"
+        ):
+            semantics.check_run(load([], [f"run=mine/{folder}"]))
+    semantics.check_run(load([], ["run=cofitune/mine"]))

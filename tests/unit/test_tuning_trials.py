@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from versatune_ray.detection.distribution import given
+from versatune_ray.pipeline.checks import _check_reference
+from versatune_ray.runs.cache import write_json
+from versatune_ray.runs.storage import fetch, push
 from versatune_ray.settings import Config
 from versatune_ray.settings.loading import load
+from versatune_ray.settings.mixing import starting_shares
+from versatune_ray.training.given_losses import given_losses
 from versatune_ray.tuning.account import Account
-from versatune_ray.tuning.plan import with_artefacts
+from versatune_ray.tuning.plan import Plan, with_artefacts
+from versatune_ray.tuning.results import outcomes
 
 
 class StandIn:
@@ -100,3 +110,69 @@ def test_a_failed_trial_is_told_by_its_text_and_nothing_is_unpickled(
     account.on_trial_error(0, [], trial)
     assert account.failed["t1"].reason == reason and not (tmp_path / "boom").exists()
     assert f"1/1 failed: t1 (b=1): {reason}" in capsys.readouterr().out
+
+
+Machine = Callable[[str], Plan]
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Go on, on another machine; gives the plan of trials in a storage that all of them share."""
+    (tmp_path / "remote").mkdir()
+    own = ["model.path=m", "domains.law=a.jsonl", "domains.code=b.jsonl"]
+
+    def go(name: str) -> Plan:
+        monkeypatch.setenv("VERSATUNE_WORK", str(tmp_path / name))
+        return Plan(load([], [*own, f"storage=file://{tmp_path / 'remote'}"]))
+
+    return go
+
+
+def leave(file: Path, content: Any) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, content)
+    push(file)
+    return file
+
+
+def test_a_trial_that_another_machine_did_is_done(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = machine("worker")
+    left = {"changes": {"a.b": 1}, "objectives": {"gain": 0.5}, "pruned_at": None}
+    leave(plan.trials / "t1" / "outcome.json", left)
+    plan = machine("driver")
+    account = Account(plan, "sweep", 1, 0)
+    trial = SimpleNamespace(config={"trial": ("t1", {"a.b": 1})}, last_result={"gain": 0.5})
+    account.on_trial_complete(0, [], trial)
+    assert "1/1 done: t1 (b=1)" in capsys.readouterr().out and not account.pruned
+    assert [name for name, _ in outcomes(plan, ["a.b"])] == ["t1"]
+
+
+def test_what_trials_share_is_read_on_every_machine(machine: Machine) -> None:
+    made = machine("driver").base.run_folder
+    shares = leave(made / "distribution.json", {"domains": ["law", "code"], "share": [3, 1]})
+    losses = leave(
+        made / "losses.json",
+        {"unit": "nats/byte", "domains": {"law": {"loss": 2}, "code": {"loss": 1}}},
+    )
+    log = leave(made / "adjustments.jsonl", 0)
+    line = {"step": 0, "share": {"law": 0.25, "code": 0.75}}
+    log.write_text("".join(json.dumps(line | {"step": step}) + "\n" for step in (0, 1)))
+    push(log)
+    machine("worker")
+    assert given(str(shares), ["law", "code"])["share"] == [0.75, 0.25]
+    _check_reference(load([], [f"reference.losses={losses}"]))  # as in a sweep's best.yaml
+    assert given_losses(str(losses), ["law", "code"], "t")["domains"]["law"]["loss"] == 2.0
+    config = load(
+        [],
+        [
+            "model.path=m",
+            "domains.law=a",
+            "domains.code=b",
+            "mixture.start=trajectory",
+            f"mixture.trajectory={log}",
+        ],
+    )
+    fetch(str(log))
+    np.testing.assert_allclose(starting_shares(config, ["law", "code"], None, [1, 1]), [0.25, 0.75])

@@ -22,9 +22,9 @@ from versatune_ray.detection.summary import judged_sequences
 from versatune_ray.detection.texts import Detected
 from versatune_ray.runs.cache import write_json
 from versatune_ray.runs.storage import bring, push
+from versatune_ray.runs.thresholds import LOW_MASS
 from versatune_ray.settings import Detection
 
-_LOW_MASS = 0.5
 _COLUMNS = "model domain share low high corrected corrected_low corrected_high published known"
 
 
@@ -73,7 +73,7 @@ def _account_of(name: str, distribution: Distribution) -> list[str]:
     if lost.total:
         line += f" ({', '.join(f'{reason}: {n:,}' for reason, n in lost.reasons.items())})"
     lines = [line]
-    if distribution.mass < _LOW_MASS:
+    if distribution.mass < LOW_MASS:
         lines.append(
             f"{name}: the judge gives the options only {100 * distribution.mass:.2g} % of its "
             f"probability; it wants to say something else (see its prompt)"

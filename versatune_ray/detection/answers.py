@@ -58,25 +58,29 @@ def read_answers(spec: JudgeSpec, folder: Path, count: int) -> Answers:
 
 def unjudged(spec: JudgeSpec, store: int, texts: Texts) -> list[TextFile]:
     """The requests still to be made, in pieces of a file each."""
-    each = spec.requests
-    answered, asked = finished_ids(texts.judged), np.zeros(texts.size * each, dtype=bool)
-    asked[answered[answered < len(asked)]] = True
+    each, answered = spec.requests, finished_ids(texts.judged)
+
+    def wanted(file: Path) -> NDArray[np.int64]:
+        table = pyarrow.parquet.read_table(file, columns=["id", "degenerate", "discarded"])
+        counts = table["discarded"].is_null().to_numpy() & (table["id"].to_numpy() < texts.size)
+        if texts.exclude_degenerate:
+            counts &= ~table["degenerate"].to_numpy()
+        ids = np.sort(table["id"].to_numpy()[counts])
+        requests: NDArray[np.int64] = (ids[:, None] * each + np.arange(each)).ravel()
+        return requests
 
     def look(files: Sequence[Path]) -> list[TextFile]:
-        seen, pieces = asked.copy(), []
-        for file in files:
-            table = pyarrow.parquet.read_table(file, columns=["id", "degenerate", "discarded"])
-            counts = table["discarded"].is_null().to_numpy() & (table["id"].to_numpy() < texts.size)
-            if texts.exclude_degenerate:
-                counts &= ~table["degenerate"].to_numpy()
-            ids = np.sort(table["id"].to_numpy()[counts])
-            requests = (ids[:, None] * each + np.arange(each)).ravel()
-            left = requests[~seen[requests]]
-            seen[left] = True
-            pieces += [
-                TextFile(store, file, left[start : start + _PIECE])
-                for start in range(0, len(left), _PIECE)
-            ]
-        return pieces
+        found = [wanted(file) for file in files]
+        every = np.concatenate([np.zeros(0, np.int64), *found])
+        left = np.zeros(len(every), dtype=bool)
+        left[np.unique(every, return_index=True)[1]] = True  # two files may hold the same text
+        left &= ~np.isin(every, answered)
+        parts = np.split(left, np.cumsum([len(requests) for requests in found])[:-1])
+        return [
+            TextFile(store, file, asked[start : start + _PIECE])
+            for file, requests, part in zip(files, found, parts, strict=True)
+            for asked in [requests[part]]
+            for start in range(0, len(asked), _PIECE)
+        ]
 
     return read_parts(texts.folder, look)

@@ -7,7 +7,7 @@ What runs when stands in ``schedule``, and what is done for a model in ``rounds`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from versatune_ray.detection.summary import summarize
 from versatune_ray.detection.texts import Detected, Labelled
 from versatune_ray.domains.fingerprint import fingerprint
 from versatune_ray.domains.labelled import labelled_sources, labelled_texts
+from versatune_ray.domains.records import Rules
 from versatune_ray.domains.spec import expand
 from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import cached
@@ -142,7 +143,9 @@ def _labelled(config: Config, spec: JudgeSpec) -> Labelled | None:
             for spec in specs
             for source in expand(spec, f"domains.{name}.{side}", texts=side == "labelled")
         ]
-        inputs.append([name, side, fingerprint(listed, config.data.fingerprint)])
+        rules = Rules(domain.fields, domain.allowed, config.data.preference)
+        said = [] if side == "labelled" or rules == Rules() else [asdict(rules)]
+        inputs.append([name, side, fingerprint(listed, config.data.fingerprint), *said])
     parts = {"inputs": inputs, "limit": limit, "fraction": config.data.validation_fraction}
 
     def build(work: Path) -> None:

@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from versatune_ray.errors import UserError
+from versatune_ray.runs.storage import fetch
+from versatune_ray.runs.thresholds import REPEATS_DIFFER, Z
 
 Array = NDArray[np.float64]
 
-Z = 1.959964  # 97.5 % point of the normal distribution
-# p-value under which the repeats, not the sequences, are taken as the independent observations
-REPEATS_DIFFER = 0.001
 # sequences of a domain below which their variance says too little: of none, nothing
 RARE = 10
 
@@ -254,7 +253,7 @@ def given(source: str, domains: Sequence[str]) -> dict[str, Any]:
             "judge": "published",
         }
     else:
-        path = Path(source).expanduser()
+        path = Path(fetch(source)).expanduser()
         if not path.is_file():
             raise UserError(
                 f"detection.distribution: {source!r} is neither a file nor one of "

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from versatune_ray.detection.answers import unjudged
-from versatune_ray.detection.generate import generator
+from versatune_ray.detection.generate import Generator, generator
 from versatune_ray.detection.judge_spec import JudgeSpec, judge_spec
 from versatune_ray.detection.texts import Texts
 from versatune_ray.domains.labelled import labelled_sources
 from versatune_ray.errors import one_line
 from versatune_ray.runs.parts import finished_ids
+from versatune_ray.runtime.cluster import gpus_here
 from versatune_ray.settings import Config, Engine, Subject
 
 _RUNNING = 256  # sequences that vLLM runs at once on most GPUs, if its options do not say
@@ -25,7 +26,8 @@ def describe_detection(config: Config, subjects: Sequence[Subject]) -> str:
     neither Ray nor an engine.
     """
     settings, cap = config.detection, config.detection.samples * config.detection.repeats
-    spec = None if settings.judge.path is None else judge_spec(config, gpu=config.device != "cpu")
+    gpu = gpus_here(config.device)
+    spec = None if settings.judge.path is None else judge_spec(config, gpu=gpu)
     stop = (
         ""
         if settings.tolerance is None
@@ -42,8 +44,9 @@ def describe_detection(config: Config, subjects: Sequence[Subject]) -> str:
     for subject in subjects:
         name = subject.name or Path(subject.path).name
         try:
-            lines += _model(name, subject, config, cap)
-            to_read += _unasked(spec, subject, name, config, cap)
+            source = generator(name, subject.path, subject.engine, config, gpu=gpu)
+            lines += _model(name, subject, source, config, cap)
+            to_read += _unasked(spec, source, config, cap)
         except Exception as error:  # the same that would set this model aside in the job
             lines.append(f"{name}: cannot be detected: {one_line(error)}")
             failed += 1
@@ -53,8 +56,7 @@ def describe_detection(config: Config, subjects: Sequence[Subject]) -> str:
     return "\n".join(lines)
 
 
-def _model(name: str, subject: Subject, config: Config, cap: int) -> list[str]:
-    source = generator(name, subject.path, subject.engine, config, gpu=config.device != "cpu")
+def _model(name: str, subject: Subject, source: Generator, config: Config, cap: int) -> list[str]:
     cached = int((finished_ids(source.folder) < cap).sum())
     left, longest = cap - cached, source.generation.max_tokens
     return [
@@ -89,11 +91,10 @@ def _judge(spec: JudgeSpec | None, config: Config, texts: int, labelled: int) ->
     ]
 
 
-def _unasked(spec: JudgeSpec | None, subject: Subject, name: str, config: Config, cap: int) -> int:
+def _unasked(spec: JudgeSpec | None, source: Generator, config: Config, cap: int) -> int:
     """Sequences that the judge has yet to read, those that have yet to be written among them."""
     if spec is None:
         return cap
-    source = generator(name, subject.path, subject.engine, config, gpu=config.device != "cpu")
     left = cap - int((finished_ids(source.folder) < cap).sum())
     texts = Texts(
         source.folder,
@@ -138,7 +139,9 @@ def memory(path: str, engine: Engine, tokens: int, config: Config) -> str:
             AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
         ).from_config(shape, trust_remote_code=config.model.trust_remote_code)
     dtype = (
-        torch.float32 if config.device == "cpu" else getattr(shape, "dtype", None) or torch.bfloat16
+        getattr(shape, "dtype", None) or torch.bfloat16
+        if gpus_here(config.device)
+        else torch.float32
     )
     size = torch.empty(0, dtype=dtype).element_size()
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from versatune_ray.domains.example import Example, prompt_key
 from versatune_ray.domains.keys import identity
-from versatune_ray.domains.records import Question, read_questions
+from versatune_ray.domains.records import Question, Rules, read_questions
 from versatune_ray.domains.split import DomainPaths
 from versatune_ray.domains.store import TokenStore
 from versatune_ray.runs.cache import cached, write_json
@@ -45,12 +45,16 @@ def mark(
     Raises:
         UserError: a question is none.
     """
+    if config.data.contaminated == "ignore":
+        return dict(paths), {}
     questions = [
         question
         for name, domain in config.domains.items()
-        for question in read_questions(domain.questions, None, f"domains.{name}.questions")
+        for question in read_questions(
+            domain.questions, None, f"domains.{name}.questions", Rules(domain.fields)
+        )
     ]
-    if not questions or config.data.contaminated == "ignore":
+    if not questions:
         return dict(paths), {}
     asked = Asked(questions, tokenizer)
     marked, counts = {}, {}

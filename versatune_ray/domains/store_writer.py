@@ -141,8 +141,8 @@ class TokenStoreWriter:
     """A store of one shard: appends batches as they come (see ``ShardWriter``) and puts the
     finished store at ``folder``.
 
-    A context manager: leaving it normally finishes the store, leaving it by an exception removes
-    what was written.
+    A context manager: leaving it normally finishes the store; leaving it by an exception, or one
+    while it is finished, removes what was written.
     """
 
     def __init__(
@@ -179,10 +179,11 @@ class TokenStoreWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is None:
-            self.finish()
-        else:
-            self.abort()
+        try:
+            if kind is None:
+                self.finish()
+        finally:
+            self.abort()  # of a finished store nothing is left here
 
 
 def assemble(

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from versatune_ray.errors import UserError
+from versatune_ray.runs.thresholds import Z
 
 AVERAGE = "average"
-_Z = 1.959964
 # what a task of the harness is scored by where it counts several things and none is named; and of
 # one thing counted after several filters of the answer
 _METRICS = ("acc", "exact_match", "pass_at_1", "pass@1", "acc_norm", "f1")
@@ -41,7 +41,7 @@ def standard_error(right: float, n: int) -> float:
     """
     if 0 < right < 1:
         return math.sqrt(right * (1 - right) / n)
-    return _Z / (2 * (n + _Z**2))
+    return Z / (2 * (n + Z**2))
 
 
 def metric_of(

@@ -138,7 +138,9 @@ def group(run: Run) -> Path:
     """
     config = run.given_config
     listed = sources(config)
-    heap = run.folder.step("reading", lambda: Step(*read_heap(listed, run.cache)))
+    heap = run.folder.step(
+        "reading", lambda: Step(*read_heap(listed, run.cache, config.data.fingerprint))
+    )
     bad = _bad(heap, config.data.max_bad_fraction, sorted({source.key for source in listed}))
     ids = good_ids(heap)
     if len(ids) < _FEW:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from versatune_ray.domains import records
 from versatune_ray.domains.example import Example, packed, printable, unpacked
-from versatune_ray.domains.fingerprint import fingerprint
+from versatune_ray.domains.fingerprint import By, fingerprint
 from versatune_ray.domains.labelled import plain_text
 from versatune_ray.domains.readers import read_records
 from versatune_ray.domains.spec import Input, expand
@@ -101,18 +101,16 @@ def sources(config: Config) -> list[Source]:
     return found
 
 
-def read_heap(listed: Sequence[Source], cache: Path) -> tuple[Path, bool]:
+def read_heap(listed: Sequence[Source], cache: Path, by: By) -> tuple[Path, bool]:
     """The folder of parts (``HEAP``) of all records of the heap, and whether it was there. A job
-    that was killed goes on.
+    that was killed goes on. ``by``: how changed sources are noticed (``data.fingerprint``).
 
     Raises:
         UserError: a file cannot be read as a whole.
     """
-    import ray.data
-
     parts = {
         "format": _FORMAT,
-        "content": fingerprint([source.input for source in listed]),
+        "content": fingerprint([source.input for source in listed], by),
         "inputs": [
             [source.input.label, asdict(source.rules), source.input.format] for source in listed
         ],
@@ -123,6 +121,8 @@ def read_heap(listed: Sequence[Source], cache: Path) -> tuple[Path, bool]:
     ]
 
     def build(work: Path) -> None:
+        import ray.data
+
         done = finished_ids(work)
 
         def read(batch: pa.Table) -> Iterator[pa.Table]:

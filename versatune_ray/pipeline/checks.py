@@ -17,6 +17,7 @@ from versatune_ray.detection.prompt import DEFAULT_PROMPT, Question
 from versatune_ray.domains import expand, load_tokenizer
 from versatune_ray.errors import UserError
 from versatune_ray.microworld.prepare import check_judge
+from versatune_ray.runs.storage import fetch
 from versatune_ray.runtime.models import check_length, find_model
 from versatune_ray.settings import Config, semantics
 from versatune_ray.settings.location import is_mirrored
@@ -90,7 +91,7 @@ def _check_records(config: Config) -> None:
 
 def _check_reference(config: Config) -> None:
     losses, model = config.reference.losses, config.reference.model
-    if losses is not None and not Path(losses).expanduser().is_file():
+    if losses is not None and not Path(fetch(losses)).expanduser().is_file():
         raise UserError(f"reference.losses: {losses}: no such file")
     if losses is None and model is not None:
         find_model("reference.model", model)

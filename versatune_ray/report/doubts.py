@@ -9,11 +9,11 @@ from versatune_ray.report.outcome import Outcomes
 from versatune_ray.report.read import RunData
 from versatune_ray.report.writing import count, decimal, listing, percent, points, short
 from versatune_ray.runs.artefacts import Adjustment, Detection, JudgeQuality
+from versatune_ray.runs.thresholds import LOW_MASS, REPEATS_DIFFER
 
 _LEFT_OUT = 0.05  # part of the generations that may be discarded, or degenerate, without a word
 _DISTINCT, _FEW = 0.9, 100  # part of the texts that should differ, where there are so many
-_CHANCE, _MASS = 0.9, 0.5  # log loss of a judge that knows nothing, relative to chance; its mass
-_DIFFER = 0.001  # p-value below which repeats do not look like repeats
+_CHANCE = 0.9  # log loss of a judge that knows nothing, relative to chance
 _POSITION, _ERRORS = 0.02, 3  # liking for a place in a list, in probability and standard errors
 _LETTERS = 500  # of a warning, whose domains may have any names
 
@@ -107,13 +107,14 @@ def _of_judge(quality: JudgeQuality) -> Iterator[str]:
         numbers = f"log loss {decimal(loss, 2)} nats, chance {decimal(chance, 2)}"
         mend = "mend its prompt or choose another before believing the shares"
         yield f"is hardly better than chance ({numbers}): {mend}"
-    if mass is not None and mass < _MASS:
+    if mass is not None and mass < LOW_MASS:
         part = f"only {percent(mass, 0)} of its probability on the options"
         yield f"puts {part}: it wants to answer something else"
 
 
 def _differ(one: Detection) -> str:
-    return "p < 0.001" if one.repeats_differ is not None and one.repeats_differ < _DIFFER else ""
+    p = one.repeats_differ
+    return f"p < {REPEATS_DIFFER}" if p is not None and p < REPEATS_DIFFER else ""
 
 
 def _tolerance(one: Detection) -> str:

@@ -7,7 +7,6 @@ be read becomes one plain sentence, which the page prints in place of the sectio
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from versatune_ray.runs.artefacts import (
     Result,
     Timings,
 )
-from versatune_ray.runs.comparisons import Replay, StudyTable, Sweep
+from versatune_ray.runs.comparisons import Replay, StudyTable, Sweep, trial_name
 from versatune_ray.settings.location import shown
 from versatune_ray.settings.semantics import RUN_FOLDERS
 from versatune_ray.settings.tuning import OBJECTIVES
@@ -310,8 +309,7 @@ def _beside(folder: Path) -> tuple[Path, str]:
     try:
         tables = json.loads((folder.resolve().parents[1] / StudyTable.FILE).read_text())
         method = str(tables[0]["baseline"])
-        slug = re.sub("[^A-Za-z0-9.]+", "-", method).strip("-.") or "method"
-        names[f"{slug}-{folder.name.rpartition('-')[2]}"] = method
+        names[trial_name(method, folder.name.rpartition("-")[2])] = method
     except (OSError, ValueError, LookupError, TypeError):
         pass  # it is no trial of a study
     there = ((folder.with_name(name), called) for name, called in names.items())

@@ -36,12 +36,12 @@ from versatune_ray.report.writing import (
     significant,
 )
 from versatune_ray.runs.comparisons import RECORDED, Mean, StudyTable, Sweep, Trial
+from versatune_ray.runs.thresholds import AMONG_ALL
 from versatune_ray.settings.tuning import OBJECTIVES
 
 MOST_TRIALS = 200  # rows of the table, and dots of a chart
 MOST_VALUES = 12  # of a key, up to which a map has a place for each
 _ERROR = 300  # characters
-AMONG_ALL = "†"  # beside a difference that holds among all of its table
 Kinds = Sequence[tuple[str, Sequence[Trial], str, str]]  # name, trials, colour, look
 
 

@@ -4,15 +4,21 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from versatune_ray.runs.artefacts import Artefact, Number
+from versatune_ray.runs.thresholds import LEVEL
 
-LEVEL = 0.05  # p below which a difference is clear
 RECORDED = "recorded"  # the replay's name for the shares of the run itself
+
+
+def trial_name(method: str, seed: int | str) -> str:
+    """Name of a run of a study and its folder."""
+    return f"{re.sub('[^A-Za-z0-9.]+', '-', method).strip('-.') or 'method'}-{seed}"
 
 
 class Trial(Artefact):

@@ -22,18 +22,24 @@ from collections.abc import Collection, Iterator
 from errno import ENOENT
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from filelock import FileLock
 
 from versatune_ray.errors import UserError
 from versatune_ray.runs.names import inside, manifest_files, private
 from versatune_ray.runs.transfer import Remote, copy_down, copy_up, in_parallel, write
-from versatune_ray.settings.location import is_mirrored, mirrored, root, shown, storage_errors
+from versatune_ray.settings.location import (
+    Place,
+    is_mirrored,
+    mirrored,
+    root,
+    shown,
+    storage_errors,
+)
+from versatune_ray.settings.location import here as here
 
 _WHOLE = ".whole"
-
-_Place = TypeVar("_Place", str, Path)
 
 
 def check(storage: str) -> None:
@@ -55,13 +61,7 @@ def clock(folder: Path) -> Any:
     return written[1]
 
 
-def here(path: _Place) -> _Place:
-    """The same place in this machine's mirror, whichever machine's mirror ``path`` is in."""
-    found = mirrored(Path(path))
-    return path if found is None else type(path)(root(found[0]) / found[1])
-
-
-def fetch(path: _Place) -> _Place:
+def fetch(path: Place) -> Place:
     """``here``, and brought from the storage where it is missing. What is in no mirror, such as a
     model's id, is returned as it is.
 
@@ -283,7 +283,7 @@ def _read(remote: Remote) -> bytes | None:
         with remote.fs.open_input_file(remote.path) as stream:
             content: bytes = stream.read()
             return content
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

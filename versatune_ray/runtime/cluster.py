@@ -208,6 +208,15 @@ def use_gpus(device: str) -> bool:
     )
 
 
+def gpus_here(device: str) -> bool:
+    """``use_gpus`` where there is no cluster: ``auto`` looks at this machine."""
+    if device != "auto":
+        return device == "cuda"
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def fitting(wanted: int, cpus: int, gpu: bool, device: str) -> int:
     """How many of ``wanted`` workers of ``cpus`` CPUs, and a GPU each if ``gpu``, fit at once, at
     least 1.

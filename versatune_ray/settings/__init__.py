@@ -66,6 +66,7 @@ class Model(Section):
         None,
         "base model: a folder, a Hugging Face id, a .gguf file, or demo:smollm2 (real, of 135M, "
         "with the extra demo); none: pre-train the tiny one described under `base`",
+        path=True,
     )
     trust_remote_code: bool = setting(
         False, "run Python code that comes with the model (only for sources you trust)"

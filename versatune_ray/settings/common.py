@@ -36,6 +36,7 @@ def setting(
     *,
     resumable: bool = False,
     results: bool = True,
+    path: bool = False,
     **constraints: Any,
 ) -> Any:
     """Declare one key, or a section of them.
@@ -46,11 +47,15 @@ def setting(
         resumable: whether it may change when a run goes on. results: whether what a run computes
             depends on it; False for what changes its speed, its place or its account, and such a
             key is resumable too. Both count for all keys of a section.
+        path: whether it, or each of its values, may name a file or folder of this machine, and
+            becomes a whole path then (``loading``); not for sources of records, which become so
+            where they are read, and are told of as they were given.
         constraints: pydantic's.
     """
     extra: Any = {"unit": unit} if unit else {}
     extra |= {"resumable": True} if resumable or not results else {}
     extra |= {} if results else {"results": False}
+    extra |= {"path": True} if path else {}
     given: Any = {"default_factory": default} if callable(default) else {"default": default}
     return Field(**given, description=description, json_schema_extra=extra or None, **constraints)
 

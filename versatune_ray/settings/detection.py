@@ -104,6 +104,7 @@ class Judge(Section):
         None,
         "judge model: folder, Hugging Face id, or name at the endpoint; none: the tiny one of "
         "`base`",
+        path=True,
     )
     prompt: str | None = setting(
         None,
@@ -153,7 +154,7 @@ class Judge(Section):
 class Subject(Section):
     """One of several base models to detect."""
 
-    path: str = setting(..., "folder or Hugging Face id")
+    path: str = setting(..., "folder or Hugging Face id", path=True)
     name: str | None = setting(
         None, "how it is called in files and tables; none: the last part of its path"
     )
@@ -190,6 +191,7 @@ class Detection(WithPreset):
     distribution: str | None = setting(
         None,
         "skip detection: a distribution.json, or the name of a published one (such as llama-2-7b)",
+        path=True,
     )
     preset: Literal["paper", "release"] | None = setting(
         None, "settings of the paper or of its release, for every key not set here"

@@ -128,7 +128,7 @@ class Data(Section):
         ge=1,
     )
     chat_template: str | None = setting(
-        None, "file with a Jinja chat template; none: the tokenizer's, else a plain one"
+        None, "file with a Jinja chat template; none: the tokenizer's, else a plain one", path=True
     )
     chat_template_kwargs: dict[str, Any] = setting(
         dict, "values of the chat template's variables, such as {enable_thinking: false}"

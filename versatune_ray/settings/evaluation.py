@@ -17,6 +17,7 @@ class Benchmark(Section):
         ...,
         "a task of lm-evaluation-harness or of ours, or a file of your own records (JSONL, CSV, "
         "Parquet)",
+        path=True,
     )
     name: str | None = setting(
         None, "what it is called in tables; none: the task's or the file's name"
@@ -76,6 +77,7 @@ class Evaluation(WithPreset):
         dict,
         "name → folder or Hugging Face id of more models to measure beside the base and the tuned "
         "one",
+        path=True,
     )
     run_code: bool = setting(
         False,

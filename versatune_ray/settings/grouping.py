@@ -43,6 +43,7 @@ class Group(Section):
     model: str | None = setting(
         None,
         "base, sentences: a folder or a Hugging Face id; none: model.path (base alone)",
+        path=True,
     )
     max_tokens: int = setting(
         256, "base: tokens of a record that are read; sentences has its own", "tokens", ge=8

@@ -72,6 +72,11 @@ class Flags(NamedTuple):
     results: bool
 
 
+def is_declared(field: FieldInfo, what: str) -> bool:
+    """Whether ``setting`` was told so of a key."""
+    return what in cast(dict[str, Any], field.json_schema_extra or {})
+
+
 def flags(key: str) -> Flags:
     """What is declared of a dotted key, or of the section that it is in."""
     annotation: Any = Config
@@ -82,9 +87,8 @@ def flags(key: str) -> Flags:
             annotation = item_of(annotation)
         elif part in section.model_fields:
             field = section.model_fields[part]
-            extra = cast(dict[str, Any], field.json_schema_extra or {})
-            resumable = resumable or "resumable" in extra
-            results = results and "results" not in extra
+            resumable = resumable or is_declared(field, "resumable")
+            results = results and not is_declared(field, "results")
             annotation = field.annotation
         else:
             break

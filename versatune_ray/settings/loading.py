@@ -15,9 +15,9 @@ import yaml
 from pydantic import ValidationError
 
 from versatune_ray.errors import UserError, redacted
-from versatune_ray.settings import Config, Detection, Evaluation, Mixture, nearest
-from versatune_ray.settings.common import WithPreset
-from versatune_ray.settings.keys import as_declared, names, without_unknown
+from versatune_ray.settings import Config, Detection, Evaluation, Judge, Mixture, nearest
+from versatune_ray.settings.common import Section, WithPreset
+from versatune_ray.settings.keys import as_declared, is_declared, names, without_unknown
 from versatune_ray.settings.location import resolve, shown
 from versatune_ray.settings.mistakes import check_values, mistakes_of
 from versatune_ray.settings.yaml12 import no_yaml, read_yaml
@@ -131,57 +131,36 @@ def parse(tree: Mapping[str, Any]) -> Config:
         config = Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(mistakes_of(error)) from None
+    whole: Config = _with_whole_paths(config)
+    return whole.model_copy(update={"storage": resolve(config.storage)})
 
-    def local(path: str | None) -> str | None:
-        """Workers run in other folders: what lies on this machine is named by its whole path;
-        anything else is an id.
-        """
-        try:
-            whole = None if path is None else Path(path).expanduser()
-            return str(whole.absolute()) if whole is not None and whole.exists() else path
-        except (OSError, RuntimeError):  # longer than a path may be, or ~nobody
-            return path
 
-    judge = config.detection.judge
-    # a name at the endpoint is no path
-    path = judge.path if judge.kind == "http" else local(judge.path)
-    judge = judge.model_copy(update={"path": path})
-    models = [
-        model.model_copy(update={"path": local(model.path)}) for model in config.detection.models
-    ]
-    return config.model_copy(
-        update={
-            "storage": resolve(config.storage),
-            "model": config.model.model_copy(update={"path": local(config.model.path)}),
-            "data": config.data.model_copy(
-                update={"chat_template": local(config.data.chat_template)}
-            ),
-            "detection": config.detection.model_copy(
-                update={
-                    "distribution": local(config.detection.distribution),
-                    "judge": judge,
-                    "models": models,
-                }
-            ),
-            "evaluation": config.evaluation.model_copy(
-                update={
-                    "models": {name: local(path) for name, path in config.evaluation.models.items()}
-                }
-            ),
-            "mixture": config.mixture.model_copy(
-                update={"trajectory": local(config.mixture.trajectory)}
-            ),
-            "training": config.training.model_copy(
-                update={"soft_mask": [local(file) for file in config.training.soft_mask]}
-            ),
-            "reference": config.reference.model_copy(
-                update={
-                    "model": local(config.reference.model),
-                    "losses": local(config.reference.losses),
-                }
-            ),
+def _with_whole_paths(value: Any, is_path: bool = False) -> Any:
+    """Workers run in other folders: what lies on this machine is named by its whole path, wherever
+    a key may name that; anything else is an id.
+    """
+    if isinstance(value, Judge) and value.kind == "http":
+        return value  # a name at the endpoint is no path
+    if isinstance(value, Section):
+        fields = type(value).model_fields
+        given = {name: getattr(value, name) for name in fields}
+        whole = {
+            name: _with_whole_paths(one, is_declared(fields[name], "path"))
+            for name, one in given.items()
         }
-    )
+        changed = {name: one for name, one in whole.items() if one != given[name]}
+        return value.model_copy(update=changed) if changed else value
+    if isinstance(value, Mapping):
+        return {name: _with_whole_paths(one, is_path) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_with_whole_paths(one, is_path) for one in value]
+    if not is_path or not isinstance(value, str):
+        return value
+    try:
+        path = Path(value).expanduser()
+        return str(path.absolute()) if path.exists() else value
+    except (OSError, RuntimeError):  # longer than a path may be, or ~nobody
+        return value
 
 
 def dump(config: Config) -> str:

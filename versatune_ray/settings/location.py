@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import parse_qs, quote, unquote
 
 from versatune_ray.errors import UserError, printable, redacted
@@ -28,6 +29,8 @@ _PARAMETERS = {
     "credential_kind",
 }
 _NAME_BYTES = 255
+
+Place = TypeVar("Place", str, Path)
 
 
 def resolve(storage: str) -> str:
@@ -102,6 +105,12 @@ def uri_of(path: Path) -> str:
 
 def is_mirrored(path: str | Path) -> bool:
     return mirrored(Path(path)) is not None
+
+
+def here(path: Place) -> Place:
+    """The same place in this machine's mirror, whichever machine's mirror ``path`` is in."""
+    found = mirrored(Path(path))
+    return path if found is None else type(path)(root(found[0]) / found[1])
 
 
 def mirrored(path: Path) -> tuple[str, str] | None:

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from versatune_ray import mixture as mix
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Config, given, nearest
+from versatune_ray.settings.location import here
 
 
 def policy(config: Config, names: Sequence[str]) -> mix.Policy:
@@ -224,7 +225,7 @@ def _waypoints(value: Any, names: Sequence[str]) -> list[tuple[int | float, Any]
 
 def _trajectory(config: Config, names: Sequence[str]) -> NDArray[np.float64]:
     """The average mixture of the run that ``mixture.trajectory`` names."""
-    file = Path(config.mixture.trajectory or "")
+    file = here(Path(config.mixture.trajectory or ""))  # a trial's was logged by another machine
     if not file.is_file():
         raise UserError(
             f"mixture.trajectory: {file}: no such file; name the adjustments.jsonl of a finished "

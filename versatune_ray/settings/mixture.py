@@ -86,12 +86,13 @@ class Mixture(WithPreset):
         gt=0,
     )
     trajectory: str | None = setting(
-        None, "start=trajectory: an adjustments.jsonl; the start is its average mixture"
+        None, "start=trajectory: an adjustments.jsonl; the start is its average mixture", path=True
     )
     embeddings: str | None = setting(
         None,
         "start=chameleon: a JSON file, domain name → its mean embedding, a list of numbers; "
         "python -m versatune_ray.training.embeddings makes one",
+        path=True,
     )
     sigma: float = setting(
         1.0, "σ, strength of the learnable potential (unpublished in the paper)", ge=0

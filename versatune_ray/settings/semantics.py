@@ -33,10 +33,12 @@ def domain_names(config: Config) -> list[str]:
 
 # folders that a run makes in its own, so that no other run can have one
 RUN_FOLDERS = (
+    "cofitune",
     "detection",
     "evaluation",
     "finetune",
     "group",
+    "hub",
     "reference",
     "replay",
     "study",

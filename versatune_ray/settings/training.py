@@ -21,8 +21,12 @@ from versatune_ray.settings.common import (
 class Reference(Section):
     """Mastery ceiling per domain: the lowest loss of a small model tuned on that domain alone."""
 
-    losses: str | None = setting(None, "skip: a losses.json of an earlier run")
-    model: str | None = setting(None, "small reference model; none: the base model itself")
+    losses: str | None = setting(None, "skip: a losses.json of an earlier run", path=True)
+    model: str | None = setting(
+        None,
+        "small reference model: a folder or a Hugging Face id; none: the base model itself",
+        path=True,
+    )
     measure: Literal["held_out", "train"] = setting(
         "held_out", "loss that counts; `train` is the paper's letter"
     )
@@ -155,6 +159,7 @@ class Training(Section):
         list,
         "files of unit importance (jobs/cofitune.py): the update of a unit is scaled by 1 − its "
         "importance; of several, the highest",
+        path=True,
     )
     keep: Keep = setting(Keep, "terms of the loss against forgetting")
     optimizer: Literal["adamw", "adamw_8bit", "adamw_bf16"] = setting(

@@ -126,7 +126,7 @@ class Study(Section):
 class Replay(Section):
     """Recorded losses through other settings."""
 
-    losses: str | None = setting(None, "an adjustments.jsonl; none: this run's own")
+    losses: str | None = setting(None, "an adjustments.jsonl; none: this run's own", path=True)
     settings: Changes = setting(
         dict, "name → dotted keys, such as mixture.sigma; none: σ, δ and ε each halved and doubled"
     )

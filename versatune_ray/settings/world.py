@@ -19,6 +19,7 @@ class Base(Section):
         dict,
         "text corpora per domain (files with a `text` field, or plain .txt); none: the "
         "microworld's own",
+        path=True,
     )
     mixture: Shares = setting(
         dict, "share of pre-training rows per domain; none: the microworld's, or uniform"

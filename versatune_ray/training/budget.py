@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from versatune_ray.domains import DomainData
 from versatune_ray.errors import UserError
+from versatune_ray.runtime.cluster import gpus_here
 from versatune_ray.settings import Config, Lora, Trainable, Training, semantics
 from versatune_ray.settings.recipe import Execution, StagePlan
 from versatune_ray.training.attention import choose
@@ -76,7 +77,7 @@ def outlook(config: Config, path: str, domains: Mapping[str, DomainData] | None)
     yet.
     """
     training, workers = config.training, config.training.least_and_most[1]
-    gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    gpu = gpus_here(config.device)
     device = "cuda" if gpu else "cpu"
     model = _shape(config, path, training, device)
     total, trained = (
@@ -139,7 +140,7 @@ def alone(config: Config, path: str, records: Mapping[str, tuple[DomainData, int
         records: data of each domain, and samples that are trained on.
     """
     training = config.training.model_copy(update={"lora": Lora(), "trainable": Trainable()})
-    gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    gpu = gpus_here(config.device)
     device = "cuda" if gpu else "cpu"
     workers = min(config.reference.workers, max(1, len(records)))
     lines = [f"  memory of each worker: {needed(config, path, training, 1, device)}"]

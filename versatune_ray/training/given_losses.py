@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from versatune_ray.errors import UserError
+from versatune_ray.runs.storage import fetch
 
 
 def given_losses(file: str, names: Sequence[str], tokenizer: str) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def given_losses(file: str, names: Sequence[str], tokenizer: str) -> dict[str, A
     Raises:
         UserError: the file is missing, lacks a domain, or counts per token of another tokenizer.
     """
-    path = Path(file)
+    path = Path(fetch(file))
     if not path.is_file():
         raise UserError(f"reference.losses: {file}: no such file")
     try:

@@ -29,6 +29,7 @@ from versatune_ray.domains.tokenizing import build_stores
 from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import write_json
 from versatune_ray.runs.folder import RunFolder
+from versatune_ray.runtime.cluster import gpus_here
 from versatune_ray.runtime.gguf import with_folders
 from versatune_ray.runtime.models import check_length, find_model, model_fingerprint
 from versatune_ray.runtime.progress import State, line
@@ -57,7 +58,7 @@ def finetune_alone(config: Config) -> Path:
         UserError: something is missing that a job has to make first.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    gpu = gpus_here(config.device)
     device = (
         torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
     )

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from versatune_ray.errors import UserError, one_line, redacted
+from versatune_ray.runs.storage import pull, push
 from versatune_ray.settings import Config
 
+MLFLOW_DB = "mlflow.db"  # where no server is named
 _EVERY = 1.0  # seconds between two writes
 _KEPT = 100_000  # rows that wait at most for a tracker that hangs; then the oldest are dropped
 _PATIENCE = 10.0  # seconds that a checkpoint waits for what was measured before it
@@ -120,6 +122,7 @@ def open_loggers(
     Raises:
         UserError: a key is missing, or a tracker does not answer a fresh run.
     """
+    pull(folder, without="checkpoints")  # what earlier attempts left, on whichever machine
     found: dict[str, MetricLogger] = {}
     for name in dict.fromkeys(config.training.metrics):
         try:
@@ -214,7 +217,7 @@ class MLflow:
 
         self._metric = Metric
         self._client = MlflowClient(
-            os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute()}/mlflow.db"
+            os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute()}/{MLFLOW_DB}"
         )
         name, tag = (
             os.environ.get("MLFLOW_EXPERIMENT_NAME", "versatune"),
@@ -280,6 +283,7 @@ def _identity(config: Config, folder: Path) -> str:
     file = folder / "tracking_id"
     with suppress(FileExistsError), file.open("x") as new:
         new.write(f"{config.run}-{secrets.token_hex(4)}")
+    push(file)
     return file.read_text()
 
 

@@ -28,6 +28,7 @@ from versatune_ray.training.checkpoint import Checkpoints, steps_in
 from versatune_ray.training.export import export
 from versatune_ray.training.gradients import measure as gradients_of
 from versatune_ray.training.job import Job
+from versatune_ray.training.loggers import MLFLOW_DB
 from versatune_ray.training.metrics import Metrics
 from versatune_ray.training.model import begin_adapters, fill, load_model, with_frozen
 from versatune_ray.training.runtime import Runtime
@@ -101,7 +102,7 @@ def run(job: Job, runtime: Runtime) -> None:
     with metrics as meter:
         _Run(job, runtime, trainer, checkpoints, share, lines, meter).to_the_end()
     if runtime.rank == 0:
-        _send(job)
+        _send(job, MLFLOW_DB)
 
 
 class _Run:
@@ -172,6 +173,8 @@ class _Run:
                 self.adjust()
             if saves:
                 self.meter.flush()  # what a checkpoint has behind it is not measured again
+                if self.runtime.rank == 0:
+                    _send(self.job, MLFLOW_DB)  # nobody writes in it now
                 with self.in_time(trainer.steps_done):
                     self.runtime.save(self.save, self.metrics())
 
@@ -305,7 +308,10 @@ class _Run:
         push(folder)
 
 
-def _send(job: Job) -> None:
-    """What rank 0 logs, for those who follow the run in a storage behind a URI."""
-    for file in (job.folder / "adjustments.jsonl", *job.folder.glob("tensorboard/*")):
-        push(file)
+def _send(job: Job, *more: str) -> None:
+    """What rank 0 logs, for those who follow the run in a storage behind a URI, and for a later
+    attempt; ``more``: files of trackers, where they are there.
+    """
+    for name in ("adjustments.jsonl", "tensorboard/*", *more):
+        for file in job.folder.glob(name):
+            push(file)

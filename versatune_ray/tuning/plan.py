@@ -16,6 +16,7 @@ from versatune_ray.domains.records import Question
 from versatune_ray.errors import UserError
 from versatune_ray.pipeline import Run
 from versatune_ray.runs.cache import key_of
+from versatune_ray.runs.storage import bring
 from versatune_ray.settings import Config, semantics
 from versatune_ray.settings.loading import parse, with_keys
 from versatune_ray.settings.location import shown
@@ -58,13 +59,13 @@ class Plan:
         return self.base.run_folder / "trials"
 
     def outcome(self, name: str) -> dict[str, Any] | None:
-        """What a finished trial left, or None.
+        """What a finished trial left, on whichever machine it ran, or None.
 
         Raises:
             UserError: it was not measured by what this job weighs.
         """
         file = self.trials / name / "outcome.json"
-        if not file.is_file():
+        if not bring(file):
             return None
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         # the weights may be others than then

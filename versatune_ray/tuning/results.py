@@ -27,7 +27,9 @@ from versatune_ray.tuning.trials import first_failures
 
 
 def outcomes(shared: Plan, keys: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Finished and pruned trials that change these keys, this time's and earlier ones."""
+    """Finished and pruned trials that change these keys: earlier ones, which came with the run's
+    folder, and this time's, whose outcomes were asked for as they ended.
+    """
     for file in sorted(shared.trials.glob("*/outcome.json")):
         if json.loads(file.read_text(encoding="utf-8"))["changes"].keys() == set(keys) and (
             outcome := shared.outcome(file.parent.name)

@@ -7,12 +7,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 
 import numpy as np
 
-LEVEL = 0.05
-_Z2 = NormalDist().inv_cdf(1 - LEVEL / 2) ** 2
+from versatune_ray.runs.thresholds import LEVEL, Z
+
+_Z2 = Z**2
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ seed.
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -17,7 +16,7 @@ from versatune_ray.evaluation.choices import chance, load_choices
 from versatune_ray.evaluation.scores import standard_error
 from versatune_ray.pipeline import Run
 from versatune_ray.runs.cache import cached, key_of, write_json
-from versatune_ray.runs.comparisons import StudyTable
+from versatune_ray.runs.comparisons import StudyTable, trial_name
 from versatune_ray.runs.storage import push
 from versatune_ray.settings import Config, semantics
 from versatune_ray.tuning.plan import Plan, with_artefacts
@@ -46,7 +45,7 @@ def check_study(config: Config) -> None:
         )
     if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
         raise UserError(f"study.seeds: name each seed once; found {settings.seeds}")
-    folder, times = Counter(_trial(name, 0) for name in settings.chosen).most_common(1)[0]
+    folder, times = Counter(trial_name(name, 0) for name in settings.chosen).most_common(1)[0]
     if times > 1:
         raise UserError(
             f"study.methods: {times} names differ in signs only and would share the folder "
@@ -62,7 +61,7 @@ def check_study(config: Config) -> None:
                 f"trained by itself"
             )
         changed = Plan(config).config(
-            _trial(name, 0), {key: value for key, value in changes.items() if source is None}
+            trial_name(name, 0), {key: value for key, value in changes.items() if source is None}
         )
         semantics.check(changed, semantics.domain_names(changed))
 
@@ -90,12 +89,15 @@ def study(run: Run) -> Path:
         trial: changes
         | {
             "mixture.trajectory": str(
-                shared.trials / _trial(source, changes["seed"]) / "finetune" / "adjustments.jsonl"
+                shared.trials
+                / trial_name(source, changes["seed"])
+                / "finetune"
+                / "adjustments.jsonl"
             )
         }
         for trial, changes in listed.items()
         if (source := _source(changes)) is not None
-        and shared.outcome(_trial(source, changes["seed"])) is not None
+        and shared.outcome(trial_name(source, changes["seed"])) is not None
     }
     if then:
         failed |= run_trials(run, shared, then, "study", settings.concurrency)
@@ -106,15 +108,10 @@ def study(run: Run) -> Path:
 def trials_of(config: Config) -> dict[str, dict[str, Any]]:
     """What every run of a study changes, by name."""
     return {
-        _trial(name, seed): dict(changes) | {"seed": seed}
+        trial_name(name, seed): dict(changes) | {"seed": seed}
         for name, changes in config.study.chosen.items()
         for seed in config.study.seeds
     }
-
-
-def _trial(method: str, seed: int) -> str:
-    """Name of a run and its folder."""
-    return f"{re.sub('[^A-Za-z0-9.]+', '-', method).strip('-.') or 'method'}-{seed}"
 
 
 def _source(changes: Mapping[str, Any]) -> str | None:
@@ -149,7 +146,7 @@ def _write_tables(run: Run, shared: Plan, before: Mapping[str, float] | None = N
     settings = run.given_config.study
     found: dict[str, dict[int, Mapping[str, Any]]] = {}
     for method in settings.chosen:
-        outcomes = {seed: shared.outcome(_trial(method, seed)) for seed in settings.seeds}
+        outcomes = {seed: shared.outcome(trial_name(method, seed)) for seed in settings.seeds}
         found[method] = {seed: one for seed, one in outcomes.items() if one is not None}
     asked = {name: len(questions) for name, questions in shared.questions.items()}
     names = run.domain_names()

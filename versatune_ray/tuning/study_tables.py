@@ -7,8 +7,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from versatune_ray.runs.thresholds import AMONG_ALL
 from versatune_ray.tuning.objectives import achieved
-from versatune_ray.tuning.tables import AMONG_ALL, Table, Values, table
+from versatune_ray.tuning.tables import Table, Values, table
 
 Found = Mapping[str, Mapping[int, Mapping[str, Any]]]  # method → seed → outcome
 

@@ -10,10 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from versatune_ray.runs.thresholds import AMONG_ALL
 from versatune_ray.tuning.statistics import Estimate, adjusted, estimate, paired_difference
 
 Values = Mapping[str, Mapping[int, Mapping[str, float]]]  # method → seed → column → value
-AMONG_ALL = "†"  # beside a difference that holds among all of its table
 
 
 @dataclass(frozen=True)

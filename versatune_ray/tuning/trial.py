@@ -13,7 +13,7 @@ from typing import Any
 from versatune_ray.errors import Incomplete, one_line
 from versatune_ray.pipeline import Run
 from versatune_ray.runs.folder import RunFolder
-from versatune_ray.runs.storage import remove
+from versatune_ray.runs.storage import fetch, remove
 from versatune_ray.settings import Config
 from versatune_ray.settings.tuning import BY_ACCURACY
 from versatune_ray.tuning.objectives import accuracies, achieved, by_epoch
@@ -51,6 +51,8 @@ def train(params: Mapping[str, Any], plan: Plan) -> None:
     config = plan.config(name, changes)
     # a search may choose the same values twice at once
     with _in_one_line(), RunFolder(config, wait=True) as folder:
+        if config.mixture.trajectory is not None:
+            fetch(config.mixture.trajectory)
         outcome = plan.outcome(name)
         if outcome is None:
             run = Run(folder, _reports(config, plan), plan.stores)

@@ -17,6 +17,7 @@ from versatune_ray.errors import Incomplete
 from versatune_ray.pipeline import Run
 from versatune_ray.runs.folder import Step, check_unchanged, say
 from versatune_ray.settings import Config
+from versatune_ray.settings.keys import is_declared, keys
 from versatune_ray.settings.location import uri_of
 from versatune_ray.tuning.plan import Plan
 from versatune_ray.tuning.trial import Failure, drop_checkpoints, train
@@ -30,13 +31,7 @@ def _whole_paths(config: Config, changes: Mapping[str, Any]) -> dict[str, Any]:
     """``changes`` with paths as in ``config``, which they made: on another machine a relative one
     would count from another folder.
     """
-    paths = (
-        "model.path",
-        "mixture.trajectory",
-        "training.soft_mask",
-        "reference.losses",
-        "reference.model",
-    )
+    paths = {key for key, field in keys() if is_declared(field, "path")}
     return {
         key: attrgetter(key)(config) if key in paths else given for key, given in changes.items()
     }
