@@ -13,7 +13,7 @@ from tiny import random_words
 from versatune_ray.errors import UserError
 from versatune_ray.pipeline import plans
 from versatune_ray.settings import Config
-from versatune_ray.settings.loading import load
+from versatune_ray.settings.loading import dump, load
 from versatune_ray.tuning.outlook import plan_cofitune, plan_replay, plan_study, plan_sweep
 
 
@@ -120,3 +120,22 @@ def test_every_job_that_works_on_a_configuration_has_a_plan(file: Path) -> None:
     # these take seconds themselves, or no configuration
     if file.stem not in ("report", "preview", "soup"):
         assert "plan_" in file.read_text(encoding="utf-8")
+
+
+def test_a_begun_run_of_the_microworld_is_compared_by_what_was_given(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load(overrides=[f"storage={tmp_path / 'runs'}", "device=cpu"])
+    finetune = config.run_folder / "finetune"
+    (finetune / "checkpoints").mkdir(parents=True)
+    (config.run_folder / "config.yaml").write_text(dump(config))
+    (finetune / "inputs.json").write_text("{}")
+    (finetune / "adjustments.jsonl").write_text("")
+    path = {"model": config.model.model_copy(update={"path": str(tiny_model)})}
+    filled = config.model_copy(update=path)  # as with a tiny base model that is there
+    monkeypatch.setattr(plans, "prepare", lambda *_, **__: (filled, True))
+    monkeypatch.setattr(plans, "_stores", lambda *_: None)
+    assert plans.plan_tuning(config).endswith("begun before: it goes on at its last checkpoint")
+    other = load(overrides=["training.epochs=7", f"storage={tmp_path / 'runs'}", "device=cpu"])
+    with pytest.raises(UserError, match=r"begun with other settings \(training\.epochs: "):
+        plans.plan_tuning(other)

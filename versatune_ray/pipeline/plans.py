@@ -84,12 +84,13 @@ def plan_tuning(config: Config) -> str:
     """The fine-tuning by itself."""
     from versatune_ray.training.budget import outlook
 
+    begun = _begun(config)  # a run keeps what was given, and not what is filled in
     config, _ = prepare(config, config.model.path is None, False, make=False)
     if config.model.path is None:
         return f"{_TINY}; its fine-tuning takes minutes and less than a GiB"
     paths = _stores(config, config.model.path)
     domains = None if paths is None else load_domains(paths, config.data)
-    return "\n".join([outlook(config, config.model.path, domains), *_begun(config)])
+    return "\n".join([outlook(config, config.model.path, domains), *begun])
 
 
 def plan_pipeline(config: Config) -> str:
