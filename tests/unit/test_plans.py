@@ -15,6 +15,7 @@ from versatune_ray.pipeline import plans
 from versatune_ray.settings import Config
 from versatune_ray.settings.loading import dump, load
 from versatune_ray.tuning.outlook import plan_cofitune, plan_replay, plan_study, plan_sweep
+from versatune_ray.tuning.study import alone, check_study
 
 
 @pytest.fixture
@@ -139,3 +140,29 @@ def test_a_begun_run_of_the_microworld_is_compared_by_what_was_given(
     other = load(overrides=["training.epochs=7", f"storage={tmp_path / 'runs'}", "device=cpu"])
     with pytest.raises(UserError, match=r"begun with other settings \(training\.epochs: "):
         plans.plan_tuning(other)
+
+
+def test_a_study_is_described_and_checked_without_the_averages_that_it_has_yet_to_make(
+    config: Any,
+) -> None:
+    average = "{mixture.start: trajectory, mixture.policy: constant, mixture.trajectory: '@moving'}"
+    studied = config(
+        "mixture.start=detected",
+        "study.methods.moving={mixture.start: uniform}",
+        f"study.methods.average={average}",
+        "study.baseline=moving",
+        "study.seeds=[0]",
+    )
+    check_study(studied)
+    assert alone(studied.study.chosen["average"]) == {
+        "mixture.start": "uniform",
+        "mixture.policy": "constant",
+    }, "nothing is left that a detection would be made for"
+    assert "study: 2 methods × 1 seeds" in plan_study(studied)
+    wrong = config(
+        "study.methods.moving={mixture.start: uniform}",
+        f"study.methods.average={average.replace('policy', 'polcy')}",
+        "study.baseline=moving",
+    )
+    with pytest.raises(UserError, match=r"mixture\.polcy: unknown key"):
+        check_study(wrong)
