@@ -112,6 +112,13 @@ def test_the_tiny_models_and_benchmarks_are_counted(config: Any, tmp_path: Path)
     text = plans.plan_evaluation(config(f"evaluation.benchmarks.law=[{exam}]"))
     assert "1 model(s) × 1 = 1 measurements" in text and "  law: exam" in text
     assert "GiB of weights" in text
+    tuned = config().run_folder / "finetune" / "model"
+    tuned.mkdir(parents=True)
+    base = {"base_model_name_or_path": config().model.path}
+    (tuned / "adapter_config.json").write_text(json.dumps(base))
+    told = plans.plan_evaluation(config(f"evaluation.benchmarks.law=[{exam}]")).splitlines()
+    assert told[0].startswith("benchmarks: 2 model(s) × 1 = 2 measurements")
+    assert told[-1] == told[-2].replace("base:", "tuned:"), "it is merged with its base"
     with pytest.raises(UserError, match=r"evaluation\.benchmarks: missing"):
         plans.plan_evaluation(config())
 

@@ -109,12 +109,13 @@ def plan_evaluation(config: Config) -> str:
     """What ``Run.measure_all`` would measure, and the memory that it takes."""
     from versatune_ray.detection.plan import memory
     from versatune_ray.evaluation.benchmarks import asked
+    from versatune_ray.runtime.models import adapter_base
 
     config, _ = prepare(config, config.model.path is None, False, make=False)
     listed, settings = asked(config, config.cache_folder), config.evaluation
     tuned = config.run_folder / "finetune" / "model"
     models = {"base": config.model.path or ""}
-    if (tuned / "config.json").is_file():
+    if (tuned / "config.json").is_file() or adapter_base(tuned) is not None:
         models["tuned"] = str(tuned)
     models |= settings.models
     count, most = len(listed) * len(models), settings.limit
@@ -125,7 +126,8 @@ def plan_evaluation(config: Config) -> str:
         *(f"  {one.domain}: {one.name}" for one in listed),
     ]
     for name, path in models.items():
-        told = memory(path, settings.engine, settings.max_tokens, config) if path else _TINY
+        whole = adapter_base(path) or path  # an adapter is measured merged with its base
+        told = memory(whole, settings.engine, settings.max_tokens, config) if path else _TINY
         lines.append(f"  {name}: {told}")
     return "\n".join(lines)
 
