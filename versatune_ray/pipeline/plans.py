@@ -6,15 +6,13 @@ Records of some megabytes are tokenised for it, in this process, which the run w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from versatune_ray.domains import DomainData, DomainPaths, load_domains, load_tokenizer
-from versatune_ray.domains.chat import tokenizer_fingerprint
+from versatune_ray.domains import DomainData, DomainPaths, load_domains
 from versatune_ray.domains.contamination import mark
 from versatune_ray.microworld.prepare import prepare
+from versatune_ray.pipeline.inputs import loss_unit, tokenizer_of
 from versatune_ray.runs.folder import check_unchanged
 from versatune_ray.settings import Config, Subject, semantics
-from versatune_ray.settings.recipe import Unit
 
 _TINY = "a tiny base model is trained first (minutes on a CPU)"
 
@@ -54,7 +52,7 @@ def plan_reference(config: Config) -> str:
     if config.model.path is None:
         return f"{_TINY}; then one of its kind is tuned on each domain, in less than a GiB"
     model = settings.model or config.model.path
-    unit = _unit(config, model)
+    unit = loss_unit(config, config.model.path, model)
     paths = _stores(config, config.model.path if unit == "nats/token" else model)
     lines = [
         f"reference losses of {model}: up to {settings.epochs} epochs on each domain alone, "
@@ -63,7 +61,7 @@ def plan_reference(config: Config) -> str:
     if paths is None:
         return "\n".join([*lines, f"  {_UNREAD}", *alone(config, model, {})])
     if unit == "nats/token" and config.data.contaminated == "remove":
-        paths, _ = mark(config, paths, _tokenizer(config, config.model.path), config.cache_folder)
+        paths, _ = mark(config, paths, tokenizer_of(config, config.model.path), config.cache_folder)
     keys = reference_keys(model_fingerprint(model, config.cache_folder), paths, config, unit)
     left: dict[str, tuple[DomainData, int]] = {}
     for name, data in load_domains(paths, config.data).items():
@@ -148,22 +146,6 @@ def plan_base(config: Config) -> str:
 
 
 _UNREAD = "records are not read yet: they are counted once a run has read them"
-
-
-def _unit(config: Config, reference: str) -> Unit:
-    """Losses of models with different tokenizers are compared per byte."""
-    own = str(config.model.path)
-    if reference == own:
-        return "nats/token"
-    alike = {tokenizer_fingerprint(_tokenizer(config, path)) for path in (reference, own)}
-    return "nats/token" if len(alike) == 1 else "nats/byte"
-
-
-def _tokenizer(config: Config, path: str) -> Any:
-    data = config.data
-    return load_tokenizer(
-        path, data.chat_template, config.model.trust_remote_code, data.chat_template_kwargs
-    )
 
 
 def _before(config: Config) -> list[str]:

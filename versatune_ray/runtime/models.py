@@ -166,6 +166,13 @@ def weights_size(path: str) -> int:
     return sum(file.stat().st_size for file in files) if files else 8 * 2**30
 
 
+def in_words(parameters: int) -> str:
+    """As "7.6 billion"."""
+    if parameters >= 1e8:
+        return f"{parameters / 1e9:.1f} billion"
+    return f"{parameters / 1e6:.1f} million"
+
+
 def check_length(key: str, tokens: int, model: str, trust_remote_code: bool) -> None:
     """What is longer than a model's context fails deep inside vLLM, or trains positions that the
     model does not have.
