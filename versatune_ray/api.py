@@ -59,7 +59,7 @@ class _Shown(ABC):
 @dataclass(frozen=True, repr=False)
 class Detected(_Shown):
     """What base models know. shares: model → domain → share, summing to 1. ci95: the same, (low,
-    high). report: the page.
+    high), of models that were detected here; shares that were given have none. report: the page.
     """
 
     shares: dict[str, dict[str, float]]
@@ -70,17 +70,12 @@ class Detected(_Shown):
         domains = list(next(iter(self.shares.values())))
         rows = [("model", *domains)]
         for name, share in self.shares.items():
-            spans = self.ci95[name]
-            rows.append(
-                (
-                    name,
-                    *(
-                        f"{100 * share[key]:.1f} % "
-                        f"({100 * spans[key][0]:.1f}–{100 * spans[key][1]:.1f})"
-                        for key in domains
-                    ),
-                )
-            )
+            spans = self.ci95.get(name, {})
+            within = {
+                key: f" ({100 * low:.1f}–{100 * high:.1f})" for key, (low, high) in spans.items()
+            }
+            cells = (f"{100 * share[key]:.1f} %{within.get(key, '')}" for key in domains)
+            rows.append((name, *cells))
         return rows
 
 
@@ -165,10 +160,12 @@ def detect(config: Settings, changes: Mapping[str, Any] | None = None) -> Detect
             be detected.
     """
     with _run(config, changes, "detection") as run:
-        page = run.detect_all()
+        page, settings = run.detect_all(), run.given_config.detection
+        listed = [] if settings.distribution is not None else settings.models
+        names = [str(one.name) for one in listed] or [Path(run.model()).name]
+        files = {name: run.folder.path / "detection" / name / "distribution.json" for name in names}
         detections = {
-            file.parent.name: json.loads(file.read_text(encoding="utf-8"))
-            for file in sorted((run.folder.path / "detection").glob("*/distribution.json"))
+            name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items()
         }
         shares = {
             name: dict(zip(detection["domains"], detection["share"], strict=True))
@@ -177,6 +174,7 @@ def detect(config: Settings, changes: Mapping[str, Any] | None = None) -> Detect
         spans = {
             name: dict(zip(detection["domains"], map(tuple, detection["ci95"]), strict=True))
             for name, detection in detections.items()
+            if "ci95" in detection
         }
         return Detected(shares, spans, page)
 
@@ -223,9 +221,7 @@ def sweep(config: Settings, changes: Mapping[str, Any] | None = None) -> Swept:
         page = search(run)
         folder = run.folder.path / "sweep"
         trials = pq.read_table(folder / "results.parquet").to_pylist()
-        return Swept(
-            sorted(trials, key=lambda trial: -(trial["score"] or 0)), folder / "best.yaml", page
-        )
+        return Swept(trials, folder / "best.yaml", page)
 
 
 def evaluate(config: Settings, changes: Mapping[str, Any] | None = None) -> Evaluated:

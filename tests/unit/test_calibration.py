@@ -104,12 +104,6 @@ def test_without_noise_the_shares_come_back_exactly() -> None:
     )
 
 
-def test_the_condition_is_that_of_the_confusion_matrix() -> None:
-    # Symmetric [[1 − a, a], [a, 1 − a]] has singular values 1 and 1 − 2a.
-    found = corrected(np.eye(2)[in_order(5, 5)], noiseless(right_in(0.75, 2)))
-    assert found.condition == pytest.approx(2)
-
-
 def test_answers_that_no_shares_explain_get_the_nearest_shares() -> None:
     # All on domain 0, which the judge never is of anything: unconstrained 4/3 and −1/3.
     np.testing.assert_allclose(

@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 from versatune_ray.commands import chat
-from versatune_ray.commands.runs import folder_of, tuned_of
+from versatune_ray.commands.runs import folder_of, is_folder, tuned_of
 from versatune_ray.errors import UserError
+from versatune_ray.settings.location import root, shown
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +121,18 @@ def test_a_run_goes_by_its_name_and_one_without_a_model_is_told(
     ):
         with pytest.raises(UserError, match=words):
             chat.command("", arguments)
+
+
+def test_the_tiny_base_of_a_run_behind_a_uri_is_in_its_mirror(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VERSATUNE_WORK", str(tmp_path / "work"))
+    monkeypatch.setattr("versatune_ray.commands.runs.pull", lambda *_, **__: None)
+    storage = root("s3://bucket/runs?region=eu")
+    shutil.copytree(run, storage / "mine")
+    tiny = storage / ".cache" / "tiny-base" / "key" / "tiny-base"
+    said = {"tokenizer": shown(tiny)}
+    assert said == {"tokenizer": "s3://bucket/runs/.cache/tiny-base/key/tiny-base"}
+    (storage / "mine" / "data.json").write_text(json.dumps(said))
+    found = tuned_of("s3://bucket/runs?region=eu/mine")
+    assert found.base == str(tiny) and is_folder(found.base) and not is_folder("Qwen/Qwen2.5-7B")

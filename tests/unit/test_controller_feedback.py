@@ -207,3 +207,19 @@ def test_passes_go_on_counting_from_stage_to_stage() -> None:
         )
         found.append(list(decision.line["passes"].values()))
     assert found == [[0, 0], [0.5, 2], [0.5, 2], [0.5, 3.5]]
+
+
+def test_the_average_of_training_losses_begins_anew_in_every_stage() -> None:
+    stages = [stage(Constant(), "one", steps=10), stage(Constant(), "two", first=10)]
+    actor = WeightController(["law", "code"], stages, None, 5.0, smoothing=0.5)
+    actor.begin(1, None)
+    told = [
+        report(0, [9, 9], [1, 1]),
+        drawn(10, 4.0, 2.0, (1, 1)),
+        replace(report(10, [8, 8], [1, 1]), stage=1),  # held out, as a stage's first ones are
+        replace(drawn(20, 3.0, None, (1, 0)), stage=1),
+        replace(drawn(30, 1.0, 6.0, (2, 1)), stage=1),
+    ]
+    losses = [list(exchange(actor, one)[0].line["loss"].values()) for one in told]
+    # 0.5 · 3 + 0.5 · 1 in the end; code is drawn from for the first time in this stage
+    assert losses == [[9, 9], [4, 2], [8, 8], [3, 8], [2, 6]]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import BaseModel
 from transformers import AutoTokenizer
 
 from versatune_ray.detection.distribution import PUBLISHED, given, total_variation
@@ -24,7 +25,7 @@ from versatune_ray.detection.prompt import (
     render,
 )
 from versatune_ray.errors import UserError
-from versatune_ray.runtime.engine import started
+from versatune_ray.runtime import engine
 
 QWEN = Path(__file__).resolve().parents[3] / "shared" / "data" / "models" / "qwen2.5_tokenizer"
 SIX = ["law", "medicine", "finance", "science", "code", "general"]
@@ -167,17 +168,22 @@ def test_no_two_sequences_of_a_store_share_a_seed_even_in_32_bits() -> None:
         request_seed(7, 1 << 32)
 
 
-def test_engines_that_seed_no_request_draw_a_seed_each() -> None:
-    class Plain:
-        def __init__(self, *, model: str, engine_kwargs: dict[str, int], batch_size: int):
-            self.told = (model, engine_kwargs, batch_size)
+def test_engines_that_seed_no_request_draw_a_seed_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Given(BaseModel):
+        model_source: str = "m"
+        engine_kwargs: dict[str, int]
 
-    shared = {"max_model_len": 9}
-    given = {"model": "m", "engine_kwargs": shared, "batch_size": 1}
-    replicas = [started(Plain, given, fetched=False, own_seeds=True).told for _ in range(3)]
-    assert len({told[1]["seed"] for told in replicas}) == 3
-    assert shared == {"max_model_len": 9}  # the others draw their own
-    assert started(Plain, given, fetched=False, own_seeds=False).told == ("m", shared, 1)
+    monkeypatch.setattr(
+        engine,
+        "engine_stage",
+        lambda config: (dict, {"fn_constructor_kwargs": config.model_dump()}),
+    )
+    shared = Given(engine_kwargs={"max_model_len": 9})
+    replicas = [engine.started(shared, fetched=False, own_seeds=True) for _ in range(3)]
+    assert len({told["engine_kwargs"]["seed"] for told in replicas}) == 3
+    assert shared.engine_kwargs == {"max_model_len": 9}  # the others draw their own
+    told = engine.started(shared, fetched=False, own_seeds=False)
+    assert told == {"model_source": "m", "engine_kwargs": {"max_model_len": 9}}
 
 
 @pytest.mark.skipif(not QWEN.is_dir(), reason="needs the shared test data")

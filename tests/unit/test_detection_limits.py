@@ -6,9 +6,12 @@ import asyncio
 from typing import Any
 
 import pytest
+import ray
 
 from versatune_ray.detection.endpoint import Endpoint
+from versatune_ray.detection.judge import StandingJudge
 from versatune_ray.detection.judge_http import HttpJudge
+from versatune_ray.detection.judge_spec import judge_spec
 from versatune_ray.detection.limits import Limits, Prices
 from versatune_ray.errors import UserError
 from versatune_ray.settings.loading import parse
@@ -62,3 +65,38 @@ def test_a_cost_without_prices_is_refused() -> None:
     with pytest.raises(UserError, match="max_cost: what a request costs is not known"):
         parse({"detection": {"judge": judge}})
     parse({"detection": {"judge": judge | {"http": http | {"input_price": 0.5}}}})
+
+
+def test_what_is_spent_stays_spent_when_the_judge_starts_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Actor:
+        def __init__(self, kind: Any):
+            self.kind = kind
+
+        def options(self, **_: Any) -> Actor:
+            return self
+
+        def remote(self, *given: Any) -> Any:
+            return self.kind(*given)
+
+    monkeypatch.setattr(ray, "remote", Actor)
+    http = {"url": "http://localhost:1/v1", "requests_per_minute": 60, "actors": 1}
+    config = parse(
+        {
+            "model": {"path": "x"},
+            "domains": {"law": "x.jsonl", "code": "y.jsonl"},
+            "detection": {"judge": {"kind": "http", "path": "m", "http": http}},
+        }
+    )
+    judge = StandingJudge(judge_spec(config, gpu=False))
+
+    def limits() -> Any:
+        return judge.checked()._hire().make.args[-1]  # type: ignore[attr-defined]
+
+    first = limits()
+    judge.close(for_good=False)
+    assert isinstance(first, Limits) and limits() is first
+    judge.close()
+    with pytest.raises(RuntimeError, match="the job ends"):
+        judge.checked()

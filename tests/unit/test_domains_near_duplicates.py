@@ -12,6 +12,7 @@ from tiny import byte_tokenizer, write_records, write_store
 from versatune_ray.domains import DomainData, TokenStore, load_domains, near_duplicates
 from versatune_ray.domains.near_duplicates import _candidates, _signed, similar
 from versatune_ray.domains.tokenizing import build_stores
+from versatune_ray.errors import UserError
 from versatune_ray.settings.loading import parse
 
 
@@ -113,3 +114,29 @@ def test_a_setting_leaves_them_out_of_all_domains_and_counts_them(tmp_path: Path
     assert len(files) == 2 and [file.stat().st_mtime_ns for file in files] == made
     with pytest.raises(Exception, match="near_duplicates"):
         load(near_duplicates=1.5)
+
+
+def test_a_domain_or_a_weighted_source_of_which_nothing_is_left_names_the_key(
+    tmp_path: Path,
+) -> None:
+    said = "the court finds for the plaintiff because the contract was broken in every part "
+    same = write_records(tmp_path / "same.jsonl", [{"text": f"{said}{n}"} for n in range(8)])
+    other = write_records(tmp_path / "other.jsonl", [{"text": f"{n} " * 30} for n in range(9)])
+    lines = [{"text": f"x = {n} ** {n}; " * 5} for n in range(10, 18)]
+    code = write_records(tmp_path / "code.jsonl", lines)
+    asked = write_records(tmp_path / "asked.jsonl", [{"text": f"{said}9"}])
+    tokenizer = byte_tokenizer(tmp_path)
+
+    def load(train: Any) -> None:
+        domains = {"law": {"train": train, "validation": [asked]}, "code": code}
+        data = {"near_duplicates": 0.8}
+        config = parse({"model": {"path": "x"}, "data": data, "domains": domains})
+        args = (config, config.domains, tokenizer, tmp_path / "cache")
+        load_domains(build_stores(*args, distributed=False), config.data)
+
+    why = "data.near_duplicates leaves out 8: raise it, or set it to null"
+    with pytest.raises(UserError, match=f"'law' has 0 usable records .* and 1 held out; {why}"):
+        load([same])
+    sources = [{"path": same, "weight": 1}, {"path": other, "weight": 1}]
+    with pytest.raises(UserError, match=rf"law\.train: source 1 of 2 has no record .*; {why}"):
+        load(sources)

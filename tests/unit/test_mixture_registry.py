@@ -66,7 +66,7 @@ def test_the_flags_are_what_the_policy_does(name: str) -> None:
     if rule.needs_reference:
         with pytest.raises(ValueError, match="reference_loss is missing"):
             made(name).update(shares, bare)
-    if rule.needs_gradients:
+    if needs(rule.kind, "gradients"):
         with pytest.raises(ValueError, match="gradient_products are missing"):
             made(name).update(shares, Feedback(5, LOSS, reference_loss=[0.4] * 3))
     for what, field in (

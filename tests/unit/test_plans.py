@@ -17,8 +17,9 @@ from versatune_ray.detection.plan import describe_detection
 from versatune_ray.errors import UserError
 from versatune_ray.pipeline import plans
 from versatune_ray.settings import Config, Subject
-from versatune_ray.settings.loading import load
+from versatune_ray.settings.loading import dump, load
 from versatune_ray.tuning.outlook import plan_cofitune, plan_replay, plan_study, plan_sweep
+from versatune_ray.tuning.study import alone, check_study
 
 
 @pytest.fixture
@@ -129,6 +130,13 @@ def test_the_tiny_models_and_benchmarks_are_counted(config: Any, tmp_path: Path)
     text = plans.plan_evaluation(config(f"evaluation.benchmarks.law=[{exam}]"))
     assert "1 model(s) × 1 = 1 measurements" in text and "  law: exam" in text
     assert "GiB of weights" in text
+    tuned = config().run_folder / "finetune" / "model"
+    tuned.mkdir(parents=True)
+    base = {"base_model_name_or_path": config().model.path}
+    (tuned / "adapter_config.json").write_text(json.dumps(base))
+    told = plans.plan_evaluation(config(f"evaluation.benchmarks.law=[{exam}]")).splitlines()
+    assert told[0].startswith("benchmarks: 2 model(s) × 1 = 2 measurements")
+    assert told[-1] == told[-2].replace("base:", "tuned:"), "it is merged with its base"
     with pytest.raises(UserError, match=r"evaluation\.benchmarks: missing"):
         plans.plan_evaluation(config())
 
@@ -138,3 +146,48 @@ def test_every_job_that_works_on_a_configuration_has_a_plan(file: Path) -> None:
     # these take seconds themselves, or no configuration
     if file.stem not in ("report", "preview", "soup"):
         assert "plan_" in file.read_text(encoding="utf-8")
+
+
+def test_a_begun_run_of_the_microworld_is_compared_by_what_was_given(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load(overrides=[f"storage={tmp_path / 'runs'}", "device=cpu"])
+    finetune = config.run_folder / "finetune"
+    (finetune / "checkpoints").mkdir(parents=True)
+    (config.run_folder / "config.yaml").write_text(dump(config))
+    (finetune / "inputs.json").write_text("{}")
+    (finetune / "adjustments.jsonl").write_text("")
+    path = {"model": config.model.model_copy(update={"path": str(tiny_model)})}
+    filled = config.model_copy(update=path)  # as with a tiny base model that is there
+    monkeypatch.setattr(plans, "prepare", lambda *_, **__: (filled, True))
+    monkeypatch.setattr(plans, "_stores", lambda *_: None)
+    assert plans.plan_tuning(config).endswith("begun before: it goes on at its last checkpoint")
+    other = load(overrides=["training.epochs=7", f"storage={tmp_path / 'runs'}", "device=cpu"])
+    with pytest.raises(UserError, match=r"begun with other settings \(training\.epochs: "):
+        plans.plan_tuning(other)
+
+
+def test_a_study_is_described_and_checked_without_the_averages_that_it_has_yet_to_make(
+    config: Any,
+) -> None:
+    average = "{mixture.start: trajectory, mixture.policy: constant, mixture.trajectory: '@moving'}"
+    studied = config(
+        "mixture.start=detected",
+        "study.methods.moving={mixture.start: uniform}",
+        f"study.methods.average={average}",
+        "study.baseline=moving",
+        "study.seeds=[0]",
+    )
+    check_study(studied)
+    assert alone(studied.study.chosen["average"]) == {
+        "mixture.start": "uniform",
+        "mixture.policy": "constant",
+    }, "nothing is left that a detection would be made for"
+    assert "study: 2 methods × 1 seeds" in plan_study(studied)
+    wrong = config(
+        "study.methods.moving={mixture.start: uniform}",
+        f"study.methods.average={average.replace('policy', 'polcy')}",
+        "study.baseline=moving",
+    )
+    with pytest.raises(UserError, match=r"mixture\.polcy: unknown key"):
+        check_study(wrong)

@@ -239,3 +239,36 @@ def test_the_picture_is_one_svg_with_every_share_and_gain(tmp_path: Path) -> Non
     assert len([text for text in texts if text.endswith("%")]) == 4
     with pytest.raises(ValueError, match="fine-tune first"):
         picture(replace(run, adjustments=()))
+
+
+def test_two_who_ask_at_once_get_a_page_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tags = iter("ab")
+    monkeypatch.setattr("versatune_ray.report.live.state", lambda folder: next(tags))
+    monkeypatch.setattr("versatune_ray.report.live.read_run", lambda folder: None)
+    monkeypatch.setattr("versatune_ray.report.live.render", lambda run: "page")
+    live = server(lambda: tmp_path)
+    threading.Thread(target=live.serve_forever, daemon=True).start()
+    second: list[bytes] = []
+    ending = live.RequestHandlerClass.end_headers  # type: ignore[attr-defined]
+
+    def ask() -> bytes:
+        connection = http.client.HTTPConnection("127.0.0.1", live.server_port, timeout=30)
+        connection.request("GET", "/", headers={"Host": "localhost"})
+        found = connection.getresponse().read()
+        connection.close()
+        return found
+
+    def end_headers(self: Any) -> None:
+        if not second:  # the run has news before the first has its page
+            second.append(b"")
+            second.append(ask())
+        ending(self)
+
+    monkeypatch.setattr(live.RequestHandlerClass, "end_headers", end_headers)
+    try:
+        assert (ask(), second[-1]) == (b"page", b"page")
+    finally:
+        live.shutdown()
+        live.server_close()

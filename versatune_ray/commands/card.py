@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from versatune_ray.commands.runs import Tuned
+from versatune_ray.commands.runs import Tuned, is_folder
 from versatune_ray.report.page import ONLY
 from versatune_ray.report.read import read_run
 from versatune_ray.report.verdict import verdict
@@ -31,7 +31,7 @@ def card(tuned: Tuned, repository: str, base: str) -> str:
     Args:
         base: a Hugging Face id, or a folder, of which the name alone is told.
     """
-    is_id = not Path(base).expanduser().exists()
+    is_id = not is_folder(base)
     data = _read(tuned.run / "data.json")
     rows = (_read(tuned.run / "evaluation" / "results.json") or {"results": []})["results"]
     right = {

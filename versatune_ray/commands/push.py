@@ -13,9 +13,10 @@ from pathlib import Path
 
 from versatune_ray.cli import Parser
 from versatune_ray.commands.card import card
-from versatune_ray.commands.runs import ADAPTER, Tuned, tuned_of
+from versatune_ray.commands.runs import Tuned, is_folder, tuned_of
 from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import write_json
+from versatune_ray.runtime.models import ADAPTER
 
 _CONVERTER = "convert_hf_to_gguf.py"
 _REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
@@ -45,7 +46,7 @@ def command(what: str, arguments: Sequence[str]) -> None:
         raise UserError(f"{given.repository}: is no repository; write OWNER/NAME")
     tuned = tuned_of(given.run)
     base = given.base or tuned.base
-    if tuned.adapter and Path(base).expanduser().exists():
+    if tuned.adapter and is_folder(base):
         raise UserError(f"{base}: the adapter's base is a folder of this machine; give --base ID")
     folder = gathered(tuned, given.repository, base)
     if given.gguf:

@@ -8,18 +8,17 @@ from typing import NamedTuple
 
 from versatune_ray.errors import UserError
 from versatune_ray.runs.storage import pull
+from versatune_ray.runtime.models import ADAPTER, adapter_base
 from versatune_ray.settings import Config
 from versatune_ray.settings.loading import saved_config
-from versatune_ray.settings.location import root, storage_errors
-
-ADAPTER = "adapter_config.json"
+from versatune_ray.settings.location import is_mirrored, mirrored, root, shown, storage_errors
 
 
 class Tuned(NamedTuple):
     """A run that has a tuned model.
 
-    model: its folder. base: a folder or a Hugging Face id. adapter: ``model`` holds an adapter
-    alone.
+    model: its folder. base: a folder, of a mirror perhaps, or a Hugging Face id. adapter: ``model``
+    holds an adapter alone.
     """
 
     run: Path
@@ -59,10 +58,23 @@ def tuned_of(run: str) -> Tuned:
             f"{run}: no tuned model ({run}/finetune/model); versatune finetune makes it"
         )
     config, _ = saved_config(saved)
-    base = config.model.path
-    if adapter:
-        found = json.loads((model / ADAPTER).read_text(encoding="utf-8"))
-        base = found["base_model_name_or_path"]
-    elif base is None:  # a tiny one: its tokenizer's folder
-        base = json.loads((folder / "data.json").read_text(encoding="utf-8"))["tokenizer"]
-    return Tuned(folder, model, str(base), adapter, config)
+    base = adapter_base(model) or config.model.path
+    if base is None:  # a tiny one: its tokenizer's folder
+        told = json.loads((folder / "data.json").read_text(encoding="utf-8"))["tokenizer"]
+        base = _place(told, folder)
+    return Tuned(folder, model, base, adapter, config)
+
+
+def is_folder(base: str) -> bool:
+    """Whether a base model is a folder, which has no name that others know."""
+    return is_mirrored(base) or Path(base).expanduser().exists()
+
+
+def _place(told: str, folder: Path) -> str:
+    """Where this machine has, or will have, what a file of a run in ``folder`` tells the place of:
+    of the storage's URI its mirror.
+    """
+    found = mirrored(folder)
+    if found is None or not told.startswith(f"{shown(root(found[0]))}/"):
+        return told
+    return str(root(found[0]) / told.removeprefix(f"{shown(root(found[0]))}/"))

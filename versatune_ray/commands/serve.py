@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from versatune_ray.cli import Parser
-from versatune_ray.commands.runs import ADAPTER, tuned_of
+from versatune_ray.commands.runs import tuned_of
 from versatune_ray.errors import UserError
+from versatune_ray.runtime.models import ADAPTER
 
 
 def command(what: str, arguments: Sequence[str]) -> None:

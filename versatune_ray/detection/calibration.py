@@ -52,13 +52,10 @@ class JudgeQuality:
 
 @dataclass(frozen=True)
 class Correction:
-    """share [k] summing to 1, ci95 [k, 2], condition: ratio of largest to smallest singular value
-    of the confusion matrix.
-    """
+    """share [k] summing to 1, ci95 [k, 2]."""
 
     share: Array
     ci95: Array
-    condition: float
 
 
 def measure(probabilities: Array, truth: NDArray[np.int64], k: int) -> JudgeQuality:
@@ -135,8 +132,7 @@ def corrected(
             f"share_probabilities: shape {share_probabilities.shape} is not [n, {k}] with n of at "
             f"least 2"
         )
-    condition = float(np.linalg.cond(confusion))
-    if not condition < SINGULAR:
+    if not np.linalg.cond(confusion) < SINGULAR:
         first, second, distance = _closest(confusion)
         raise ValueError(
             "the judge cannot tell some domains apart, so its confusion cannot be undone: "
@@ -152,9 +148,7 @@ def corrected(
     )
     drawn = np.linalg.solve(matrices, q[:, :, None])[:, :, 0]
     low, high = np.clip(np.percentile(drawn, [2.5, 97.5], axis=0), 0, 1)
-    return Correction(
-        share, np.stack([np.minimum(low, share), np.maximum(high, share)], axis=1), condition
-    )
+    return Correction(share, np.stack([np.minimum(low, share), np.maximum(high, share)], axis=1))
 
 
 def _on_simplex(confusion: Array, q: Array) -> Array:

@@ -49,6 +49,7 @@ class StandingJudge:
     def __init__(self, spec: JudgeSpec):
         self.spec, self._lock = spec, threading.Lock()
         self._pool: Pool | None = None
+        self._closed: Pool | None = None
         self._ended = False
 
     def start(self) -> None:
@@ -69,13 +70,17 @@ class StandingJudge:
             if self._ended:
                 raise RuntimeError("the job ends: nothing more is asked")
             if self._pool is None:
-                self._pool = KINDS[self.spec.settings.kind](self.spec)
+                if self._closed is None:
+                    self._pool = KINDS[self.spec.settings.kind](self.spec)
+                else:
+                    self._pool = self._closed.again()
             return self._pool
 
     def close(self, for_good: bool = True) -> None:
         """Let it go; or not ``for_good``, and asked again, it starts again."""
         with self._lock:
             pool, self._pool, self._ended = self._pool, None, for_good
+            self._closed = None if for_good else pool or self._closed
         if pool is not None:
             pool.close()
 

@@ -9,7 +9,7 @@ import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -269,17 +269,15 @@ def http_stage(spec: JudgeSpec) -> Pool:
     ]
     limited = at.requests_per_minute is not None or at.max_cost is not None
 
-    def hire() -> Staff:
+    @cache  # what is spent stays spent, however often the pool is opened again
+    def limits() -> Any:
         import ray
 
-        limits = None
-        if limited:
-            prices = Prices(at.input_price, at.output_price)
-            limits = (
-                ray.remote(Limits)
-                .options(num_cpus=0)
-                .remote(at.requests_per_minute, at.max_cost, prices)
-            )
+        prices = Prices(at.input_price, at.output_price)
+        actor = ray.remote(Limits).options(num_cpus=0)
+        return actor.remote(at.requests_per_minute, at.max_cost, prices)
+
+    def hire() -> Staff:
         made = partial(
             HttpJudge,
             endpoint,
@@ -287,7 +285,7 @@ def http_stage(spec: JudgeSpec) -> Pool:
             settings.answer,
             settings.answer_tokens,
             spec.longest_text,
-            limits,
+            limits() if limited else None,
         )
         # several blocks in an actor, so that none waits for another's last reply
         return Staff(made, (at.actors, at.actors), {"num_cpus": 0.5}, 4)

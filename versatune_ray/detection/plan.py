@@ -15,6 +15,7 @@ from versatune_ray.domains.labelled import labelled_sources
 from versatune_ray.errors import one_line
 from versatune_ray.runs.parts import finished_ids
 from versatune_ray.runtime.cluster import gpus_here
+from versatune_ray.runtime.models import in_words
 from versatune_ray.settings import Config, Engine, Subject
 
 _RUNNING = 256  # sequences that vLLM runs at once on most GPUs, if its options do not say
@@ -159,13 +160,7 @@ def memory(path: str, engine: Engine, tokens: int, config: Config) -> str:
         / engine.tensor_parallel
         / _GIB
     )
-    count = model.num_parameters()
-    parameters = (
-        f"{count / 1e9:.1f} billion parameters"
-        if count >= 1e8
-        else f"{count / 1e6:.1f} million parameters"
-    )
     return (
-        f"{parameters}: {weights:.1f} GiB of weights and {cache:.1f} GiB of cache for {at_once} "
-        f"sequences, per device"
+        f"{in_words(model.num_parameters())} parameters: {weights:.1f} GiB of weights and "
+        f"{cache:.1f} GiB of cache for {at_once} sequences, per device"
     )

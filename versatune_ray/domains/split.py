@@ -196,7 +196,7 @@ def split(domains: Mapping[str, DomainStores], data: Data) -> dict[str, DomainDa
             )
         most = data.most_train(name)
         if stores.sources is not None:
-            used = _weighted(name, stores.train, kept, stores.sources, most)
+            used = _weighted(name, stores, kept, stores.sources, most)
         else:
             used = kept if most is None else _lowest(stores.train, kept, most)
         distinct = len(used) if stores.sources is None else len(np.unique(used))
@@ -238,7 +238,7 @@ def _parts(name: str, stores: DomainStores, fraction: float) -> tuple[Indices, I
         if not len(everything) or not len(stores.validation):
             raise UserError(
                 f"domain {name!r} has {len(everything)} usable records to train on and "
-                f"{len(stores.validation)} held out"
+                f"{len(stores.validation)} held out{_alike(stores)}"
             )
         return everything, np.arange(len(stores.validation), dtype=np.int64)
     hashes = _groups(stores.train)[everything]
@@ -246,7 +246,7 @@ def _parts(name: str, stores: DomainStores, fraction: float) -> tuple[Indices, I
     if distinct < 2:
         raise UserError(
             f"domain {name!r} has only {distinct} usable records that differ; it needs 2: one to "
-            f"train on, one held out"
+            f"train on, one held out{_alike(stores)}"
         )
     held_out = hashes < np.uint64(int(fraction * 2.0**64))
     if not held_out.any():
@@ -256,13 +256,20 @@ def _parts(name: str, stores: DomainStores, fraction: float) -> tuple[Indices, I
     return everything[~held_out], everything[held_out]
 
 
+def _alike(stores: DomainStores, among: NDArray[np.bool_] | bool = True) -> str:
+    """What to say of records that are left out because they resemble others, where some are."""
+    count = 0 if stores.similar is None else int((stores.similar & among).sum())
+    said = f"; data.near_duplicates leaves out {count:,}: raise it, or set it to null"
+    return said if count else ""
+
+
 def _lowest(store: TokenStore, rows: Indices, count: int) -> Indices:
     return np.sort(rows[np.argsort(store.hashes[rows], kind="stable")[:count]])
 
 
 def _weighted(
     name: str,
-    store: TokenStore,
+    stores: DomainStores,
     kept: Indices,
     sources: tuple[tuple[float, int], ...],
     most: int | None,
@@ -274,7 +281,8 @@ def _weighted(
     """
     weights = np.array([weight for weight, _ in sources])
     ends = np.cumsum([inputs for _, inputs in sources])
-    source = np.searchsorted(ends, store.inputs[kept], side="right")
+    source_of = np.searchsorted(ends, stores.train.inputs, side="right")
+    source = source_of[kept]
     total = len(kept) if most is None else min(most, len(kept))
     exact = total * weights / weights.sum()
     counts = np.floor(exact).astype(np.int64)
@@ -286,10 +294,10 @@ def _weighted(
         if not len(rows):
             raise UserError(
                 f"domains.{name}.train: source {place + 1} of {len(sources)} has no record to "
-                f"train on, so it cannot give its part"
+                f"train on, so it cannot give its part{_alike(stores, source_of == place)}"
             )
         passes, rest = divmod(int(count), len(rows))
-        parts += [*[rows] * passes, _lowest(store, rows, rest)]
+        parts += [*[rows] * passes, _lowest(stores.train, rows, rest)]
     return np.sort(np.concatenate(parts))
 
 

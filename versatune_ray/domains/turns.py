@@ -143,7 +143,7 @@ def tool_schemas(value: Any) -> list[dict[str, Any]] | None:
     if not value or (isinstance(value, str) and value.strip() in ("", "[]", "null")):
         return None
     tools = listed(value, "tools", "schemas")
-    tools = [_json(tool, "tools") for tool in tools]
+    tools = [_json(tool) for tool in tools]
     if not all(isinstance(tool, Mapping) for tool in tools):
         raise BadRecord("tools must be a list of schemas (objects)")
     return [_without_nulls(tool) for tool in tools]
@@ -271,7 +271,7 @@ def _calls_and_reasoning(
     if legacy and not calls:
         calls = [legacy]
     if kind in _CALLS:  # the call is the content, or a text that stays one
-        found = _json(message["content"], name)
+        found = _json(message["content"])
         if isinstance(found, Mapping | list):
             calls, message["content"] = found if isinstance(found, list) else [found], ""
     if calls:
@@ -280,14 +280,14 @@ def _calls_and_reasoning(
 
 
 def _call(given: Any, name: str) -> dict[str, Any]:
-    call = _json(given, name)
-    function = _json(call.get("function", call), name) if isinstance(call, Mapping) else None
+    call = _json(given)
+    function = _json(call.get("function", call)) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise BadRecord(f"{name} has a tool call without the name of a function")
     arguments = function.get("arguments", function.get("parameters"))
     if isinstance(arguments, str):
         # templates write arguments as JSON themselves; a text would be quoted twice
-        arguments = _json(arguments, name) if arguments.strip() else {}
+        arguments = _json(arguments) if arguments.strip() else {}
     else:
         arguments = {} if arguments is None else _without_nulls(arguments)
     result: dict[str, Any] = {"type": "function"}
@@ -296,7 +296,7 @@ def _call(given: Any, name: str) -> dict[str, Any]:
     return result | {"function": {"name": function["name"], "arguments": arguments}}
 
 
-def _json(value: Any, name: str) -> Any:
+def _json(value: Any) -> Any:
     """What a text spells in JSON, else the text itself."""
     if not isinstance(value, str):
         return value

@@ -32,8 +32,12 @@ class GuardState:
 
 class Policy(Protocol):
     """How shares follow the losses. Two methods and a flag; a class of your own that has them can
-    be named in ``mixture.policy``. Two more flags it may have: ``needs_gradients``, where it goes
-    by ``feedback.gradient_products``, and ``multiplicative``, where it leaves a share of 0 at 0.
+    be named in ``mixture.policy``.
+
+    More flags it may have, all False where it has none: ``needs_gradients``, ``needs_variances``,
+    ``needs_held_out_gradient`` and ``needs_budget``, of what it goes by in ``Feedback``;
+    ``multiplicative``, where it leaves a share of 0 at 0; ``starts``, where the shares before step
+    1 are its own; and ``counts_records``, where its shares are meant as parts of the samples.
     """
 
     @property

@@ -50,10 +50,6 @@ class Rule:
         return bool(getattr(self.kind, "needs_reference", False))
 
     @property
-    def needs_gradients(self) -> bool:
-        return bool(getattr(self.kind, "needs_gradients", False))
-
-    @property
     def starts(self) -> bool:
         """Whether the shares before step 1 are its own, whatever ``mixture.start`` says."""
         return bool(getattr(self.kind, "starts", False))

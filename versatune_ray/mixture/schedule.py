@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,22 +16,15 @@ from versatune_ray.mixture.shares import check_shares, normalised, proportional,
 Named = Literal["uniform", "proportional"]
 
 
-class Waypoint(NamedTuple):
-    """``at``: an optimizer step (int), or a fraction of all (float, within 0 and 1). ``shares``:
-    [k], or the name of a rule.
-    """
-
-    at: int | float
-    shares: Sequence[float] | Named
-
-
 @dataclass(frozen=True)
 class Schedule:
     """Shares from waypoint to waypoint; before the first and after the last, theirs. They hold from
     one adjustment to the next, as those of every policy.
 
     Attributes:
-        waypoints: at rising steps. By default the run is annealed from uniform to proportional.
+        waypoints: (at, shares) at rising steps; ``at``: an optimizer step (int), or a fraction of
+            all (float, within 0 and 1); ``shares``: [k], or the name of a rule. By default the run
+            is annealed from uniform to proportional.
         between: ``linear``; ``cosine``, slow at both ends; or ``geometric``, P ∝ a^(1−w)·b^w for w
             from 0 to 1: from uniform to proportional that is records^(1/τ) with τ = 1/w, a
             temperature that falls to 1.

@@ -163,8 +163,7 @@ class Inputs:
             )
             unit: Unit = found["unit"]
             return unit
-        alike = self._tokenizer_of(self._reference_model()) == self.tokenizer()
-        return "nats/token" if alike else "nats/byte"
+        return loss_unit(self.given_config, self.model(), self._reference_model())
 
     @once
     def tokenize(self) -> Stores:
@@ -184,7 +183,8 @@ class Inputs:
             config.model.trust_remote_code,
         )
         stores: Stores = self.folder.step("token store", lambda: self._build_stores(self.model()))
-        stores, contaminated = mark(config, stores, self._load_tokenizer(self.model()), self.cache)
+        loaded = tokenizer_of(config, self.model())
+        stores, contaminated = mark(config, stores, loaded, self.cache)
         domains = load_domains(stores, config.data)
         check_rows(config, self.model(), domains)
         accounts = {
@@ -210,16 +210,28 @@ class Inputs:
         stores = [folder for one in paths.values() for folder in one.folders]
         return Step(paths, all((folder / "meta.json").stat().st_mtime < began for folder in stores))
 
-    def _load_tokenizer(self, model: str) -> Any:
-        from versatune_ray.domains.chat import load_tokenizer
-
-        data, remote = self.given_config.data, self.given_config.model.trust_remote_code
-        return load_tokenizer(model, data.chat_template, remote, data.chat_template_kwargs)
-
     def _tokenizer_of(self, model: str) -> str:
         from versatune_ray.domains.chat import tokenizer_fingerprint
 
-        return tokenizer_fingerprint(self._load_tokenizer(model))
+        return tokenizer_fingerprint(tokenizer_of(self.given_config, model))
+
+
+def tokenizer_of(config: Config, model: str) -> Any:
+    """A model's tokenizer, with the template that ``config`` gives it."""
+    from versatune_ray.domains.chat import load_tokenizer
+
+    data, remote = config.data, config.model.trust_remote_code
+    return load_tokenizer(model, data.chat_template, remote, data.chat_template_kwargs)
+
+
+def loss_unit(config: Config, model: str, reference: str) -> Unit:
+    """Losses of models with different tokenizers are compared per byte."""
+    from versatune_ray.domains.chat import tokenizer_fingerprint
+
+    if model == reference:
+        return "nats/token"
+    found = {tokenizer_fingerprint(tokenizer_of(config, path)) for path in (model, reference)}
+    return "nats/token" if len(found) == 1 else "nats/byte"
 
 
 def _contaminated(counts: Mapping[str, Mapping[str, int]], policy: str) -> Iterator[str]:

@@ -6,15 +6,13 @@ Records of some megabytes are tokenised for it, in this process, which the run w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from versatune_ray.domains import DomainData, DomainPaths, load_domains, load_tokenizer
-from versatune_ray.domains.chat import tokenizer_fingerprint
+from versatune_ray.domains import DomainData, DomainPaths, load_domains
 from versatune_ray.domains.contamination import mark
 from versatune_ray.microworld.prepare import prepare
+from versatune_ray.pipeline.inputs import loss_unit, tokenizer_of
 from versatune_ray.runs.folder import check_unchanged
 from versatune_ray.settings import Config, Subject, semantics
-from versatune_ray.settings.recipe import Unit
 
 _TINY = "a tiny base model is trained first (minutes on a CPU)"
 
@@ -54,7 +52,7 @@ def plan_reference(config: Config) -> str:
     if config.model.path is None:
         return f"{_TINY}; then one of its kind is tuned on each domain, in less than a GiB"
     model = settings.model or config.model.path
-    unit = _unit(config, model)
+    unit = loss_unit(config, config.model.path, model)
     paths = _stores(config, config.model.path if unit == "nats/token" else model)
     lines = [
         f"reference losses of {model}: up to {settings.epochs} epochs on each domain alone, "
@@ -63,7 +61,7 @@ def plan_reference(config: Config) -> str:
     if paths is None:
         return "\n".join([*lines, f"  {_UNREAD}", *alone(config, model, {})])
     if unit == "nats/token" and config.data.contaminated == "remove":
-        paths, _ = mark(config, paths, _tokenizer(config, config.model.path), config.cache_folder)
+        paths, _ = mark(config, paths, tokenizer_of(config, config.model.path), config.cache_folder)
     keys = reference_keys(model_fingerprint(model, config.cache_folder), paths, config, unit)
     left: dict[str, tuple[DomainData, int]] = {}
     for name, data in load_domains(paths, config.data).items():
@@ -84,12 +82,13 @@ def plan_tuning(config: Config) -> str:
     """The fine-tuning by itself."""
     from versatune_ray.training.budget import outlook
 
+    begun = _begun(config)  # a run keeps what was given, and not what is filled in
     config, _ = prepare(config, config.model.path is None, False, make=False)
     if config.model.path is None:
         return f"{_TINY}; its fine-tuning takes minutes and less than a GiB"
     paths = _stores(config, config.model.path)
     domains = None if paths is None else load_domains(paths, config.data)
-    return "\n".join([outlook(config, config.model.path, domains), *_begun(config)])
+    return "\n".join([outlook(config, config.model.path, domains), *begun])
 
 
 def plan_pipeline(config: Config) -> str:
@@ -108,12 +107,13 @@ def plan_evaluation(config: Config) -> str:
     """What ``Run.measure_all`` would measure, and the memory that it takes."""
     from versatune_ray.detection.plan import memory
     from versatune_ray.evaluation.benchmarks import asked
+    from versatune_ray.runtime.models import adapter_base
 
     config, _ = prepare(config, config.model.path is None, False, make=False)
     listed, settings = asked(config, config.cache_folder), config.evaluation
     tuned = config.run_folder / "finetune" / "model"
     models = {"base": config.model.path or ""}
-    if (tuned / "config.json").is_file():
+    if (tuned / "config.json").is_file() or adapter_base(tuned) is not None:
         models["tuned"] = str(tuned)
     models |= settings.models
     count, most = len(listed) * len(models), settings.limit
@@ -124,7 +124,8 @@ def plan_evaluation(config: Config) -> str:
         *(f"  {one.domain}: {one.name}" for one in listed),
     ]
     for name, path in models.items():
-        told = memory(path, settings.engine, settings.max_tokens, config) if path else _TINY
+        whole = adapter_base(path) or path  # an adapter is measured merged with its base
+        told = memory(whole, settings.engine, settings.max_tokens, config) if path else _TINY
         lines.append(f"  {name}: {told}")
     return "\n".join(lines)
 
@@ -145,22 +146,6 @@ def plan_base(config: Config) -> str:
 
 
 _UNREAD = "records are not read yet: they are counted once a run has read them"
-
-
-def _unit(config: Config, reference: str) -> Unit:
-    """Losses of models with different tokenizers are compared per byte."""
-    own = str(config.model.path)
-    if reference == own:
-        return "nats/token"
-    alike = {tokenizer_fingerprint(_tokenizer(config, path)) for path in (reference, own)}
-    return "nats/token" if len(alike) == 1 else "nats/byte"
-
-
-def _tokenizer(config: Config, path: str) -> Any:
-    data = config.data
-    return load_tokenizer(
-        path, data.chat_template, config.model.trust_remote_code, data.chat_template_kwargs
-    )
 
 
 def _before(config: Config) -> list[str]:

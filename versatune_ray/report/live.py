@@ -38,18 +38,20 @@ def server(run: Callable[[], Path], port: int = 0) -> ThreadingHTTPServer:
                 return
             folder = run()
             tag = f'"{state(folder)}"'
-            if body and tag not in made:
+            page = made.get(tag) if body else None
+            if body and page is None:
+                page = render(read_run(folder)).encode("utf-8", "replace")
                 made.clear()
-                made[tag] = render(read_run(folder)).encode("utf-8", "replace")
+                made[tag] = page
             self.send_response(HTTPStatus.OK)
             self.send_header("ETag", tag)
             self.send_header("Cache-Control", "no-store")
             self.send_header("Content-Type", "text/html; charset=utf-8")
-            if body:
-                self.send_header("Content-Length", str(len(made[tag])))
+            if page is not None:
+                self.send_header("Content-Length", str(len(page)))
             self.end_headers()
-            if body:
-                self.wfile.write(made[tag])
+            if page is not None:
+                self.wfile.write(page)
 
         def log_message(self, *_: object) -> None:
             """Say nothing of each request."""

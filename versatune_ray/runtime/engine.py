@@ -105,12 +105,15 @@ def cpu_environment(settings: Engine) -> dict[str, str]:
     return found
 
 
+def needs_of_device(settings: Engine, gpu: bool) -> dict[str, float]:
+    """What each device of a replica takes of its cluster, by the names of Ray's resources."""
+    return {"CPU": float(settings.cpus)} | settings.resources | ({"GPU": 1.0} if gpu else {})
+
+
 def needs(settings: Engine, gpu: bool) -> dict[str, float]:
-    """What one replica takes of its cluster, by the names of Ray's resources."""
-    options = settings.options
-    devices = settings.tensor_parallel * int(options.get("pipeline_parallel_size", 1))
-    each = {"CPU": float(settings.cpus)} | settings.resources | ({"GPU": 1.0} if gpu else {})
-    return {name: amount * devices for name, amount in each.items()}
+    """What one replica takes."""
+    devices = settings.tensor_parallel * int(settings.options.get("pipeline_parallel_size", 1))
+    return {name: amount * devices for name, amount in needs_of_device(settings, gpu).items()}
 
 
 def replicas(settings: Engine) -> tuple[int, int]:
@@ -148,10 +151,7 @@ def vllm_stage(
         options.setdefault("distributed_executor_backend", "mp")
     elif options.get("pipeline_parallel_size", 1) > 1:
         options.setdefault("distributed_executor_backend", "ray")
-    bundle: dict[str, float] = {"CPU": settings.cpus} | settings.resources
     environment = {} if gpu else cpu_environment(settings)
-    if gpu:
-        bundle["GPU"] = 1
 
     def answered(rows: Any) -> Any:
         return rows if finish is None else rows.map(finish)
@@ -163,7 +163,7 @@ def vllm_stage(
             model_source=model,
             engine_kwargs=dict(options),
             accelerator_type=settings.accelerator,
-            placement_group_config={"bundle_per_worker": bundle},
+            placement_group_config={"bundle_per_worker": needs_of_device(settings, gpu)},
             runtime_env={"env_vars": environment} if environment else None,
             batch_size=settings.batch_size,
             max_concurrent_batches=settings.concurrent_batches,

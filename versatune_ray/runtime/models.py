@@ -17,6 +17,7 @@ from versatune_ray.runs.storage import fetch
 from versatune_ray.runtime.gguf import gguf_file
 from versatune_ray.settings.location import is_mirrored
 
+ADAPTER = "adapter_config.json"  # of peft
 _SETTLED = 5_000_000_000  # nanoseconds since the last change
 # .py: of a model with code of its own; .tiktoken: of a tokenizer
 _CONTENT = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py", ".tiktoken")
@@ -48,6 +49,14 @@ def model_fingerprint(path: str, cache: Path | None = None) -> str:
             f"{path}: no such model folder, and no Hugging Face id of the form owner/name"
         )
     return f"{path}@{commit(path)}"
+
+
+def adapter_base(path: str | Path) -> str | None:
+    """The model that a folder's adapter was made for, where it holds an adapter alone."""
+    file = Path(path).expanduser() / ADAPTER
+    if file.with_name("config.json").is_file() or not file.is_file():
+        return None
+    return str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"])
 
 
 def _is_id(path: str) -> bool:
@@ -155,6 +164,13 @@ def weights_size(path: str) -> int:
     """
     files = list(Path(path).expanduser().glob("*.safetensors"))
     return sum(file.stat().st_size for file in files) if files else 8 * 2**30
+
+
+def in_words(parameters: int) -> str:
+    """As "7.6 billion"."""
+    if parameters >= 1e8:
+        return f"{parameters / 1e9:.1f} billion"
+    return f"{parameters / 1e6:.1f} million"
 
 
 def check_length(key: str, tokens: int, model: str, trust_remote_code: bool) -> None:

@@ -88,6 +88,10 @@ class Pool:
         )
         return staff.after(answered)
 
+    def again(self) -> Pool:
+        """One that is not closed, of the same staff."""
+        return Pool(self._hire)
+
     def start(self) -> None:
         """Ask for the least actors now, and wait for none."""
         self._grown(0)

@@ -1,5 +1,5 @@
 """Every key of the configuration, declared once with its type, unit, default and meaning;
-``--help`` prints exactly these.
+``--keys`` prints exactly these.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def setting(
 
     Args:
         default: its value, or a factory of it without arguments.
-        unit: of a number, for the help.
+        unit: of a number, for ``--keys``.
         resumable: whether it may change when a run goes on. results: whether what a run computes
             depends on it; False for what changes its speed, its place or its account, and such a
             key is resumable too. Both count for all keys of a section.
@@ -101,8 +101,8 @@ def kinds(annotation: Any) -> set[Any]:
 
 
 class OneOf:
-    """Validator of a text that is one of ``names``, and in the help the list of them; ``other``
-    checks what is none of them.
+    """Validator of a text that is one of ``names``, and in ``--keys`` the list of them;
+    ``other`` checks what is none of them.
     """
 
     def __init__(self, names: Collection[str], other: re.Pattern[str] | None = None, way: str = ""):

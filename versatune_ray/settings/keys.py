@@ -1,4 +1,4 @@
-"""The tree of keys: every one with what it is declared with, the text of ``--help``, and values as
+"""The tree of keys: every one with what it is declared with, the text of ``--keys``, and values as
 their keys declare them.
 """
 

@@ -125,8 +125,8 @@ def stages(
         detected: detected shares [k], if a start needs them.
 
     Raises:
-        UserError: as ``parts``, ``policy``, ``starting_shares``, ``check_passes``; or a stage is
-            left without records.
+        UserError: as ``stage_configs``, ``policy``, ``starting_shares``, ``check_passes``; or a
+            stage is left without records.
     """
     found: list[StagePlan] = []
     for part in stage_configs(config, names):

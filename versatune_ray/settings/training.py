@@ -133,12 +133,12 @@ class Training(Section):
         results=False,
     )
     precision: Literal["auto", "bf16", "fp32"] = setting(
-        "auto", "of the forward pass, weights stay fp32; auto: bf16 on GPUs, fp32 on CPUs"
+        "auto", "of the forward and backward passes; auto: bf16 on GPUs, fp32 on CPUs"
     )
     attention: Literal["auto", "padded", "sdpa", "flex", "varlen"] = setting(
         "auto",
         "padded: rows of like length; the others pack samples into one row without padding; auto: "
-        "varlen on GPUs, padded on CPUs",
+        "varlen on GPUs (sdpa in fp32), padded on CPUs",
         results=False,
     )
     activation_checkpointing: Recompute = setting(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,7 @@ from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import cached
 from versatune_ray.runs.folder import contents
 from versatune_ray.runs.storage import fetch
-from versatune_ray.runtime.models import commit, model_fingerprint
-
-_ADAPTER = "adapter_config.json"
+from versatune_ray.runtime.models import adapter_base, commit, model_fingerprint
 
 
 def whole_model(path: str, cache: Path, trust_remote_code: bool) -> str:
@@ -25,9 +22,9 @@ def whole_model(path: str, cache: Path, trust_remote_code: bool) -> str:
         UserError: the model that the adapter was made for cannot be found.
     """
     folder = Path(fetch(path))
-    if (folder / "config.json").is_file() or not (folder / _ADAPTER).is_file():
+    base = adapter_base(folder)
+    if base is None:
         return path
-    base = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
     files = [str(file) for file in sorted(folder.glob("adapter_*"))]
     try:
         parts = {"base": model_fingerprint(base, cache), "adapter": contents(files)}

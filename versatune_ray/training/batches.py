@@ -95,8 +95,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Layout:
-    """How samples become rows, on every rank alike. parameters, width: see ``attention_cost``;
-    capacity: tokens per micro-batch.
+    """How samples become rows, on every rank alike. parameters, width: see ``attention_cost``.
 
     equal: all ranks run the same number of micro-batches. pinned: in memory that a GPU copies from
     while it computes.

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from versatune_ray.domains import DomainData
 from versatune_ray.errors import UserError
 from versatune_ray.runtime.cluster import gpus_here
+from versatune_ray.runtime.models import in_words
 from versatune_ray.settings import Config, Lora, Trainable, Training, semantics
 from versatune_ray.settings.recipe import Execution, StagePlan
 from versatune_ray.training.attention import choose
@@ -86,7 +87,7 @@ def outlook(config: Config, path: str, domains: Mapping[str, DomainData] | None)
     )
     work = Work.of(model)
     lines = [
-        f"fine-tuning of {path}: {_count(total)} parameters, of which {_count(trained)} train; "
+        f"fine-tuning of {path}: {in_words(total)} parameters, of which {in_words(trained)} train; "
         f"{workers} worker(s) on {device}"
     ]
     if domains is None:
@@ -241,10 +242,6 @@ def _speed(device: str) -> tuple[float, str]:
         _UTILISATION * count * 2 * 512**3 / seconds / torch.get_num_threads(),
         "what a matrix product reaches on a core here",
     )
-
-
-def _count(number: int) -> str:
-    return f"{number / 1e9:.1f} billion" if number >= 1e8 else f"{number / 1e6:.1f} million"
 
 
 def _duration(seconds: float) -> str:

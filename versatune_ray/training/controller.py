@@ -197,7 +197,7 @@ class WeightController:
             counts = np.asarray(sum(r.token_counts for r in reports if r.token_counts is not None))
             loss = np.divide(sum(r.loss_sums for r in reports if r.loss_sums is not None), counts)
         else:
-            loss = self._smoothed(train_loss)
+            loss = self._smoothed(train_loss, self.stages[first.stage])
         stage = self.stages[first.stage]
         lines = [line for line in self.lines if line.get("stage") == stage.name]
         before = self._passed(stage)
@@ -270,16 +270,16 @@ class WeightController:
         before = next((line for line in reversed(self.lines) if line["stage"] != stage.name), None)
         return passes_in(before or {}, self.domains)
 
-    def _smoothed(self, train_loss: Array) -> Array:
+    def _smoothed(self, train_loss: Array, stage: StagePlan) -> Array:
         """Training feedback, [k]: the moving average of each domain's training losses; NaN, not
         drawn since: as it was.
         """
         if self.previous_loss is None:
             return train_loss
-        # Until a domain was drawn, its previous loss is a held-out one: a mean with that would be
-        # of two different quantities.
-        passes = self.lines[-1]["passes"] or {}
-        weight = np.array([self.smoothing if passes.get(name) else 0.0 for name in self.domains])
+        # Until a stage has drawn from a domain, the previous loss is a held-out one: a mean with
+        # that would be of two different quantities.
+        drawn = passes_in(self.lines[-1], self.domains) > self._passed(stage)
+        weight = np.where(drawn, self.smoothing, 0.0)
         average = weight * self.previous_loss + (1 - weight) * train_loss
         return np.where(np.isnan(train_loss), self.previous_loss, average)
 

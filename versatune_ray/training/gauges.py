@@ -12,7 +12,7 @@ from versatune_ray.training.loggers import Row
 
 _OF_DOMAINS = {
     "share": "share of the samples, since the last adjustment",
-    "loss": "held-out loss at the last adjustment, nats per response token (or byte)",
+    "loss": "loss that the last adjustment went by, nats per response token (or byte)",
     "learnable_potential": "learnable potential at the last adjustment",
     "forgetting_degree": "forgetting degree at the last adjustment",
     "passes": "passes over the domain's records so far",

@@ -217,8 +217,15 @@ class LocalRuntime:
         if self.world == 1:
             return self._controller.decide([report])
         dist.gather_object(report, reports)
-        answer: list[Any] = [self._controller.decide(reports) if reports is not None else None]
+        answer: list[Any] = [None]
+        if reports is not None:
+            try:
+                answer = [self._controller.decide(reports)]
+            except Exception as error:  # else the others would wait in vain
+                answer = [error]
         dist.broadcast_object_list(answer)
+        if isinstance(answer[0], Exception):
+            raise answer[0]
         decision: Decision = answer[0]
         return decision
 

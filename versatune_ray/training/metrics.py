@@ -50,7 +50,8 @@ class Metrics:
     ``learning_rate``, ``gradient_norm``, ``step_seconds``, ``tokens_per_second`` (of all ranks),
     ``mfu`` (where the peak is known), ``peak_memory_gib`` (of this rank's GPU); and
     ``step_loss/NAME`` of each domain that it drew. A step that was left out has no loss. Each
-    adjustment, per domain: ``share/NAME`` and so on, see ``_KINDS``; ``loss`` is held out.
+    adjustment, per domain: ``share/NAME`` and so on, see ``_KINDS``; ``loss`` is
+    held out, or with ``mixture.feedback=train`` that of training.
     """
 
     def __init__(self, trainer: Trainer, loggers: Sequence[Background] = ()):

@@ -217,7 +217,7 @@ def _layers(loss: ResponseLoss) -> list[nn.Module]:
 
 
 def prepare_layers(loss: ResponseLoss, execution: Execution, *, compiled: bool) -> None:
-    """Compile the layers' forward passes, and compute again in the backward pass what ``setup``
+    """Compile the layers' forward passes, and compute again in the backward pass what ``execution``
     says; hooks of a layer, FSDP's among them, stay outside of both.
     """
     for number, layer in enumerate(_layers(loss)):

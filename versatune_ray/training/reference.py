@@ -9,7 +9,7 @@ together: what does not fit on one GPU there does not fit here either.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +77,8 @@ def reference_losses(
         def meet(self, address: str) -> None:
             self.rank.meet(address)
 
-        def tune(self, name: str) -> str:
+        def tune(self, name: str) -> None:
             self.rank.tune(name)
-            return name
 
     def stored(name: str) -> dict[str, Any] | None:
         entry = cache / "reference" / key_of(keys[name])
@@ -109,19 +108,14 @@ def reference_losses(
             ]
             for _ in range(room // together)
         ]
-        for group in groups if together > 1 else ():
-            address = ray.get(group[0].meeting_point.remote())
-            ray.get([worker.meet.remote(address) for worker in group])
-        pool = ray.util.ActorPool(groups)
-
-        def tune(group: list[Any], name: str) -> Any:
-            first, *_ = (worker.tune.remote(name) for worker in group)
-            return first
-
-        for _ in pool.map_unordered(tune, missing):
-            pass
-        for worker in (worker for group in groups for worker in group):
-            ray.kill(worker)
+        try:
+            for group in groups if together > 1 else ():
+                address = ray.get(group[0].meeting_point.remote())
+                ray.get([worker.meet.remote(address) for worker in group])
+            in_turn(groups, missing)
+        finally:
+            for worker in (worker for group in groups for worker in group):
+                ray.kill(worker)
     domains = {name: stored(name) for name in paths}
     return {
         "domains": domains,
@@ -129,3 +123,24 @@ def reference_losses(
         "unit": unit,
         "measure": settings.measure,
     }, not missing
+
+
+def in_turn(groups: Sequence[Sequence[Any]], names: Sequence[str]) -> None:
+    """Have every name tuned by all workers of a group, by whichever group is free.
+
+    Raises:
+        Exception: what a worker raises, at once: the others of its group wait for it.
+    """
+    import ray
+
+    left, free = list(names), list(range(len(groups)))
+    busy: dict[Any, int] = {}  # by what is awaited of a worker, its group
+    while left or busy:
+        while left and free:
+            name, group = left.pop(0), free.pop(0)
+            busy |= {worker.tune.remote(name): group for worker in groups[group]}
+        (done, *_), _ = ray.wait(list(busy))
+        ray.get(done)
+        group = busy.pop(done)
+        if group not in busy.values():
+            free.append(group)

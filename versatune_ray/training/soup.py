@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import write_json
+from versatune_ray.runtime.models import ADAPTER
 
 _WEIGHTS = ".safetensors"
 
@@ -61,7 +62,7 @@ def soup(models: Sequence[Path], weights: Sequence[float], folder: Path) -> None
 
 def _shards(model: Path) -> dict[str, Path]:
     """The file of each tensor of a model."""
-    if (model / "adapter_config.json").is_file():
+    if (model / ADAPTER).is_file():
         raise UserError(
             f"{model}: an adapter; tune with training.lora.export=merged, or cook whole models"
         )

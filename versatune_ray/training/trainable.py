@@ -60,7 +60,7 @@ def selected_modules(model: PreTrainedModel, settings: Trainable) -> dict[str, n
 
 
 def freeze(model: PreTrainedModel, settings: Trainable) -> None:
-    """Freeze everything but the ``chosen`` modules; embeddings, head and the last norm as well."""
+    """Freeze all but the ``selected_modules``; embeddings, head and the last norm as well."""
     moving = selected_modules(model, settings)
     model.requires_grad_(False)
     for module in moving.values():

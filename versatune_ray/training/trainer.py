@@ -44,7 +44,7 @@ from versatune_ray.training.trainable import SoftMask
 
 class Trainer:
     """One rank of a training run: ``step`` with shares, ``held_out`` to measure,
-    ``checkpoint.save`` and ``load`` to resume exactly.
+    ``Checkpoints.save`` and ``load`` to resume exactly.
     """
 
     def __init__(

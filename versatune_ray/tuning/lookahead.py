@@ -52,7 +52,7 @@ def look_ahead(run: Run) -> Path:
     log = Path(config.replay.losses or run.folder.path / "finetune" / "adjustments.jsonl")
     lines = _read(log)
     names = list(lines[0]["loss"])
-    reference = _reference(config, log, lines, names)
+    reference = _reference(config, log, names)
     trajectories = {RECORDED: np.array([[line["share"][name] for name in names] for line in lines])}
     for name, changes in settings_of(config).items():
         trajectories[name] = _answers(
@@ -191,9 +191,7 @@ def _read(log: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _reference(
-    config: Config, log: Path, lines: Sequence[Mapping[str, Any]], names: Sequence[str]
-) -> dict[str, float] | None:
+def _reference(config: Config, log: Path, names: Sequence[str]) -> dict[str, float] | None:
     """Reference losses: those configured, or those of the recorded run."""
     file = Path(config.reference.losses or log.parents[1] / "reference" / "losses.json")
     if not file.is_file():

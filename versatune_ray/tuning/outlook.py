@@ -12,7 +12,7 @@ from versatune_ray.settings import Config, semantics
 from versatune_ray.settings.location import shown
 from versatune_ray.tuning.lookahead import settings_of
 from versatune_ray.tuning.plan import Plan
-from versatune_ray.tuning.study import trials_of
+from versatune_ray.tuning.study import alone, trials_of
 
 
 def plan_sweep(config: Config) -> str:
@@ -34,12 +34,9 @@ def plan_study(config: Config) -> str:
     """Methods × seeds, those that are done, and what one takes."""
     settings = config.study
     listed = trials_of(config)
-    alone = [
-        {key: value for key, value in changes.items() if key != "mixture.trajectory"}
-        for changes in settings.chosen.values()
-    ]
+    changes = [alone(one) for one in settings.chosen.values()]
     what = f"study: {len(settings.chosen)} methods × {len(settings.seeds)} seeds"
-    return _trials(config, what, len(listed), settings.concurrency, alone)
+    return _trials(config, what, len(listed), settings.concurrency, changes)
 
 
 def plan_cofitune(config: Config) -> str:

@@ -60,9 +60,7 @@ def check_study(config: Config) -> None:
                 f"study.methods.{name}: mixture.trajectory: '@{source}' is no method that is "
                 f"trained by itself"
             )
-        changed = Plan(config).config(
-            trial_name(name, 0), {key: value for key, value in changes.items() if source is None}
-        )
+        changed = Plan(config).config(trial_name(name, 0), alone(changes))
         semantics.check(changed, semantics.domain_names(changed))
 
 
@@ -74,11 +72,7 @@ def study(run: Run) -> Path:
     """
     config, settings = run.given_config, run.given_config.study
     listed = trials_of(config)
-    alone = [
-        {key: value for key, value in changes.items() if _source(changes) is None}
-        for changes in settings.chosen.values()
-    ]
-    configs = [Plan(config).config("check", changes) for changes in alone]
+    configs = [Plan(config).config("check", alone(one)) for one in settings.chosen.values()]
     # before anything is made: a broken record is told at once
     choices = load_choices(config)
     shared = with_artefacts(run, configs, config.mixture.targets, {"gain": 1.0})
@@ -118,6 +112,18 @@ def _source(changes: Mapping[str, Any]) -> str | None:
     """The method whose average mixture this one is trained on."""
     value = changes.get("mixture.trajectory")
     return value[1:] if isinstance(value, str) and value.startswith("@") else None
+
+
+def alone(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What a method changes, as far as it is known before the method that it refers to is trained:
+    in place of that one's average mixture uniform shares.
+    """
+    if _source(changes) is None:
+        return dict(changes)
+    found = {key: value for key, value in changes.items() if key != "mixture.trajectory"}
+    if found.get("mixture.start") == "trajectory":
+        found["mixture.start"] = "uniform"
+    return found
 
 
 def _before(run: Run, shared: Plan) -> dict[str, float]:
