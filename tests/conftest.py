@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")
+# as in a Ray that a job starts for itself: tests report nothing either, and spare an actor for it
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # A thread each: tests run beside each other, and ranks are forked off.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray's own 15 would let its workers starve beside tests that need none, and beside a busy machine.

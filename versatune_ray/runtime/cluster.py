@@ -51,7 +51,9 @@ def connect(verbose: bool = False) -> None:
     else:
         # short: Ray puts sockets in it, whose paths must stay under 107 bytes
         folder = tempfile.mkdtemp(prefix="versatune-ray-")
-        # nobody takes this machine away: a process less per training
+        # A process less per job: what Ray would report of it stays here. And one per training:
+        # nobody takes this machine away.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # what workers and engines leave behind, such as vLLM's sockets, goes with it
         os.environ["TMPDIR"] = folder

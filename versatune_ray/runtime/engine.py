@@ -219,6 +219,9 @@ def engine_stage(config: Any) -> tuple[type, dict[str, Any]]:
     """
     from ray.data.llm import build_processor
 
+    from versatune_ray.runtime.private_ray import without_batch_telemetry
+
+    without_batch_telemetry()
     processor = build_processor(config)
     stage = processor.get_stage_by_name("vLLMEngineStage")
     given = stage.get_dataset_map_batches_kwargs(config.batch_size, processor.DATA_COLUMN)

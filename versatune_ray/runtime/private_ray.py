@@ -28,6 +28,7 @@ __all__ = [
     "ReschedulingState",
     "RestartingState",
     "started_here",
+    "without_batch_telemetry",
     "without_count_of_workers",
 ]
 
@@ -36,6 +37,20 @@ def started_here() -> str | None:
     """Address of the cluster that ``ray start`` made on this machine, if it runs."""
     address: str | None = read_ray_address()
     return address if address in find_gcs_addresses() else None
+
+
+def without_batch_telemetry() -> None:
+    """Let an engine of ``ray.data.llm`` that is built in this process not wait, seconds, for an
+    actor that counts engines, and that would stay on the cluster when the job has ended: no
+    setting leaves it out.
+    """
+    from ray.llm._internal.batch.processor import vllm_engine_proc
+
+    class Silent:
+        def push_telemetry_report(self, telemetry: Any) -> None:
+            pass
+
+    vllm_engine_proc.get_or_create_telemetry_agent = Silent
 
 
 def without_count_of_workers() -> None:
