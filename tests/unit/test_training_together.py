@@ -72,7 +72,6 @@ def settings(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
             "epochs": 1,
             "batch_size": 8,
             "adjust_every": 3,
-            "exchange_timeout": TIMEOUT,
             "metrics": [],
         },
     }
@@ -81,10 +80,11 @@ def settings(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return file
 
 
-def on_two(what: str, settings: Path, run: str) -> tuple[bool, str]:
+def on_two(what: str, settings: Path, run: str, *overrides: str) -> tuple[bool, str]:
     """Whether both ranks came to a good end, and what was printed."""
     log = settings.with_name(f"{run}-{what}.log")
-    statuses = start_ranks(train, what, "--config", str(settings), f"run={run}", log=log)
+    given = ("--config", str(settings), f"run={run}", *overrides)
+    statuses = start_ranks(train, what, *given, log=log)
     return statuses == [0, 0], log.read_text()
 
 
@@ -104,7 +104,7 @@ def test_a_mistake_that_one_rank_meets_ends_all_of_them_with_its_line(
 def test_a_rank_that_hangs_is_named_whether_the_others_raise_or_are_ended_by_a_watchdog(
     what: str, settings: Path
 ) -> None:
-    good, printed = on_two(what, settings, what)
+    good, printed = on_two(what, settings, what, f"training.exchange_timeout={TIMEOUT}")
     assert not good
     assert "warning: step 3: no word from rank(s) 1 for 5 s; the others wait" in printed, printed
     if what == "hangs":
