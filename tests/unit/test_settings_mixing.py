@@ -26,6 +26,10 @@ def stages(*overrides: str) -> None:
             ["mixture.start={law: 3 epochs, code: 1 epochs, general: 1 epochs}"],
             "mixture.start in epochs",
         ),
+        (
+            ["mixture.start={a: {share: 1, members: {law: 2 epochs, code: 1 epoch}}, general: 1}"],
+            "mixture.start in epochs",
+        ),
         (["mixture.policy=powerlaw"], "mixture.policy=powerlaw"),
         (["mixture.policy=dynamix"], "mixture.policy=dynamix"),
         (["mixture.policy=schedule"], "mixture.policy=schedule"),

@@ -342,7 +342,8 @@ def test_what_the_first_rank_cannot_decide_on_is_raised_on_every_rank(
     monkeypatch.setattr("torch.distributed.gather_object", lambda *_: None)
     monkeypatch.setattr("torch.distributed.broadcast_object_list", broadcast)
     runtime = object.__new__(LocalRuntime)
-    runtime.rank, runtime.world, runtime._controller = rank, 2, Controller()  # type: ignore[assignment]
+    runtime.rank, runtime.world = rank, 2
+    runtime._controller = Controller()  # type: ignore[assignment]
     with pytest.raises(Refused, match="law: loss is nan"):
         runtime.exchange(None)  # type: ignore[arg-type]
     assert isinstance(told[0], Refused) == (rank == 0)

@@ -59,7 +59,9 @@ class Probing(Rival):
         return found
 
     def intervals(self, k: int) -> int:
-        """Between adjustments, of a run that comes to train on an answer."""
+        """The fewest between adjustments in which a run over k domains comes to train on an
+        answer: one before the first probe, the probes, one after them.
+        """
         return k * self.sweeps + 2
 
     def _probe(self, domain: int, k: int) -> FloatArray:

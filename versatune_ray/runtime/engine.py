@@ -195,7 +195,10 @@ def vllm_stage(
 def place(
     config: Any, settings: Engine, gpu: bool
 ) -> tuple[dict[str, Any], Callable[[], Mapping[str, Any]]]:
-    """Options of ``ray.remote`` for one engine, and a function that gives more for each."""
+    """Options of ``ray.remote`` for one engine, and a function that gives more for each.
+
+    ``config``: a ``vLLMEngineProcessorConfig``.
+    """
     options = config.engine_kwargs
     if options.get("distributed_executor_backend") == "ray":
         # A placement group for each engine, as ``ray.data.llm`` makes it.

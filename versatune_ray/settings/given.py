@@ -77,15 +77,14 @@ def leaves(value: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def given_parts(value: Mapping[str, Any]) -> list[object]:
-    """What is given for each domain that is named by itself."""
-    found: list[object] = []
-    for part in value.values():
-        if not isinstance(part, Mapping):
-            found.append(part)
-        elif isinstance(part["members"], Mapping):
-            found += given_parts(part["members"])
-    return found
+def in_epochs(value: Mapping[str, Any]) -> bool:
+    """Whether a domain's part is given as epochs, in a group perhaps."""
+    return any(
+        in_epochs(part["members"])
+        if isinstance(part, Mapping) and isinstance(part["members"], Mapping)
+        else epochs(part) is not None
+        for part in value.values()
+    )
 
 
 def only(value: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:

@@ -78,6 +78,7 @@ def policy(config: Config, names: Sequence[str]) -> mix.Policy:
 
 
 def _of_records(what: str) -> UserError:
+    """That shares of tokens cannot follow numbers of records."""
     return UserError(
         f"mixture.unit=tokens: {what} goes by numbers of records, and its shares would be taken "
         f"for parts of the tokens; write mixture.unit=samples"
@@ -137,7 +138,7 @@ def starting_shares(
         return planned
     if config.mixture.unit == "tokens" and (
         start in ("proportional", "temperature")
-        or (isinstance(start, dict) and any(map(given.epochs, given.given_parts(start))))
+        or (isinstance(start, dict) and given.in_epochs(start))
     ):
         given_as = f"={start}" if isinstance(start, str) else " in epochs"
         raise _of_records(f"mixture.start{given_as}")

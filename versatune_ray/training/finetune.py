@@ -101,8 +101,10 @@ def finetune(
     # one that hangs.
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(training.exchange_timeout)
     # Of what ranks report, a checkpoint at each adjustment, each look at them takes one: at Ray's
-    # own 2 s a short run would stand in line for longer than it trains.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    # own 2 s a short run would stand in line for longer than it trains. A hundred workers are asked
+    # in a second at most.
+    interval = min(2.0, max(0.2, workers / 100))
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", f"{interval:g}")
     before = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
@@ -121,14 +123,18 @@ def finetune(
 
 
 def _on_each_rank(settings: dict[str, Any]) -> None:
-    # there: neither the driver nor Ray Train's controller needs torch's and transformers' seconds
+    """``train_loop``, which workers alone load: transformers takes seconds of CPU to import."""
     from versatune_ray.training.worker import train_loop
 
     train_loop(settings)
 
 
 def _importance(config: Config, model: str) -> dict[str, Any]:
-    """Of units, if a mask is set; what is to train is in ``model``."""
+    """Importance of units for ``Job``, empty without ``training.soft_mask``.
+
+    Raises:
+        UserError: ``model`` has not the parts that are to train, or the files are of another one.
+    """
     training = config.training
     if not training.soft_mask and training.trainable.everything:
         return {}
