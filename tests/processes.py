@@ -9,7 +9,9 @@ import faulthandler
 import io
 import multiprocessing
 import os
+import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import psutil
 import pytest
 import yaml
 
@@ -131,11 +134,19 @@ def finish_job(process: subprocess.Popen[str], status: int = 0) -> str:
 
 def kill_job(process: subprocess.Popen[str], ready: Callable[[], bool]) -> str:
     """``kill -9`` a job with all it started, as soon as it is ``ready``; returns what it
-    printed.
+    printed. The folder of its Ray, which it can no longer remove, goes too.
     """
     wait_until(lambda: process.poll() is not None or ready(), 200)
+    command_lines = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                command_lines.append(" ".join(child.cmdline()))
     os.killpg(process.pid, signal.SIGKILL)
-    return process.communicate()[0]
+    printed, _ = process.communicate()
+    for folder in set(re.findall(r"/\S*/versatune-ray-[^/\s]+", " ".join(command_lines))):
+        shutil.rmtree(folder, ignore_errors=True)
+    return printed
 
 
 def start_ranks(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -23,7 +26,11 @@ from versatune_ray.runtime.cluster import connect, without_own_echo
 def test_a_machine_too_busy_for_ray_is_told_in_one_line(
     said: str, kind: type[Exception], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stand_in(*_: object, **__: Any) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def stand_in(*_: object, _temp_dir: str, **__: Any) -> None:
+        waits = [sys.executable, "-c", "import time; time.sleep(600)", f"--log_dir={_temp_dir}"]
+        started.append(subprocess.Popen(waits))
         raise OSError(said)
 
     monkeypatch.setattr(ray, "init", stand_in)
@@ -32,8 +39,16 @@ def test_a_machine_too_busy_for_ray_is_told_in_one_line(
     # connect sets them: back afterwards
     for name in ("TMPDIR", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
-    with pytest.raises(kind, match=told):
-        connect()
+    try:
+        with pytest.raises(kind, match=told):
+            connect()
+        if kind is UserError:  # Ray leaves what it started
+            assert len(started) == 3
+            assert [one.wait(10) for one in started] == [-signal.SIGKILL] * 3
+    finally:
+        for one in started:
+            one.kill()
+            one.wait()
 
 
 def test_rays_echo_of_its_log_level_is_left_out_and_nothing_else(

@@ -11,9 +11,11 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from versatune_ray.errors import UserError
 from versatune_ray.settings.location import is_mirrored
@@ -108,6 +110,7 @@ def _start(folder: str, options: dict[str, Any]) -> None:
             if "timed out during startup" not in str(error):
                 raise
             ray.shutdown()
+            _end_processes(folder)
             if last:
                 busy = f"load {os.getloadavg()[0]:.0f} on {os.cpu_count()} CPUs"
                 raise UserError(
@@ -116,6 +119,14 @@ def _start(folder: str, options: dict[str, Any]) -> None:
                 ) from None
         else:
             return
+
+
+def _end_processes(folder: str) -> None:
+    """Kill what a failed start left running: Ray forgets it, and it takes CPU from the next."""
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it may have ended just now
+            if folder in " ".join(child.cmdline()):
+                child.kill()
 
 
 def _running() -> str | None:
