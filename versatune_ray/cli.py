@@ -126,7 +126,7 @@ def preview(description: str) -> NoReturn:
             raise UserError(f"--records: {arguments.records} is below 0")
         config = _load(arguments)
         check_installation()
-        found, warnings = look(config, arguments.records, everything=arguments.all)
+        found, warnings = look(with_folders(config), arguments.records, everything=arguments.all)
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         print(screen(found, warnings, colour=colour))
         files = [f"--config {file}" for file in map(shlex.quote, arguments.config or [QUICKSTART])]

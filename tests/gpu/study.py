@@ -18,7 +18,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ def model(storage: Path) -> Path:
 
 
 def choices(config: Config) -> dict[str, list[list[Choices]]]:
+    """As ``evaluation.choices`` does, which needs pyarrow; of each domain's first benchmark."""
     found: dict[str, list[list[Choices]]] = {}
     for domain, (benchmark, *_) in config.evaluation.benchmarks.items():
         lines = Path(benchmark.task).read_text(encoding="utf-8").splitlines()[:LIMIT]
@@ -77,7 +78,8 @@ def choices(config: Config) -> dict[str, list[list[Choices]]]:
             record = json.loads(line)
             # the letter, for a number may also spell another choice
             question, texts, right = read_choices(record | {"answer": "ABCDEFGH"[record["answer"]]})
-            some.append(Choices(f"{question}\nAnswer:", tuple(texts), right))
+            by_character = benchmark.metric == "acc_norm"
+            some.append(Choices(f"{question}\nAnswer:", tuple(texts), right, by_character))
         found[domain] = [some]
     return found
 
@@ -133,6 +135,23 @@ def one(config: Config, asked: Mapping[str, list[list[Choices]]]) -> dict[str, A
     return found
 
 
+def leave(
+    out: Path,
+    found: Mapping[str, Mapping[int, Any]],
+    seeds: Sequence[int],
+    names: Sequence[str],
+    base: Mapping[str, float],
+    chances: Mapping[str, float],
+) -> str:
+    """Outcomes and tables of what is done so far; returns the tables."""
+    write_json(out / "outcomes.json", {"base": base, "chance": chances, "found": found})
+    tables = study_tables(found, names, "nats/token", (), "uniform", {}, chances)
+    text = "\n".join([NOTE, *absent(found, seeds, names, {})])
+    text += "".join(f"\n\n**{one.title}**\n\n{one.markdown()}\n" for one in tables)
+    (out / "tables.md").write_text(text, encoding="utf-8")
+    return text
+
+
 def main() -> int:
     began = time.monotonic()
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "shared" / "data").absolute()
@@ -160,7 +179,7 @@ def main() -> int:
         tree = config.model_dump(mode="json", exclude={"study"})
         listed = methods(folder / "distribution.json")
         found: dict[str, dict[int, Any]] = {name: {} for name in listed}
-        longest = 0.0
+        longest, names, text = 0.0, list(config.domains), ""
         for number, (seed, name) in enumerate((seed, name) for seed in seeds for name in listed):
             if time.monotonic() - began + longest > SECONDS and GPU:
                 note("the time is over; the others are left out")
@@ -171,16 +190,12 @@ def main() -> int:
             if (folder / "distribution.json").is_file():
                 changes["detection.distribution"] = str(folder / "distribution.json")
             found[name][seed] = one(parse(with_keys(tree, changes)), asked)
-            longest = max(longest, time.monotonic() - start)
-            report(f"study: {name}", seed=seed, seconds=longest, detail=found[name][seed])
+            seconds = time.monotonic() - start
+            longest = max(longest, seconds)
+            report(f"study: {name}", seed=seed, seconds=seconds, detail=found[name][seed])
+            text = leave(out, found, seeds, names, before, chances)  # one that fails takes no other
             if GPU:
                 torch.cuda.empty_cache()
-    write_json(out / "outcomes.json", {"base": before, "chance": chances, "found": found})
-    names = list(config.domains)
-    tables = study_tables(found, names, "nats/token", (), "uniform", {}, chances)
-    text = "\n".join([NOTE, *absent(found, seeds, names, {})])
-    text += "".join(f"\n\n**{one.title}**\n\n{one.markdown()}\n" for one in tables)
-    (out / "tables.md").write_text(text, encoding="utf-8")
     print(text, file=sys.stderr)
     return 0
 

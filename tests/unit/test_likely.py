@@ -1,9 +1,13 @@
-"""Choices side by side in one row are as likely as each is by itself, and the right ones count."""
+"""Choices side by side in one row are as likely as each is by itself, the right ones count, and
+what is read is what lm-evaluation-harness reads.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +44,9 @@ def test_each_choice_is_as_likely_as_alone(tiny_model: Path, monkeypatch) -> Non
     tokenizer = load_tokenizer(str(tiny_model), None, False)
     network = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
     alone = [one_by_one(network, tokenizer, one) for one in ASKED]
-    together = log_likelihoods(network, [likely._tokens(tokenizer, one) for one in ASKED])
+    together = log_likelihoods(
+        network, [part for one in ASKED for part in likely._tokens(tokenizer, one, 63)]
+    )
     for found, expected in zip(together, alone, strict=True):
         assert found == pytest.approx(expected, abs=1e-4)
 
@@ -63,6 +69,81 @@ def test_each_choice_is_as_likely_as_alone(tiny_model: Path, monkeypatch) -> Non
         for one, place in zip(ASKED, best, strict=True)
     ]
     assert likely_accuracy(str(tiny_model), {"known": [known]}) == {"known": 1}
+
+
+def beginning_with_bos(model: Path, folder: Path) -> Path:
+    """The model with a tokenizer that begins every text with BOS, as Llama's do."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    shutil.copytree(model, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("bos", "metric"), [(False, "acc"), (True, "acc_norm")])
+def test_tokens_and_accuracies_are_the_harness_own(
+    tiny_model: Path, tmp_path: Path, bos: bool, metric: str
+) -> None:
+    """Through ``simple_evaluate``, on a model behind the harness's own tokenising of pairs, that
+    takes 64 tokens as an engine does: one less, of the last ones.
+    """
+    api = pytest.importorskip("lm_eval.api.model")
+    from transformers import AutoTokenizer
+
+    from versatune_ray.evaluation.benchmarks import asked
+    from versatune_ray.evaluation.catalogue import task_manager
+    from versatune_ray.evaluation.harness import score
+
+    folder = beginning_with_bos(tiny_model, tmp_path / "bos") if bos else tiny_model
+    network = AutoModelForCausalLM.from_pretrained(folder).eval()
+    read: list[list[int]] = []
+
+    class Model(api.TemplateLM):  # type: ignore[misc, name-defined]
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        eot_token_id, max_length = 1, 64
+
+        def tok_encode(self, string: str, **_: Any) -> list[int]:
+            return list(self.tokenizer(string).input_ids)
+
+        def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
+            found = []
+            for _text, context, answer in requests:
+                read.append((context + answer)[-63:])
+                logs = network(torch.tensor([read[-1]])).logits[0].log_softmax(dim=1)
+                size = len(read[-1])
+                places = range(size - len(answer), size)
+                found.append((sum(float(logs[at - 1, read[-1][at]]) for at in places), False))
+            return found
+
+        loglikelihood_rolling = generate_until = None
+
+    Model.__abstractmethods__ = frozenset()
+    rows = [
+        {
+            "question": " ".join(f"w{3 + (7 * n + 5 * word) % 60}" for word in range(size)),
+            "choices": [" ".join([f"w{3 + (n + size + 11 * k) % 60}"] * (1 + k)) for k in range(4)],
+            "answer": n % 4,
+        }
+        for n, size in enumerate((*range(1, 30), 59, 60, 61, 62, 63, 90))
+    ]
+    (tmp_path / "exam.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    exam = {"task": str(tmp_path / "exam.jsonl"), "choices": "texts", "metric": metric}
+    benchmarks = json.dumps({"law": [exam]})
+    config = load([], [f"evaluation.benchmarks={benchmarks}", f"storage={tmp_path}"])
+    (one,) = asked(config, tmp_path / "cache")
+    theirs = score(Model(), one, config, task_manager())
+    choices = load_choices(config)
+    tokenizer = load_tokenizer(str(folder))
+    ours = [part for one in choices["law"][0] for part in likely._tokens(tokenizer, one, 63)]
+    assert [part.question + answer for part in ours for answer in part.answers] == read
+    assert theirs["metric"] == metric and 0 < theirs["value"] < 1
+    assert likely_accuracy(str(folder), choices) == {"law": pytest.approx(theirs["value"])}
 
 
 def test_own_multiple_choice_is_read_as_the_harness_asks_it(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from versatune_ray import cli
 from versatune_ray.errors import UserError
 from versatune_ray.runtime.gguf import as_folder, gguf_file, with_folders
 from versatune_ray.settings.loading import parse
@@ -87,6 +88,25 @@ def test_a_file_becomes_a_folder_of_the_same_weights_once(tmp_path: Path) -> Non
     assert first.endswith("/small.Q4") and (Path(first) / "config.json").is_file()
     assert with_folders(config).evaluation.models == {"whole": str(folder)}
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    grouped = parse({"storage": str(tmp_path / "runs"), "group": {"model": config.model.path}})
+    assert with_folders(grouped).group.model == first
+
+
+def test_a_preview_reads_by_the_tokenizer_of_such_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "small.gguf")
+    for name in ("law", "code"):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "ab c", "completion": "b a"}\n' * 3)
+    keys = [f"domains.{name}.train={tmp_path}/{name}.jsonl" for name in ("law", "code")]
+    given = [f"model.path={tmp_path}/small.gguf", f"storage={tmp_path}/runs", *keys]
+    config = tmp_path / "empty.yaml"
+    config.write_text("run: preview\n")
+    monkeypatch.setattr("sys.argv", ["preview", "--config", str(config), *given])
+    with pytest.raises(SystemExit) as ended:
+        cli.preview("")
+    assert ended.value.code == 0, capsys.readouterr().err
+    assert "code" in capsys.readouterr().out
 
 
 def test_what_is_no_such_model_is_left_or_told(

@@ -9,6 +9,7 @@ positions let each choice see its question and itself, as if it stood there alon
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ _TOKENS_GPU = 4096
 
 
 class _Read(NamedTuple):
-    """Tokens of a question, and of each answer behind it."""
+    """Tokens of a question, and of answers behind it."""
 
     question: list[int]
     answers: list[list[int]]
@@ -60,26 +61,38 @@ def likely_accuracy(
 
 
 def _share_right(network: Any, tokenizer: Any, asked: Sequence[Choices], gpu: bool) -> float:
-    read = [_tokens(tokenizer, one) for one in asked]
-    right = 0
+    # the harness leaves vLLM room for one more token
+    context = network.config.get_text_config().max_position_embeddings - 1
+    read = [part for one in asked for part in _tokens(tokenizer, one, context)]
+    logs: list[list[float]] = [[] for _ in read]
     for row in _rows(read, _TOKENS_GPU if gpu else _TOKENS):
-        logs = log_likelihoods(network, [read[place] for place in row])
-        for place, one in zip(row, logs, strict=True):
-            lengths = list(map(len, asked[place].answers)) if asked[place].per_character else 1
-            right += int(np.argmax(np.divide(one, lengths))) == asked[place].right
+        found = log_likelihoods(network, [read[place] for place in row])
+        for place, some in zip(row, found, strict=True):
+            logs[place] = some
+    each, right = chain.from_iterable(logs), 0
+    for one in asked:
+        likely = list(islice(each, len(one.answers)))
+        lengths = list(map(len, one.answers)) if one.per_character else 1
+        right += int(np.argmax(np.divide(likely, lengths))) == one.right
     return right / len(asked)
 
 
-def _tokens(tokenizer: Any, one: Choices) -> _Read:
-    """As the harness reads them: an answer's tokens are those that it adds to its question's."""
+def _tokens(tokenizer: Any, one: Choices, context: int) -> list[_Read]:
+    """As the harness reads them: with the special tokens that the tokenizer adds; an answer's
+    tokens are those that it adds to its question's. Of what is longer than ``context`` the
+    question loses its beginning, for each answer as much as that one needs.
+    """
+    begin = tokenizer.bos_token or tokenizer.eos_token
 
     def encode(text: str) -> list[int]:
-        return list(tokenizer.encode(text, add_special_tokens=False))
+        special = not (begin and text.startswith(begin))  # else it would stand there twice
+        return list(tokenizer.encode(text, add_special_tokens=special))
 
     question = encode(one.question)
-    return _Read(
-        question, [encode(f"{one.question} {text}")[len(question) :] for text in one.answers]
-    )
+    answers = [encode(f"{one.question} {text}")[len(question) :] for text in one.answers]
+    if len(question) + max(map(len, answers)) <= context:
+        return [_Read(question, answers)]
+    return [_Read(question[-max(1, context - len(part)) :], [part]) for part in answers]
 
 
 def _rows(read: Sequence[_Read], most: int) -> Iterator[list[int]]:

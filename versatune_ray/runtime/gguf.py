@@ -53,6 +53,9 @@ def with_folders(config: Config) -> Config:
                 update={"model": here("reference.model", config.reference.model)}
             ),
             "evaluation": evaluation.model_copy(update={"models": models}),
+            "group": config.group.model_copy(
+                update={"model": here("group.model", config.group.model)}
+            ),
         }
     )
 

@@ -23,6 +23,7 @@ from versatune_ray.domains import DomainData, load_domains
 from versatune_ray.domains.tokenizing import build_stores
 from versatune_ray.errors import UserError
 from versatune_ray.mixture import fixed_subset
+from versatune_ray.runtime.gguf import with_folders
 from versatune_ray.settings.loading import load
 from versatune_ray.training.model import load_model
 
@@ -69,7 +70,7 @@ def main() -> int:
     given = parser.parse_intermixed_args()
     try:
         # the start itself needs the file
-        config = load(given.config, [*given.overrides, "mixture.start=uniform"])
+        config = with_folders(load(given.config, [*given.overrides, "mixture.start=uniform"]))
         if config.model.path is None or not config.domains:
             raise UserError("model.path and domains: name a model and data")
         device = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from versatune_ray.cli import exits_on_error
 from versatune_ray.domains.labelled import text_hash
 from versatune_ray.domains.readers import read_texts
+from versatune_ray.errors import UserError
 from versatune_ray.runtime.gguf import with_folders
 from versatune_ray.settings import Config
 from versatune_ray.settings.loading import load
@@ -25,11 +27,17 @@ LAYERS, PIECES, BATCH, TOKENS, CHARACTERS = 6, 2_400, 32, 96, 384
 
 
 def pieces(config: Config, rng: np.random.Generator) -> list[tuple[str, int]]:
-    """As many from each domain, beginning anywhere in a text, as what a model writes does."""
+    """As many from each domain, beginning anywhere in a text, as what a model writes does.
+
+    Raises:
+        UserError: a domain has no texts to learn from.
+    """
     below, found = int(config.base.held_out * 2.0**64), []
     for label, name in enumerate(config.domains):
-        source = read_texts(config.base.corpora[name], f"base.corpora.{name}")
+        source = read_texts(config.base.corpora.get(name, []), f"base.corpora.{name}")
         texts = [text for _, text in source if text_hash(text) >= below]
+        if not texts:
+            raise UserError(f"base.corpora.{name}: no texts beside those that base.held_out keeps")
         for _ in range(PIECES // len(config.domains)):
             text = texts[rng.integers(len(texts))]
             start = int(rng.integers(max(1, len(text) - CHARACTERS)))
@@ -37,16 +45,20 @@ def pieces(config: Config, rng: np.random.Generator) -> list[tuple[str, int]]:
     return [found[place] for place in rng.permutation(len(found))]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", action="append", default=[])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("overrides", nargs="*")
-    asked = parser.parse_args()
-    config = with_folders(load(asked.config, asked.overrides))
+def tune(config: Config, folder: Path) -> None:
+    """Tune a judge of the configuration's domains, and save it in ``folder``.
+
+    Raises:
+        UserError: no domains or no model, or as ``pieces``.
+    """
+    if config.model.path is None or not config.domains:
+        raise UserError("model.path and domains: name a model and domains with base.corpora")
+    rows = pieces(config, np.random.default_rng(config.seed))
     torch.manual_seed(config.seed)
     names = list(config.domains)
     tokenizer = AutoTokenizer.from_pretrained(config.model.path)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     model = AutoModelForSequenceClassification.from_pretrained(
         config.model.path,
         num_hidden_layers=LAYERS,
@@ -56,7 +68,6 @@ def main() -> None:
     )
     model.config.pad_token_id = tokenizer.pad_token_id
     model.get_input_embeddings().requires_grad_(False)
-    rows = pieces(config, np.random.default_rng(config.seed))
     steps = len(rows) // BATCH
     optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], 2e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-4, total_steps=steps)
@@ -72,8 +83,20 @@ def main() -> None:
         optimizer.zero_grad()
         if step % 10 == 9:
             print(f"step {step + 1} of {steps}, loss {loss.item():.3f}", flush=True)
-    model.save_pretrained(asked.folder)
-    tokenizer.save_pretrained(asked.folder)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", action="append", default=[], metavar="FILE")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    asked = parser.parse_args()
+    with exits_on_error(debug=False):
+        tune(with_folders(load(asked.config, asked.overrides)), asked.folder)
 
 
 if __name__ == "__main__":
