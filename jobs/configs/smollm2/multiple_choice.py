@@ -1,0 +1,55 @@
+"""Multiple choice of a base model, a line for each domain of evaluation.benchmarks: accuracy by
+likelihood with its standard error, and that of guessing, as a study counts them.
+
+usage: python jobs/configs/smollm2/multiple_choice.py --config FILE [key=value …]
+"""
+
+from __future__ import annotations
+
+import argparse
+from math import sqrt
+
+from versatune_ray.cli import exits_on_error
+from versatune_ray.errors import UserError
+from versatune_ray.evaluation.choices import chance, load_choices
+from versatune_ray.evaluation.likely import likely_accuracy
+from versatune_ray.runtime.gguf import with_folders
+from versatune_ray.settings import Config
+from versatune_ray.settings.loading import load
+
+
+def ask(config: Config) -> None:
+    """Print the table, a line as soon as it is known.
+
+    Raises:
+        UserError: no model or no multiple choice, or as ``load_choices``.
+    """
+    asked = load_choices(config)
+    if config.model.path is None or not asked:
+        raise UserError("model.path and evaluation.benchmarks: name a model and multiple choice")
+    print("| set | questions | accuracy | guessing | standard errors above |\n|---|---|---|---|---|")
+    for name, sets in asked.items():
+        right = likely_accuracy(config.model.path, {name: sets}, config.model.trust_remote_code)
+        count, guessed = sum(map(len, sets)), chance(sets)
+        error = sqrt(right[name] * (1 - right[name]) / count)  # of sets of one size
+        above = (right[name] - guessed) / error if error else float("nan")
+        print(
+            f"| {name} | {count:,} | {right[name]:.1%} ± {error:.1%} | {guessed:.1%} "
+            f"| {above:+.1f} |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", action="append", default=[], metavar="FILE")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    asked = parser.parse_args()
+    with exits_on_error(debug=False):
+        ask(with_folders(load(asked.config, asked.overrides)))
+
+
+if __name__ == "__main__":
+    main()
