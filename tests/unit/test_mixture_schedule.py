@@ -110,6 +110,7 @@ def test_a_plan_from_a_configuration_starts_with_its_own_shares_and_needs_no_det
         ("[{at: 0, shares: {law: 1}}]", "waypoints.0.shares: needs one share for each of"),
         ("[{at: 0, shares: {law: x, code: 1, general: 1}}]", "waypoints.0.shares: law: a share"),
         ("[{at: 0, shares: {law: 1 epoch, code: 1 epoch, general: 1 epoch}}]", "not epochs"),
+        ("[{at: 0, shares: [0.5, 0.5]}]", "waypoints.0.shares: write {law: 0.4, …}, uniform or"),
     ],
 )
 def test_a_wrong_plan_is_told_in_one_line(waypoints: str, told: str) -> None:
@@ -166,3 +167,68 @@ def test_shares_that_cannot_be_are_told_in_one_line(start: str, told: str) -> No
     with pytest.raises(UserError, match=re.escape(told)) as refused:
         load([], [f"mixture.start={start}"])
     assert "mixture.start" in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "lost"),
+    [
+        # shares change at 25, 50 and 75, and the first lies between the two
+        ([0, 100], 25, None),
+        # one change alone, at the end, which nothing trains on
+        ([0, 100], 100, 1),
+        # from 10 on those of the second, but the next change finds the third
+        ([0, 10, 20], 25, 1),
+        ([0, 10, 26], 25, None),
+        # at 75 on the way to the second; none after it
+        ([0, 90, 100], 25, 2),
+        ([0, 75, 90], 25, 2),
+        ([0, 75, 90], 24, None),
+        ([40], 100, None),
+    ],
+)
+def test_a_waypoint_that_no_adjustment_heeds_is_found(
+    steps: list[int], every: int, lost: int | None
+) -> None:
+    assert Schedule([(step, "uniform") for step in steps]).unheeded(100, every) == lost
+
+
+@pytest.mark.parametrize(
+    ("waypoints", "told"),
+    [
+        (
+            "{at: 30, shares: uniform}, {at: 20, shares: uniform}",
+            r"at 30, 20 of 40 .* have to rise",
+        ),
+        ("{at: 20, shares: uniform}, {at: 50%, shares: uniform}", r"at 20, 20 of 40 .* to rise"),
+        ("{at: 0, shares: uniform}, {at: 41, shares: uniform}", r"at 0, 41 of 40 .* past the end"),
+        (
+            "{at: 1, shares: uniform}, {at: 2, shares: uniform}, {at: 9, shares: proportional}",
+            r"waypoints\.1: shares change every 10 of 40 steps, .*; lower training\.adjust_every",
+        ),
+    ],
+)
+def test_a_plan_that_cannot_be_followed_is_refused_before_the_run(
+    waypoints: str, told: str
+) -> None:
+    domains = [f"domains.{name}=a" for name in NAMES]
+    plan = ["mixture.policy=schedule", f"mixture.options.waypoints=[{waypoints}]"]
+    # 4 epochs of 100 records by 10
+    config = load([], ["model.path=m", *domains, *plan, "training.batch_size=10"])
+    with pytest.raises(UserError, match=told):
+        semantics.stages(config, NAMES, SIZES, None, "nats/token")
+
+
+def test_a_floor_lies_under_a_plan_from_its_first_step() -> None:
+    plan = ["mixture.policy=schedule", "mixture.min_share=0.1"]
+    shares = "mixture.options.waypoints=[{at: 0, shares: {law: 1, code: 0, general: 0}}]"
+    config = load([], [*plan, shares])
+    np.testing.assert_allclose(
+        semantics.starting_shares(config, NAMES, None, SIZES), [0.8, 0.1, 0.1]
+    )
+
+
+def test_between_shares_without_a_common_domain_nothing_is_geometric() -> None:
+    apart = [(0, (1.0, 0.0, 0.0)), (1.0, (0.0, 1.0, 0.0))]
+    with pytest.raises(ValueError, match="geometric needs a domain with a share at both"):
+        Schedule(apart, between="geometric")
+    np.testing.assert_allclose(at(50, Schedule(apart)), [0.5, 0.5, 0])

@@ -17,7 +17,12 @@ import numpy as np
 from versatune_ray import mixture as mix
 from versatune_ray.errors import UserError
 from versatune_ray.settings import MICROWORLD, Config, given
-from versatune_ray.settings.mixing import policy, rule_of, starting_shares
+from versatune_ray.settings.mixing import (
+    check_adjustments,
+    policy,
+    rule_of,
+    starting_shares,
+)
 from versatune_ray.settings.recipe import Recipe, StagePlan, Unit
 from versatune_ray.settings.stage_config import stage_configs
 
@@ -153,7 +158,7 @@ def stages(
             check_passes(alone, own, counts, one)
             chosen = policy(alone, own)
             every = alone.training.adjust_every or max(1, round(one.steps / alone.training.epochs))
-            _check_adjustments(alone, chosen, len(own), one.steps, every)
+            check_adjustments(alone, chosen, len(own), one.steps, every)
             start = np.zeros(len(names))
             start[places] = starting_shares(
                 alone, own, None if detected is None else _among(detected, places), counts
@@ -174,22 +179,6 @@ def stages(
                 )
             )
     return _with_schedules(found)
-
-
-def _check_adjustments(config: Config, chosen: mix.Policy, k: int, steps: int, every: int) -> None:
-    """Whether a policy that tries mixtures out comes to an answer.
-
-    Raises:
-        UserError: the run ends before.
-    """
-    if isinstance(chosen, mix.Floored):
-        chosen = chosen.policy
-    if isinstance(chosen, mix.Probing) and math.ceil(steps / every) < chosen.intervals(k):
-        raise UserError(
-            f"mixture.policy={config.mixture.policy}: to try {k} domains it needs "
-            f"{chosen.intervals(k)} intervals between adjustments, and {steps} steps have "
-            f"{math.ceil(steps / every)}; lower training.adjust_every (here {every})"
-        )
 
 
 def _among(shares: Sequence[float], places: Sequence[int]) -> list[float]:
