@@ -142,12 +142,41 @@ def test_epochs_say_the_shares_and_how_long_the_run_is() -> None:
         "training.epochs=2",
     ]
     (one,) = semantics.stages(load([], settings), NAMES, SIZES, None, "nats/token")
-    # 3 · 10 + 20 + 35 = 85 samples, of which 30 : 20 : 35, in 17 steps
+    # 3 · 10 + 20 + 35 = 85 samples, of which 30 : 20 : 35, in 17 steps of 5
     np.testing.assert_allclose(one.start, np.array([30, 20, 35]) / 85)
-    assert one.recipe.steps == 18, "two parts of 42.5 samples, each rounded up: 86 in steps of 5"
+    assert (one.recipe.steps, one.epoch(17)) == (17, 2)
     longer = load([], [*settings, "training.samples_per_epoch=100"])
     (two,) = semantics.stages(longer, NAMES, SIZES, None, "nats/token")
     assert two.recipe.steps == 40
+    # a plan has a start, and so a length, of its own: 2 epochs of 100 records
+    plan = load([], [*settings, "mixture.policy=schedule"])
+    assert semantics.stages(plan, NAMES, SIZES, None, "nats/token")[0].recipe.steps == 40
+    # records seen three times under a cap of two
+    for cap, policy, refused in ((2, "constant", True), (2, "exponential_loss", False)):
+        capped = [*settings, f"mixture.max_passes={cap}", f"mixture.policy={policy}"]
+        if refused:
+            with pytest.raises(UserError, match=r"max_passes: 2 is below the 3 epochs of law in"):
+                semantics.stages(load([], capped), NAMES, SIZES, None, "nats/token")
+        else:
+            semantics.stages(load([], capped), NAMES, SIZES, None, "nats/token")
+
+
+def test_a_run_has_as_many_steps_as_its_epochs_say() -> None:
+    # 2.2 · 100 is 220.00000000000003 in floats
+    settings = ["model.path=m", *(f"domains.{name}=a" for name in NAMES), "mixture.start=uniform"]
+    more = ["training.epochs=2.2", "training.batch_size=10", "mixture.policy=constant"]
+    (one,) = semantics.stages(load([], [*settings, *more]), NAMES, SIZES, None, "nats/token")
+    assert one.recipe.steps == 22
+
+
+def test_a_stage_of_no_epochs_is_told_in_one_line() -> None:
+    domains = [f"domains.{name}=a" for name in NAMES]
+    stage = (
+        "{name: a, sources: [law, code], records: {law: 0}, start: {law: 1 epoch, code: 0 epoch}}"
+    )
+    config = load([], ["model.path=m", *domains, "mixture.policy=constant", f"stages=[{stage}]"])
+    with pytest.raises(UserError, match=r"stages.a: mixture.start: shares must be ≥ 0"):
+        semantics.stages(config, NAMES, SIZES, [1 / 3] * 3, "nats/token")
 
 
 @pytest.mark.parametrize(
@@ -158,6 +187,10 @@ def test_epochs_say_the_shares_and_how_long_the_run_is() -> None:
             "write epochs for every one of these, or for none",
         ),
         ("{law: three, code: 1}", "law: a share, or passes as 3 epochs; found 'three'"),
+        (
+            "{a: {share: 3 epochs, members: [law]}, code: 1}",
+            "a.share: a number, which its members divide; found '3 epochs'",
+        ),
         ("{a: {share: 1}, code: 1}", "a: a group is written {share: 0.4, members: [a, b]}"),
         ("{a: {share: 1, members: []}, code: 1}", "a.members: name at least one domain"),
         ("{a: {share: 1, members: [law, code]}, code: 1}", "code stands in two places"),

@@ -226,6 +226,20 @@ def _given(
     return np.array([parts[name] for name in names]) / sum(parts.values())
 
 
+def asked_samples(config: Config, names: Sequence[str], sizes: Sequence[int]) -> float | None:
+    """Samples of a run whose length is what its start says in epochs; None of any other.
+
+    Raises:
+        UserError: there are none.
+    """
+    if config.training.samples_per_epoch is not None or rule_of(config.mixture.policy).starts:
+        return None
+    try:
+        return given.samples(config.mixture.start, dict(zip(names, sizes, strict=True)))
+    except ValueError as error:
+        raise UserError(f"mixture.start: {error}") from None
+
+
 def _waypoints(value: Any, names: Sequence[str]) -> list[tuple[int | float, Any]]:
     """``mixture.options.waypoints`` of policy=schedule, with shares in the order of ``names``."""
     key = "mixture.options.waypoints"
