@@ -296,3 +296,44 @@ def test_a_heap_is_read_anew_where_its_files_or_their_content_changed(
 
     first, touched, other = keys("{}\n", 1), keys("{}\n", 2), keys("[]\n", 2)
     assert first[0] != touched[0] and first[1] == touched[1] != other[1]
+
+
+def test_a_judge_groups_records_without_words_and_says_what_it_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from versatune_ray.grouping import group as job
+
+    folder = heap_of(tmp_path / "heap", ["…"] * 12)
+    shares = np.tile([0.9, 0.1], (12, 1))
+    shares[4:6], shares[6] = [0.4, 0.6], np.nan  # three are not sure enough, or none
+    answers = SimpleNamespace(ids=np.arange(12), shares=shares)
+    spec = SimpleNamespace(check_labels=lambda: None, folder=lambda *_: tmp_path)
+    for name, value in (
+        ("sources", lambda _: [SimpleNamespace(key="group.sources")]),
+        ("read_heap", lambda *_: (folder, False)),
+        ("judge_spec", lambda *_, **__: spec),
+        ("judge", lambda *_: None),
+        ("read_answers", lambda *_: answers),
+    ):
+        monkeypatch.setattr(job, name, value)
+
+    def run(confidence: float) -> Path:
+        group = {"sources": ["h"], "by": "judge", "labels": {"law": "statutes", "code": ""}}
+        run_folder = SimpleNamespace(
+            path=tmp_path / "run",
+            step=lambda _, work: work().value,
+            write=lambda *_: None,
+        )
+        config = parse({"group": group | {"confidence": confidence}})
+        given = {"folder": run_folder, "given_config": config, "cache": tmp_path}
+        return job.group(SimpleNamespace(**given, gpu=lambda: False))
+
+    page = run(0.7)
+    said = capsys.readouterr().out
+    assert "law: 9 records" in said and "3 records are in no domain: ungrouped.parquet" in said
+    tables = {
+        file.stem: parquet.read_table(file).num_rows for file in page.parent.glob("*.parquet")
+    }
+    assert tables == {"law": 9, "ungrouped": 3, "assignments": 12}
+    with pytest.raises(UserError, match=r"none of 12 records in a domain; lower group.confidence"):
+        run(0.95)
