@@ -11,6 +11,7 @@ from pathlib import Path
 
 from versatune_ray.cli import Parser, exits_on_error
 from versatune_ray.commands.runs import folder_of
+from versatune_ray.runs.storage import bring
 from versatune_ray.training.soup import soup
 
 
@@ -18,7 +19,7 @@ def model_of(given: str) -> Path:
     """A run's tuned model, or the folder itself."""
     folder = folder_of(given)
     tuned = folder / "finetune" / "model"
-    return tuned if tuned.is_dir() else folder
+    return tuned if bring(tuned) else folder
 
 
 def main() -> None:

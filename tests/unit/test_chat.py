@@ -127,7 +127,8 @@ def test_the_tiny_base_of_a_run_behind_a_uri_is_in_its_mirror(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VERSATUNE_WORK", str(tmp_path / "work"))
-    monkeypatch.setattr("versatune_ray.commands.runs.pull", lambda *_, **__: None)
+    for brings in ("pull", "bring"):
+        monkeypatch.setattr(f"versatune_ray.commands.runs.{brings}", lambda *_, **__: None)
     storage = root("s3://bucket/runs?region=eu")
     shutil.copytree(run, storage / "mine")
     tiny = storage / ".cache" / "tiny-base" / "key" / "tiny-base"

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from controllers import START, controller, exchange, report
 
-from versatune_ray.mixture import Expansion
+from versatune_ray.mixture import Constant, Expansion, Floored, Schedule
 from versatune_ray.training.adjustment import Refused
 
 
@@ -157,3 +158,21 @@ def test_a_policy_of_ones_own_that_goes_wrong_is_named_on_all_ranks(
     exchange(actor, report(0, [4, 4], [1, 1]), report(0, [4, 4], [1, 1]))
     with pytest.raises(ValueError, match=told):
         exchange(actor, report(10, [4, 4], [1, 1]), report(10, [4, 4], [1, 1]))
+
+
+def test_a_plan_that_takes_a_share_away_is_no_sign_of_trouble() -> None:
+    plan = Schedule([(0, (0.5, 0.5)), (10, (0.99, 0.01))])
+    for policy, warned in ((plan, False), (Floored(plan, 0.001), False), (Constant(), True)):
+        actor = controller(policy)
+        actor.begin(1, None)
+        if warned:  # the same shares, of whatever else
+            actor.stages[0] = replace(actor.stages[0], policy=_Sudden())
+        for step in (0, 10):
+            (decision,) = exchange(actor, report(step, [6, 2], [2, 1]))
+        assert decision.share[1] == pytest.approx(0.01)
+        assert any("less than a tenth" in one for one in decision.line["warnings"]) == warned
+
+
+class _Sudden(Constant):
+    def update(self, shares: Any, feedback: Any) -> Any:
+        return np.array([0.99, 0.01])

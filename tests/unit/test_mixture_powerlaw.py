@@ -84,3 +84,11 @@ def test_shares_spend_what_is_left() -> None:
     )
     for one in (over, mastered):
         np.testing.assert_array_equal(PowerLaw().update([0.3, 0.7], one), [0.3, 0.7])
+
+
+def test_a_domain_smaller_than_a_batch_may_still_be_drawn() -> None:
+    # 4 passes over 10 records, of which 4 samples were drawn: 36 of the 19 · 128 that are left
+    budget = Budget(20, 128, np.array([10.0, 5000, 5000]), np.array([[0, 0, 0], [4.0, 62, 62]]))
+    feedback = Feedback(1, [50, 2, 2], None, [1, 1, 1], history=[[60, 2.2, 2.2]], budget=budget)
+    found = PowerLaw().update([1 / 3] * 3, feedback)
+    assert found[0] == pytest.approx(0.1 / 3 + 0.9 * 36 / (19 * 128))

@@ -77,3 +77,39 @@ def test_a_replay_heeds_the_passes_that_the_run_had():
 def test_an_average_needs_rising_steps_of_at_least_two_adjustments(steps, shares):
     with pytest.raises(ValueError, match="steps: expected"):
         mean_shares(steps, shares)
+
+
+def recorded(*steps, passes=((0, 0), (1, 0.5), (2, 1))):
+    """A log of two domains of 10 and 40 records, of which 10 and 20 are drawn in 5 steps."""
+    names = ("law", "code")
+
+    def line(step, seen):
+        drawn = dict(zip(names, (10 * seen[0], 40 * seen[1]), strict=True))
+        told = {"share": dict.fromkeys(names, 0.5), "loss": dict.fromkeys(names, 1.0)}
+        return told | {"step": step, "drawn": drawn, "passes": dict(zip(names, seen, strict=True))}
+
+    return [line(step, seen) for step, seen in zip(steps, passes, strict=True)]
+
+
+def test_a_start_in_epochs_is_replayed_with_the_records_of_the_log():
+    from versatune_ray.settings.loading import load
+    from versatune_ray.tuning.lookahead import _answers
+
+    # 3 · 10 of 3 · 10 + 40 samples
+    start = "mixture.start={law: 3 epochs, code: 1 epoch}"
+    config, names = load([], ["mixture.policy=constant", start]), ["law", "code"]
+    found = _answers(config, recorded(0, 5, 10), names, None, np.array([0.5, 0.5]))
+    np.testing.assert_allclose(found, [[3 / 7, 4 / 7]] * 3)
+
+
+def test_a_plan_that_does_not_fit_the_log_is_told_in_one_line():
+    from versatune_ray.errors import UserError
+    from versatune_ray.settings.loading import load
+    from versatune_ray.tuning.lookahead import _answers
+
+    plan = "mixture.options.waypoints=[{at: 0, shares: uniform}, {at: 90, shares: proportional}]"
+    config = load([], ["mixture.policy=schedule", plan])
+    with pytest.raises(
+        UserError, match=r"replay: .*at 0, 90 of 10 steps; the last is past the end"
+    ):
+        _answers(config, recorded(0, 5, 10), ["law", "code"], None, np.array([0.5, 0.5]))

@@ -109,6 +109,23 @@ def test_an_interruption_anywhere_leaves_the_remaining_stream_as_it_was() -> Non
     assert stream(TokenSampler(lengths, 16, seed=2), schedule) != whole
 
 
+def test_a_run_goes_on_where_a_cap_leaves_few_records_and_shares_jump() -> None:
+    """The last records of a cap are given whoever's they are, so that deficits grow."""
+    ahead = 0.0
+    for seed in (4, 9):
+        rng, lengths = np.random.default_rng(seed), world(seed, 20, 1.2)
+        running = TokenSampler(lengths, 32, 0, max_passes=1)
+        while True:
+            try:
+                running.next_batch(rng.dirichlet(np.full(20, 0.3)))
+            except ValueError:
+                break
+            ahead = max(ahead, float(-running.deficits.min()) / max(map(np.max, lengths)))
+            resumed = TokenSampler(lengths, 32, 0, max_passes=1)
+            resumed.load_state_dict(running.state_dict())
+    assert ahead > 2, "else nothing was tried"
+
+
 def test_each_pass_is_a_permutation_though_the_next_one_is_looked_into() -> None:
     lengths = world(2, 3, 0.8)
     sampler = TokenSampler(lengths, 1, seed=2)

@@ -4,6 +4,8 @@ what is reported, and exact resume.
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
@@ -19,6 +22,7 @@ from versatune_ray.errors import UserError
 from versatune_ray.settings import Training, semantics
 from versatune_ray.settings.loading import parse
 from versatune_ray.settings.recipe import Recipe
+from versatune_ray.training.batches import Samples
 from versatune_ray.training.checkpoint import Checkpoints
 from versatune_ray.training.memory import estimate
 from versatune_ray.training.model import load_model, with_frozen
@@ -133,6 +137,24 @@ def test_kl_adds_the_gradient_of_its_mean_over_response_tokens(
     assert gradients(made).keys() == expected.keys()
 
 
+def test_weights_of_records_weigh_their_kl_and_leave_it_a_mean(
+    tiny_model: Path, data: list[DomainData], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(RECIPE, kl=0.7)
+    made = moved(trainer(tiny_model, data, recipe))
+    plain = float(made._kl.backward(recipe, 4))
+    column = Samples._column
+    for weight, expected in ((0.25, plain), (0.0, 0.0)):
+        monkeypatch.setattr(
+            Samples,
+            "_column",
+            lambda self, name, kind=np.int64, by=weight: (
+                column(self, name, kind) * (by if name == "weights" else 1)
+            ),
+        )
+        assert float(made._kl.backward(recipe, 4)) == pytest.approx(expected, rel=1e-5)
+
+
 def test_at_the_base_neither_term_moves_anything_and_the_loss_is_told_apart(
     tiny_model: Path, data: list[DomainData]
 ) -> None:
@@ -203,7 +225,7 @@ def test_replay_is_a_part_of_a_domains_samples_whatever_its_share() -> None:
 
     sources = [Source(path="a.jsonl", weight=3), "b.jsonl"]
     domains = {"law": Domain(train="law.jsonl"), "general": Domain(train=sources)}
-    found = with_written(domains, {"general": 0.2}, Path("w.parquet"))
+    found = with_written(domains, {"general": 0.2}, {"general": Path("w.parquet")})
     assert found["law"] is domains["law"]
     assert found["general"].specs("train") == ["a.jsonl", "b.jsonl", "w.parquet"]
     assert found["general"].weights == pytest.approx([0.6, 0.2, 0.2])
@@ -224,6 +246,14 @@ def test_what_the_base_wrote_trains_without_what_failed_or_goes_round(tmp_path: 
     parquet.write_table(table, store / "one.parquet")
     file = written_texts(store, 3, tmp_path / "cache")
     assert parquet.read_table(file).to_pylist() == [{"text": "good"}]
+    # as a record of a domain that takes a part of its files alone
+    from versatune_ray.domains.records import Rules, to_example
+    from versatune_ray.settings import Domain
+
+    domain = Domain(train="a.jsonl", where={"split": ["train", "more"], "easy": True})
+    marked = written_texts(store, 3, tmp_path / "cache", domain.allowed)
+    (row,) = parquet.read_table(marked).to_pylist()
+    assert to_example(row, Rules(where=domain.allowed)).text == "good"
 
 
 def test_a_replayed_domain_is_measured_on_records_of_its_own() -> None:
@@ -255,3 +285,62 @@ def test_a_soup_is_the_weighted_mean_of_its_models(tiny_model: Path, tmp_path: P
     ):
         with pytest.raises(UserError, match=said):
             soup(models_, weights, tmp_path / "again")
+
+
+def test_a_soup_of_models_that_do_not_belong_together_is_refused(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """Same shapes, and other heads, positions, words, numbers: a mean of these is no model."""
+    from versatune_ray.training.soup import soup
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(tiny_model, tmp_path / name))
+
+    def edit(file: Path, change: Any) -> None:
+        content = json.loads(file.read_text())
+        change(content)
+        file.write_text(json.dumps(content))
+
+    heads, words, other = copy("heads"), copy("words"), copy("other")
+    edit(heads / "config.json", lambda content: content.update(num_attention_heads=1))
+    edit(words / "tokenizer.json", lambda content: content["model"]["vocab"].popitem())
+    edit(other / "config.json", lambda content: content.update(transformers_version="0", x=1))
+    for model, said in ((heads, "num_attention_heads is 1, and"), (words, "other words than")):
+        with pytest.raises(UserError, match=said):
+            soup([tiny_model, model], [1, 1], tmp_path / "soup")
+    # the precision, like all that is beside the weights, is that of the first
+    (weights,) = other.glob("*.safetensors")
+    stored = load_file(weights)
+    save_file({name: one.bfloat16() for name, one in stored.items()}, weights, {"format": "pt"})
+    (other / "pytorch_model.bin").touch()
+    for number, models in enumerate(([other, tiny_model], [tiny_model, other])):
+        folder = tmp_path / f"soup-{number}"
+        soup(models, [1, 1], folder)
+        kinds = {one.dtype for one in load_file(folder / weights.name).values()}
+        assert kinds == {torch.bfloat16 if number == 0 else torch.float32}
+        assert not (folder / "pytorch_model.bin").exists()
+
+
+def test_a_soup_takes_the_tuned_model_of_a_run_behind_a_uri(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from versatune_ray.commands.runs import tuned_of
+    from versatune_ray.runs.storage import push
+    from versatune_ray.settings.location import root
+
+    monkeypatch.setenv("VERSATUNE_WORK", str(tmp_path / "here"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "jobs"))
+    storage = f"file://{tmp_path / 'there'}"
+    (tmp_path / "there").mkdir()
+    run = root(storage) / "mine"
+    (run / "finetune" / "model").mkdir(parents=True)
+    (run / "finetune" / "model" / "config.json").write_text("{}")
+    push(run / "finetune" / "model")
+    (run / "config.yaml").write_text("model: {path: some/base}\n")
+    push(run / "config.yaml")
+    shutil.rmtree(run)  # another machine
+    from soup import model_of
+
+    assert (model_of(f"{storage}/mine") / "config.json").is_file()
+    shutil.rmtree(run)
+    assert tuned_of(f"{storage}/mine").base == "some/base"

@@ -305,3 +305,7 @@ def test_shares_of_tokens_are_those_of_what_trains_and_go_on_exactly(
         given += np.bincount(drawn.domain, getattr(drawn, column), 2)
         assert abs(SHARES * given.sum() - given).max() <= longest
         one.steps_done += 1
+    one = trainer(tiny_model, data, recipe)
+    one.step(SHARES)
+    tokens = one.last.responses if counted == "response" else one.last.lengths
+    assert one.take_counts()[2].sum() == tokens.sum(), "the log has what shares count"

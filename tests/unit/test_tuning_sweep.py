@@ -192,3 +192,21 @@ def test_trials_stopped_early_failed_or_without_a_number_are_last_and_on_no_fron
     write_results(run, plan, ["seed"], {})
     assert written["sweep/pareto.json"] == [] and json.dumps(written)
     assert not (tmp_path / "sweep" / "best.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"training.keep.replay.law": 0.2}, "training.keep.replay.law"),
+        ({"data.max_length": 64}, "data.max_length"),
+        ({"domains.law.where.split": "train"}, "domains.law.where.split"),
+        ({"domains.law.order": "given", "data.max_train": 9, "training.keep.kl": 1.0}, None),
+    ],
+)
+def test_trials_share_their_records(changes: dict[str, Any], key: str | None) -> None:
+    plan = Plan(parse({"model": {"path": "m"}, "domains": {"law": "a", "code": "b"}}))
+    if key is None:
+        assert plan.config("one", changes).training.keep.kl == 1
+        return
+    with pytest.raises(UserError, match=rf"^{re.escape(key)}: .* share their records"):
+        plan.config("one", changes)

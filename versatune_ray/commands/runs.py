@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from versatune_ray.errors import UserError
-from versatune_ray.runs.storage import pull
+from versatune_ray.runs.storage import bring, pull
 from versatune_ray.runtime.models import ADAPTER, adapter_base
 from versatune_ray.settings import Config
 from versatune_ray.settings.loading import saved_config
@@ -52,6 +52,9 @@ def tuned_of(run: str) -> Tuned:
     """
     folder = folder_of(run)
     model, saved = folder / "finetune" / "model", folder / "config.yaml"
+    if "://" in run:  # a folder with a manifest of its own is not pulled with the run
+        with storage_errors(run.rstrip("/").rpartition("/")[0]):
+            bring(model)
     adapter = (model / ADAPTER).is_file()
     if not saved.is_file() or not (adapter or (model / "config.json").is_file()):
         raise UserError(

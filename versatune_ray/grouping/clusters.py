@@ -59,7 +59,7 @@ def find_groups(
             one direction, which says nothing about what they mean.
 
     Raises:
-        ValueError: fewer than three distinct vectors.
+        ValueError: fewer distinct vectors than groups.
     """
     from sklearn.cluster import KMeans
     from sklearn.metrics import silhouette_score
@@ -69,10 +69,10 @@ def find_groups(
     if vectors.shape[1] > dimensions:
         axes = principal_axes(vectors - mean, dimensions)
     placed = unit((vectors - mean) @ axes)
-    most = len(np.unique(placed, axis=0)) - 1
-    tried = [count for count in counts if count <= most]
+    distinct = len(np.unique(placed, axis=0))
+    tried = [count for count in counts if count <= distinct]
     if not tried:
-        raise ValueError(f"{len(vectors)} records with {most + 1} distinct vectors")
+        raise ValueError(f"{len(vectors)} records with {distinct} distinct vector(s)")
     compared = np.random.default_rng(seed).permutation(len(placed))[:_COMPARED]
     silhouettes: dict[int, float] = {}
     best = None

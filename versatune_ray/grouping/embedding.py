@@ -15,7 +15,8 @@ from versatune_ray.grouping.clusters import Vectors
 from versatune_ray.settings.grouping import Group
 
 _MOST_WORDS = 50_000
-_FREQUENT = 0.3  # share of texts above which a word tells nothing
+_MANY = 1000  # texts, from which on rare and frequent words are left out
+_FREQUENT = 0.3  # share of them above which a word tells nothing
 
 
 class Embed(Protocol):
@@ -30,11 +31,11 @@ class Words:
     """
 
     def __init__(self, texts: Sequence[str], dimensions: int, seed: int):
-        """Raises ``UserError`` where no word is in several of the ``texts``."""
+        """Raises ``UserError`` where the ``texts`` have too few words to tell them apart by."""
         from sklearn.decomposition import TruncatedSVD
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        few = len(texts) < 1000
+        few = len(texts) < _MANY
         self._words = TfidfVectorizer(
             sublinear_tf=True,
             stop_words="english",
@@ -45,8 +46,10 @@ class Words:
         try:
             found = self._words.fit_transform(texts)
         except ValueError:
+            many = f", in 3 records or more and at most {_FREQUENT:.0%} of them"
             raise UserError(
-                "group.embedding=words: no words in the records; choose base or sentences"
+                f"group.embedding=words: no words in {len(texts)} records that tell them apart (no "
+                f"English stop words{'' if few else many}); choose base or sentences"
             ) from None
         dimensions = min(dimensions, found.shape[1] - 1, found.shape[0] - 1)
         if dimensions < 2:
@@ -92,6 +95,11 @@ class HiddenStates:
         model = AutoModel.from_pretrained(
             path, dtype=torch.bfloat16 if gpu else torch.float32, use_safetensors=True, **at
         )
+        if not hasattr(model, "layers"):
+            raise UserError(
+                f"{path}: no decoder whose layers are known here ({type(model).__name__}); choose "
+                f"group.embedding=words or sentences, or another model"
+            )
         model.layers = model.layers[: max(1, round(depth * len(model.layers)))]
         self._state: Any = None
         # the state before the norm behind the last layer
@@ -104,7 +112,7 @@ class HiddenStates:
     def __call__(self, texts: Sequence[str]) -> Vectors:
         torch = self._torch
         tokens = self._tokenizer(
-            list(texts),
+            [text or " " for text in texts],  # a text of no token has no state
             truncation=True,
             max_length=self._max_tokens,
             padding=True,

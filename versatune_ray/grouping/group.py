@@ -1,28 +1,17 @@
-"""The job: read the heap, find its groups, name them, and leave a ``domains`` section ready to run.
-
-| file, in the run's ``group/`` | content |
-|---|---|
-| ``NAME.parquet`` | the records of a domain, as turns (or raw text), whatever shape they had |
-| ``ungrouped.parquet`` | those that the judge did not answer for, or not with ``confidence`` |
-| ``domains.yaml`` | the section, to be given as one more ``--config`` |
-| ``assignments.parquet`` | every good record: location, domain, how near or how likely |
-| ``groups.json``, ``groups.html`` | sizes, words, examples, silhouettes; the same as a page |
+"""The job: read the heap, find its groups, name them, and leave a ``domains`` section (``writing``)
+ready to run.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset
-import pyarrow.parquet
-import yaml
 from numpy.typing import NDArray
 
 from versatune_ray.detection.answers import read_answers
@@ -33,39 +22,20 @@ from versatune_ray.domains.example import tolerating
 from versatune_ray.errors import UserError
 from versatune_ray.grouping.clusters import Vectors, find_groups, unit
 from versatune_ray.grouping.embedding import Words, check_installed
-from versatune_ray.grouping.heap import RECORD, read_heap, records_of, sources
+from versatune_ray.grouping.heap import read_heap, rows_of, sources
 from versatune_ray.grouping.naming import names_of, telling_words
 from versatune_ray.grouping.page import page
 from versatune_ray.grouping.vectors import assign, column_of, embed, good_ids, vectors_of
+from versatune_ray.grouping.writing import ASSIGNMENTS, UNGROUPED, Grouped, write
 from versatune_ray.pipeline import Run
-from versatune_ray.runs.cache import appear, temporary_name
 from versatune_ray.runs.folder import Step, say
 from versatune_ray.runs.storage import push
 from versatune_ray.runtime.models import find_model
 from versatune_ray.settings import Config, Domain
-from versatune_ray.settings.location import uri_of
+from versatune_ray.settings.location import shown
 
-UNGROUPED = "ungrouped"
 _EXAMPLES, _EXAMPLE = 3, 300  # of a domain; characters of each
 _FEW = 10
-
-
-@dataclass
-class Grouped:
-    """Every good record of the heap: ids (sorted), group (−1: none), and how near or how likely
-    [n]; sample: places of those that were looked at, and their vectors; names: of the groups, where
-    they have some.
-    """
-
-    ids: NDArray[np.int64]
-    group: NDArray[np.int64]
-    near: NDArray[np.float64]
-    sample: NDArray[np.int64]
-    vectors: Vectors
-    count: int
-    names: list[str] = field(default_factory=list)
-    descriptions: list[str] = field(default_factory=list)
-    silhouettes: dict[int, float] = field(default_factory=dict)
 
 
 def check_group(config: Config) -> None:
@@ -76,12 +46,26 @@ def check_group(config: Config) -> None:
     """
     settings = config.group
     check_installed(settings)
-    sources(config)
+    own = shown(config.run_folder / "group")
+    for source in sources(config):
+        if shown(source.input.path).startswith(f"{own}/"):
+            raise UserError(
+                f"{source.key}: {source.input.label} lies in this run's own group folder, which is "
+                f"written anew; choose another run with run=…"
+            )
     if settings.by == "judge":
         if config.detection.judge.path is None:
             raise UserError("detection.judge.path: missing; group.by=judge asks the judge it names")
-        if UNGROUPED in _labels(config):
-            raise UserError(f"group.labels: {UNGROUPED!r} is what is in no domain; rename it")
+        seen = {UNGROUPED: UNGROUPED, ASSIGNMENTS: ASSIGNMENTS}
+        key = "group.labels" if settings.labels else "domains"
+        for name in _labels(config):
+            file = unicodedata.normalize("NFC", name).casefold()
+            if file in seen:
+                raise UserError(
+                    f"{key}: the file of {name!r} would be that of {seen[file]!r}, to some "
+                    f"machines at least; rename it"
+                )
+            seen[file] = name
         if len(_labels(config)) < 2:
             raise UserError(
                 "group.labels: missing; name at least two, as {law: statutes and rulings, …}"
@@ -144,7 +128,9 @@ def group(run: Run) -> Path:
     bad = _bad(heap, config.data.max_bad_fraction, sorted({source.key for source in listed}))
     ids = good_ids(heap)
     if len(ids) < _FEW:
-        raise UserError(f"{listed[0].key}: {len(ids)} records are too few to group")
+        raise UserError(
+            f"{listed[0].key}: {len(ids)} good record(s) are too few to group; at least {_FEW}"
+        )
     sample = np.random.default_rng(config.seed).permutation(len(ids))[: config.group.sample]
     sample.sort()
     texts = column_of(heap, "text", ids[sample])
@@ -152,10 +138,18 @@ def group(run: Run) -> Path:
     found: Grouped = run.folder.step(
         "grouping", lambda: Step(find(run, heap, ids, sample, texts), False)
     )
+    none = int((found.group < 0).sum())
+    if none == len(found.ids):
+        raise UserError(
+            f"group.by=judge: it put none of {none:,} records in a domain; lower group.confidence "
+            f"(here {config.group.confidence:g}), or ask another judge"
+        )
     content = _account(config, found, texts) | {"left_out": bad}
-    domains = run.folder.step("writing", lambda: Step(_write(run, heap, found, content), False))
+    domains = run.folder.step("writing", lambda: Step(write(run, heap, found, content), False))
     for one in content["domains"]:
         say("group", f"{one['name']}: {one['records']:,} records; {', '.join(one['words'][:6])}")
+    if none:
+        say("group", f"{none:,} records are in no domain: {UNGROUPED}.parquet")
     print(f"\n{domains}", flush=True)
     file = run.folder.path / "group" / "groups.html"
     file.write_text(page(content, found.vectors, found.group[found.sample]), encoding="utf-8")
@@ -169,9 +163,7 @@ def _bad(heap: Path, tolerated: float, keys: Sequence[str]) -> dict[str, int]:
     Raises:
         UserError: more are bad than is tolerated.
     """
-    table = pyarrow.dataset.dataset(sorted(map(str, heap.glob("*.parquet")))).to_table(
-        columns=["id", "location", "discarded", "left_out"]
-    )
+    table = rows_of(heap, ["id", "location", "discarded", "left_out"])
     every = len(np.unique(table["id"].to_numpy()))
     table = table.filter(table["discarded"].is_valid())
     wrong = table.filter(pc.invert(table["left_out"]))
@@ -209,7 +201,8 @@ def _by_embedding(
             centred=settings.embedding != "words",
         )  # fmt: skip
     except ValueError as error:
-        raise UserError(f"group: {error} make no {counts[0]} groups") from None
+        key = "group.domains" if settings.domains else "group.least"
+        raise UserError(f"{key}: {error} make no {counts[0]} groups") from None
     ids, group, near = assign(folder, groups)
     return Grouped(
         ids, group, near, sample, groups.place(vectors), len(groups.centres),
@@ -238,11 +231,18 @@ def _by_judge(
     rows = np.searchsorted(ids, answers.ids)
     near[rows], group[rows] = likely.max(axis=1), likely.argmax(axis=1)
     group[near < max(config.group.confidence, 0.0)] = -1
-    words = Words(texts, min(config.group.dimensions, 64), config.seed)
     return Grouped(
-        ids, group, near, sample, unit(words(texts)), len(labels),
+        ids, group, near, sample, _places(texts, config), len(labels),
         names=list(labels), descriptions=list(labels.values()),
     )  # fmt: skip
+
+
+def _places(texts: Sequence[str], config: Config) -> Vectors:
+    """Vectors for the map, where none were needed to find groups."""
+    try:
+        return unit(Words(texts, min(config.group.dimensions, 64), config.seed)(texts))
+    except UserError:  # without words, all lie in one place
+        return np.zeros((len(texts), 2), np.float32)
 
 
 def _account(config: Config, found: Grouped, texts: Sequence[str]) -> dict[str, Any]:
@@ -279,56 +279,3 @@ def _account(config: Config, found: Grouped, texts: Sequence[str]) -> dict[str, 
         "silhouettes": found.silhouettes,
         "domains": domains,
     }
-
-
-def _write(run: Run, heap: Path, found: Grouped, content: dict[str, Any]) -> str:
-    """The files of the domains and what is said of them; returns the section as text."""
-    folder = run.folder.path / "group"
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.parquet"):
-        old.unlink()
-    names = [one["name"] for one in content["domains"]] + [UNGROUPED]
-    used = [number for number in range(len(names)) if (found.group % len(names) == number).any()]
-    files = {number: folder / f"{names[number]}.parquet" for number in used}
-    temporary = {number: temporary_name(file) for number, file in files.items()}
-    writers = {
-        number: pyarrow.parquet.ParquetWriter(file, RECORD) for number, file in temporary.items()
-    }
-    locations: list[pa.Table] = []
-    seen = np.zeros(len(found.ids), bool)
-    for part in sorted(heap.glob("*.parquet")):
-        table = pyarrow.parquet.read_table(part, columns=["id", "example", "location", "discarded"])
-        table = table.filter(table["discarded"].is_null())
-        rows = np.searchsorted(found.ids, table["id"].to_numpy())
-        new = ~seen[rows]
-        table, rows = table.filter(pa.array(new)), rows[new]
-        seen[rows] = True
-        group = found.group[rows] % len(names)
-        for number in np.unique(group):
-            own = np.flatnonzero(group == number)
-            writers[number].write_table(records_of(table["example"], own))
-        domain = pa.array(names).take(pa.array(group))
-        near = pa.array(found.near[rows])
-        locations.append(
-            pa.table([table["location"], domain, near], ["location", "domain", "near"])
-        )
-    for number, file in files.items():
-        writers[number].close()
-        appear(temporary[number], file)
-        push(file)
-    every = folder / "assignments.parquet"
-    pyarrow.parquet.write_table(pa.concat_tables(locations), every)
-    push(every)
-    run.folder.write("group/groups.json", content)
-    section = {
-        one["name"]: {
-            "train": uri_of(folder / f"{one['name']}.parquet"),
-            "description": one["description"],
-        }
-        for one in content["domains"]
-        if one["records"]
-    }
-    text = yaml.safe_dump({"domains": section}, sort_keys=False, allow_unicode=True, width=100)
-    (folder / "domains.yaml").write_text(text, encoding="utf-8")
-    push(folder / "domains.yaml")
-    return text

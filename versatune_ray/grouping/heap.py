@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset
 from numpy.typing import NDArray
 
 from versatune_ray.domains import records
@@ -138,6 +140,13 @@ def read_heap(listed: Sequence[Source], cache: Path, by: By) -> tuple[Path, bool
             write_parts(rows, [work], HEAP, bar.to)
 
     return cached(cache, "heap", parts, build)
+
+
+def rows_of(heap: Path, columns: Sequence[str], where: pc.Expression | None = None) -> pa.Table:
+    """``columns`` of the heap's rows; of an empty heap none."""
+    parts, schema = sorted(map(str, heap.glob("*.parquet"))), pa.schema(list(HEAP.items()))
+    rows = pyarrow.dataset.dataset(parts, schema, format="parquet")
+    return rows.to_table(columns=list(columns), filter=where)
 
 
 def _rows(number: int, source: str) -> Iterator[list[dict[str, Any]]]:

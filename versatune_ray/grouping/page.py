@@ -51,7 +51,7 @@ def page(content: Mapping[str, Any], vectors: Vectors, group: NDArray[np.int64])
         sizes=table(
             "Domains", ("Domain", "records", "share", "most telling words"), sizes, words=True
         ),
-        figures=[placed(vectors, group, names)],
+        figures=[placed(vectors, group, names)] if (group >= 0).any() else [],
         tried=table("Numbers of groups that were tried", ("groups", "mean silhouette"), tried),
         groups=domains,
     )

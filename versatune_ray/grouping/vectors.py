@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from versatune_ray.grouping.clusters import Groups, Vectors
 from versatune_ray.grouping.embedding import Embed, HiddenStates, Sentences, Words
+from versatune_ray.grouping.heap import rows_of
 from versatune_ray.runs.cache import cached
 from versatune_ray.runs.parts import finished_ids, write_parts
 from versatune_ray.runs.storage import fetch
@@ -126,9 +127,7 @@ def texts_of(heap: Path, done: Ids) -> Any:
 
 def good_ids(heap: Path) -> Ids:
     """The records of the heap that are some, in order."""
-    table = pyarrow.dataset.dataset(sorted(map(str, heap.glob("*.parquet")))).to_table(
-        columns=["id"], filter=pc.field("discarded").is_null()
-    )
+    table = rows_of(heap, ["id"], pc.field("discarded").is_null())
     return np.unique(table["id"].to_numpy())
 
 

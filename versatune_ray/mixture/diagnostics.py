@@ -17,11 +17,15 @@ TURNS = 4  # changes of direction in a row …
 RISE = 0.01  # of a held-out loss above its lowest: below, it is noise
 # … of moves at least so large, relative to the share before: below, it is noise that does no harm
 SWING = 0.1
+# kinds that are about what losses make of shares
+_OF_SHARES = ("potential", "share", "overfitting", "swings")
 
 Line = Mapping[str, Any]
 
 
-def new_warnings(lines: Sequence[Line], warn_passes: float = 4.0) -> list[str]:
+def new_warnings(
+    lines: Sequence[Line], warn_passes: float = 4.0, *, planned: bool = False
+) -> list[str]:
     """Sentences with numbers and a way out, one per kind of trouble that began at the last line;
     more serious kinds first.
 
@@ -47,12 +51,15 @@ def new_warnings(lines: Sequence[Line], warn_passes: float = 4.0) -> list[str]:
             domains in all), ``loss``, ``learnable_potential``, ``passes`` (domain → number or None;
             or None) and ``feedback`` are read.
         warn_passes: passes over a domain's records, > 0.
+        planned: shares follow a plan and no losses: how they move is no sign of anything.
     """
     if not lines:
         return []
     names = list(lines[-1]["share"])
     before, found = _signs(lines[:-1], names, warn_passes), []
     for kind, now in _signs(lines, names, warn_passes).items():
+        if planned and kind in _OF_SHARES:
+            continue
         if begun := np.flatnonzero(now & ~before.get(kind, np.zeros_like(now))).tolist():
             found.append(_SENTENCES[kind](lines, names, begun, warn_passes))
     return found
@@ -163,7 +170,8 @@ def _overfitting(
     return (
         f"records are learned by heart in {told}, and the learnable potential takes the rising "
         f"loss for something to learn: "
-        "set mixture.heed_overfitting=true and mixture.max_passes, or add records"
+        "set mixture.max_passes (versatune and expansion: mixture.heed_overfitting=true, too), or "
+        "add records"
     )
 
 

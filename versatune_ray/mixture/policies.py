@@ -31,13 +31,13 @@ class GuardState:
 
 
 class Policy(Protocol):
-    """How shares follow the losses. Two methods and a flag; a class of your own that has them can
-    be named in ``mixture.policy``.
+    """How shares follow the losses: two methods and a flag, of a class named in ``mixture.policy``.
 
     More flags it may have, all False where it has none: ``needs_gradients``, ``needs_variances``,
     ``needs_held_out_gradient`` and ``needs_budget``, of what it goes by in ``Feedback``;
     ``multiplicative``, where it leaves a share of 0 at 0; ``starts``, where the shares before step
-    1 are its own; and ``counts_records``, where its shares are meant as parts of the samples.
+    1 are its own, of a third method ``start(sizes[k])``; and ``counts_records``, where its shares
+    are meant as parts of the samples.
     """
 
     @property
@@ -105,6 +105,9 @@ class Floored:
     def needs_reference(self) -> bool:
         return self.policy.needs_reference
 
+    def start(self, sizes: npt.ArrayLike) -> FloatArray:
+        return floored(check_shares(self.policy.start(sizes)), self.min_share)  # type: ignore[attr-defined]
+
     def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
         return floored(
             check_shares(self.policy.update(shares, feedback), feedback.loss.size, feedback.names),
@@ -117,9 +120,7 @@ class Floored:
 
 @dataclass(frozen=True)
 class Constant:
-    """Shares never move: VersaTune Constant with detected shares, or any other fixed mixture. Needs
-    no losses.
-    """
+    """Shares never move: VersaTune Constant with detected shares, or any other fixed mixture."""
 
     needs_reference: ClassVar[bool] = False
     multiplicative: ClassVar[bool] = True

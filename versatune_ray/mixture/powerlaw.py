@@ -76,10 +76,9 @@ class PowerLaw(Rival):
             for drawn, values in zip(budget.drawn.T, excess.T, strict=True)
         ]
         scale, slope = np.array(curves).T
-        drawn = np.maximum(budget.drawn[-1], budget.batch_size)
-        total = budget.steps * budget.batch_size
+        drawn, total = budget.drawn[-1], budget.steps * budget.batch_size
         most = max(self.passes, 2 * total / float(budget.sizes.sum())) * budget.sizes - drawn
-        spent = spend(left, scale, slope, drawn, np.maximum(most, 0))
+        spent = spend(left, scale, slope, np.maximum(drawn, budget.batch_size), np.maximum(most, 0))
         if not spent.any():
             return before
         return normalised((1 - self.strength) / before.size + self.strength * spent / spent.sum())

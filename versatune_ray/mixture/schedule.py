@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -30,8 +31,8 @@ class Schedule:
             temperature that falls to 1.
 
     Raises:
-        ValueError: no waypoint, one that is out of range, or an unknown ``between``; ``update``
-            without a budget, or with waypoints whose steps do not rise.
+        ValueError: no waypoint, one that is out of range, an unknown ``between``, or ``geometric``
+            from some domains to others alone; ``update`` without a budget, or as ``steps``.
     """
 
     needs_reference: ClassVar[bool] = False
@@ -64,6 +65,12 @@ class Schedule:
             raise ValueError(
                 f"between: {self.between!r} is unknown; valid: 'linear', 'cosine', 'geometric'"
             )
+        given = [None if isinstance(one, str) else np.asarray(one) for _, one in self.waypoints]
+        for before, after in pairwise(given) if self.between == "geometric" else ():
+            if before is not None and after is not None and not (before * after).any():
+                raise ValueError(
+                    "waypoints: geometric needs a domain with a share at both of two neighbours"
+                )
 
     @property
     def counts_records(self) -> bool:
@@ -74,17 +81,39 @@ class Schedule:
         """Shares before step 1, [k]: those of the first waypoint."""
         return _resolved(self.waypoints[0][1], np.asarray(sizes, dtype=np.float64))
 
+    def steps(self, planned: int) -> FloatArray:
+        """The optimizer step of each waypoint in a run of ``planned`` steps.
+
+        Raises:
+            ValueError: they do not rise, or one lies past the end.
+        """
+        steps = np.array([at if isinstance(at, int) else at * planned for at, _ in self.waypoints])
+        told = f"waypoints: at {', '.join(f'{step:g}' for step in steps)} of {planned} steps"
+        if (np.diff(steps) <= 0).any():
+            raise ValueError(f"{told}; they have to rise")
+        if steps[-1] > planned:
+            raise ValueError(f"{told}; the last is past the end: write parts, as 100%")
+        return np.asarray(steps, dtype=np.float64)
+
+    def unheeded(self, planned: int, every: int) -> int | None:
+        """The first waypoint that changes nothing, where shares hold for ``every`` of ``planned``
+        steps: no adjustment before the end lies between its neighbours. None: all count.
+
+        Raises:
+            ValueError: as ``steps``.
+        """
+        ends = np.append(self.steps(planned), planned)
+        for number in range(1, len(self.waypoints)):
+            after = (np.floor(ends[number - 1] / every) + 1) * every
+            last = number == len(self.waypoints) - 1
+            if after >= (planned if last else min(ends[number + 1], planned)):
+                return number
+        return None
+
     def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
         check_shares(shares, feedback.loss.size, feedback.names)
         budget = feedback.needed("budget", "a schedule")
-        steps = np.array(
-            [at if isinstance(at, int) else at * budget.steps for at, _ in self.waypoints]
-        )
-        if (np.diff(steps) <= 0).any():
-            raise ValueError(
-                f"waypoints: at {', '.join(f'{step:g}' for step in steps)} of {budget.steps} "
-                f"steps; they have to rise"
-            )
+        steps = self.steps(budget.steps)
         place = int(np.searchsorted(steps, feedback.step, side="right"))
         sides = self.waypoints[max(place - 1, 0)][1], self.waypoints[min(place, len(steps) - 1)][1]
         before, after = (_resolved(side, budget.sizes) for side in sides)

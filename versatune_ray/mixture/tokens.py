@@ -89,7 +89,8 @@ class TokenSampler(DomainSampler):
     """A ``DomainSampler`` whose shares count tokens: batches have as many samples, of which each
     domain has as many as its share of the tokens takes (see the module).
 
-    Deficits are in tokens. A cap on passes counts samples, as there.
+    Deficits are in tokens. A cap on passes counts samples, as there; where it leaves fewer records
+    than the shares ask for, those that are left are given.
     """
 
     def __init__(
@@ -123,6 +124,10 @@ class TokenSampler(DomainSampler):
 
     @property
     def _most_ahead(self) -> float:
+        # Where a cap leaves few records, a batch is made of those that there are, whoever's they
+        # are: nobody is ahead by more than all that it may give.
+        if self._max_passes is not None:
+            return float(self._lengths.sum()) * (1 + self._max_passes)
         return 2.0 * self._longest
 
     def _identity(self) -> dict[str, Any]:

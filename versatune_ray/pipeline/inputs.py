@@ -119,11 +119,18 @@ class Inputs:
 
         def write() -> Step:
             made = generate(source, keep.replay_samples, gpu=self.gpu())
-            return Step(written_texts(source.folder, keep.replay_samples, self.cache), not made)
+            files = {
+                name: written_texts(
+                    source.folder, keep.replay_samples, self.cache, config.domains[name].allowed
+                )
+                for name, part in keep.replay.items()
+                if part
+            }
+            return Step(files, not made)
 
-        file = self.folder.step("replay", write)
+        files = self.folder.step("replay", write)
         return config.model_copy(
-            update={"domains": with_written(config.domains, keep.replay, file)}
+            update={"domains": with_written(config.domains, keep.replay, files)}
         )
 
     @once

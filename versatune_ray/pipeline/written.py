@@ -4,8 +4,9 @@ a part of a domain's records. They are detection's sequences; what is missing of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,9 +19,15 @@ from versatune_ray.runs.parts import read_rows
 from versatune_ray.settings import Domain, Source
 
 
-def written_texts(sequences: Path, count: int, cache: Path) -> Path:
+def written_texts(
+    sequences: Path, count: int, cache: Path, where: Mapping[str, Sequence[Any]] | None = None
+) -> Path:
     """A file of the texts among the first ``count`` of a store of sequences: without those that
     failed, are empty, or repeat a token or a short cycle of them.
+
+    Args:
+        where: column → values of the domain's records (``domains.NAME.where``), which these texts
+            get, or they would be left out of it.
 
     Raises:
         UserError: none is left.
@@ -36,20 +43,22 @@ def written_texts(sequences: Path, count: int, cache: Path) -> Path:
                 f"training.keep.replay: none of the {count} sequences that the base model wrote is "
                 f"a text to learn from; leave it out"
             )
-        pyarrow.parquet.write_table(pa.table({"text": texts}), work / "written.parquet")
+        marks = {column: [value] * len(texts) for column, value in chosen.items()}
+        pyarrow.parquet.write_table(pa.table(marks | {"text": texts}), work / "written.parquet")
 
-    parts = {"sequences": sequences.name, "count": count}
+    chosen = {column: values[0] for column, values in (where or {}).items()}
+    parts = {"sequences": sequences.name, "count": count} | ({"where": chosen} if chosen else {})
     return cached(cache, "written", parts, build)[0] / "written.parquet"
 
 
 def with_written(
-    domains: Mapping[str, Domain], replay: Mapping[str, float], file: Path
+    domains: Mapping[str, Domain], replay: Mapping[str, float], files: Mapping[str, Path]
 ) -> dict[str, Domain]:
-    """The domains, of which those in ``replay`` take that part of their samples from ``file``; what
-    their own sources give keeps its proportions.
+    """The domains, of which those in ``replay`` take that part of their samples from their one of
+    ``files``; what their own sources give keeps its proportions.
     """
     return {
-        name: domain.model_copy(update={"train": _sources(domain, replay[name], file)})
+        name: domain.model_copy(update={"train": _sources(domain, replay[name], files[name])})
         if replay.get(name)
         else domain
         for name, domain in domains.items()

@@ -101,7 +101,7 @@ class Config(Section):
         "reaches",
         results=False,
     )
-    seed: int = setting(0, "seed of sampling, training and detection")
+    seed: int = setting(0, "seed of sampling, training and detection", ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto",
         "auto: GPUs if the cluster has some now; cuda: also those that it would start for the job",
@@ -145,7 +145,7 @@ class Config(Section):
         if not isinstance(value, Mapping):
             return value
         return {
-            name: {"train": spec} if isinstance(spec, str | list) else spec
+            name: {"train": spec} if isinstance(spec, str | list) else {} if spec is None else spec
             for name, spec in value.items()
         }
 

@@ -29,7 +29,7 @@ def _check(value: dict[str, Any]) -> dict[str, Any]:
         if isinstance(part, Mapping):
             if set(part) != set(_GROUP):
                 raise ValueError(f"{name}: a group is written {{share: 0.4, members: [a, b]}}")
-            _number(f"{name}.share", part["share"])
+            _number(f"{name}.share", part["share"], "a number, which its members divide")
             members = part["members"]
             if isinstance(members, list):
                 if not members or not all(isinstance(one, str) for one in members):
@@ -53,9 +53,9 @@ def _check(value: dict[str, Any]) -> dict[str, Any]:
 Given = Annotated[dict[str, Any], AfterValidator(_check)]
 
 
-def _number(name: str, value: object) -> None:
+def _number(name: str, value: object, way: str = "a share, or passes as 3 epochs") -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name}: a share, or passes as 3 epochs; found {value!r}")
+        raise ValueError(f"{name}: {way}; found {value!r}")
 
 
 def epochs(part: object) -> float | None:

@@ -12,7 +12,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from versatune_ray.errors import UserError
-from versatune_ray.settings import Config
+from versatune_ray.settings import Config, Domain
 from versatune_ray.settings.common import OneOf, Section, kinds, nearest
 from versatune_ray.settings.yaml12 import Number
 
@@ -120,7 +120,8 @@ def without_unknown(
 
 def as_declared(value: Any, annotation: Any = Config) -> Any:
     """What was read, with every plain number as its key takes it: as a number, or, where the key
-    takes a text, as it was written. A section without any key is an empty one.
+    takes a text, as it was written. A section without any key is an empty one, but a domain, which
+    is taken away so.
     """
     section = section_of(annotation)
     if isinstance(value, Mapping):
@@ -132,7 +133,7 @@ def as_declared(value: Any, annotation: Any = Config) -> Any:
         }
     if isinstance(value, list):
         return [as_declared(one, item_of(annotation)) for one in value]
-    if value is None and section is not None:
+    if value is None and section not in (None, Domain):
         return {}
     if not isinstance(value, Number):
         return value

@@ -1,7 +1,8 @@
 """The configuration tree of ``settings``, read from YAML files and ``dotted.key=value`` overrides.
 
-Later files win over earlier ones, overrides win over files. Relative paths count from the current
-folder. Errors name the key, the value, and the nearest valid key.
+Later files win over earlier ones, overrides win over files; null takes a domain, or a key of one,
+away. Relative paths count from the current folder. Errors name the key, the value, and the nearest
+valid key.
 """
 
 from __future__ import annotations
@@ -246,6 +247,8 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any], above: str = "") -> N
                         f"{whole}.{name}.KEY=VALUE"
                     )
                 _merge(named[name], changes, f"{whole}.{name}.")
+        elif value is None and key in into and above.startswith("domains."):
+            del into[key]  # what an earlier source says is taken away
         else:
             into[key] = value
 

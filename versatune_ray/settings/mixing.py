@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,6 +78,33 @@ def policy(config: Config, names: Sequence[str]) -> mix.Policy:
     return found
 
 
+def check_adjustments(config: Config, chosen: mix.Policy, k: int, steps: int, every: int) -> None:
+    """Whether there are as many adjustments as a policy has to have.
+
+    Raises:
+        UserError: the run ends before one that tries mixtures out has an answer; or the waypoints
+            of a plan do not rise, lie past the end, or fall between adjustments.
+    """
+    if isinstance(chosen, mix.Floored):
+        chosen = chosen.policy
+    if isinstance(chosen, mix.Schedule):
+        try:
+            lost = chosen.unheeded(steps, every)
+        except ValueError as error:
+            raise UserError(f"mixture.options.{error}") from None
+        if lost is not None:
+            raise UserError(
+                f"mixture.options.waypoints.{lost}: shares change every {every} of {steps} steps, "
+                f"and none of these changes lies near enough to it; lower training.adjust_every"
+            )
+    if isinstance(chosen, mix.Probing) and math.ceil(steps / every) < chosen.intervals(k):
+        raise UserError(
+            f"mixture.policy={config.mixture.policy}: to try {k} domains it needs "
+            f"{chosen.intervals(k)} intervals between adjustments, and {steps} steps have "
+            f"{math.ceil(steps / every)}; lower training.adjust_every (here {every})"
+        )
+
+
 def _of_records(what: str) -> UserError:
     """That shares of tokens cannot follow numbers of records."""
     return UserError(
@@ -101,9 +129,8 @@ def rule_of(name: str) -> mix.Rule:
             f"mixture.policy: {name}: {error}; is it on the Python path of every machine "
             f"(installed, or in --working-dir)?"
         ) from None
-    missing = [
-        method for method in ("update", "guard_state") if not callable(getattr(kind, method, None))
-    ]
+    methods = ["update", "guard_state", *(["start"] if getattr(kind, "starts", False) else [])]
+    missing = [method for method in methods if not callable(getattr(kind, method, None))]
     if missing or not isinstance(kind, type):
         raise UserError(
             f"mixture.policy: {name} is no policy: it has no "
@@ -134,8 +161,11 @@ def starting_shares(
     """
     start, k = config.mixture.start, len(names)
     if rule_of(config.mixture.policy).starts:
-        planned: NDArray[np.float64] = policy(config, names).start(sizes)  # type: ignore[attr-defined]
-        return planned
+        try:
+            planned = policy(config, names).start(sizes)  # type: ignore[attr-defined]
+            return mix.check_shares(planned, k, names)
+        except ValueError as error:
+            raise UserError(f"mixture.policy={config.mixture.policy}: {error}") from None
     if config.mixture.unit == "tokens" and (
         start in ("proportional", "temperature")
         or (isinstance(start, dict) and given.in_epochs(start))
@@ -196,6 +226,20 @@ def _given(
     return np.array([parts[name] for name in names]) / sum(parts.values())
 
 
+def asked_samples(config: Config, names: Sequence[str], sizes: Sequence[int]) -> float | None:
+    """Samples of a run whose length is what its start says in epochs; None of any other.
+
+    Raises:
+        UserError: there are none.
+    """
+    if config.training.samples_per_epoch is not None or rule_of(config.mixture.policy).starts:
+        return None
+    try:
+        return given.samples(config.mixture.start, dict(zip(names, sizes, strict=True)))
+    except ValueError as error:
+        raise UserError(f"mixture.start: {error}") from None
+
+
 def _waypoints(value: Any, names: Sequence[str]) -> list[tuple[int | float, Any]]:
     """``mixture.options.waypoints`` of policy=schedule, with shares in the order of ``names``."""
     key = "mixture.options.waypoints"
@@ -220,6 +264,10 @@ def _waypoints(value: Any, names: Sequence[str]) -> list[tuple[int | float, Any]
             if any(given.epochs(part) is not None for part in checked.values()):
                 raise UserError(f"{where}.shares: shares are needed here, not epochs")
             shares = tuple(_given(checked, names, [1] * len(names), f"{where}.shares").tolist())
+        elif shares not in ("uniform", "proportional"):
+            raise UserError(
+                f"{where}.shares: write {{law: 0.4, …}}, uniform or proportional; found {shares!r}"
+            )
         found.append((at, shares))
     return found
 

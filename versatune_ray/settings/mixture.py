@@ -131,7 +131,9 @@ class Mixture(WithPreset):
         ge=0,
         le=1,
     )
-    min_share: float = setting(0.0, "floor under every share", "share", ge=0, lt=1)
+    min_share: float = setting(
+        0.0, "floor under every share that the policy sets; constant sets none", "share", ge=0, lt=1
+    )
     heed_overfitting: bool = setting(
         False,
         "no potential for a domain whose loss is above its own lowest after two passes over its "

@@ -79,7 +79,7 @@ class StagePlan:
     policy: Policy
     recipe: Recipe
     adjust_every: int
-    epoch_samples: int
+    epoch_samples: float
     fresh: bool = True
     first: int = 0
     first_epoch: float = 0.0

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,13 @@ import numpy as np
 from versatune_ray import mixture as mix
 from versatune_ray.errors import UserError
 from versatune_ray.settings import MICROWORLD, Config, given
-from versatune_ray.settings.mixing import policy, rule_of, starting_shares
+from versatune_ray.settings.mixing import (
+    asked_samples,
+    check_adjustments,
+    policy,
+    rule_of,
+    starting_shares,
+)
 from versatune_ray.settings.recipe import Recipe, StagePlan, Unit
 from versatune_ray.settings.stage_config import stage_configs
 
@@ -139,11 +146,10 @@ def stages(
                     f"no record is left of {', '.join(part.sources)}; raise records or fraction"
                 )
             alone = part.over(own)
-            # shares in epochs say how long the run is
-            asked = given.samples(alone.mixture.start, dict(zip(own, counts, strict=True)))
-            each = sum(counts) if asked is None else math.ceil(asked / alone.training.epochs)
+            asked = asked_samples(alone, own, counts)
+            each = sum(counts) if asked is None else asked / alone.training.epochs
             one = replace(
-                recipe(alone, sum(counts), unit, each),
+                recipe(alone, sum(counts), unit, asked),
                 order=len(found),
                 orders=tuple(
                     config.domains[name].order if name in config.domains else "random"
@@ -153,7 +159,7 @@ def stages(
             check_passes(alone, own, counts, one)
             chosen = policy(alone, own)
             every = alone.training.adjust_every or max(1, round(one.steps / alone.training.epochs))
-            _check_adjustments(alone, chosen, len(own), one.steps, every)
+            check_adjustments(alone, chosen, len(own), one.steps, every)
             start = np.zeros(len(names))
             start[places] = starting_shares(
                 alone, own, None if detected is None else _among(detected, places), counts
@@ -174,22 +180,6 @@ def stages(
                 )
             )
     return _with_schedules(found)
-
-
-def _check_adjustments(config: Config, chosen: mix.Policy, k: int, steps: int, every: int) -> None:
-    """Whether a policy that tries mixtures out comes to an answer.
-
-    Raises:
-        UserError: the run ends before.
-    """
-    if isinstance(chosen, mix.Floored):
-        chosen = chosen.policy
-    if isinstance(chosen, mix.Probing) and math.ceil(steps / every) < chosen.intervals(k):
-        raise UserError(
-            f"mixture.policy={config.mixture.policy}: to try {k} domains it needs "
-            f"{chosen.intervals(k)} intervals between adjustments, and {steps} steps have "
-            f"{math.ceil(steps / every)}; lower training.adjust_every (here {every})"
-        )
 
 
 def _among(shares: Sequence[float], places: Sequence[int]) -> list[float]:
@@ -254,13 +244,16 @@ def needs_reference(config: Config) -> bool:
     return any(rule_of(policy).needs_reference for policy in policies)
 
 
-def recipe(config: Config, train_records: int, unit: Unit, samples: int | None = None) -> Recipe:
-    """Steps = epochs × samples per epoch / batch size, rounded up. ``samples``: per epoch, where
-    no key says how many; None: the records.
+def recipe(config: Config, train_records: int, unit: Unit, asked: float | None = None) -> Recipe:
+    """Steps = epochs × samples per epoch / batch size, rounded up; an epoch without
+    ``samples_per_epoch`` has all records. ``asked``: samples of all epochs, where shares say it.
     """
     training = config.training
-    samples = training.samples_per_epoch or samples or train_records
-    steps = math.ceil(training.epochs * samples / training.batch_size)
+    # exact: in floats 2.2 · 100 is more than 220
+    total = Fraction(str(training.epochs)) * (training.samples_per_epoch or train_records)
+    if asked is not None:
+        total = Fraction(str(round(asked, 6)))
+    steps = max(1, math.ceil(total / training.batch_size))
     cap = config.mixture.max_passes
     return Recipe(
         steps=steps,
@@ -303,11 +296,19 @@ def check_passes(
 
     Raises:
         UserError: the run's samples are more than the cap allows over all domains that can have a
-            share.
+            share; or fixed shares are given as more epochs of a domain.
     """
     cap = recipe.max_passes
     if cap is None:
         return
+    if asked_samples(config, names, sizes) is not None and rule_of(config.mixture.policy).fixed:
+        records = dict(zip(names, sizes, strict=True))
+        for name, samples in given.parts(config.mixture.start, records).items():  # type: ignore[arg-type]
+            if samples > cap * records[name] + 1e-6:
+                raise UserError(
+                    f"mixture.max_passes: {cap:g} is below the {samples / records[name]:g} epochs "
+                    f"of {name} in mixture.start; raise it, or set it to none"
+                )
     drawn = _drawn(config, names, sizes)
     allowed, asked = (
         sum(math.floor(cap * size) for size in drawn.values()),

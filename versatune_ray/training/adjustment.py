@@ -32,8 +32,8 @@ class Report:
     stage: the number of the stage that it belongs to, from 0.
     loss_sums, token_counts: held-out nats and their divisor (tokens or bytes) per domain [k]; None
     with training feedback. train_loss_sums, train_token_counts: the same of the training batches
-    since the last adjustment. samples, tokens: samples and response tokens drawn per domain by all
-    ranks since the last adjustment.
+    since the last adjustment. samples, tokens: samples and response tokens (where shares count all
+    tokens, these) drawn per domain by all ranks since the last adjustment.
     passes: of this stage over the records that it draws from, so far. seconds: timings, for the log
     only.
     gradients: of the domains, where the stage's policy asks for them.

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from versatune_ray.mixture import (
+    Schedule,
     apply_policy,
     check_shares,
     forgetting_degree,
@@ -257,7 +258,8 @@ class WeightController:
             "seconds": {name: round(seconds, 3) for name, seconds in first.seconds.items()},
         }
         line |= measured(self.domains, first.gradients)
-        line["warnings"] = new_warnings([*lines, line], self.warn_passes)
+        planned = isinstance(getattr(stage.policy, "policy", stage.policy), Schedule)
+        line["warnings"] = new_warnings([*lines, line], self.warn_passes, planned=planned)
         self.lines.append(line)
         decision = Decision(self.number, self.share, line)
         self.number += 1

@@ -78,8 +78,8 @@ class L2ToBase:
 
 
 class KLToBase:
-    """λ · the mean over response tokens of KL(base ‖ model), on records drawn anew at each step as
-    a function of the seed and the step alone.
+    """λ · the mean over response tokens of KL(base ‖ model), each by its record's weight, on
+    records drawn anew at each step as a function of the seed and the step alone.
     """
 
     def __init__(
@@ -111,7 +111,9 @@ class KLToBase:
         part of the mean KL, in nats per token.
         """
         samples = self.draw(recipe, step)
-        each = recipe.kl * self._layout.world / samples.response_tokens.sum()
+        # the layout multiplies by each record's weight
+        counted = float(samples.weights @ samples.response_tokens)
+        each = recipe.kl * self._layout.world / counted if counted else 0.0
         weights = np.full(len(self._data), each)
         capacity = min(recipe.micro_batch_tokens, KL_TOKENS)
         total = torch.zeros((), dtype=torch.float64, device=self._parallel.device)

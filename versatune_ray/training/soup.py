@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -18,18 +19,24 @@ from versatune_ray.runs.cache import write_json
 from versatune_ray.runtime.models import ADAPTER
 
 _WEIGHTS = ".safetensors"
+_OTHERS = (".bin", ".pt", ".pth", ".gguf")  # weights that are not averaged
+# what models that were tuned from one base may say differently
+_FREE = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
+_FREE |= {"use_cache", "bos_token_id", "eos_token_id", "pad_token_id"}
 
 
 def soup(models: Sequence[Path], weights: Sequence[float], folder: Path) -> None:
     """Write the mean of ``models`` into ``folder``, a Hugging Face model as they are: files beside
-    the weights are those of the first. Sums are made in float32, one tensor in memory at a time.
+    the weights, and the precision, are those of the first. Sums are made in float32, one tensor in
+    memory at a time.
 
     Args:
         weights: of each model, ≥ 0; their sum counts as 1.
 
     Raises:
         UserError: a model is no folder of safetensors, the models differ in more than the values
-            of their weights, or ``folder`` is there already.
+            of their weights (other shapes, settings, words of the tokenizer), or ``folder`` is
+            there already.
     """
     if len(models) < 2:
         raise UserError("soup: one model only; name at least two")
@@ -48,7 +55,7 @@ def soup(models: Sequence[Path], weights: Sequence[float], folder: Path) -> None
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     for file in models[0].iterdir():
-        if file.is_file() and not file.name.endswith(_WEIGHTS):
+        if file.is_file() and not file.name.endswith((_WEIGHTS, *_OTHERS)):
             shutil.copy2(file, work / file.name)
     for file in sorted(set(shards[0].values())):
         names = sorted(name for name, place in shards[0].items() if place == file)
@@ -80,27 +87,44 @@ def _check_alike(one: Path, own: dict[str, Path], other: Path, others: dict[str,
     differ = sorted(own.keys() ^ others.keys())
     if differ:
         raise UserError(f"{other}: other weights than {one} has ({differ[0]}); tune both from one")
-    kinds = [
-        json.loads((model / "config.json").read_text(encoding="utf-8")).get("model_type")
-        for model in (one, other)
-    ]
-    if kinds[0] != kinds[1]:
-        raise UserError(f"{other}: a {kinds[1]} model, and {one} is a {kinds[0]}")
+    mine, its = (
+        json.loads((model / "config.json").read_text(encoding="utf-8")) for model in (one, other)
+    )
+    for key in sorted((mine.keys() & its.keys()) - _FREE):
+        if mine[key] != its[key]:
+            raise UserError(f"{other}: {key} is {its[key]!r}, and {mine[key]!r} in {one}")
+    if None not in (words := [_vocabulary(model) for model in (one, other)]) and (
+        words[0] != words[1]
+    ):
+        raise UserError(f"{other}: its tokenizer has other words than that of {one}")
     for name in own:
         with safe_open(own[name], "pt") as first, safe_open(others[name], "pt") as second:
-            shapes = [list(file.get_slice(name).get_shape()) for file in (first, second)]
+            parts = [file.get_slice(name) for file in (first, second)]
+            shapes = [list(part.get_shape()) for part in parts]
+            numbers = [part.get_dtype().startswith(("F", "BF")) for part in parts]
         if shapes[0] != shapes[1]:
             raise UserError(f"{other}: {name} is {shapes[1]}, and {shapes[0]} in {one}")
+        if numbers[0] != numbers[1]:
+            raise UserError(f"{other}: {name} is of another kind of number than in {one}")
+
+
+def _vocabulary(model: Path) -> Any:
+    """What the numbers of a model's tokens mean, where it says so."""
+    file = model / "tokenizer.json"
+    if not file.is_file():
+        return None
+    return json.loads(file.read_text(encoding="utf-8")).get("model", {}).get("vocab")
 
 
 def _mean(name: str, shards: Sequence[dict[str, Path]], parts: Sequence[float]) -> torch.Tensor:
     total: torch.Tensor | None = None
+    kind = None
     for own, part in zip(shards, parts, strict=True):
         with safe_open(own[name], "pt") as file:
             values: torch.Tensor = file.get_tensor(name)
         if not values.is_floating_point():
             return values
         total = values.float() * part if total is None else total.add_(values.float(), alpha=part)
-        kind = values.dtype
+        kind = kind or values.dtype
     assert total is not None
     return total.to(kind)

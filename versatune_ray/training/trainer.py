@@ -107,7 +107,7 @@ class Trainer:
         self.reached = 0.0
         self.last: StepStats | None = None
         # Since the last adjustment: this rank's training loss, and every rank's samples and
-        # response tokens per domain.
+        # response tokens per domain (all tokens, where shares count these).
         self.train_loss = LossSums.zeros(len(self.data))
         self.samples = np.zeros(len(self.data), dtype=np.int64)
         self.tokens = np.zeros(len(self.data), dtype=np.int64)
@@ -210,9 +210,7 @@ class Trainer:
         return LossSums(sums.cpu().numpy(), count)
 
     def take_counts(self) -> tuple[LossSums, NDArray[np.int64], NDArray[np.int64]]:
-        """Training loss, samples and response tokens per domain since the last call; starts them
-        anew.
-        """
+        """Training loss, samples and tokens per domain since the last call; starts them anew."""
         taken = self.train_loss, self.samples.copy(), self.tokens.copy()
         self.train_loss = LossSums.zeros(len(self.data))
         self.samples[:] = 0
@@ -302,7 +300,8 @@ class Trainer:
         self.last = StepStats(lengths, responses, whole, count, norm, rate, skipped, terms)
         k = len(self.data)
         self.samples += np.bincount(samples.domain, minlength=k)
-        self.tokens += np.bincount(samples.domain, responses, k).astype(np.int64)
+        counted = lengths if self.recipe.counted == "all" else responses
+        self.tokens += np.bincount(samples.domain, counted, k).astype(np.int64)
         self.steps_done += 1
         self.scheduled += 1
 

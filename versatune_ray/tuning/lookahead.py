@@ -28,6 +28,7 @@ from versatune_ray.pipeline import Run
 from versatune_ray.runs.comparisons import RECORDED, Replay
 from versatune_ray.runs.folder import say
 from versatune_ray.settings import Config, mixing, semantics
+from versatune_ray.settings.given import in_epochs
 from versatune_ray.settings.loading import parse, with_keys
 
 CAVEAT = (
@@ -100,8 +101,8 @@ def _answers(
     reference: Mapping[str, float] | None,
     start: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Shares [t + 1, k] of one setting, from its own start where that needs no data, else from the
-    recorded one.
+    """Shares [t + 1, k] of one setting, from its own start where that needs no more data than the
+    log has, else from the recorded one.
     """
     if semantics.needs_reference(config) and reference is None:
         raise UserError(
@@ -109,20 +110,22 @@ def _answers(
             "reference.losses=FILE"
         )
     chosen = config.mixture.start
-    if isinstance(chosen, dict) or STARTS[chosen] in (Start(), Start(needs_targets=True)):
+    in_passes = isinstance(chosen, dict) and in_epochs(chosen)
+    if (isinstance(chosen, dict) and not in_passes) or (
+        isinstance(chosen, str) and STARTS[chosen] in (Start(), Start(needs_targets=True))
+    ):
         start = mixing.starting_shares(config, names, None, [1] * len(names))
     losses = np.array([[line["loss"][name] for name in names] for line in lines])
     ceiling = None if reference is None else [reference[name] for name in names]
     policy, told = mixing.policy(config, names), lines[1:]
     budget = _budget(told, names)
-    if needs(policy, "budget"):
-        if budget is None:
-            raise UserError(
-                f"replay.losses: the log does not say what was drawn of every domain, by which "
-                f"policy {config.mixture.policy} goes; take that of a newer run"
-            )
-        if mixing.rule_of(config.mixture.policy).starts:
-            start = mixing.starting_shares(config, names, None, budget.sizes.astype(int).tolist())
+    if needs(policy, "budget") and budget is None:
+        raise UserError(
+            f"replay.losses: the log does not say what was drawn of every domain, by which "
+            f"policy {config.mixture.policy} goes; take that of a newer run"
+        )
+    if budget is not None and (in_passes or mixing.rule_of(config.mixture.policy).starts):
+        start = mixing.starting_shares(config, names, None, budget.sizes.astype(int).tolist())
     products = None
     for what, key in _LOGGED.items():
         if needs(policy, what) and any(key not in line for line in told):
@@ -135,24 +138,27 @@ def _answers(
             [[line["gradient_products"][one][other] for other in names] for one in names]
             for line in told
         ]
-    return replay(
-        policy,
-        start,
-        losses[1:],
-        ceiling,
-        losses[0],
-        names,
-        [line["step"] for line in told],
-        products,
-        _passes(told, names),
-        budget,
-        *(
-            [[line[key][name] for name in names] for line in told]
-            if all(key in line for line in told)
-            else None
-            for key in ("gradient_variances", "held_out_products")
-        ),
-    )
+    try:
+        return replay(
+            policy,
+            start,
+            losses[1:],
+            ceiling,
+            losses[0],
+            names,
+            [line["step"] for line in told],
+            products,
+            _passes(told, names),
+            budget,
+            *(
+                [[line[key][name] for name in names] for line in told]
+                if all(key in line for line in told)
+                else None
+                for key in ("gradient_variances", "held_out_products")
+            ),
+        )
+    except ValueError as error:
+        raise UserError(f"replay: {error}") from None
 
 
 def _budget(lines: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Budget | None:

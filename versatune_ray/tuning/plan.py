@@ -5,6 +5,7 @@ outcome.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +19,16 @@ from versatune_ray.pipeline import Run
 from versatune_ray.runs.cache import key_of
 from versatune_ray.runs.storage import bring
 from versatune_ray.settings import Config, semantics
-from versatune_ray.settings.loading import parse, with_keys
+from versatune_ray.settings.loading import changed_keys, parse, with_keys
 from versatune_ray.settings.location import shown
 from versatune_ray.tuning.objectives import score
 
+# what token stores are made of, which all trials share
+_OF_STORES = re.compile(
+    r"training\.keep\.replay.*"
+    r"|data\.(max_length|too_long|preference|chat_template.*|contaminated|near_duplicates)"
+    r"|domains\.([^.]+|.+\.(train|validation|fields|where)(\..+)?)"
+)
 _FREE_TREE = ("sweep", "study", "cofitune", "replay")  # what a trial does not depend on
 
 
@@ -49,10 +56,17 @@ class Plan:
         """The configuration of one trial: ``changes`` are dotted keys.
 
         Raises:
-            UserError: a key is unknown, or a value out of range.
+            UserError: a key is unknown, a value out of range, or a change would be of records.
         """
         tree = self.base.model_dump(mode="json", exclude=set(_FREE_TREE))
-        return parse(with_keys(tree, {**changes, "run": f"{self.base.run}/trials/{name}"}))
+        found = parse(with_keys(tree, {**changes, "run": f"{self.base.run}/trials/{name}"}))
+        for key, old, new in changed_keys(self.base, found):
+            if _OF_STORES.fullmatch(key):
+                raise UserError(
+                    f"{key}: {old!r} → {new!r}: the fine-tunings of a study or sweep share their "
+                    f"records; set it for all of them, or make a run of its own"
+                )
+        return found
 
     @property
     def trials(self) -> Path:
