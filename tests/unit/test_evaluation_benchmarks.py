@@ -77,6 +77,43 @@ def test_a_question_is_answered_greedily_and_compared_forgivingly(tmp_path: Path
     assert compare(document, ["Lyon"]) == {"exact_match": 0.0}
 
 
+def test_of_several_right_answers_any_counts(tmp_path: Path) -> None:
+    several = {"question": "A primary colour?", "answer": ["red", " blue", "red"]}
+    file = written(tmp_path, several, {"question": "Capital of France?", "answer": "Paris"})
+    task, (first, second) = documents(read(tmp_path, file))
+    assert task.doc_to_target(first) == "red" and first["answers"] == ["red", "blue"]
+    assert [compare(first, [one])["exact_match"] for one in ("red", "Blue.", "green")] == [1, 1, 0]
+    assert second["answers"] == ["Paris"]
+
+
+def test_dates_stay_texts(tmp_path: Path) -> None:
+    days = ["2011-01-02", "2012-03-04"]
+    file = written(tmp_path, *({"question": day, "answer": day} for day in days))
+    task, documents_of = documents(read(tmp_path, file))
+    assert [task.doc_to_text(one) for one in documents_of] == [f"{day}\nAnswer:" for day in days]
+    assert compare(documents_of[0], ["2011-01-02"]) == {"exact_match": 1.0}
+    choices = written(tmp_path, {"question": "When?", "choices": days, "answer": 1}, name="c.jsonl")
+    task, (one,) = documents(read(tmp_path, {"task": choices, "choices": "texts"}))
+    assert task.doc_to_choice(one) == days
+
+
+@pytest.mark.parametrize(
+    ("record", "given", "valid"),
+    [
+        (CHOICE, {"metric": "acc_norm"}, "acc"),
+        (CHOICE, {"metric": "f1", "choices": "texts"}, "acc, acc_norm"),
+        ({"question": "a", "answer": "b"}, {"metric": "acc"}, "exact_match"),
+        (HUMANEVAL, {"metric": "acc"}, "pass_at_1"),
+    ],
+)
+def test_a_metric_that_is_not_counted_is_told_before_a_model_is_loaded(
+    tmp_path: Path, record: dict[str, Any], given: dict[str, str], valid: str
+) -> None:
+    file = written(tmp_path, record)
+    with pytest.raises(UserError, match=rf"law\.metric: .* not counted of .*; valid: {valid}$"):
+        read(tmp_path, {"task": file} | given, run_code=True)
+
+
 @pytest.mark.parametrize(
     ("record", "right", "wrong"),
     [

@@ -146,7 +146,9 @@ def test_tokens_and_accuracies_are_the_harness_own(
     assert likely_accuracy(str(folder), choices) == {"law": pytest.approx(theirs["value"])}
 
 
-def test_own_multiple_choice_is_read_as_the_harness_asks_it(tmp_path: Path) -> None:
+def test_own_multiple_choice_is_read_as_the_harness_asks_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     exam = tmp_path / "exam.jsonl"
     rows = [{"question": f"Q{n}", "choices": ["a", "b", "c", "d"], "answer": n} for n in range(3)]
     exam.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -157,6 +159,8 @@ def test_own_multiple_choice_is_read_as_the_harness_asks_it(tmp_path: Path) -> N
     config = load([], [f"evaluation.benchmarks={benchmarks}", "evaluation.limit=2"])
     found = load_choices(config)
     assert list(found) == ["law"]
+    said = capsys.readouterr().out
+    assert f"not measured here are law: hellaswag, code: {written}: only own multiple" in said
     letters, texts = found["law"]
     question = "Q1\nA. a\nB. b\nC. c\nD. d\nAnswer:"
     assert letters[1] == Choices(question, ("A", "B", "C", "D"), 1)
@@ -168,6 +172,12 @@ def test_own_multiple_choice_is_read_as_the_harness_asks_it(tmp_path: Path) -> N
     per_character.evaluation.benchmarks["law"] = [one.model_copy(update={"metric": "f1"})]
     with pytest.raises(UserError, match=r"law\.metric: 'f1' is not counted .*valid: acc, acc_norm"):
         load_choices(per_character)
+    # what it cannot ask so is not asked otherwise
+    shown = load([], [f"evaluation.benchmarks.law=[{json.dumps(whole | {'shots': 5})}]"])
+    chat = load([], [f"evaluation.benchmarks.law=[{json.dumps(lettered)}]", "evaluation.chat=true"])
+    capsys.readouterr()
+    assert load_choices(shown) == load_choices(chat) == {}
+    assert capsys.readouterr().out.count("not measured here are law: ") == 2
 
 
 def test_chance_is_the_mean_over_questions_and_benchmarks() -> None:

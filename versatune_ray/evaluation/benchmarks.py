@@ -23,7 +23,7 @@ from typing import Any
 
 from versatune_ray.domains.example import tolerating
 from versatune_ray.domains.readers import read_records
-from versatune_ray.domains.records import BadRecord, read_choices, to_example
+from versatune_ray.domains.records import BadRecord, interpret, read_choices
 from versatune_ray.domains.spec import expand
 from versatune_ray.errors import UserError
 from versatune_ray.evaluation.catalogue import declared, edited, task_manager
@@ -35,6 +35,7 @@ from versatune_ray.settings import Benchmark, Config, nearest
 
 _STOPS = {"humaneval": ["\nclass", "\ndef", "\n#", "\nif", "\nprint"], "mbpp": ["[DONE]"]}
 _CODE_TOKENS = 1024
+_FILE = "test.parquet"
 Row = dict[str, Any]
 
 
@@ -145,17 +146,19 @@ def _own(
         raise UserError(f"{benchmark.task}: no records ({key})")
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    folder, _ = cached(
-        cache, "benchmark", {"records": digest}, lambda work: _write(work / "test.jsonl", text)
-    )
+    # with their types: read from JSON, texts that are dates would become times
+    parts = {"records": digest, "format": "parquet"}
+    folder, _ = cached(cache, "benchmark", parts, lambda work: _write(work / _FILE, rows))
     task: dict[str, Any] = {
         "task": name,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(folder / "test.jsonl")}},
+        "dataset_path": "parquet",
+        "dataset_kwargs": {"data_files": {"test": str(folder / _FILE)}},
         "test_split": "test",
         "fewshot_split": "test",
         "metadata": {"version": digest},
     } | _form(rows[0], benchmark.choices, config.evaluation.max_tokens)
+    counted = [getattr(one["metric"], "__name__", one["metric"]) for one in task["metric_list"]]
+    check_metric(benchmark, counted, key)
     return task, {
         "records": digest,
         "choices": benchmark.choices,
@@ -163,13 +166,25 @@ def _own(
     }
 
 
-def _write(file: Path, text: str) -> None:
-    file.write_text(text, encoding="utf-8")
+def _write(file: Path, rows: list[Row]) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(pa.Table.from_pylist(rows), file)
 
 
 def question_of(row: Row) -> str:
     """What a model reads before it answers a record with choices."""
     return f"{row['question']}\nAnswer:"
+
+
+def check_metric(benchmark: Benchmark, counted: Sequence[str], key: str) -> None:
+    """Refuse a metric of own records that is none of those ``counted``."""
+    if benchmark.metric is not None and benchmark.metric.partition(",")[0] not in counted:
+        raise UserError(
+            f"{key}.metric: {benchmark.metric!r} is not counted of {benchmark.task}; valid: "
+            f"{', '.join(counted)}"
+        )
 
 
 def choice_metrics(choices: str) -> list[str]:
@@ -215,8 +230,8 @@ def _form(row: Row, choices: str, max_tokens: int) -> dict[str, Any]:
 
 
 def compare(doc: Mapping[str, Any], answers: Sequence[str]) -> dict[str, float]:
-    """``exact_match`` of a written answer."""
-    return {"exact_match": float(is_match(answers[0], doc["answer"]))}
+    """``exact_match`` of a written answer, with any that is right."""
+    return {"exact_match": float(is_match(answers[0], doc["answers"]))}
 
 
 def run_tests(doc: Mapping[str, Any], answers: Sequence[str]) -> dict[str, float]:
@@ -320,7 +335,11 @@ def _row(record: Mapping[str, Any], choices: str) -> Row:
                 f"no {error.args[0]}; a code record has prompt, test and entry_point, or text and "
                 f"test_list"
             ) from None
-    turns = to_example(fields).messages
+    reading = interpret(fields)
+    turns = reading.example.messages
     if [turn["role"] for turn in turns] != ["user", "assistant"]:
         raise BadRecord("expected one question and one answer, no further turns")
-    return {"question": turns[0]["content"], "answer": turns[1]["content"].strip()}
+    answer = turns[1]["content"].strip()
+    others = [other.strip() for other in reading.answers if other.strip()]
+    answers = list(dict.fromkeys([answer, *others]))
+    return {"question": turns[0]["content"], "answer": answer, "answers": answers}
