@@ -147,6 +147,7 @@ def test_keys_that_need_each_other_are_checked_together() -> None:
         )
     many = "sweep.space={mixture.sigma: [0, 1, 2], mixture.tau: %s, seed: %s}"
     ninety = list(range(1, 91))
+    domains.append("mixture.start=temperature")
     check_sweep(load([], [*domains, objective, many % (ninety, ninety)]))
     with pytest.raises(UserError, match=r"mixture\.tau: 0 is not valid"):
         check_sweep(load([], [*domains, objective, many % ([*ninety, 0], ninety)]))

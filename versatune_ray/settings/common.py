@@ -27,6 +27,8 @@ from pydantic import (
 )
 
 Shares = dict[str, float]
+MOST_SEED = 2**32 - 1  # what every library takes
+MOST_SAMPLES = 1_000_000  # of a step
 
 
 def setting(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from versatune_ray.errors import UserError
 from versatune_ray.settings.common import Section, WithPreset, setting
@@ -26,7 +26,9 @@ class Engine(Section):
     accelerator: str | None = setting(
         None, "Ray's accelerator type that a replica needs, such as H100; none: any"
     )
-    resources: dict[str, float] = setting(dict, "custom Ray resources per device of a replica")
+    resources: dict[str, Annotated[float, Field(ge=0)]] = setting(
+        dict, "custom Ray resources per device of a replica"
+    )
     labels: dict[str, str] = setting(
         dict, "labels that a replica's node must have, as Ray selects them: {market-type: spot}"
     )

@@ -107,7 +107,7 @@ def _range(key: str) -> str | None:
     field = dict(keys()).get(key)
     words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
     bounds = [
-        f"{word} {getattr(rule, name):g}"
+        f"{word} {getattr(rule, name):.10g}"
         for rule in (field.metadata if field else ())
         for name, word in words.items()
         if getattr(rule, name, None) is not None

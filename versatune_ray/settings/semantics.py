@@ -24,6 +24,7 @@ from versatune_ray.settings.stage_config import stage_configs
 # up to which repeated records are nearly as good as new ones (Muennighoff et al. 2023, arXiv
 # 2305.16264)
 _GOOD_PASSES = 4.0
+_MOST_STEPS = 1e9
 
 
 def domain_names(config: Config) -> list[str]:
@@ -108,6 +109,10 @@ def check(config: Config, names: Sequence[str]) -> None:
         raise UserError(
             f"training.keep_best: {best!r}; valid: loss, "
             f"{', '.join(f'loss.{name}' for name in names)}"
+        )
+    if best is not None and config.mixture.feedback == "train":
+        raise UserError(
+            "training.keep_best: mixture.feedback=train measures held-out losses at the ends alone"
         )
 
 
@@ -257,11 +262,16 @@ def needs_reference(config: Config) -> bool:
 def recipe(config: Config, train_records: int, unit: Unit, samples: int | None = None) -> Recipe:
     """Steps = epochs × samples per epoch / batch size, rounded up. ``samples``: per epoch, where
     no key says how many; None: the records.
+
+    Raises:
+        UserError: more steps than a run can have.
     """
     training = config.training
     samples = training.samples_per_epoch or samples or train_records
-    steps = math.ceil(training.epochs * samples / training.batch_size)
-    cap = config.mixture.max_passes
+    wanted = training.epochs * samples / training.batch_size
+    if not wanted < _MOST_STEPS:
+        raise UserError(f"training.epochs: {training.epochs:g} make {wanted:.3g} steps; lower it")
+    cap, steps = config.mixture.max_passes, math.ceil(wanted)
     return Recipe(
         steps=steps,
         batch_size=training.batch_size,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
-from versatune_ray.settings.common import Paths, Section, setting
+from versatune_ray.settings.common import MOST_SAMPLES, Paths, Section, setting
 from versatune_ray.settings.given import Given
 from versatune_ray.settings.mixture import PolicyName, StartName
 
@@ -73,7 +73,7 @@ class Stage(Section):
     learning_rate: Annotated[float, Field(gt=0)] | None = setting(
         None, "peak rate; none: training.learning_rate"
     )
-    batch_size: Annotated[int, Field(ge=1)] | None = setting(
+    batch_size: Annotated[int, Field(ge=1, le=MOST_SAMPLES)] | None = setting(
         None, "none: training.batch_size", "samples"
     )
     fresh: bool = setting(

@@ -5,7 +5,8 @@ outcome.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,26 @@ from versatune_ray.settings.location import shown
 from versatune_ray.tuning.objectives import score
 
 _FREE_TREE = ("sweep", "study", "cofitune", "replay")  # what a trial does not depend on
+# What is made once for all trials: a change of it would be heeded by none, or by a half of a trial.
+_SHARED = {
+    "model": "base model",
+    "base": "base model",
+    "microworld": "base model and records",
+    "domains": "records",
+    "data": "records",
+    "training.keep.replay": "records",
+    "training.keep.replay_samples": "records",
+    "detection": "detection",
+    "reference": "reference losses",
+    "group": "records",
+    "storage": "folder",
+    "run": "folder",
+} | dict.fromkeys(_FREE_TREE, "search")
+# but for what every trial reads by itself
+_OWN = re.compile(
+    r"data\.(max_train|max_validation|validation_fraction|shards_at_once)(\..*)?"
+    r"|domains\..+\.order|detection\.distribution|reference\.losses"
+)
 
 
 @dataclass(frozen=True)
@@ -49,10 +70,19 @@ class Plan:
         """The configuration of one trial: ``changes`` are dotted keys.
 
         Raises:
-            UserError: a key is unknown, or a value out of range.
+            UserError: a key is unknown, or of what all trials share; or a value is out of range.
         """
         tree = self.base.model_dump(mode="json", exclude=set(_FREE_TREE))
-        return parse(with_keys(tree, {**changes, "run": f"{self.base.run}/trials/{name}"}))
+        config = parse(with_keys(tree, {**changes, "run": f"{self.base.run}/trials/{name}"}))
+        for key in leaves(changes):
+            for shared, what in _SHARED.items():
+                if f"{key}.".startswith(f"{shared}.") and not _OWN.fullmatch(key):
+                    raise UserError(
+                        f"{key}: all trials share the same {what}, so none would heed it; give "
+                        f"such runs names of their own with run=…, and compare them by "
+                        f"jobs/report.py"
+                    )
+        return config
 
     @property
     def trials(self) -> Path:
@@ -89,6 +119,15 @@ class Plan:
         return found | (
             {"score": score(found, self.weights)} if self.weights.keys() <= found.keys() else {}
         )
+
+
+def leaves(changes: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """Dotted keys of changes, which may be written as branches."""
+    for name, value in changes.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}"
 
 
 def with_artefacts(
