@@ -285,12 +285,12 @@ def _write(run: Run, heap: Path, found: Grouped, content: dict[str, Any]) -> str
     """The files of the domains and what is said of them; returns the section as text."""
     folder = run.folder.path / "group"
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.parquet"):
-        old.unlink()
     names = [one["name"] for one in content["domains"]] + [UNGROUPED]
     used = [number for number in range(len(names)) if (found.group % len(names) == number).any()]
     files = {number: folder / f"{names[number]}.parquet" for number in used}
     temporary = {number: temporary_name(file) for number, file in files.items()}
+    for left in folder.glob(".*.tmp"):  # of a job that was killed
+        left.unlink()
     writers = {
         number: pyarrow.parquet.ParquetWriter(file, RECORD) for number, file in temporary.items()
     }
@@ -317,6 +317,8 @@ def _write(run: Run, heap: Path, found: Grouped, content: dict[str, Any]) -> str
         appear(temporary[number], file)
         push(file)
     every = folder / "assignments.parquet"
+    for old in set(folder.glob("*.parquet")) - {*files.values(), every}:
+        old.unlink()  # now that the new ones are there: a domain of before
     pyarrow.parquet.write_table(pa.concat_tables(locations), every)
     push(every)
     run.folder.write("group/groups.json", content)
