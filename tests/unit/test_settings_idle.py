@@ -5,6 +5,7 @@ alone; so are those of what all trials share.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from versatune_ray.pipeline.checks import TUNING, tell_idle
 from versatune_ray.settings import Config, semantics
 from versatune_ray.settings.idle import told
 from versatune_ray.settings.loading import load
+from versatune_ray.tuning.lookahead import _reference, check_replay
 from versatune_ray.tuning.plan import Plan, leaves
 from versatune_ray.tuning.study import check_study
 from versatune_ray.tuning.sweep import check_sweep
@@ -168,6 +170,34 @@ def test_a_trial_changes_what_it_reads_itself(key: str) -> None:
     found = config(given)
     check_study(found)
     assert Plan(found).config("a", found.study.methods["uniform"]) != found
+
+
+@pytest.mark.parametrize(
+    ("changes", "told_of"),
+    [
+        ("{mixture.sigma: 2}", None),
+        ("{mixture: {preset: balanced, strength: 0.5}}", None),
+        ("{mixture.policy: odm, mixture.options.alpha: 0.5}", None),
+        ("{training.epochs: 2}", "training.epochs changes no answer to recorded losses"),
+        ("{mixture.max_passes: 2}", "mixture.max_passes changes no answer"),
+        ("{mixture.delta: 0.2}", "mixture.delta does nothing there: policy=versatune does not"),
+    ],
+)
+def test_a_replay_of_what_changes_no_answer_is_refused(changes: str, told_of: str | None) -> None:
+    found = config(f"replay.settings.a={changes}")
+    if told_of is None:
+        check_replay(found)
+    else:
+        with pytest.raises(UserError, match=f"^replay.settings.a: {re.escape(told_of)}"):
+            check_replay(found)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"domains": {"law": {"loss": 1}}}'])
+def test_a_replay_names_the_file_that_has_no_losses(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "losses.json"
+    file.write_text(content)
+    with pytest.raises(UserError, match=r"reference\.losses: .*: no loss for each of law, code"):
+        _reference(config(f"reference.losses={file}"), tmp_path, ["law", "code"])
 
 
 def test_changes_may_be_branches() -> None:
