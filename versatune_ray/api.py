@@ -264,9 +264,7 @@ def _load(config: Settings, changes: Mapping[str, Any]) -> Config:
     if isinstance(config, Mapping):
         return parse(with_keys(config, changes))
     files = [config] if isinstance(config, str | Path) else config
-    return (
-        parse(with_keys(load(files).model_dump(mode="json"), changes)) if changes else load(files)
-    )
+    return load(files, changes=changes)
 
 
 def _short(value: Any) -> str:

@@ -65,17 +65,25 @@ def test_each_choice_is_as_likely_as_alone(tiny_model: Path, monkeypatch) -> Non
     assert likely_accuracy(str(tiny_model), {"known": [known]}) == {"known": 1}
 
 
-def test_own_multiple_choice_is_read_as_the_harness_asks_it(tmp_path: Path) -> None:
+def test_own_multiple_choice_is_read_as_the_harness_asks_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     exam = tmp_path / "exam.jsonl"
     rows = [{"question": f"Q{n}", "choices": ["a", "b", "c", "d"], "answer": n} for n in range(3)]
     exam.write_text("".join(json.dumps(row) + "\n" for row in rows))
     written = tmp_path / "written.jsonl"
     written.write_text(json.dumps({"question": "Q", "answer": "yes"}) + "\n")
-    lettered, whole = {"task": str(exam)}, {"task": str(exam), "choices": "texts", "name": "t"}
+    lettered, whole = (
+        {"task": str(exam)},
+        {"task": str(exam), "choices": "texts", "name": "t", "shots": 5},
+    )
     benchmarks = json.dumps({"law": [lettered, whole, "hellaswag"], "code": [str(written)]})
     config = load([], [f"evaluation.benchmarks={benchmarks}", "evaluation.limit=2"])
     found = load_choices(config)
     assert list(found) == ["law"]
+    said = capsys.readouterr().out
+    assert f"{exam}: asked without its 5 examples" in said
+    assert f"no multiple choice of your own: hellaswag, {written}; jobs/evaluate.py" in said
     letters, texts = found["law"]
     question = "Q1\nA. a\nB. b\nC. c\nD. d\nAnswer:"
     assert letters[1] == Choices(question, ("A", "B", "C", "D"), 1)

@@ -9,21 +9,25 @@ import numpy as np
 from versatune_ray.domains.choices import Choices
 from versatune_ray.errors import UserError
 from versatune_ray.evaluation.benchmarks import choice_metrics, is_file, own_rows, question_of
+from versatune_ray.runs.folder import say
 from versatune_ray.settings import Config
 
 
 def load_choices(config: Config) -> dict[str, list[list[Choices]]]:
     """Per domain, the multiple choice of each of its benchmarks that is a file of own records, the
-    first ``evaluation.limit`` questions of each.
+    first ``evaluation.limit`` questions of each. What is left out of the benchmarks, or of what
+    they ask for, is said.
 
     Raises:
         UserError: more records are bad than ``data.max_bad_fraction`` tolerates, or a metric that
             the harness does not count of such questions either.
     """
     found: dict[str, list[list[Choices]]] = {}
+    left: list[str] = []
     for domain, benchmarks in config.evaluation.benchmarks.items():
         for one in benchmarks:
             if not is_file(one.task):
+                left.append(one.task)
                 continue
             key = f"evaluation.benchmarks.{domain}"
             rows = [
@@ -42,8 +46,18 @@ def load_choices(config: Config) -> dict[str, list[list[Choices]]]:
                     f"{key}.metric: {one.metric!r} is not counted of {one.task}; valid: "
                     f"{', '.join(counted)}"
                 )
-            if rows:
-                found.setdefault(domain, []).append(rows[: config.evaluation.limit])
+            if not rows:
+                left.append(one.task)
+                continue
+            if one.shots:
+                say("evaluation", f"{key}: {one.task}: asked without its {one.shots} examples")
+            found.setdefault(domain, []).append(rows[: config.evaluation.limit])
+    if left:
+        say(
+            "evaluation",
+            f"not measured here, for it is no multiple choice of your own: {', '.join(left)}; "
+            f"jobs/evaluate.py measures it",
+        )
     return found
 
 
