@@ -13,7 +13,7 @@ from versatune_ray.errors import UserError
 from versatune_ray.pipeline.checks import TUNING, tell_idle
 from versatune_ray.settings import Config, semantics
 from versatune_ray.settings.idle import told
-from versatune_ray.settings.loading import load
+from versatune_ray.settings.loading import load, parse
 from versatune_ray.tuning.lookahead import _reference, check_replay
 from versatune_ray.tuning.plan import Plan, leaves
 from versatune_ray.tuning.study import check_study
@@ -220,6 +220,11 @@ def test_changes_may_be_branches() -> None:
             "sweep.space.mixture.sigma: write a list of values, or {min: 0.1, max: 2}, with log: "
             "true if wanted",
         ),
+        ("training.lora.targets=[]", "training.lora.targets: [] is not valid: list should have"),
+        ("storage=~no-such-user/runs", "storage: '~no-such-user/runs': there is no user"),
+        ("detection.samples=10000000000", "detection.samples: 10,000,000,000 × 5 repeats are"),
+        ("stages=[{name: a, rehearse: '1e-999999999'}]", "stages.0.rehearse: "),
+        ("stages=[{name: a, fraction: 1/0}]", "stages.0.fraction: "),
         ("study.only=[a]", "study.only: 'a' is no method"),
         ("data.max_train={lww: 1}", "data.max_train: unknown domain 'lww'; did you mean 'law'?"),
     ],
@@ -228,6 +233,14 @@ def test_what_no_run_can_use_is_refused(override: str, told_of: str) -> None:
     for own in ([], OWN):
         with pytest.raises(UserError, match=f"^{re.escape(told_of)}"):
             load([], [*own, override])
+
+
+def test_fractions_are_taken_as_they_are_written() -> None:
+    parts = [0, 1, 0.0625, "1/16", "1e-5", ".5", 1e-05]
+    stages = [{"name": f"s{number}", "fraction": part} for number, part in enumerate(parts)]
+    assert len(parse({"stages": stages}).stages) == len(parts)
+    with pytest.raises(UserError, match="a fraction within 0 and 1"):
+        parse({"stages": [{"name": "a", "fraction": -0.5}]})
 
 
 def test_losses_that_are_not_measured_keep_no_checkpoint() -> None:

@@ -14,6 +14,8 @@ from versatune_ray.errors import UserError
 from versatune_ray.settings.common import Section, WithPreset, setting
 from versatune_ray.settings.yaml12 import plain, read_yaml
 
+_SEEDS = 2**32  # of sequences (``detection.generate``)
+
 
 class Engine(Section):
     """A vLLM stage of `ray.data.llm`."""
@@ -268,6 +270,11 @@ class Detection(WithPreset):
             raise ValueError(
                 "judge.http.max_cost: what a request costs is not known; set input_price and "
                 "output_price beside it, of a million tokens each"
+            )
+        if self.samples * self.repeats > _SEEDS:
+            raise ValueError(
+                f"samples: {self.samples:,} × {self.repeats:,} repeats are more sequences than the "
+                f"{_SEEDS:,} that have seeds of their own"
             )
         userinfo = urlsplit(judge.http.url or "")
         if userinfo.username or userinfo.password or userinfo.query:

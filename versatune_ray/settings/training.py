@@ -57,6 +57,7 @@ class Lora(Section):
     targets: Paths = setting(
         lambda: ["all-linear"],
         "names of the modules that get them; all-linear: all but the output embedding",
+        min_length=1,
     )
     export: Literal["merged", "adapter"] = setting(
         "merged", "leave a whole model, or the adapter alone"
