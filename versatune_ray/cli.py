@@ -82,7 +82,8 @@ def main(
         check_lengths(config, uses)
         tell_idle(config, uses, name)
         if arguments.plan:
-            print(plan_of(config))
+            with writing(config.cache_folder):  # where records of some megabytes are tokenised
+                print(plan_of(config))
             sys.exit(0)
         with RunFolder(config) as folder:
             if needs_ray:
@@ -208,11 +209,14 @@ def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if is_disk_full(error):
+        at = Path(str(error.filename or target)).absolute()
+        if is_disk_full(error) or not at.is_relative_to(target.absolute().parent):
             raise
         reason = (error.strerror or str(error)).lower()
-        at = f" ({error.filename})" if error.filename not in (None, target, str(target)) else ""
-        raise UserError(f"{target}: cannot be written: {reason}{at}; name another place") from None
+        which = "" if at == target.absolute() else f" ({at})"
+        raise UserError(
+            f"{target}: cannot be written: {reason}{which}; name another place"
+        ) from None
 
 
 @contextmanager

@@ -30,6 +30,8 @@ def test_what_cannot_be_written_is_named_and_a_full_disk_is_not_hidden(tmp_path:
     told = r"page\.html: cannot be written: no such file or dir"
     with pytest.raises(UserError, match=told), writing(target):
         target.write_text("")
+    with pytest.raises(FileNotFoundError), writing(target):
+        (tmp_path / "of" / "another").read_text()  # nothing of the page
     with pytest.raises(OSError, match="full"), writing(target):
         raise OSError(errno.ENOSPC, "full")
 

@@ -235,6 +235,15 @@ def test_what_no_run_can_use_is_refused(override: str, told_of: str) -> None:
             load([], [*own, override])
 
 
+def test_a_dotted_key_in_a_file_is_told_how_to_write_it() -> None:
+    with pytest.raises(UserError, match=r"dots are .* write training: \{lora: \{rank: …\}\}$"):
+        parse({"training.lora.rank": 16})
+    with pytest.raises(UserError, match=r"^training\.lora\.rank: .* write lora: \{rank: …\}$"):
+        parse({"training": {"lora.rank": 16}})
+    with pytest.raises(UserError, match=r"training\.lora\.rnk: unknown key; did you mean"):
+        parse({"training.lora.rnk": 16})
+
+
 def test_fractions_are_taken_as_they_are_written() -> None:
     parts = [0, 1, 0.0625, "1/16", "1e-5", ".5", 1e-05]
     stages = [{"name": f"s{number}", "fraction": part} for number, part in enumerate(parts)]

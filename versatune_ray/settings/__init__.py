@@ -69,7 +69,9 @@ class Model(Section):
         path=True,
     )
     trust_remote_code: bool = setting(
-        False, "run Python code that comes with the model (only for sources you trust)"
+        False,
+        "run Python code that comes with this model and every other that the run loads (only for "
+        "sources you trust)",
     )
 
 

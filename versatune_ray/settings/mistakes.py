@@ -91,6 +91,13 @@ def _explain(error: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     reason = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
+        last = str(error["loc"][-1])
+        if "." in last and key in names():  # as on a command line
+            branch = ": {".join(last.split("."))
+            return (
+                f"{key}: dots are for the command line; in a file write {branch}: …"
+                f"{'}' * last.count('.')}"
+            )
         return unknown(key)
     if not key:
         return reason
