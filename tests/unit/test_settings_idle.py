@@ -5,6 +5,7 @@ alone; so are those of what all trials share.
 from __future__ import annotations
 
 import re
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -233,6 +234,30 @@ def test_what_no_run_can_use_is_refused(override: str, told_of: str) -> None:
     for own in ([], OWN):
         with pytest.raises(UserError, match=f"^{re.escape(told_of)}"):
             load([], [*own, override])
+
+
+@pytest.mark.parametrize(
+    ("key", "empty"),
+    [
+        ("mixture.options", {}),
+        ("domains", {}),
+        ("stages", []),
+        ("data.chat_template_kwargs", {}),
+        ("detection.models", []),
+        ("study.only", []),
+        ("mixture.targets", []),
+    ],
+)
+def test_none_takes_back_what_an_earlier_source_says(key: str, empty: object) -> None:
+    assert attrgetter(key)(load([], [f"{key}=null"])) == empty
+    given = ["mixture.policy=odm", "mixture.options={alpha: 0.5}"]
+    assert load([], [*given, "mixture.options=null"]).mixture.options == {}
+
+
+def test_none_is_no_mixture_and_no_number() -> None:
+    for key in ("mixture.start", "training.epochs", "cofitune.layers", "training.betas"):
+        with pytest.raises(UserError, match=f"^{key}: "):
+            load([], [f"{key}=null"])
 
 
 def test_a_dotted_key_in_a_file_is_told_how_to_write_it() -> None:
