@@ -9,15 +9,15 @@ from pathlib import Path
 
 from versatune_ray.cli import main
 from versatune_ray.pipeline import Run
-from versatune_ray.pipeline.beside import balanced_beside
-from versatune_ray.pipeline.plans import plan_pipeline
+from versatune_ray.pipeline.beside import balanced_beside, check_beside, plan_beside
 
 
 def job(run: Run) -> Path:
+    check_beside(run.given_config)
     run.evaluate()
     balanced_beside(run)
     return run.report()
 
 
 if __name__ == "__main__":
-    main("quickstart", job, __doc__, plan_pipeline)
+    main("quickstart", job, __doc__, plan_beside)

@@ -5,8 +5,8 @@ leaves: {storage}/{run}/replay/
 """
 
 from versatune_ray.cli import main
-from versatune_ray.tuning.lookahead import look_ahead
+from versatune_ray.tuning.lookahead import check_replay, look_ahead
 from versatune_ray.tuning.outlook import plan_replay
 
 if __name__ == "__main__":
-    main("replay", look_ahead, __doc__, plan_replay, needs_ray=False, uses=())
+    main("replay", look_ahead, __doc__, plan_replay, check_replay, needs_ray=False, uses=())

@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from versatune_ray.cli import Parser, exits_on_error, show
+from versatune_ray.cli import Parser, exits_on_error, show, writing
 from versatune_ray.commands.runs import folder_of
 from versatune_ray.errors import UserError
 from versatune_ray.pipeline.closing import closing
@@ -24,6 +24,7 @@ from versatune_ray.runs.storage import push
 from versatune_ray.settings.location import shown
 
 _EVERY = 10  # seconds
+_PORT = 8787
 
 
 def main() -> None:
@@ -35,8 +36,8 @@ def main() -> None:
         "-o",
         "--output",
         type=Path,
-        default=Path("comparison.html"),
-        help="the page that compares several runs",
+        metavar="FILE",
+        help="the page that compares several runs; comparison.html",
     )
     parser.add_argument(
         "--follow", action="store_true", help="build the page again while the run goes on"
@@ -44,10 +45,11 @@ def main() -> None:
     parser.add_argument(
         "--live", action="store_true", help="serve the page here, up to date, until stopped"
     )
-    parser.add_argument("--port", type=int, default=8787, help="of --live; 0: any that is free")
+    parser.add_argument("--port", type=int, help="of --live, 8787; 0: any that is free")
     parser.add_argument("--open", action="store_true", help="show the page in a browser")
     arguments = parser.parse_args()
     with exits_on_error(arguments.debug):
+        check(arguments)
         if arguments.live:
             serve(arguments)
             return
@@ -57,11 +59,27 @@ def main() -> None:
             show(page.absolute().as_uri())
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse options that do nothing together."""
+    for name in ("live", "follow"):
+        if getattr(arguments, name) and len(arguments.runs) > 1:
+            raise UserError(f"--{name}: takes one run; without it several are compared")
+    if arguments.live and arguments.follow:
+        raise UserError("--follow: writes the page again and again; --live serves it: choose one")
+    if arguments.output is not None and len(arguments.runs) == 1:
+        raise UserError(
+            "-o: names the page that compares several runs; that of one is in its folder"
+        )
+    if arguments.port is not None and not arguments.live:
+        raise UserError("--port: is that of --live; add it")
+    if not 0 <= (arguments.port or 0) < 2**16:
+        raise UserError(f"--port: {arguments.port} is not within 0 and 65535")
+
+
 def serve(arguments: argparse.Namespace) -> None:
-    if len(arguments.runs) > 1:
-        raise UserError("--live: takes one run; without it several are compared")
     read_run(folder_of(arguments.runs[0]))
-    live = server(lambda: folder_of(arguments.runs[0]), arguments.port)
+    port = _PORT if arguments.port is None else arguments.port
+    live = server(lambda: folder_of(arguments.runs[0]), port)
     address = f"http://127.0.0.1:{live.server_port}/"
     print(f"{address} (Ctrl-C ends it)", flush=True)
     if arguments.open:
@@ -71,16 +89,17 @@ def serve(arguments: argparse.Namespace) -> None:
 
 
 def compared(arguments: argparse.Namespace) -> Path:
-    if arguments.follow:
-        raise UserError("--follow: takes one run; without it several are compared")
     folders = [folder_of(run) for run in arguments.runs]
-    return Path(compare_runs(folders, arguments.output.absolute()))
+    target = (arguments.output or Path("comparison.html")).absolute()
+    with writing(target):
+        return Path(compare_runs(folders, target))
 
 
 def of_one(arguments: argparse.Namespace) -> Path:
     while True:
         folder = folder_of(arguments.runs[0])
-        page = build_report(folder, refresh=_EVERY if arguments.follow else None)
+        with writing(folder / "report.html"):
+            page = build_report(folder, refresh=_EVERY if arguments.follow else None)
         push(page)
         if not arguments.follow or read_run(folder).finished:
             print(closing("report", folder, (), ()) + "\n")

@@ -9,7 +9,7 @@ leaves: FOLDER, a Hugging Face model (soup)
 import argparse
 from pathlib import Path
 
-from versatune_ray.cli import Parser, exits_on_error
+from versatune_ray.cli import Parser, exits_on_error, writing
 from versatune_ray.commands.runs import folder_of
 from versatune_ray.runs.storage import bring
 from versatune_ray.training.soup import soup
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--weights", nargs="+", type=float, help="of each; none: equal ones")
     parser.add_argument("-o", "--output", type=Path, default=Path("soup"))
     given = parser.parse_args()
-    with exits_on_error(given.debug):
+    with exits_on_error(given.debug), writing(given.output):
         models = [model_of(one) for one in given.models]
         soup(models, given.weights or [1.0] * len(models), given.output)
         print(given.output)

@@ -19,7 +19,7 @@ from typing import Any
 
 from versatune_ray.evaluation.scores import Score, scores
 from versatune_ray.pipeline import Run
-from versatune_ray.pipeline.checks import TUNING, Use, check_lengths, check_named
+from versatune_ray.pipeline.checks import TUNING, Use, check_lengths, check_named, tell_idle
 from versatune_ray.runs.folder import RunFolder
 from versatune_ray.runtime.cluster import check_storage, connect
 from versatune_ray.runtime.gguf import with_folders
@@ -217,7 +217,7 @@ def sweep(config: Settings, changes: Mapping[str, Any] | None = None) -> Swept:
     from versatune_ray.tuning.sweep import check_sweep
     from versatune_ray.tuning.sweep import sweep as search
 
-    with _run(config, changes, "records", check=check_sweep) as run:
+    with _run(config, changes, "records", check=check_sweep, job="sweep") as run:
         page = search(run)
         folder = run.folder.path / "sweep"
         trials = pq.read_table(folder / "results.parquet").to_pylist()
@@ -239,15 +239,20 @@ def evaluate(config: Settings, changes: Mapping[str, Any] | None = None) -> Eval
 
 @contextmanager
 def _run(
-    config: Settings, changes: Mapping[str, Any] | None, *uses: Use, check: Any = None
+    config: Settings,
+    changes: Mapping[str, Any] | None,
+    *uses: Use,
+    check: Any = None,
+    job: str = "",
 ) -> Iterator[Run]:
-    """``uses``: as of ``check_named``; none: those of a fine-tuning."""
+    """``uses``: as of ``check_named``; none: a fine-tuning's. ``job``: as of ``tell_idle``."""
     settings = _load(config, changes or {})
     check_named(settings, uses or TUNING)
     if check is not None:
         check(settings)
     settings = with_folders(settings)
     check_lengths(settings, uses or TUNING)
+    tell_idle(settings, uses or TUNING, job)
     with RunFolder(settings) as folder:
         connect()
         check_storage(folder.path)
@@ -259,9 +264,7 @@ def _load(config: Settings, changes: Mapping[str, Any]) -> Config:
     if isinstance(config, Mapping):
         return parse(with_keys(config, changes))
     files = [config] if isinstance(config, str | Path) else config
-    return (
-        parse(with_keys(load(files).model_dump(mode="json"), changes)) if changes else load(files)
-    )
+    return load(files, changes=changes)
 
 
 def _short(value: Any) -> str:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from versatune_ray.errors import Incomplete, UserError, is_disk_full, one_line, root_cause
 from versatune_ray.pipeline import Run
-from versatune_ray.pipeline.checks import TUNING, Use, check_lengths, check_named
+from versatune_ray.pipeline.checks import TUNING, Use, check_lengths, check_named, tell_idle
 from versatune_ray.pipeline.closing import closing, following
 from versatune_ray.runs.folder import RunFolder, check_free
 from versatune_ray.runtime.cluster import check_storage, connect
@@ -80,8 +80,10 @@ def main(
         check_installation()
         config = with_folders(config)
         check_lengths(config, uses)
+        tell_idle(config, uses, name)
         if arguments.plan:
-            print(plan_of(config))
+            with writing(config.cache_folder):  # where records of some megabytes are tokenised
+                print(plan_of(config))
             sys.exit(0)
         with RunFolder(config) as folder:
             if needs_ray:
@@ -135,13 +137,11 @@ def preview(description: str) -> NoReturn:
         if arguments.json is not None:
             domains = {name: one.as_json() for name, one in found.items()}
             content = {"domains": domains, "warnings": warnings}
-            try:
+            with writing(arguments.json):
                 arguments.json.write_text(
                     json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n",
                     encoding="utf-8",
                 )
-            except OSError as error:
-                raise UserError(f"--json: {arguments.json}: {error.strerror}") from None
     sys.exit(0)
 
 
@@ -196,6 +196,27 @@ def _load(arguments: argparse.Namespace) -> Config:
         print(dump(config), end="")
         sys.exit(0)
     return config
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """What hinders ``target`` from being written becomes one line that names it; of a full disk
+    ``exits_on_error`` tells.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        at = Path(str(error.filename or target)).absolute()
+        if is_disk_full(error) or not at.is_relative_to(target.absolute().parent):
+            raise
+        reason = (error.strerror or str(error)).lower()
+        which = "" if at == target.absolute() else f" ({at})"
+        raise UserError(
+            f"{target}: cannot be written: {reason}{which}; name another place"
+        ) from None
 
 
 @contextmanager

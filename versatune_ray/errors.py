@@ -115,8 +115,12 @@ def root_cause(error: BaseException) -> BaseException:
 
 def is_disk_full(error: BaseException) -> bool:
     cause = root_cause(error)
-    return isinstance(cause, DiskFull) or (
-        isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return (
+        isinstance(cause, DiskFull)
+        or (isinstance(cause, OSError) and cause.errno in full)
+        # as libraries in Rust tell it, safetensors among them
+        or any(f"(os error {number})" in str(cause) for number in full)
     )
 
 
@@ -129,7 +133,7 @@ def one_line(error: BaseException) -> str:
 
 def _line(error: BaseException) -> str:
     cause = root_cause(error)
-    if isinstance(cause, OSError) and is_disk_full(cause):
+    if not isinstance(cause, UserError | Incomplete) and is_disk_full(cause):
         where = f" ({name})" if (name := getattr(cause, "filename", None)) else ""
         return (
             f"no space left on the disk{where}; free some, and the same command goes on from here"

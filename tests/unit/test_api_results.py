@@ -14,8 +14,24 @@ import pyarrow.parquet as pq
 import pytest
 
 from versatune_ray import api
-from versatune_ray.settings.loading import parse
+from versatune_ray.errors import UserError
+from versatune_ray.settings.loading import load, parse
 from versatune_ray.tuning import sweep as search
+
+
+def test_changes_take_the_place_of_defaults_as_overrides_do() -> None:
+    own = "jobs/configs/own_data.yaml"
+    space = {"mixture.strength": [0.5, 0.7]}
+    asked = {"run": "a", "sweep.space": space, "sweep.objective": {"gain": 1}}
+    found = api._load(own, asked)
+    assert (found.sweep.space, found.sweep.objective) == (space, {"gain": 1.0})
+    search.check_sweep(found)
+    overrides = ["run=a", "sweep.space.mixture.strength=[0.5, 0.7]", "sweep.objective={gain: 1}"]
+    assert found == load([own], overrides)
+    preset = {"mixture.preset": "paper", "domains.code": "c.jsonl"}
+    assert api._load([own], preset).mixture.start == "detected"
+    with pytest.raises(UserError, match=r"training\.epoch: unknown key"):
+        api._load(own, {"training.epoch": 1})
 
 
 @pytest.fixture

@@ -11,7 +11,9 @@ import pytest
 from versatune_ray.errors import UserError
 from versatune_ray.evaluation.benchmarks import Asked, asked, compare, own_rows
 from versatune_ray.evaluation.catalogue import TASKS, declared, task_manager
+from versatune_ray.evaluation.harness import _resources
 from versatune_ray.evaluation.scores import Score, mean, scores, table
+from versatune_ray.settings.detection import Engine
 from versatune_ray.settings.evaluation import Benchmark
 from versatune_ray.settings.loading import parse
 
@@ -201,6 +203,16 @@ def test_names_are_used_once_and_must_be_known(tmp_path: Path) -> None:
         read(tmp_path, "hellaswg")
     with pytest.raises(UserError, match="file not found"):
         read(tmp_path, "there/is/none.jsonl")
+
+
+def test_a_key_that_a_task_does_not_heed_is_refused_and_labels_place_its_engine(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(UserError, match="hellaswag asks in its own way; choices is of own"):
+        read(tmp_path, {"task": "hellaswag", "choices": "texts"})
+    engine = Engine(labels={"market-type": "spot"})
+    assert _resources(engine, gpu=False)["label_selector"] == {"market-type": "spot"}
+    assert "label_selector" not in _resources(Engine(), gpu=False)
 
 
 def test_the_papers_benchmarks_are_all_known_tasks(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from versatune_ray.cli import Parser
@@ -28,7 +29,8 @@ def command(what: str, arguments: Sequence[str]) -> None:
         raise UserError(f"{given.output}: is there already; name another file with -o")
     model = given.model
     if model is None and sys.stdin.isatty():
-        model = input("model (a Hugging Face id or a folder): ").strip()
+        with suppress(EOFError):
+            model = input("model (a Hugging Face id or a folder): ").strip()
     if not model:
         raise UserError("--model: none given; a folder, or an id such as Qwen/Qwen2.5-1.5B")
     text, looked = starter(given.folder, model)

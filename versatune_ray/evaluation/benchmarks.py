@@ -102,6 +102,8 @@ def asked(config: Config, cache: Path) -> list[Asked]:
             settings: Mapping[str, Any] = spec
         else:
             settings = _known(index, benchmark.task, key)
+            if benchmark.choices != "letters":
+                raise UserError(f"{key}: {name} asks in its own way; choices is of own records")
             identity = {
                 "task": benchmark.task,
                 "harness": __version__,

@@ -146,6 +146,7 @@ def _template(config: Config) -> str | None:
 
 def _resources(engine: Engine, gpu: bool) -> dict[str, Any]:
     options: dict[str, Any] = {"num_cpus": engine.cpus, "resources": engine.resources}
+    options |= {"label_selector": engine.labels} if engine.labels else {}
     environment = {"LMEVAL_LOG_LEVEL": "ERROR", "TQDM_DISABLE": "1"}
     if gpu:
         options |= {"num_gpus": engine.tensor_parallel, "accelerator_type": engine.accelerator}

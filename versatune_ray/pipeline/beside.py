@@ -5,12 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from versatune_ray.pipeline.plans import plan_pipeline
 from versatune_ray.pipeline.run import Run
-from versatune_ray.runs.folder import RunFolder, say
+from versatune_ray.runs.folder import RunFolder, check_unchanged, say
 from versatune_ray.settings import Config
 from versatune_ray.settings.loading import parse, with_keys
 
 Rows = Sequence[Mapping[str, Any]]
+
+
+def check_beside(config: Config) -> None:
+    """Whether the run beside that of ``config`` may begin or go on, before either does.
+
+    Raises:
+        UserError: it was begun with other settings.
+    """
+    if config.mixture.policy != "balanced":
+        check_unchanged(_balanced(config))
+
+
+def plan_beside(config: Config) -> str:
+    """What both would do and take."""
+    plan = plan_pipeline(config)
+    if config.mixture.policy == "balanced":
+        return plan
+    name = _balanced(config).run
+    return f"{plan}\n\nthe same again as run {name}, with mixture.preset=balanced: no detection"
 
 
 def balanced_beside(run: Run) -> None:

@@ -17,9 +17,10 @@ from versatune_ray.detection.prompt import DEFAULT_PROMPT, Question
 from versatune_ray.domains import expand, load_tokenizer
 from versatune_ray.errors import UserError
 from versatune_ray.microworld.prepare import check_judge
+from versatune_ray.runs.folder import say
 from versatune_ray.runs.storage import fetch
 from versatune_ray.runtime.models import check_length, find_model
-from versatune_ray.settings import Config, semantics
+from versatune_ray.settings import Config, idle, semantics
 from versatune_ray.settings.location import is_mirrored
 
 Use = Literal["records", "mixture", "detection", "reference", "models"]
@@ -69,6 +70,14 @@ def check_lengths(config: Config, uses: Collection[Use] = TUNING) -> None:
         for model in [subject.path for subject in config.detection.models] or [path or ""]:
             if model:
                 check_length(key, longest, model, remote)
+
+
+def tell_idle(config: Config, uses: Collection[Use], job: str) -> None:
+    """Say which keys are set and do nothing in this job; ``uses``: as of ``check_named``."""
+    tunes = idle.TUNING if "mixture" in uses else ()
+    detects = ("detection",) if _detects(config, uses) else ()
+    for line in idle.told(config, (job, *tunes, *detects)):
+        say("settings", line)
 
 
 def _detects(config: Config, uses: Collection[Use]) -> bool:

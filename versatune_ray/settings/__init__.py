@@ -12,7 +12,7 @@ from pydantic import field_validator, model_validator
 
 from versatune_ray.mixture import POLICIES, STARTS, Constant, Rule, Start
 from versatune_ray.settings.cofitune import CoFiTune, Trainable
-from versatune_ray.settings.common import Paths, Section, Shares, nearest, setting
+from versatune_ray.settings.common import MOST_SEED, Paths, Section, Shares, nearest, setting
 from versatune_ray.settings.detection import Detection, Engine, Generation, Http, Judge, Subject
 from versatune_ray.settings.domains import Data, Domain, Source
 from versatune_ray.settings.evaluation import Benchmark, Evaluation
@@ -69,7 +69,9 @@ class Model(Section):
         path=True,
     )
     trust_remote_code: bool = setting(
-        False, "run Python code that comes with the model (only for sources you trust)"
+        False,
+        "run Python code that comes with this model and every other that the run loads (only for "
+        "sources you trust)",
     )
 
 
@@ -101,7 +103,7 @@ class Config(Section):
         "reaches",
         results=False,
     )
-    seed: int = setting(0, "seed of sampling, training and detection", ge=0, lt=2**32)
+    seed: int = setting(0, "seed of sampling, training and detection", ge=0, le=MOST_SEED)
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto",
         "auto: GPUs if the cluster has some now; cuda: also those that it would start for the job",
@@ -184,16 +186,17 @@ class Config(Section):
                 f"`domains` {sorted(self.domains)}"
             )
         names = list(self.domains or self.base.corpora)
-        if names:
-            capped = list(self.data.max_train) if isinstance(self.data.max_train, dict) else []
-            for key, given in (
-                ("mixture.targets", self.mixture.targets),
-                ("mixture.start", self._start_names()),
-                ("data.max_train", capped),
-            ):
-                for name in given:
-                    if name not in names:
-                        raise ValueError(f"{key}: unknown domain {name!r}; {nearest(name, names)}")
+        capped = list(self.data.max_train) if isinstance(self.data.max_train, dict) else []
+        if not names and capped and not self.group.sources:  # which may be about to make some
+            names = list(MICROWORLD)
+        for key, given in (
+            ("data.max_train", capped),
+            ("mixture.targets", self.mixture.targets),
+            ("mixture.start", self._start_names()),
+        ):
+            for name in given if names else ():
+                if name not in names:
+                    raise ValueError(f"{key}: unknown domain {name!r}; {nearest(name, names)}")
         rule = POLICIES.get(self.mixture.policy, Rule(Constant))
         start = STARTS.get(str(self.mixture.start), Start())
         if self.mixture.targets == [] and (rule.needs_targets or start.needs_targets):

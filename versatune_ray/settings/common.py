@@ -27,6 +27,8 @@ from pydantic import (
 )
 
 Shares = dict[str, float]
+MOST_SEED = 2**32 - 1  # what every library takes
+MOST_SAMPLES = 1_000_000  # of a step
 
 
 def setting(
@@ -131,9 +133,13 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _yes_is_no_truth(cls, value: Any, info: ValidationInfo) -> Any:
-        """pydantic takes ``yes`` and 1 for true, and true for 1."""
+    def _as_meant(cls, value: Any, info: ValidationInfo) -> Any:
+        """pydantic takes ``yes`` and 1 for true, and true for 1. And nothing stands for an empty
+        mapping or list: else none could take back what an earlier file says.
+        """
         expected = kinds(cls.model_fields[str(info.field_name)].annotation)
+        if value is None and expected in ({dict}, {list}):
+            return expected.pop()()
         if isinstance(value, bool):
             if expected & {int, float} and bool not in expected:
                 raise ValueError("a number is needed")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from versatune_ray.errors import UserError
 from versatune_ray.settings.common import Section, WithPreset, setting
 from versatune_ray.settings.yaml12 import plain, read_yaml
+
+_SEEDS = 2**32  # of sequences (``detection.generate``)
 
 
 class Engine(Section):
@@ -26,7 +28,9 @@ class Engine(Section):
     accelerator: str | None = setting(
         None, "Ray's accelerator type that a replica needs, such as H100; none: any"
     )
-    resources: dict[str, float] = setting(dict, "custom Ray resources per device of a replica")
+    resources: dict[str, Annotated[float, Field(ge=0)]] = setting(
+        dict, "custom Ray resources per device of a replica"
+    )
     labels: dict[str, str] = setting(
         dict, "labels that a replica's node must have, as Ray selects them: {market-type: spot}"
     )
@@ -266,6 +270,11 @@ class Detection(WithPreset):
             raise ValueError(
                 "judge.http.max_cost: what a request costs is not known; set input_price and "
                 "output_price beside it, of a million tokens each"
+            )
+        if self.samples * self.repeats > _SEEDS:
+            raise ValueError(
+                f"samples: {self.samples:,} × {self.repeats:,} repeats are more sequences than the "
+                f"{_SEEDS:,} that have seeds of their own"
             )
         userinfo = urlsplit(judge.http.url or "")
         if userinfo.username or userinfo.password or userinfo.query:

@@ -24,9 +24,13 @@ from versatune_ray.settings.mistakes import check_values, mistakes_of
 from versatune_ray.settings.yaml12 import no_yaml, read_yaml
 
 
-def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
-    """Read YAML ``files`` in order, apply ``overrides`` of the form ``a.b=value`` (value is YAML),
-    validate.
+def load(
+    files: Sequence[str | Path] = (),
+    overrides: Sequence[str] = (),
+    changes: Mapping[str, Any] | None = None,
+) -> Config:
+    """Read YAML ``files`` in order, apply ``overrides`` of the form ``a.b=value`` (value is YAML)
+    or ``changes``, dotted key → value, validate.
 
     Raises:
         UserError: a file is missing or no YAML mapping, or a key is unknown or ill-typed (the
@@ -45,6 +49,8 @@ def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Con
         except yaml.YAMLError:
             value = text
         _merge(given, _in_full(as_declared(_branch(key, value))))
+    for key, value in (changes or {}).items():
+        _merge(given, _in_full(_branch(key, value)))
     _merge(tree, _with_preset(given))
     return parse(tree)
 

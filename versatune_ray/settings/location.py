@@ -37,8 +37,11 @@ def resolve(storage: str) -> str:
     """The setting as it is used: a URI, or the whole path of a local folder.
 
     Raises:
-        UserError: a URI that holds credentials, or would be too long for a folder's name.
+        UserError: nothing, or a URI that holds credentials or would be too long for a folder's
+            name.
     """
+    if not storage.strip():
+        raise UserError("storage: empty; name a folder, such as runs, or a URI")
     if "://" not in storage:
         return str(Path(storage).expanduser().absolute())
     place, mark, query = storage.partition("?")

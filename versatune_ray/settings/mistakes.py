@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -19,6 +20,7 @@ from versatune_ray.settings.keys import keys, names
 _TYPE = re.compile(
     r"int|float|str|bool|constrained-\w+|function-\w+\[.*\]|(list|dict|literal)\[.*\]", re.DOTALL
 )  # pydantic's names of a union's members
+_OF_USER = re.compile(r"~[^\s/]+/\S*")
 _LONG = 100  # characters of a value that are shown
 _LEVELS = 40
 
@@ -28,7 +30,7 @@ def check_values(tree: Any, key: str = "", level: int = 0) -> None:
 
     Raises:
         UserError: a number that is none or infinite, a text that cannot be written to a file, a
-            name that is none, or too many levels.
+            path of a user that there is not, a name that is none, or too many levels.
     """
     if level > _LEVELS:
         raise UserError(f"{_printable(key[:_LONG])}…: more than {_LEVELS} levels of keys")
@@ -36,6 +38,12 @@ def check_values(tree: Any, key: str = "", level: int = 0) -> None:
         raise UserError(f"{_printable(key)}: {tree} is not valid: write a finite number")
     if isinstance(tree, str) and ("\0" in tree or _unwritable(tree)):
         raise UserError(f"{_printable(key)}: {_short(tree)} is not valid: no text in UTF-8")
+    if isinstance(tree, str) and _OF_USER.fullmatch(tree):
+        try:
+            Path(tree).expanduser()
+        except RuntimeError:
+            user = _short(tree.partition("/")[0][1:])
+            raise UserError(f"{_printable(key)}: {_short(tree)}: there is no user {user}") from None
     if isinstance(tree, Mapping):
         for name, value in tree.items():
             whole = f"{key}.{name}" if key else str(name)
@@ -83,6 +91,13 @@ def _explain(error: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     reason = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
+        last = str(error["loc"][-1])
+        if "." in last and key in names():  # as on a command line
+            branch = ": {".join(last.split("."))
+            return (
+                f"{key}: dots are for the command line; in a file write {branch}: …"
+                f"{'}' * last.count('.')}"
+            )
         return unknown(key)
     if not key:
         return reason
@@ -107,7 +122,7 @@ def _range(key: str) -> str | None:
     field = dict(keys()).get(key)
     words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
     bounds = [
-        f"{word} {getattr(rule, name):g}"
+        f"{word} {getattr(rule, name):.10g}"
         for rule in (field.metadata if field else ())
         for name, word in words.items()
         if getattr(rule, name, None) is not None

@@ -38,13 +38,13 @@ def policy(config: Config, names: Sequence[str]) -> mix.Policy:
     if known and settings.options and not rule.options:
         raise UserError(
             f"mixture.options: policy={settings.policy} takes its settings from the other keys of "
-            f"mixture; found {settings.options}"
+            f"mixture; found {settings.options}, which mixture.options=null takes back"
         )
     for key in settings.options if known else ():
         if key not in rule.options:
             raise UserError(
                 f"mixture.options.{key}: {settings.policy} takes no such setting; "
-                f"{nearest(key, rule.options)}"
+                f"{nearest(key, rule.options)} (mixture.options=null takes all back)"
             )
     values = {key: getattr(settings, key) for key in rule.keys} | settings.options
     if rule.needs_targets:

@@ -28,9 +28,9 @@ from versatune_ray.settings.mixing import (
 from versatune_ray.settings.recipe import Recipe, StagePlan, Unit
 from versatune_ray.settings.stage_config import stage_configs
 
-# up to which repeated records are nearly as good as new ones (Muennighoff et al. 2023, arXiv
-# 2305.16264)
+# up to which repeated records are nearly as good as new ones (Muennighoff, arXiv 2305.16264)
 _GOOD_PASSES = 4.0
+_MOST_STEPS = 1e9
 
 
 def domain_names(config: Config) -> list[str]:
@@ -115,6 +115,10 @@ def check(config: Config, names: Sequence[str]) -> None:
         raise UserError(
             f"training.keep_best: {best!r}; valid: loss, "
             f"{', '.join(f'loss.{name}' for name in names)}"
+        )
+    if best is not None and config.mixture.feedback == "train":
+        raise UserError(
+            "training.keep_best: mixture.feedback=train measures held-out losses at the ends alone"
         )
 
 
@@ -247,14 +251,19 @@ def needs_reference(config: Config) -> bool:
 def recipe(config: Config, train_records: int, unit: Unit, asked: float | None = None) -> Recipe:
     """Steps = epochs × samples per epoch / batch size, rounded up; an epoch without
     ``samples_per_epoch`` has all records. ``asked``: samples of all epochs, where shares say it.
+
+    Raises:
+        UserError: more steps than a run can have.
     """
     training = config.training
     # exact: in floats 2.2 · 100 is more than 220
     total = Fraction(str(training.epochs)) * (training.samples_per_epoch or train_records)
     if asked is not None:
         total = Fraction(str(round(asked, 6)))
-    steps = max(1, math.ceil(total / training.batch_size))
-    cap = config.mixture.max_passes
+    wanted = total / training.batch_size
+    if wanted > _MOST_STEPS:
+        raise UserError(f"training.epochs: {training.epochs:g} make too many steps; lower it")
+    steps, cap = max(1, math.ceil(wanted)), config.mixture.max_passes
     return Recipe(
         steps=steps,
         batch_size=training.batch_size,

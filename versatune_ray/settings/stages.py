@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
-from versatune_ray.settings.common import Paths, Section, setting
+from versatune_ray.settings.common import MOST_SAMPLES, Paths, Section, setting
 from versatune_ray.settings.given import Given
 from versatune_ray.settings.mixture import PolicyName, StartName
+
+_WRITTEN = re.compile(r"\d+/\d+|(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,3})?")
 
 
 def _fraction(value: float | str) -> float | str:
     try:
-        valid = 0 <= Fraction(str(value)) <= 1
-    except (ValueError, ZeroDivisionError):
+        # an exponent of a billion would take hours to write out
+        valid = _WRITTEN.fullmatch(str(value)) is not None and 0 <= Fraction(str(value)) <= 1
+    except ZeroDivisionError:
         valid = False
     if not valid:
         raise ValueError(f"a fraction within 0 and 1, as 1/16 or 0.0625; found {value!r}")
@@ -73,7 +77,7 @@ class Stage(Section):
     learning_rate: Annotated[float, Field(gt=0)] | None = setting(
         None, "peak rate; none: training.learning_rate"
     )
-    batch_size: Annotated[int, Field(ge=1)] | None = setting(
+    batch_size: Annotated[int, Field(ge=1, le=MOST_SAMPLES)] | None = setting(
         None, "none: training.batch_size", "samples"
     )
     fresh: bool = setting(

@@ -8,6 +8,7 @@ from pydantic import field_validator, model_validator
 
 from versatune_ray.settings.cofitune import Trainable
 from versatune_ray.settings.common import (
+    MOST_SAMPLES,
     Betas,
     Loggers,
     Paths,
@@ -16,6 +17,8 @@ from versatune_ray.settings.common import (
     Shares,
     setting,
 )
+
+_YEAR = 31_536_000  # seconds
 
 
 class Reference(Section):
@@ -37,7 +40,7 @@ class Reference(Section):
     max_records: int | None = setting(
         None, "cap on training records per domain, chosen by hash; none: all", "records", ge=1
     )
-    batch_size: int = setting(32, "samples per optimizer step", "samples", ge=1)
+    batch_size: int = setting(32, "samples per optimizer step", "samples", ge=1, le=MOST_SAMPLES)
     learning_rate: float = setting(2e-5, "peak rate; cosine with warm-up", gt=0)
     workers: int = setting(1, "domains tuned at the same time", ge=1, results=False)
     cpus: int = setting(1, "CPUs (threads) per worker", ge=1, results=False)
@@ -54,6 +57,7 @@ class Lora(Section):
     targets: Paths = setting(
         lambda: ["all-linear"],
         "names of the modules that get them; all-linear: all but the output embedding",
+        min_length=1,
     )
     export: Literal["merged", "adapter"] = setting(
         "merged", "leave a whole model, or the adapter alone"
@@ -108,7 +112,9 @@ class Training(Section):
     samples_per_epoch: int | None = setting(
         None, "samples per epoch over all domains; none: all training records", "samples", ge=1
     )
-    batch_size: int = setting(128, "samples per optimizer step, over all workers", "samples", ge=1)
+    batch_size: int = setting(
+        128, "samples per optimizer step, over all workers", "samples", ge=1, le=MOST_SAMPLES
+    )
     micro_batch_tokens: int = setting(
         8192, "tokens per forward pass and worker, padding included", "tokens", ge=1, results=False
     )
@@ -222,6 +228,7 @@ class Training(Section):
         "longest wait for the slowest rank, in a step or at an adjustment",
         "s",
         gt=0,
+        le=_YEAR,
         results=False,
     )
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from versatune_ray.settings.common import Section, Shares, nearest, setting
+from versatune_ray.settings.common import MOST_SEED, Section, Shares, nearest, setting
 
 Changes = dict[str, dict[str, Any]]
 BY_LOSS = ("target_gain", "forgetting", "gain")
@@ -71,6 +71,7 @@ class Sweep(Section):
             if isinstance(values, Mapping):
                 low, high = values.get("min"), values.get("max")
                 numbers = isinstance(low, int | float) and isinstance(high, int | float)
+                numbers = numbers and isinstance(values.get("log", False), bool)
                 if values.keys() - {"min", "max", "log"} or not numbers or not low < high:  # type: ignore[operator]
                     raise ValueError(
                         f"{key}: write a list of values, or {{min: 0.1, max: 2}}, with log: true "
@@ -102,7 +103,9 @@ class Study(Section):
         "another method with the same seed",
     )
     only: list[str] = setting(list, "methods to run, of those; none: all")
-    seeds: list[int] = setting(lambda: [0, 1, 2, 3, 4], "seeds that every method is run with")
+    seeds: list[Annotated[int, Field(ge=0, le=MOST_SEED)]] = setting(
+        lambda: [0, 1, 2, 3, 4], "seeds that every method is run with"
+    )
     baseline: str = setting("uniform", "method that the others are compared with, seed by seed")
     concurrency: int | None = setting(
         None, "fine-tunings at the same time; none: as many as the cluster has room for", ge=1
@@ -118,7 +121,7 @@ class Study(Section):
         for name in self.only:
             if name not in self.methods:
                 raise ValueError(
-                    f"study.only: {name!r} is no method; {nearest(name, list(self.methods))}"
+                    f"only: {name!r} is no method; {nearest(name, list(self.methods))}"
                 )
         return self
 

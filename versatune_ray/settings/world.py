@@ -4,7 +4,7 @@ texts.
 
 from __future__ import annotations
 
-from versatune_ray.settings.common import Paths, Section, Shares, setting
+from versatune_ray.settings.common import MOST_SAMPLES, MOST_SEED, Paths, Section, Shares, setting
 
 # domains of the embedded world
 MICROWORLD = ("law", "medicine", "finance", "science", "code", "general")
@@ -36,7 +36,7 @@ class Base(Section):
     )
     layers: int = setting(4, "depth of the tiny Llama", ge=1)
     context: int = setting(512, "positions of the tiny Llama", "tokens", ge=16)
-    batch_size: int = setting(64, "rows per optimizer step", "rows", ge=1)
+    batch_size: int = setting(64, "rows per optimizer step", "rows", ge=1, le=MOST_SAMPLES)
     learning_rate: float = setting(3e-3, "peak rate; cosine to zero", gt=0)
     held_out: float = setting(
         0.02, "share of the corpora kept from both models, to measure the judge on", ge=0, lt=1
@@ -50,7 +50,7 @@ class Base(Section):
         ge=0,
         lt=1,
     )
-    seed: int = setting(0, "seed of tokenizer rows, weights and order")
+    seed: int = setting(0, "seed of tokenizer rows, weights and order", ge=0, le=MOST_SEED)
     cpus: int = setting(
         1,
         "CPUs (threads) each for base model and judge, which train side by side",
@@ -63,4 +63,4 @@ class Microworld(Section):
     """The embedded six-domain world of made-up facts, used where `domains` is empty."""
 
     facts: int = setting(100, "facts per domain", ge=4)
-    seed: int = setting(0, "seed of the world; another seed is another world")
+    seed: int = setting(0, "seed of the world; another seed is another world", ge=0, le=MOST_SEED)

@@ -14,8 +14,9 @@ import argparse
 import os
 import sys
 
-from versatune_ray.errors import UserError
-from versatune_ray.settings import semantics
+from versatune_ray.errors import UserError, is_disk_full, one_line
+from versatune_ray.runs.folder import say
+from versatune_ray.settings import idle, semantics
 from versatune_ray.settings.loading import load, no_option
 
 
@@ -50,17 +51,28 @@ def main() -> int:
         config = load(arguments.config, arguments.overrides)
         semantics.check_run(config)
         semantics.check(config, semantics.domain_names(config))
+        for line in idle.told(config, idle.TUNING) if first else ():
+            say("settings", line)
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # each machine reads its own file
             print(f"error: {error}", file=sys.stderr)
         return 2
     try:
         made = finetune_alone(config)
+    except KeyboardInterrupt:
+        if first:
+            print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
     except (UserError, Unrecoverable) as error:
         # one that this rank alone has met nobody else can tell
         if first or not isinstance(error, UserErrorOfAll | Unrecoverable):
             print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
     if first:
         print(f"\n{made}")
     return 0

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from versatune_ray.errors import UserError
-from versatune_ray.runs.cache import write_json
+from versatune_ray.runs.cache import temporary_name, write_json
 from versatune_ray.runtime.models import ADAPTER
 
 _WEIGHTS = ".safetensors"
@@ -51,20 +51,21 @@ def soup(models: Sequence[Path], weights: Sequence[float], folder: Path) -> None
     for model, own in zip(models[1:], shards[1:], strict=True):
         _check_alike(models[0], shards[0], model, own)
     parts = [weight / sum(weights) for weight in weights]
-    work = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(work, ignore_errors=True)
+    work = temporary_name(folder)  # of this try alone: another may cook at the same time
     work.mkdir(parents=True)
-    for file in models[0].iterdir():
-        if file.is_file() and not file.name.endswith((_WEIGHTS, *_OTHERS)):
-            shutil.copy2(file, work / file.name)
-    for file in sorted(set(shards[0].values())):
-        names = sorted(name for name, place in shards[0].items() if place == file)
-        save_file(
-            {name: _mean(name, shards, parts) for name in names}, work / file.name, {"format": "pt"}
-        )
-    said = [[str(model), part] for model, part in zip(models, parts, strict=True)]
-    write_json(work / "soup.json", {"models": said})
-    work.rename(folder)
+    try:
+        for file in models[0].iterdir():
+            if file.is_file() and not file.name.endswith((_WEIGHTS, *_OTHERS)):
+                shutil.copy2(file, work / file.name)
+        for file in sorted(set(shards[0].values())):
+            names = sorted(name for name, place in shards[0].items() if place == file)
+            means = {name: _mean(name, shards, parts) for name in names}
+            save_file(means, work / file.name, {"format": "pt"})
+        said = [[str(model), part] for model, part in zip(models, parts, strict=True)]
+        write_json(work / "soup.json", {"models": said})
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _shards(model: Path) -> dict[str, Path]:

@@ -29,7 +29,9 @@ from versatune_ray.runs.comparisons import RECORDED, Replay
 from versatune_ray.runs.folder import say
 from versatune_ray.settings import Config, mixing, semantics
 from versatune_ray.settings.given import in_epochs
+from versatune_ray.settings.idle import idle
 from versatune_ray.settings.loading import parse, with_keys
+from versatune_ray.tuning.plan import leaves
 
 CAVEAT = (
     "These losses were recorded under the shares of the run itself; training under other shares "
@@ -43,6 +45,31 @@ _LOGGED = {
     "variances": "gradient_variances",
     "held_out_gradient": "held_out_products",
 }
+
+
+# what answers to recorded losses; other keys act while a model trains
+_ANSWERS = {"preset", "start", "policy", "options", "min_share", "targets", "target_share"} | {
+    key for rule in POLICIES.values() for key in rule.keys
+}
+
+
+def check_replay(config: Config) -> None:
+    """Whether every setting of ``replay.settings`` can answer otherwise than the run did.
+
+    Raises:
+        UserError: a key is unknown, or changes nothing there.
+    """
+    for name, changes in config.replay.settings.items():
+        nothing = idle(parse(with_keys(config.model_dump(mode="json"), changes)))
+        for key in leaves(changes):
+            section, _, rest = key.partition(".")
+            if section != "mixture" or rest.partition(".")[0] not in _ANSWERS:
+                raise UserError(
+                    f"replay.settings.{name}: {key} changes no answer to recorded losses; a sweep "
+                    f"over it does"
+                )
+            if key in nothing:
+                raise UserError(f"replay.settings.{name}: {key} does nothing there: {nothing[key]}")
 
 
 def look_ahead(run: Run) -> Path:
@@ -198,9 +225,18 @@ def _read(log: Path) -> list[dict[str, Any]]:
 
 
 def _reference(config: Config, log: Path, names: Sequence[str]) -> dict[str, float] | None:
-    """Reference losses: those configured, or those of the recorded run."""
+    """Reference losses: those configured, or those of the recorded run.
+
+    Raises:
+        UserError: the file is none of losses, or lacks a domain.
+    """
     file = Path(config.reference.losses or log.parents[1] / "reference" / "losses.json")
     if not file.is_file():
         return None
-    stored = json.loads(file.read_text(encoding="utf-8"))["domains"]
-    return {name: float(stored[name]["loss"]) for name in names}
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))["domains"]
+        return {name: float(stored[name]["loss"]) for name in names}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"reference.losses: {file}: no loss for each of {', '.join(names)}: {error!r}"
+        ) from None

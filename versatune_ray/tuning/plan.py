@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,31 @@ from versatune_ray.pipeline import Run
 from versatune_ray.runs.cache import key_of
 from versatune_ray.runs.storage import bring
 from versatune_ray.settings import Config, semantics
-from versatune_ray.settings.loading import changed_keys, parse, with_keys
+from versatune_ray.settings.loading import parse, with_keys
 from versatune_ray.settings.location import shown
 from versatune_ray.tuning.objectives import score
 
-# what token stores are made of, which all trials share
-_OF_STORES = re.compile(
-    r"training\.keep\.replay.*"
-    r"|data\.(max_length|too_long|preference|chat_template.*|contaminated|near_duplicates)"
-    r"|domains\.([^.]+|.+\.(train|validation|fields|where)(\..+)?)"
-)
 _FREE_TREE = ("sweep", "study", "cofitune", "replay")  # what a trial does not depend on
+# What is made once for all trials: a change of it would be heeded by none, or by a half of a trial.
+_SHARED = {
+    "model": "base model",
+    "base": "base model",
+    "microworld": "base model and records",
+    "domains": "records",
+    "data": "records",
+    "training.keep.replay": "records",
+    "training.keep.replay_samples": "records",
+    "detection": "detection",
+    "reference": "reference losses",
+    "group": "records",
+    "storage": "folder",
+    "run": "folder",
+} | dict.fromkeys(_FREE_TREE, "search")
+# but for what every trial reads by itself
+_OWN = re.compile(
+    r"data\.(max_train|max_validation|validation_fraction|shards_at_once)(\..*)?"
+    r"|domains\..+\.order|detection\.distribution|reference\.losses"
+)
 
 
 @dataclass(frozen=True)
@@ -56,17 +70,19 @@ class Plan:
         """The configuration of one trial: ``changes`` are dotted keys.
 
         Raises:
-            UserError: a key is unknown, a value out of range, or a change would be of records.
+            UserError: a key is unknown, or of what all trials share; or a value is out of range.
         """
         tree = self.base.model_dump(mode="json", exclude=set(_FREE_TREE))
-        found = parse(with_keys(tree, {**changes, "run": f"{self.base.run}/trials/{name}"}))
-        for key, old, new in changed_keys(self.base, found):
-            if _OF_STORES.fullmatch(key):
-                raise UserError(
-                    f"{key}: {old!r} → {new!r}: the fine-tunings of a study or sweep share their "
-                    f"records; set it for all of them, or make a run of its own"
-                )
-        return found
+        config = parse(with_keys(tree, {**changes, "run": f"{self.base.run}/trials/{name}"}))
+        for key in leaves(changes):
+            for shared, what in _SHARED.items():
+                if f"{key}.".startswith(f"{shared}.") and not _OWN.fullmatch(key):
+                    raise UserError(
+                        f"{key}: all trials share the same {what}, so none would heed it; give "
+                        f"such runs names of their own with run=…, and compare them by "
+                        f"jobs/report.py"
+                    )
+        return config
 
     @property
     def trials(self) -> Path:
@@ -103,6 +119,15 @@ class Plan:
         return found | (
             {"score": score(found, self.weights)} if self.weights.keys() <= found.keys() else {}
         )
+
+
+def leaves(changes: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """Dotted keys of changes, which may be written as branches."""
+    for name, value in changes.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}"
 
 
 def with_artefacts(

@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from versatune_ray.runs.cache import cached, key_of, write_json
 from versatune_ray.runs.comparisons import StudyTable, trial_name
 from versatune_ray.runs.storage import push
 from versatune_ray.settings import Config, semantics
-from versatune_ray.tuning.plan import Plan, with_artefacts
+from versatune_ray.settings.idle import idle
+from versatune_ray.tuning.plan import Plan, leaves, with_artefacts
 from versatune_ray.tuning.study_tables import NOTE, above_chance, absent, study_tables
 from versatune_ray.tuning.trial import where_it_is_fast
 from versatune_ray.tuning.trials import finish, run_trials
@@ -29,8 +31,8 @@ def check_study(config: Config) -> None:
     """Everything about a study that can be wrong before anything is computed.
 
     Raises:
-        UserError: no methods, an unknown baseline, key or value, or a reference to a method that
-            does not exist or refers on.
+        UserError: no methods, an unknown baseline, key or value, one that does nothing or is not a
+            method's to change, or a reference to a method that does not exist or refers on.
     """
     settings = config.study
     if not settings.methods:
@@ -60,8 +62,23 @@ def check_study(config: Config) -> None:
                 f"study.methods.{name}: mixture.trajectory: '@{source}' is no method that is "
                 f"trained by itself"
             )
+        if "seed" in changes:
+            raise UserError(f"study.methods.{name}: seed: study.seeds has the seeds of all methods")
         changed = Plan(config).config(trial_name(name, 0), alone(changes))
         semantics.check(changed, semantics.domain_names(changed))
+        given = [f"{key}." for key in leaves(alone(changes))]
+        for key, why in idle(changed).items():
+            if any(one.startswith(f"{key}.") for one in given) and _differs(config, changed, key):
+                raise UserError(
+                    f"study.methods.{name}: {key} does nothing there: {why}; leave it out"
+                )
+
+
+def _differs(config: Config, changed: Config, key: str) -> bool:
+    if key.startswith("stages."):  # one of a list, which has no such attribute
+        return False
+    get = attrgetter(key)
+    return bool(get(config) != get(changed))
 
 
 def study(run: Run) -> Path:

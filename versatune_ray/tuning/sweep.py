@@ -14,6 +14,7 @@ import numpy as np
 from versatune_ray.errors import UserError
 from versatune_ray.pipeline import Run
 from versatune_ray.settings import Config, semantics
+from versatune_ray.settings.idle import idle
 from versatune_ray.settings.tuning import BY_ACCURACY, Sweep
 from versatune_ray.tuning.plan import Plan, name_of, with_artefacts
 from versatune_ray.tuning.pruning import between_marks, scheduler, stages_of
@@ -27,8 +28,8 @@ def check_sweep(config: Config) -> None:
     """Everything about a sweep that can be wrong before anything is computed.
 
     Raises:
-        UserError: an unknown key, a value out of range, a range where a grid needs values, or an
-            objective without targets.
+        UserError: an unknown key, a value out of range, a range where a grid needs values, a key
+            by which trials cannot differ, or an objective without targets.
     """
     settings = config.sweep
     if not settings.space:
@@ -43,9 +44,16 @@ def check_sweep(config: Config) -> None:
                 f"sweep.space.{key}: a grid needs a list of values; sweep.search=random or optuna "
                 f"takes a range"
             )
+    nothing: list[dict[str, str]] = []
     for changes in _combinations(settings):
         changed = shared.config("check", changes)
         semantics.check(changed, semantics.domain_names(changed))
+        nothing.append(idle(changed))
+    for key in settings.space:
+        if all(key in one for one in nothing):
+            raise UserError(
+                f"sweep.space.{key}: trials would not differ by it: {nothing[0][key]}; leave it out"
+            )
     check_objective(config, semantics.domain_names(config))
 
 

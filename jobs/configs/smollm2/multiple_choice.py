@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 from math import sqrt
 
+from transformers.utils import logging
+
 from versatune_ray.cli import exits_on_error
 from versatune_ray.errors import UserError
 from versatune_ray.evaluation.choices import chance, load_choices
@@ -27,7 +29,9 @@ def ask(config: Config) -> None:
     asked = load_choices(config)
     if config.model.path is None or not asked:
         raise UserError("model.path and evaluation.benchmarks: name a model and multiple choice")
-    print("| set | questions | accuracy | guessing | standard errors above |\n|---|---|---|---|---|")
+    logging.disable_progress_bar()  # of weights, among the lines of the table
+    print("| set | questions | accuracy | guessing | standard errors above |")
+    print("|---|---|---|---|---|")
     for name, sets in asked.items():
         right = likely_accuracy(config.model.path, {name: sets}, config.model.trust_remote_code)
         count, guessed = sum(map(len, sets)), chance(sets)
