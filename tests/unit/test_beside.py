@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from versatune_ray.pipeline import beside
+from versatune_ray.settings import semantics
 from versatune_ray.settings.loading import load
 
 
@@ -59,3 +60,10 @@ def test_the_other_run_differs_in_its_mixture_alone(
     assert "[beside] mean" in capsys.readouterr().out
     beside.balanced_beside(StandIn(SimpleNamespace(config=other)))  # type: ignore[arg-type]
     assert len(made) == 3  # nothing stands beside itself
+
+
+def test_the_options_of_a_runs_own_policy_are_left_out() -> None:
+    own = ["mixture.policy=doremi", "mixture.options.eta=2", "mixture.min_share=0.01"]
+    found = beside._balanced(load([], own))
+    semantics.check(found, ["law", "code"])
+    assert (found.mixture.policy, found.mixture.options) == ("balanced", {})

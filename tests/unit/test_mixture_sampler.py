@@ -178,6 +178,12 @@ def test_a_cap_on_passes_ends_the_stream_and_leaves_the_sampler_usable():
     assert sampler.state_dict() == before
     assert (sampler.passes <= 1.5).all()
     sampler.next_batch([0.3, 0.3, 0.4])
+    # 40 samples of the first over 20 batches are 2 in the first of them, and nobody has the rest
+    spread = DomainSampler([10, 100], 10, seed=0, max_passes=4, steps=20)
+    with pytest.raises(
+        ValueError, match=r"4\.0 passes, or its part of them by step 1 of 20; raise"
+    ):
+        spread.next_batch([1, 0])
 
 
 @pytest.mark.parametrize("seed", range(8))

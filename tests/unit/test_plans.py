@@ -17,7 +17,7 @@ from versatune_ray.detection.plan import describe_detection
 from versatune_ray.errors import UserError
 from versatune_ray.pipeline import plans
 from versatune_ray.settings import Config, Subject
-from versatune_ray.settings.loading import dump, load
+from versatune_ray.settings.loading import dump, load, parse
 from versatune_ray.tuning.outlook import plan_cofitune, plan_replay, plan_study, plan_sweep
 from versatune_ray.tuning.study import alone, check_study
 
@@ -191,3 +191,10 @@ def test_a_study_is_described_and_checked_without_the_averages_that_it_has_yet_t
     )
     with pytest.raises(UserError, match=r"mixture\.polcy: unknown key"):
         check_study(wrong)
+
+
+def test_a_plan_says_what_a_replay_adds() -> None:
+    keep = {"replay": {"law": 0.2, "code": 0.0}, "replay_samples": 1500}
+    (line,) = plans._replay(parse({"training": {"keep": keep}}))
+    assert "the base model writes 1,500 texts first" in line and line.endswith("records of law")
+    assert plans._replay(parse({})) == []

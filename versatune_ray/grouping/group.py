@@ -163,9 +163,10 @@ def _bad(heap: Path, tolerated: float, keys: Sequence[str]) -> dict[str, int]:
     Raises:
         UserError: more are bad than is tolerated.
     """
-    table = rows_of(heap, ["id", "location", "discarded", "left_out"])
-    every = len(np.unique(table["id"].to_numpy()))
-    table = table.filter(table["discarded"].is_valid())
+    every = len(np.unique(rows_of(heap, ["id"])["id"].to_numpy()))
+    columns = ["id", "location", "discarded", "left_out"]
+    table = rows_of(heap, columns, pc.field("discarded").is_valid())
+    table = table.take(np.unique(table["id"].to_numpy(), return_index=True)[1])
     wrong = table.filter(pc.invert(table["left_out"]))
     where, count = " and ".join(keys[:3]), wrong.num_rows
     if count > tolerated * every:

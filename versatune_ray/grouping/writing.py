@@ -33,6 +33,7 @@ from versatune_ray.settings.location import uri_of
 
 UNGROUPED = "ungrouped"
 ASSIGNMENTS = "assignments"
+_ASSIGNED = pa.schema({"location": pa.string(), "domain": pa.string(), "near": pa.float64()})
 
 
 @dataclass
@@ -66,7 +67,9 @@ def write(run: Run, heap: Path, found: Grouped, content: dict[str, Any]) -> str:
     writers = {
         number: pyarrow.parquet.ParquetWriter(file, RECORD) for number, file in temporary.items()
     }
-    locations: list[pa.Table] = []
+    every = folder / f"{ASSIGNMENTS}.parquet"
+    files[len(names)], temporary[len(names)] = every, temporary_name(every)
+    writers[len(names)] = pyarrow.parquet.ParquetWriter(temporary[len(names)], _ASSIGNED)
     seen = np.zeros(len(found.ids), bool)
     for part in sorted(heap.glob("*.parquet")):
         table = pyarrow.parquet.read_table(part, columns=["id", "example", "location", "discarded"])
@@ -81,17 +84,13 @@ def write(run: Run, heap: Path, found: Grouped, content: dict[str, Any]) -> str:
             writers[number].write_table(records_of(table["example"], own))
         domain = pa.array(names).take(pa.array(group))
         near = pa.array(found.near[rows])
-        locations.append(
-            pa.table([table["location"], domain, near], ["location", "domain", "near"])
+        writers[len(names)].write_table(
+            pa.table([table["location"], domain, near], schema=_ASSIGNED)
         )
     for number, file in files.items():
         writers[number].close()
         appear(temporary[number], file)
         push(file)
-    every = folder / f"{ASSIGNMENTS}.parquet"
-    pyarrow.parquet.write_table(pa.concat_tables(locations), half := temporary_name(every))
-    appear(half, every)
-    push(every)
     run.folder.write("group/groups.json", content)
     section: dict[str, dict[str, str | None] | None] = {
         one["name"]: {
@@ -106,7 +105,7 @@ def write(run: Run, heap: Path, found: Grouped, content: dict[str, Any]) -> str:
     text = yaml.safe_dump({"domains": section}, sort_keys=False, allow_unicode=True, width=100)
     (folder / "domains.yaml").write_text(text, encoding="utf-8")
     push(folder / "domains.yaml")
-    for old in set(folder.glob("*.parquet")) - {*files.values(), every}:
+    for old in set(folder.glob("*.parquet")) - set(files.values()):
         remove(old)
         old.unlink()
     return text

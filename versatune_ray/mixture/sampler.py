@@ -278,9 +278,10 @@ class DomainSampler:
             )
 
     def _spent(self) -> ValueError:
+        by = f", or its part of them by step {self._step + 1} of {self._steps}"
         return ValueError(
-            f"max_passes: every domain with a share has reached {self._max_passes} passes; "
-            f"raise it or stop earlier"
+            f"max_passes: every domain with a share has reached {self._max_passes} passes"
+            f"{by if self._steps else ''}; raise it, stop earlier, or give others a share"
         )
 
     def _request(self, shares: FloatArray) -> FloatArray:

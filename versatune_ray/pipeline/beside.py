@@ -51,7 +51,9 @@ def balanced_beside(run: Run) -> None:
 
 def _balanced(config: Config) -> Config:
     changes = {"run": f"{config.run}-balanced", "mixture.preset": "balanced"}
-    return parse(with_keys(config.model_dump(mode="json"), changes))
+    tree = config.model_dump(mode="json")
+    tree["mixture"]["options"] = {}  # of this run's policy
+    return parse(with_keys(tree, changes))
 
 
 def side_by_side(ours: Rows, theirs: Rows) -> Iterator[str]:

@@ -88,7 +88,18 @@ def plan_tuning(config: Config) -> str:
         return f"{_TINY}; its fine-tuning takes minutes and less than a GiB"
     paths = _stores(config, config.model.path)
     domains = None if paths is None else load_domains(paths, config.data)
-    return "\n".join([outlook(config, config.model.path, domains), *begun])
+    return "\n".join([outlook(config, config.model.path, domains), *_replay(config), *begun])
+
+
+def _replay(config: Config) -> list[str]:
+    """What ``training.keep.replay`` adds."""
+    keep = config.training.keep
+    if not (names := [name for name, part in keep.replay.items() if part]):
+        return []
+    return [
+        f"  training.keep.replay: the base model writes {keep.replay_samples:,} texts first, "
+        f"unless it has; they are not counted above among the records of {', '.join(names)}"
+    ]
 
 
 def plan_pipeline(config: Config) -> str:

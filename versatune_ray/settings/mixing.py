@@ -95,7 +95,8 @@ def check_adjustments(config: Config, chosen: mix.Policy, k: int, steps: int, ev
         if lost is not None:
             raise UserError(
                 f"mixture.options.waypoints.{lost}: shares change every {every} of {steps} steps, "
-                f"and none of these changes lies near enough to it; lower training.adjust_every"
+                f"and none of these changes lies near enough to it; "
+                f"{'lower training.adjust_every' if every > 1 else 'train for more steps'}"
             )
     if isinstance(chosen, mix.Probing) and math.ceil(steps / every) < chosen.intervals(k):
         raise UserError(

@@ -316,7 +316,7 @@ def check_passes(
             if samples > cap * records[name] + 1e-6:
                 raise UserError(
                     f"mixture.max_passes: {cap:g} is below the {samples / records[name]:g} epochs "
-                    f"of {name} in mixture.start; raise it, or set it to none"
+                    f"of {name} in mixture.start; raise it, or set it to null"
                 )
     drawn = _drawn(config, names, sizes)
     allowed, asked = (
