@@ -339,7 +339,7 @@ def _row(record: Mapping[str, Any], choices: str) -> Row:
     turns = reading.example.messages
     if [turn["role"] for turn in turns] != ["user", "assistant"]:
         raise BadRecord("expected one question and one answer, no further turns")
-    answer = turns[1]["content"].strip()
+    first = turns[1]["content"].strip()
     others = [other.strip() for other in reading.answers if other.strip()]
-    answers = list(dict.fromkeys([answer, *others]))
-    return {"question": turns[0]["content"], "answer": answer, "answers": answers}
+    answers = list(dict.fromkeys([first, *others]))
+    return {"question": turns[0]["content"], "answer": first, "answers": answers}
