@@ -157,9 +157,13 @@ def test_repeating_sequences_are_left_out_where_this_is_asked_for(
     assert found.judge_quality is found.corrected is None
 
 
-def test_what_the_judge_has_yet_to_read(detected: Detected, spec: JudgeSpec) -> None:
+def test_what_the_judge_has_yet_to_read(
+    tmp_path: Path, detected: Detected, spec: JudgeSpec
+) -> None:
     (file,) = unjudged(spec, 5, detected.texts(exclude_degenerate=False))
     assert (file.store, file.ids.tolist()) == (5, [7])
+    # as a plan asks before anything is written
+    assert unjudged(spec, 0, Texts(tmp_path / "none", 300, tmp_path / "judged")) == []
 
 
 def test_what_was_asked_in_parts_is_not_asked_again(tmp_path: Path, spec: JudgeSpec) -> None:

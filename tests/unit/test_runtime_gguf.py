@@ -113,6 +113,14 @@ def test_what_is_no_such_model_is_left_or_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert gguf_file("owner/name") is None and gguf_file(str(tmp_path)) is None
+    # repositories of such files often have a configuration beside them, and no other weights
+    (tmp_path / "config.json").write_text("{}")
+    assert gguf_file(str(tmp_path)) is None
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    assert gguf_file(str(tmp_path)) == tmp_path / "a.gguf"
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert gguf_file(str(tmp_path)) is None
+    (tmp_path / "model.safetensors").unlink()
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")
     with pytest.raises(UserError, match=r"2 \.gguf files in this folder; name one of them"):

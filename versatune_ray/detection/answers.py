@@ -75,7 +75,7 @@ def unjudged(spec: JudgeSpec, store: int, texts: Texts) -> list[TextFile]:
         left = np.zeros(len(every), dtype=bool)
         left[np.unique(every, return_index=True)[1]] = True  # two files may hold the same text
         left &= ~np.isin(every, answered)
-        parts = np.split(left, np.cumsum([len(requests) for requests in found])[:-1])
+        parts = np.split(left, np.cumsum([len(requests) for requests in found]))[:-1]
         return [
             TextFile(store, file, asked[start : start + _PIECE])
             for file, requests, part in zip(files, found, parts, strict=True)

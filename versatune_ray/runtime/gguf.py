@@ -74,7 +74,7 @@ def gguf_file(path: str) -> Path | None:
         if not file.is_file():
             raise UserError(f"{path}: no such file")
         return file
-    if not file.is_dir() or (file / "config.json").is_file():
+    if not file.is_dir() or ((file / "config.json").is_file() and any(file.glob("*.safetensors"))):
         return None
     found = sorted(file.glob("*.gguf"))
     if len(found) > 1:
