@@ -149,7 +149,8 @@ def _before(run: Run, shared: Plan) -> dict[str, float]:
         return {}
     model, remote = run.model(), run.given_config.model.trust_remote_code
     asked = key_of({"choices": shared.choices})
-    parts = {"model": run.fingerprint(), "choices": asked, "gpu": run.gpu()}
+    # read: without it, what a tokenizer begins a text with was left out
+    parts = {"model": run.fingerprint(), "choices": asked, "gpu": run.gpu(), "read": "whole"}
 
     def measure(work: Path) -> None:
         from versatune_ray.evaluation.likely import likely_accuracy
