@@ -67,3 +67,8 @@ def test_a_page_opens_or_its_path_is_told(
     monkeypatch.setattr(webbrowser, "open", lambda _: False)
     show((tmp_path / "report.html").as_uri())
     assert "no browser here; the page is" in capsys.readouterr().err
+
+
+def test_what_follows_grouping_is_told_of_the_domains_that_it_made() -> None:
+    lines = following("group", "runs/mine", "--config my.yaml")[1:]
+    assert all("--config my.yaml --config runs/mine/group/domains.yaml" in line for line in lines)

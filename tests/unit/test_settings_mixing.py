@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from versatune_ray.errors import UserError
@@ -57,3 +60,21 @@ def test_a_floor_above_what_a_probe_leaves_is_refused() -> None:
     stages(*run, "mixture.min_share=0.16")
     with pytest.raises(UserError, match=r"mixture\.min_share: 0\.17 .*aioli leave.*0\.1667"):
         stages(*run, "mixture.min_share=0.17")
+
+
+def test_an_average_of_shares_of_samples_is_none_of_tokens(tmp_path: Path) -> None:
+    log = tmp_path / "run" / "finetune" / "adjustments.jsonl"
+    log.parent.mkdir(parents=True)
+    share = dict(zip(NAMES, (0.5, 0.25, 0.25), strict=True))
+    log.write_text("".join(json.dumps({"step": n, "share": share}) + "\n" for n in (0, 5)))
+    given = ["mixture.start=trajectory", f"mixture.trajectory={log}"]
+
+    def start(unit: str) -> list[float]:
+        config = load([], [*given, "mixture.policy=constant", f"mixture.unit={unit}"])
+        return semantics.starting_shares(config, NAMES, None, [1, 1, 1]).tolist()
+
+    assert start("tokens") == start("samples") == [0.5, 0.25, 0.25], "nothing says what it counts"
+    (tmp_path / "run" / "config.yaml").write_text("mixture: {unit: samples}\n")
+    assert start("samples") == [0.5, 0.25, 0.25]
+    with pytest.raises(UserError, match=r"its shares count samples, and those here tokens; set"):
+        start("tokens")

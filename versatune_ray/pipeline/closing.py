@@ -20,6 +20,7 @@ _SERVE = ("serve {run}", "behind an API, by vLLM")
 _PAGE = ("report {run} --open", "the page, in a browser")
 _PLAN = ("finetune {config} --plan", "steps, memory and time")
 _ALL = ("pipeline {config}", "train, measure, report")
+_GROUPED = "{config} --config {run}/group/domains.yaml"
 _TRIALS = (
     ("finetune --config {run}/sweep/best.yaml", "train with the best"),
     ("pipeline --config {run}/sweep/best.yaml", "and measure it"),
@@ -43,9 +44,9 @@ _NEXT: dict[str, tuple[tuple[str, str], ...]] = {
     "study": (_PAGE, ("study {config} study.seeds=[0,1,2,3,4]", "more seeds"), _PLAN),
     "replay": (_PAGE, ("sweep {config} --plan", "train under such settings"), _PLAN),
     "group": (
-        ("pipeline {config} --config {run}/group/domains.yaml", "train on them"),
-        _PLAN,
-        _ALL,
+        (f"pipeline {_GROUPED}", "train on them"),
+        (f"finetune {_GROUPED} --plan", _PLAN[1]),
+        (f"preview {_GROUPED}", "what trains"),
     ),
     "report": (_CHAT, _SERVE, ("report {run} OTHER", "two runs side by side")),
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
@@ -273,6 +274,15 @@ def _waypoints(value: Any, names: Sequence[str]) -> list[tuple[int | float, Any]
     return found
 
 
+def _unit_of(saved: Path) -> str | None:
+    """What the shares of a run count, by its own configuration; None where that is not there."""
+    try:
+        found = yaml.safe_load(saved.read_text(encoding="utf-8"))
+        return str(found["mixture"].get("unit", "samples"))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
+        return None
+
+
 def _trajectory(config: Config, names: Sequence[str]) -> NDArray[np.float64]:
     """The average mixture of the run that ``mixture.trajectory`` names."""
     file = here(Path(config.mixture.trajectory or ""))  # a trial's was logged by another machine
@@ -280,6 +290,12 @@ def _trajectory(config: Config, names: Sequence[str]) -> NDArray[np.float64]:
         raise UserError(
             f"mixture.trajectory: {file}: no such file; name the adjustments.jsonl of a finished "
             f"run"
+        )
+    unit = _unit_of(file.parent.parent / "config.yaml")
+    if unit not in (None, config.mixture.unit):
+        raise UserError(
+            f"mixture.trajectory: {file}: its shares count {unit}, and those here "
+            f"{config.mixture.unit}; set mixture.unit={unit}, or name another run's"
         )
     try:
         lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
