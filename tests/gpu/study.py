@@ -41,17 +41,17 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "jobs" / "configs"
 SECONDS = 540
 LIMIT = 400 if GPU else 4  # questions per set
-SIZES = (
-    "data.max_length=512 data.too_long=cut data.max_bad_fraction=0.2 data.max_validation=100 "
+# with a GPU and without
+SIZES = {
+    True: "data.max_length=512 data.too_long=cut data.max_bad_fraction=0.2 data.max_validation=100 "
     "reference.max_records=2000 reference.epochs=3 reference.batch_size=64 "
     "reference.learning_rate=1e-4 training.epochs=4 training.samples_per_epoch=2304 "
     "training.batch_size=64 training.learning_rate=1e-4 training.adjust_every=12 "
-    "training.micro_batch_tokens=32768"
-    if GPU
-    else "data.max_length=128 data.max_validation=2 reference.max_records=4 reference.epochs=1 "
+    "training.micro_batch_tokens=32768",
+    False: "data.max_length=128 data.max_validation=2 reference.max_records=4 reference.epochs=1 "
     "reference.batch_size=4 training.epochs=1 training.samples_per_epoch=8 training.batch_size=4 "
-    "training.adjust_every=1"
-)
+    "training.adjust_every=1",
+}
 # in full, as in the paper; to compile takes longer than a run; a checkpoint is six times the model
 COMMON = (
     "training.lora.rank=null training.trainable.layers=null training.compile=false "
@@ -106,8 +106,10 @@ def references(config: Config, file: Path) -> None:
     write_json(file, {"unit": "nats/token", "domains": domains})
 
 
-def methods(distribution: Path) -> dict[str, Mapping[str, Any]]:
-    """Those of both studies, the first ones first, without what refers to another's run."""
+def methods(distribution: Path, gpu: bool = GPU) -> dict[str, Mapping[str, Any]]:
+    """Those of both studies, the first ones first, without what refers to another's run or, where
+    there is no file of it, to a detection.
+    """
     ours = load([CONFIGS / "smollm2.yaml", CONFIGS / "study_smollm2.yaml"]).study.methods
     listed = {**ours, **load([CONFIGS / "study_real.yaml"]).study.methods}
     return {
@@ -115,7 +117,7 @@ def methods(distribution: Path) -> dict[str, Mapping[str, Any]]:
         for name, changes in listed.items()
         if "mixture.trajectory" not in changes
         and (distribution.is_file() or changes.get("mixture.start") != "detected")
-        and (GPU or name in ("uniform", "balanced"))
+        and (gpu or name in ("uniform", "balanced"))
     }
 
 
@@ -167,7 +169,7 @@ def main() -> int:
         files = [CONFIGS / "smollm2.yaml", CONFIGS / "study_smollm2.yaml"]
         path, losses = model(Path(work)), Path(work) / "losses.json"
         given = [f"model.path={path}", f"storage={work}", f"device={DEVICE.type}"]
-        config = load(files, [*given, *SIZES.split(), *COMMON.split()])
+        config = load(files, [*given, *SIZES[GPU].split(), *COMMON.split()])
         asked = choices(config)
         chances = {
             name: sum(1 / len(question.answers) for question in some) / len(some)

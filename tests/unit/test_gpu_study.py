@@ -12,6 +12,8 @@ import pytest
 from conftest import ROOT
 from tiny import random_llama, word_tokenizer, write_records
 
+from versatune_ray.settings.loading import load
+
 DOMAINS = ("law", "medicine", "finance", "science", "code", "general")
 
 
@@ -24,6 +26,22 @@ def study(monkeypatch: pytest.MonkeyPatch) -> Any:
     yield importlib.import_module("study")
     for name in ("common", "study"):
         del sys.modules[name]
+
+
+def test_its_sizes_with_a_gpu_are_those_it_says(study: Any, tmp_path: Path) -> None:
+    files = [study.CONFIGS / "smollm2.yaml", study.CONFIGS / "study_smollm2.yaml"]
+    training = load(files, [*study.SIZES[True].split(), *study.COMMON.split()]).training
+    assert training.epochs * (training.samples_per_epoch or 0) / training.batch_size == 144
+    assert training.batch_size == 64 and training.lora.rank is None
+    absent = tmp_path / "distribution.json"
+    listed = set(load(files).study.methods) | set(
+        load([study.CONFIGS / "study_real.yaml"]).study.methods
+    )
+    with_gpu = study.methods(absent, True)
+    assert list(with_gpu)[:2] == ["uniform", "balanced"] and set(with_gpu) < listed
+    assert not any("detected" in str(one) or "trajectory" in str(one) for one in with_gpu.values())
+    absent.write_text("{}")
+    assert {"paper", "detected, σ = 1"} <= set(study.methods(absent, True))
 
 
 def test_the_study_of_a_gpu_machine_comes_to_its_end(
