@@ -156,11 +156,15 @@ def start_ranks(
     their exit statuses. What they print goes to ``log``.
 
     They are forks of this one, which has torch and transformers loaded: torchrun would load them
-    once for each. As with torchrun, the first that fails ends the others, and the store under which
+    once for each. No Ray is left running: forks share its sockets, and one that collects its
+    clients takes them from this process, whose next word to Ray is then never answered. As with
+    torchrun, the first that fails ends the others, and the store under which
     they meet outlives them.
     """
     import torch.distributed as dist
 
+    if (ray := sys.modules.get("ray")) is not None:
+        ray.shutdown()
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     meeting = {
         "MASTER_ADDR": "127.0.0.1",
