@@ -35,9 +35,8 @@ class Policy(Protocol):
 
     More flags it may have, all False where it has none: ``needs_gradients``, ``needs_variances``,
     ``needs_held_out_gradient`` and ``needs_budget``, of what it goes by in ``Feedback``;
-    ``multiplicative``, where it leaves a share of 0 at 0; ``starts``, where the shares before step
-    1 are its own, of a third method ``start(sizes[k])``; and ``counts_records``, where its shares
-    are meant as parts of the samples.
+    ``multiplicative``, where it leaves a share of 0 at 0; ``starts``, if shares before step 1 are
+    its own, of a method ``start(sizes[k])``; ``counts_records``, where they are parts of samples.
     """
 
     @property
@@ -106,7 +105,8 @@ class Floored:
         return self.policy.needs_reference
 
     def start(self, sizes: npt.ArrayLike) -> FloatArray:
-        return floored(check_shares(self.policy.start(sizes)), self.min_share)  # type: ignore[attr-defined]
+        own = self.policy.start(sizes)  # type: ignore[attr-defined]
+        return floored(check_shares(own), self.min_share)
 
     def update(self, shares: npt.ArrayLike, feedback: Feedback) -> FloatArray:
         return floored(

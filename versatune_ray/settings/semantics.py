@@ -311,8 +311,8 @@ def check_passes(
     if cap is None:
         return
     if asked_samples(config, names, sizes) is not None and rule_of(config.mixture.policy).fixed:
-        records = dict(zip(names, sizes, strict=True))
-        for name, samples in given.parts(config.mixture.start, records).items():  # type: ignore[arg-type]
+        start, records = config.mixture.start, dict(zip(names, sizes, strict=True))
+        for name, samples in given.parts(start, records).items():  # type: ignore[arg-type]
             if samples > cap * records[name] + 1e-6:
                 raise UserError(
                     f"mixture.max_passes: {cap:g} is below the {samples / records[name]:g} epochs "

@@ -35,7 +35,8 @@ def ask(config: Config) -> None:
     for name, sets in asked.items():
         right = likely_accuracy(config.model.path, {name: sets}, config.model.trust_remote_code)
         count, guessed = sum(map(len, sets)), chance(sets)
-        error = sqrt(right[name] * (1 - right[name]) / count)  # of sets of one size
+        # binomial; a domain of several sets is their mean, which this takes to be of one size
+        error = sqrt(right[name] * (1 - right[name]) / count)
         above = (right[name] - guessed) / error if error else float("nan")
         print(
             f"| {name} | {count:,} | {right[name]:.1%} ± {error:.1%} | {guessed:.1%} "
