@@ -64,14 +64,14 @@ def main(
     status: 0 done, 1 failed or done in part, 2 wrong input (one line says what and how to mend
     it), 130 interrupted, 143 ended.
     """
-    parser = _parser(description)
+    parser = job_parser(description)
     parser.add_argument(
         "--plan", action="store_true", help="print what would be done and what it needs, and stop"
     )
     parser.add_argument("--open", action="store_true", help="show the page when it is done")
-    arguments = _parse(parser)
+    arguments = parse(parser)
     with exits_on_error(arguments.debug):
-        config = _load(arguments)
+        config = read_config(arguments)
         check_named(config, uses)
         if not arguments.plan:
             check_free(config)
@@ -116,17 +116,17 @@ def preview(description: str) -> NoReturn:
     from versatune_ray.domains.preview import preview as look
     from versatune_ray.domains.preview import screen
 
-    parser = _parser(description)
+    parser = job_parser(description)
     parser.add_argument("--records", type=int, default=3, metavar="N", help="examples per domain")
     parser.add_argument(
         "--all", action="store_true", help="read every record, not the first 1,000 of each file"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole account to FILE")
-    arguments = _parse(parser)
+    arguments = parse(parser)
     with exits_on_error(arguments.debug):
         if arguments.records < 0:
             raise UserError(f"--records: {arguments.records} is below 0")
-        config = _load(arguments)
+        config = read_config(arguments)
         check_installation()
         found, warnings = look(with_folders(config), arguments.records, everything=arguments.all)
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -145,7 +145,7 @@ def preview(description: str) -> NoReturn:
     sys.exit(0)
 
 
-def _parser(description: str) -> Parser:
+def job_parser(description: str) -> Parser:
     """What every job understands."""
     parser = Parser(
         description=description,
@@ -178,7 +178,7 @@ def _parser(description: str) -> Parser:
     return parser
 
 
-def _parse(parser: Parser) -> argparse.Namespace:
+def parse(parser: Parser) -> argparse.Namespace:
     """The command line; an option that is none ends the process, and says what to type."""
     arguments, unknown = parser.parse_known_intermixed_args()
     if arguments.keys is not None:
@@ -190,7 +190,13 @@ def _parse(parser: Parser) -> argparse.Namespace:
     return arguments
 
 
-def _load(arguments: argparse.Namespace) -> Config:
+def read_config(arguments: argparse.Namespace) -> Config:
+    """The configuration that the command line names; ``--print-config`` prints it and ends the
+    process.
+
+    Raises:
+        UserError: as ``load``.
+    """
     config = load(arguments.config or [QUICKSTART], arguments.overrides)
     if arguments.print_config:
         print(dump(config), end="")

@@ -1,27 +1,25 @@
 """A judge of one's own where there is none: the first layers of a language model with a head, tuned
 on labelled raw text. The texts that ``base.held_out`` keeps to measure judges are left out.
 
-usage: python classifier.py --config smollm2.yaml FOLDER [key=value …]
+usage: python classifier.py --config smollm2.yaml --save FOLDER [key=value …]
 then:  python jobs/detect.py --config smollm2.yaml detection.judge.kind=classifier
        detection.judge.path=FOLDER
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from versatune_ray.cli import exits_on_error
+from versatune_ray.cli import exits_on_error, job_parser, parse, read_config
 from versatune_ray.domains.labelled import text_hash
 from versatune_ray.domains.readers import read_texts
 from versatune_ray.errors import UserError
 from versatune_ray.runtime.gguf import with_folders
 from versatune_ray.settings import Config
-from versatune_ray.settings.loading import load
 
 LAYERS, PIECES, BATCH, TOKENS, CHARACTERS = 6, 2_400, 32, 96, 384
 
@@ -88,15 +86,11 @@ def tune(config: Config, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", action="append", default=[], metavar="FILE")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    asked = parser.parse_args()
-    with exits_on_error(debug=False):
-        tune(with_folders(load(asked.config, asked.overrides)), asked.folder)
+    parser = job_parser(__doc__)
+    parser.add_argument("--save", type=Path, required=True, metavar="FOLDER", help="for the judge")
+    asked = parse(parser)
+    with exits_on_error(asked.debug):
+        tune(with_folders(read_config(asked)), asked.save)
 
 
 if __name__ == "__main__":

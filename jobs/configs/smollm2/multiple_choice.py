@@ -6,18 +6,16 @@ usage: python jobs/configs/smollm2/multiple_choice.py --config FILE [key=value â
 
 from __future__ import annotations
 
-import argparse
 from math import sqrt
 
 from transformers.utils import logging
 
-from versatune_ray.cli import exits_on_error
+from versatune_ray.cli import exits_on_error, job_parser, parse, read_config
 from versatune_ray.errors import UserError
 from versatune_ray.evaluation.choices import chance, load_choices
 from versatune_ray.evaluation.likely import likely_accuracy
 from versatune_ray.runtime.gguf import with_folders
 from versatune_ray.settings import Config
-from versatune_ray.settings.loading import load
 
 
 def ask(config: Config) -> None:
@@ -46,14 +44,9 @@ def ask(config: Config) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", action="append", default=[], metavar="FILE")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    asked = parser.parse_args()
-    with exits_on_error(debug=False):
-        ask(with_folders(load(asked.config, asked.overrides)))
+    asked = parse(job_parser(__doc__))
+    with exits_on_error(asked.debug):
+        ask(with_folders(read_config(asked)))
 
 
 if __name__ == "__main__":
