@@ -45,6 +45,10 @@ def test_what_stops_a_job_is_told_with_a_way_out_only_where_there_is_one(
     assert "domains.law: 2 of 2 records are bad" in law and "none is left to use" in law
     assert "max_bad_fraction" not in law
     assert "no record in" in code and code.endswith("a job stops at that")
+    data = config.data.model_copy(update={"max_length": 65})  # the model takes 64
+    long = preview(config.model_copy(update={"data": data}), 1)[1][0]
+    assert long.startswith("data.max_length: this makes 65 tokens, more than the 64 that ")
+    assert long.endswith("; a job stops at that")
 
 
 def test_counts_examples_and_warnings_are_those_of_the_files(config: Config) -> None:

@@ -25,6 +25,7 @@ from versatune_ray.domains.readers import Located, read_records, remarks
 from versatune_ray.domains.records import Rules, interpret
 from versatune_ray.domains.spec import Input, expand
 from versatune_ray.errors import UserError
+from versatune_ray.runtime.models import check_length
 from versatune_ray.settings import Config, Domain
 
 _LOOK = 1000  # records read of each file, unless all are asked for
@@ -101,6 +102,12 @@ def preview(
         data.chat_template_kwargs,
     )
     warnings = [f"data.chat_template: {said}" for said in chat.template_warnings(tokenizer)]
+    try:
+        check_length(
+            "data.max_length", data.max_length, config.model.path, config.model.trust_remote_code
+        )
+    except UserError as error:
+        warnings.append(f"{error}; a job stops at that")
     found = {}
     for name, domain in config.domains.items():
         inputs = [
