@@ -19,7 +19,7 @@ from typing import Any
 
 from versatune_ray.evaluation.scores import Score, scores
 from versatune_ray.pipeline import Run
-from versatune_ray.pipeline.checks import TUNING, Use, check_lengths, check_named, tell_idle
+from versatune_ray.pipeline.checks import TUNING, Use, check_models, check_named, tell_idle
 from versatune_ray.runs.folder import RunFolder
 from versatune_ray.runtime.cluster import check_storage, connect
 from versatune_ray.runtime.gguf import with_folders
@@ -251,7 +251,7 @@ def _run(
     if check is not None:
         check(settings)
     settings = with_folders(settings)
-    check_lengths(settings, uses or TUNING)
+    check_models(settings, uses or TUNING)
     tell_idle(settings, uses or TUNING, job)
     with RunFolder(settings) as folder:
         connect()

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from versatune_ray.errors import Incomplete, UserError, is_disk_full, one_line, root_cause
 from versatune_ray.pipeline import Run
-from versatune_ray.pipeline.checks import TUNING, Use, check_lengths, check_named, tell_idle
+from versatune_ray.pipeline.checks import TUNING, Use, check_models, check_named, tell_idle
 from versatune_ray.pipeline.closing import closing, following
 from versatune_ray.runs.folder import RunFolder, check_free
 from versatune_ray.runtime.cluster import check_storage, connect
@@ -79,7 +79,7 @@ def main(
             check(config)
         check_installation()
         config = with_folders(config)
-        check_lengths(config, uses)
+        check_models(config, uses)
         tell_idle(config, uses, name)
         if arguments.plan:
             with writing(config.cache_folder):  # where records of some megabytes are tokenised

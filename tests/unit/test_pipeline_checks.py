@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from versatune_ray.errors import UserError
-from versatune_ray.pipeline.checks import TUNING, Use, check_lengths, check_named
+from versatune_ray.pipeline.checks import TUNING, Use, check_models, check_named
 from versatune_ray.settings import Config
 from versatune_ray.settings.loading import load
 
 
 def check(config: Config, uses: Collection[Use] = TUNING) -> None:
     check_named(config, uses)
-    check_lengths(config, uses)
+    check_models(config, uses)
 
 
 @pytest.fixture
@@ -45,6 +45,9 @@ def test_what_is_there_is_taken(given: list[str]) -> None:
         ("domains.code.questions=/no/q.jsonl", "domains.code.questions", TUNING),
         ("data.max_length=2048", "data.max_length: this makes 2048 tokens, more than the", TUNING),
         ("data.chat_template=none.jinja", "data.chat_template: none.jinja: no such", TUNING),
+        ("training.lora={rank: 4, targets: [q_porj]}", "lora.targets: .*q_porj", TUNING),
+        ("training.trainable.layers=2-3", "holds layers beyond the last", ("records",)),
+        ("training.soft_mask=[/no/i.safetensors]", "/no/i.safetensors", TUNING),
         ("mixture.start=detected", "detection.judge.path: missing; name a judge model", TUNING),
         ("mixture.start=detected", "detection.judge.path: missing", ("detection",)),
         ("mixture.min_share=0.6", "mixture.min_share: 0.6 for each of 2 domains", TUNING),

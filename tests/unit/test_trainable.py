@@ -12,13 +12,13 @@ from small_qwen import CPU, EVEN, RECIPE, qwen
 
 from versatune_ray.domains import DomainData
 from versatune_ray.errors import UserError
-from versatune_ray.settings import Trainable, Training
+from versatune_ray.settings import Lora, Trainable, Training
 from versatune_ray.settings.cofitune import layer_range
 from versatune_ray.settings.recipe import Execution
 from versatune_ray.training.checkpoint import Checkpoints
 from versatune_ray.training.export import export
 from versatune_ray.training.loss import ResponseLoss
-from versatune_ray.training.model import check_parts, load_model, with_frozen
+from versatune_ray.training.model import check_parts, check_trained, load_model, with_frozen
 from versatune_ray.training.parallel import Parallel
 from versatune_ray.training.trainable import freeze
 from versatune_ray.training.trainer import Trainer
@@ -108,17 +108,22 @@ def test_parts_are_checked_by_the_shape_of_a_model_alone(tiny_model: Path) -> No
     }
     assert isinstance(rows, int)
     ups = {f"model.layers.{layer}.mlp.up_proj": torch.zeros(rows) for layer in range(2)}
-    check_parts(str(tiny_model), [Trainable(layers="50%-100%"), Trainable(modules=["ffn"])], ups)
+    model = str(tiny_model)
+    check_parts(model, [Trainable(layers="50%-100%"), Trainable(modules=["ffn"])])
+    check_trained(model, Training(trainable=Trainable(layers="50%-100%")), ups)
     with pytest.raises(
         UserError,
         match="'2' holds layers beyond "
         r"the last of a model that has 2",
     ):
-        check_parts(str(tiny_model), [Trainable(), Trainable(layers="2")], {})
+        check_parts(model, [Trainable(), Trainable(layers="2")])
     with pytest.raises(UserError, match=r"the model has no layers\.2\.mlp\.up_proj"):
-        check_parts(str(tiny_model), [], ups | {"model.layers.2.mlp.up_proj": torch.zeros(rows)})
+        beyond = {"model.layers.2.mlp.up_proj": torch.zeros(rows)}
+        check_trained(model, Training(), ups | beyond)
     with pytest.raises(UserError, match="no-such-folder/model: no such folder"):
-        check_parts("no-such-folder/model", [Trainable(layers="0")], {})
+        check_parts("no-such-folder/model", [Trainable(layers="0")])
+    with pytest.raises(UserError, match=r"training\.lora\.targets: .*q_porj"):
+        check_trained(model, Training(lora=Lora(rank=4, targets=["q_porj"])), {})
 
 
 def test_recomputing_stops_below_the_first_layer_that_trains() -> None:

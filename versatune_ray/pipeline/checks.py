@@ -22,6 +22,7 @@ from versatune_ray.runs.storage import fetch
 from versatune_ray.runtime.models import check_length, find_model
 from versatune_ray.settings import Config, idle, semantics
 from versatune_ray.settings.location import is_mirrored
+from versatune_ray.training.finetune import checked_importance
 
 Use = Literal["records", "mixture", "detection", "reference", "models"]
 TUNING: tuple[Use, ...] = ("records", "mixture")
@@ -55,16 +56,19 @@ def check_named(config: Config, uses: Collection[Use] = TUNING) -> None:
         find_model(f"evaluation.models.{name}", model)
 
 
-def check_lengths(config: Config, uses: Collection[Use] = TUNING) -> None:
-    """Whether texts fit into the models' contexts, and there is a tokenizer with a template.
+def check_models(config: Config, uses: Collection[Use] = TUNING) -> None:
+    """Whether texts fit into the models' contexts, there is a tokenizer with a template, and the
+    model has what is to train of it.
 
     Raises:
-        UserError: they do not, or there is none.
+        UserError: they do not, there is none, or it has not.
     """
     path, data, remote = config.model.path, config.data, config.model.trust_remote_code
     if "records" in uses and path is not None:
         check_length("data.max_length", data.max_length, path, remote)
         load_tokenizer(path, data.chat_template, remote, data.chat_template_kwargs)
+        if "reference" not in uses:  # whose models train whole
+            checked_importance(config, path)
     if _detects(config, uses) and config.detection.distribution is None:
         key, longest = "detection.generation.max_tokens", config.detection.generation.max_tokens + 1
         for model in [subject.path for subject in config.detection.models] or [path or ""]:

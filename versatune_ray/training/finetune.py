@@ -69,7 +69,7 @@ def finetune(
     if config.data.chat_template is not None and is_mirrored(folder):
         config = _with_stored_template(config, Path(config.data.chat_template))
     training = config.training
-    job = Job(config, model, dict(paths), stages, folder, _importance(config, model))
+    job = Job(config, model, dict(paths), stages, folder, checked_importance(config, model))
     least, most = training.least_and_most
     workers = fitting(most, training.cpus_per_worker, gpu, config.device)
     # Ray Train would wait for the missing ones for ever; the samples per step stay the same
@@ -129,20 +129,21 @@ def _on_each_rank(settings: dict[str, Any]) -> None:
     train_loop(settings)
 
 
-def _importance(config: Config, model: str) -> dict[str, Any]:
+def checked_importance(config: Config, model: str) -> dict[str, Any]:
     """Importance of units for ``Job``, empty without ``training.soft_mask``.
 
     Raises:
-        UserError: ``model`` has not the parts that are to train, or the files are of another one.
+        UserError: ``model`` has not the parts and modules that are to train, or the files of
+            importance are of another one.
     """
     training = config.training
-    if not training.soft_mask and training.trainable.everything:
+    if not training.soft_mask and training.trainable.everything and training.lora.rank is None:
         return {}
-    from versatune_ray.training.model import check_parts
+    from versatune_ray.training.model import check_trained
     from versatune_ray.training.trainable import read_importance
 
     importance = read_importance(training.soft_mask)
-    check_parts(str(fetch(model)), [training.trainable], importance, config.model.trust_remote_code)
+    check_trained(str(fetch(model)), training, importance, config.model.trust_remote_code)
     return importance
 
 

@@ -183,28 +183,46 @@ def _assign(parameter: torch.Tensor, whole: torch.Tensor) -> None:
         parameter.copy_(whole)
 
 
-def check_parts(
-    path: str,
-    trainable: Sequence[Trainable],
-    importance: Mapping[str, torch.Tensor],
-    trust_remote_code: bool = False,
-) -> None:
-    """Whether the model in ``path`` has these parts and these units; of its shape alone, no weight
-    is read.
+def check_parts(path: str, trainable: Sequence[Trainable], trust_remote_code: bool = False) -> None:
+    """Whether the model in ``path`` has these parts.
 
     Raises:
         UserError: it has not, or it is no causal language model.
     """
+    model = _shape_of(path, trust_remote_code)
+    for settings in trainable:
+        selected_modules(model, settings)
+
+
+def check_trained(
+    path: str,
+    training: Training,
+    importance: Mapping[str, torch.Tensor],
+    trust_remote_code: bool = False,
+) -> None:
+    """Whether the model in ``path`` has the parts and modules that ``training`` names, and the
+    units of ``importance``.
+
+    Raises:
+        UserError: it has not, or it is no causal language model.
+    """
+    model = _shape_of(path, trust_remote_code)
+    if importance:
+        check_importance(model, importance)
+    with_frozen(model, training, seed=0)
+
+
+def _shape_of(path: str, trust_remote_code: bool) -> PreTrainedModel:
+    """The model without its weights, of which none is read."""
     with _load_errors(path), torch.device("meta"):
         config = AutoConfig.from_pretrained(
             path, trust_remote_code=trust_remote_code, revision=commit(path)
         )
         check_family(config, path)
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    for settings in trainable:
-        selected_modules(model, settings)
-    if importance:
-        check_importance(model, importance)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=trust_remote_code
+        )
+    return model
 
 
 def with_frozen(model: PreTrainedModel, training: Training, seed: int) -> PreTrainedModel:

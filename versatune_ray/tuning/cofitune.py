@@ -88,7 +88,7 @@ def _check_model(run: Run, settings: CoFiTune) -> None:
         for group, projections in settings.modules.items()
         for names in ([group], *projections)
     ]
-    check_parts(run.model(), [*whole, *parts], {}, run.given_config.model.trust_remote_code)
+    check_parts(run.model(), [*whole, *parts], run.given_config.model.trust_remote_code)
 
 
 def search(
