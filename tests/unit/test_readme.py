@@ -29,7 +29,7 @@ PAGES = [
     *(
         page
         for folder in ("jobs", "versatune_ray", "tests")
-        for page in sorted((ROOT / folder).rglob("README.md"))
+        for page in sorted((ROOT / folder).rglob("*.md"))
     ),
 ]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
