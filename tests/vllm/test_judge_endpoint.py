@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -68,7 +69,16 @@ def judge_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(judge_model: Path) -> Iterator[Served]:
+def sockets() -> Iterator[str]:
+    """Where the server's processes meet, which it leaves: a short path, for a socket's has a
+    limit.
+    """
+    with tempfile.TemporaryDirectory(prefix="judge-") as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def served(judge_model: Path, sockets: str) -> Iterator[Served]:
     """vLLM's server on a free port of this machine, with a key of its own, ended afterwards with
     all its processes.
     """
@@ -88,6 +98,7 @@ def served(judge_model: Path) -> Iterator[Served]:
     command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--dtype", "float32"]
     environment = os.environ | {
         "VLLM_API_KEY": key,
+        "TMPDIR": sockets,
         **cpu_environment(Engine()),
         "VLLM_NO_USAGE_STATS": "1",
     }
