@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from versatune_ray.tuning.objectives import accuracies, achieved, by_epoch, pareto_front, score
+from versatune_ray.tuning.objectives import (
+    accuracies,
+    achieved,
+    by_epoch,
+    pareto_front,
+    score,
+    seconds_of,
+)
 
 BEFORE = {"law": 4.0, "code": 2.0, "general": 5.0}
 AFTER = {"law": 3.0, "code": 2.2, "general": 4.5}
@@ -66,3 +73,9 @@ def test_losses_by_epoch_are_those_of_the_last_adjustment_up_to_its_end() -> Non
     ]  # fmt: skip
     assert by_epoch(lines) == [{"law": 4.0}, {"law": 1.0}]
     assert by_epoch(lines[:2]) == []
+
+
+def test_seconds_are_those_of_the_whole_run() -> None:
+    parts = [{"training": 0.0, "measuring": 1.5}, {"training": 4.0, "measuring": 0.5}, {}]
+    assert seconds_of([{"seconds": part} for part in parts]) == {"training": 4, "measuring": 2}
+    assert seconds_of([{"step": 0}]) == {"training": 0, "measuring": 0}

@@ -161,6 +161,20 @@ def test_domains_without_questions_have_no_accuracy_and_the_others_do() -> None:
     ]
 
 
+def test_the_time_of_a_method_for_measuring_is_over_that_of_its_steps() -> None:
+    found = {
+        "uniform": {
+            seed: outcome(3.0, None) | {"seconds": {"training": 10.0, "measuring": 1.0 + seed}}
+            for seed in (0, 1)
+        },
+        "before": {0: outcome(2.0, None), 1: outcome(2.0, None) | {"seconds": {"training": 0}}},
+    }
+    _, time = of(found, {})
+    assert time.title == "Time for measuring (% of the time for training, lower is better)"
+    assert time.rows["uniform"]["measuring"].mean == pytest.approx(15)
+    assert time.rows["before"] == {}  # what an earlier version left says nothing of it
+
+
 def test_a_method_without_a_seed_of_the_baseline_is_in_the_table_and_told() -> None:
     found = {
         "uniform": {0: outcome(3.0, None)},

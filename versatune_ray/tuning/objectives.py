@@ -65,6 +65,14 @@ def by_epoch(lines: Sequence[Mapping[str, Any]]) -> list[Losses]:
     return [[line["loss"] for line in measured if line["epoch"] <= end + 1e-6][-1] for end in ends]
 
 
+def seconds_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Seconds of a whole run's ``training`` and ``measuring``, from ``adjustments.jsonl``."""
+    spent = [line.get("seconds") or {} for line in lines]
+    return {
+        name: sum(float(part.get(name, 0)) for part in spent) for name in ("training", "measuring")
+    }
+
+
 def score(found: Mapping[str, float], weights: Mapping[str, float]) -> float:
     """Σ weight · objective: higher is better, so a weight of forgetting is negative. Raises
     ``KeyError`` for one that is not there.

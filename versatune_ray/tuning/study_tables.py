@@ -73,6 +73,7 @@ def study_tables(
         columns = ["target_gain", "forgetting", "gain"]
         tables.append(table(title, parts, columns, "forgetting", baseline, 2))
         tables += _per_epoch(found, targets, baseline)
+    tables.append(_beside_training(found, baseline))
     return [one for one in tables if any(one.rows.values())]
 
 
@@ -146,6 +147,20 @@ def above_chance(accuracies: Mapping[str, float], chances: Mapping[str, float]) 
     return {
         name: 100 * (accuracies[name] - chances[name]) for name in chances if name in accuracies
     }
+
+
+def _beside_training(found: Found, baseline: str) -> Table:
+    """What a method costs: its time for held-out losses, gradients and the controller, over that of
+    its steps. Probes are steps.
+    """
+    name = "measuring"
+
+    def values(one: Mapping[str, Any]) -> dict[str, float]:
+        spent = one.get("seconds") or {}  # none in what versions before left
+        return {name: 100 * spent[name] / spent["training"]} if spent.get("training") else {}
+
+    title = "Time for measuring (% of the time for training, lower is better)"
+    return table(title, _each(found, values), [name], name, baseline, 0)
 
 
 def _per_epoch(found: Found, targets: Sequence[str], baseline: str) -> list[Table]:

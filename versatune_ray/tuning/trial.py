@@ -16,7 +16,7 @@ from versatune_ray.runs.folder import RunFolder
 from versatune_ray.runs.storage import fetch, remove
 from versatune_ray.settings import Config
 from versatune_ray.settings.tuning import BY_ACCURACY
-from versatune_ray.tuning.objectives import accuracies, achieved, by_epoch
+from versatune_ray.tuning.objectives import accuracies, achieved, by_epoch, seconds_of
 from versatune_ray.tuning.plan import Plan, name_of
 from versatune_ray.tuning.pruning import Marks, stages_of
 
@@ -69,6 +69,7 @@ def train(params: Mapping[str, Any], plan: Plan) -> None:
                 "before": before,
                 "after": after,
                 "by_epoch": by_epoch(lines),
+                "seconds": seconds_of(lines),
                 "accuracy": accuracy or None,
                 "choices": _choices(run, plan) or None,
                 "objectives": plan.scored(
