@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from versatune_ray.mixture import (
     chameleon,
     replay,
 )
+from versatune_ray.mixture.rules import exponentiated
 from versatune_ray.settings import semantics
 from versatune_ray.settings.loading import load
 
@@ -73,7 +75,8 @@ def test_velocitune_feeds_what_has_most_of_its_way_left() -> None:
 
 
 def test_pike_weighs_signal_against_noise() -> None:
-    # ζ₁‖g‖² − ζ₂σ²/(2·8): 2·1 − 0.5·32/16 = 1, and 2·0.5 − 0.5·0 = 1, and 0 − 0.5·64/16 = −2.
+    # ζ₁‖g‖² − ζ₂σ²/(2·8): 1 − 0.25·32/16 = 0.5, and 0.5 − 0.25·0 = 0.5, and 0 − 0.25·64/16 = −1;
+    # over the mean of 1, 0.5 and 0: 1, 1 and −2.
     told = Feedback(
         9,
         [1, 1, 1],
@@ -82,7 +85,14 @@ def test_pike_weighs_signal_against_noise() -> None:
         budget=budget([1, 1, 1]),
     )
     weights = np.array([0.5 * E, 0.3 * E, 0.2 * E**-2])
-    close(PiKE(2, 0.5).update([0.5, 0.3, 0.2], told), weights / weights.sum())
+    close(PiKE(1, 0.25).update([0.5, 0.3, 0.2], told), weights / weights.sum())
+    silent = replace(told, gradient_products=np.zeros((3, 3)))
+    close(PiKE().update([0.5, 0.3, 0.2], silent), [0.5, 0.3, 0.2])
+
+
+def test_a_share_that_vanished_stays_away_whatever_its_exponent() -> None:
+    close(exponentiated(np.array([0.0, 0.75, 0.25]), np.array([1e4, 2.0, 2.0])), [0, 0.75, 0.25])
+    close(exponentiated(np.array([0.5, 0.5]), np.array([0.0, 1e4])), [0, 1])
 
 
 def test_rnb_goes_by_what_helps_the_wanted_mixture() -> None:

@@ -28,8 +28,11 @@ class Rival:
 
 
 def exponentiated(weights: FloatArray, exponents: FloatArray) -> FloatArray:
-    """Proportional to weights·exp(exponents), without overflow."""
-    return normalised(weights * np.exp(exponents - exponents.max()))
+    """Proportional to weights·exp(exponents), without overflow; a weight of 0, to which a small one
+    may have come, stays 0.
+    """
+    best = exponents[weights > 0].max()
+    return normalised(weights * np.exp(np.minimum(exponents - best, 0)))
 
 
 def mixed(shares: FloatArray, part: float) -> FloatArray:
