@@ -17,7 +17,7 @@ from versatune_ray.report import build_report
 from versatune_ray.report.detected import compared, detected
 from versatune_ray.report.read import RunData, read_run
 from versatune_ray.report.verdict import verdict
-from versatune_ray.runs.artefacts import Corrected, Detection, Published
+from versatune_ray.runs.artefacts import Corrected, Detection, JudgeQuality, Published
 
 
 def two_models() -> RunData:
@@ -130,6 +130,19 @@ def test_a_corrected_distribution_stands_beside_the_raw_one_and_what_counts_is_f
     only = RunData(name="r", detections=run.detections[1:], domains=run.domains)
     assert "most of all code (70.0\u202f%)" in " ".join(verdict(only).sentences)
     assert "corrected by the judge’s measured confusions" in " ".join(verdict(only).sentences)
+
+
+def test_what_a_judge_says_that_knows_nothing_is_not_told_as_a_finding() -> None:
+    run = two_models()
+    one = run.detections[1]
+    for log_loss, told in ((2.19, True), (0.52, False)):
+        quality = JudgeQuality(
+            records=[5, 5], confusion=[[1, 0], [0, 1]], log_loss=log_loss, chance=1.79
+        )
+        judged = one.model_copy(update={"judge_quality": quality})
+        only = RunData(name="r", detections=(judged,), domains=run.domains)
+        said = " ".join(verdict(only).sentences)
+        assert ("says a judge that is no better than chance" in said) is told
 
 
 def test_a_correction_that_could_not_be_had_says_why(tmp_path: Path) -> None:
