@@ -156,10 +156,9 @@ def start_ranks(
     their exit statuses. What they print goes to ``log``.
 
     They are forks of this one, which has torch and transformers loaded: torchrun would load them
-    once for each. No Ray is left running: forks share its sockets, and one that collects its
-    clients takes them from this process, whose next word to Ray is then never answered. As with
-    torchrun, the first that fails ends the others, and the store under which
-    they meet outlives them.
+    once for each. No Ray is left running: forks share its sockets, and this process's next word to
+    Ray was then never answered. As with torchrun, the first that fails ends the others, and the
+    store under which they meet outlives them.
     """
     import torch.distributed as dist
 

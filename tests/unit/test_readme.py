@@ -34,12 +34,7 @@ PAGES = [
 ]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
 # the first screen; tables of studies, as they were printed; a page per folder
-LINES = {
-    "README.md": 190,
-    "jobs/configs/README.md": 350,
-    "jobs/configs/smollm2/README.md": 140,
-    "tests/bench/README.md": 200,
-}
+LINES = {"README.md": 190, "jobs/configs/README.md": 350, "tests/bench/README.md": 200}
 OWN = ROOT / "jobs" / "configs" / "own_data.yaml"
 QUICKSTART = ROOT / "jobs" / "configs" / "quickstart.yaml"
 

@@ -112,10 +112,7 @@ def _knowledge(run: RunData) -> dict[str, Any]:
         pairs = sorted(zip(one.start.share, one.domains, strict=True), reverse=True)
         shown = [f"{short(name)} ({percent(share)})" for share, name in pairs]
         about = {"samples": one.samples, "shares": shown, "corrected": one.used == "corrected"}
-        judge = one.judge_quality
-        about["guessed"] = bool(
-            judge and judge.log_loss and judge.chance and judge.log_loss >= judge.chance
-        )
+        about["guessed"] = bool(one.judge_quality and one.judge_quality.guesses)
         return found | {"written": about if len(shown) > 1 else None}
     apart, widest = None, 0.0
     for domain in run.domains:

@@ -84,6 +84,11 @@ class JudgeQuality(Artefact):
     chance: Number = None
     mass: Number = None
 
+    @property
+    def guesses(self) -> bool:
+        """Whether it is known to be no better than chance."""
+        return bool(self.log_loss and self.chance and self.log_loss >= self.chance)
+
 
 class Corrected(Artefact):
     """The shares with the judge's measured confusions taken out, or why they could not be had."""

@@ -184,12 +184,12 @@ def _assign(parameter: torch.Tensor, whole: torch.Tensor) -> None:
 
 
 def check_parts(path: str, trainable: Sequence[Trainable], trust_remote_code: bool = False) -> None:
-    """Whether the model in ``path`` has these parts.
+    """Whether the model in ``path`` has these parts; of its shape alone, no weight is read.
 
     Raises:
         UserError: it has not, or it is no causal language model.
     """
-    model = _shape_of(path, trust_remote_code)
+    model = load_model(path, trust_remote_code, empty=True)
     for settings in trainable:
         selected_modules(model, settings)
 
@@ -201,28 +201,15 @@ def check_trained(
     trust_remote_code: bool = False,
 ) -> None:
     """Whether the model in ``path`` has the parts and modules that ``training`` names, and the
-    units of ``importance``.
+    units of ``importance``; of its shape alone, no weight is read.
 
     Raises:
         UserError: it has not, or it is no causal language model.
     """
-    model = _shape_of(path, trust_remote_code)
+    model = load_model(path, trust_remote_code, empty=True)
     if importance:
         check_importance(model, importance)
     with_frozen(model, training, seed=0)
-
-
-def _shape_of(path: str, trust_remote_code: bool) -> PreTrainedModel:
-    """The model without its weights, of which none is read."""
-    with _load_errors(path), torch.device("meta"):
-        config = AutoConfig.from_pretrained(
-            path, trust_remote_code=trust_remote_code, revision=commit(path)
-        )
-        check_family(config, path)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, trust_remote_code=trust_remote_code
-        )
-    return model
 
 
 def with_frozen(model: PreTrainedModel, training: Training, seed: int) -> PreTrainedModel:
