@@ -157,7 +157,7 @@ def test_workers_open_the_same_split_from_paths(tmp_path: Path) -> None:
 def test_a_split_of_many_records_is_made_once_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, place = import_module("versatune_ray.domains.split"), tmp_path / "cache" / "tokens"
+    module, place = import_module("versatune_ray.domains.loading"), tmp_path / "cache" / "tokens"
     store(place / "s", [1, QUARTER, 2 * QUARTER, 2 * QUARTER])
     store(place / "v", [8], bad=1)
     paths = {

@@ -159,6 +159,27 @@ def test_sources_with_weights_give_their_parts(tmp_path: Path, tokenizer: str) -
     assert [(source == place).sum() for place in (0, 1)] == [2, 6]
 
 
+def test_a_source_that_only_trains_is_never_held_out(tmp_path: Path, tokenizer: str) -> None:
+    own, written = asked(0, 60), asked(100, 60)
+    a, b = lines(tmp_path / "a.jsonl", own), lines(tmp_path / "b.jsonl", [*written, own[0]])
+    alone = build(tmp_path, tokenizer, {"train": [a]}, validation_fraction=0.3)
+    source = {"path": b, "hold_out": False}
+    both = build(tmp_path, tokenizer, {"train": [a, source]}, validation_fraction=0.3)
+    # what is measured is what it was without the source, and all of the source trains, whose
+    # copies of what is measured do not
+    measured = set(alone.validation.hashes.tolist())
+    assert set(both.validation.hashes.tolist()) == measured and len(measured) < 60
+    inputs = both.train.store.inputs[both.train.indices]
+    copied = int(alone.validation.store.hashes[0]) in measured
+    assert [(inputs == place).sum() for place in (0, 1)] == [60 - len(measured), 61 - copied]
+    weighted = build(
+        tmp_path, tokenizer, {"train": [a, source | {"weight": 1}]}, validation_fraction=0.3
+    )
+    assert set(weighted.validation.hashes.tolist()) == measured
+    with pytest.raises(UserError, match=r"domains.law: no source .* name domains.law.validation"):
+        build(tmp_path, tokenizer, {"train": [source]})
+
+
 def _count(values: list[int]) -> list[tuple[int, int]]:
     return [(value, values.count(value)) for value in sorted(set(values))]
 

@@ -229,6 +229,7 @@ def test_replay_is_a_part_of_a_domains_samples_whatever_its_share() -> None:
     assert found["law"] is domains["law"]
     assert found["general"].specs("train") == ["a.jsonl", "b.jsonl", "w.parquet"]
     assert found["general"].weights == pytest.approx([0.6, 0.2, 0.2])
+    assert found["general"].held_out == [True, True, False]  # and never measures
 
 
 def test_what_the_base_wrote_trains_without_what_failed_or_goes_round(tmp_path: Path) -> None:
@@ -254,14 +255,6 @@ def test_what_the_base_wrote_trains_without_what_failed_or_goes_round(tmp_path: 
     marked = written_texts(store, 3, tmp_path / "cache", domain.allowed)
     (row,) = parquet.read_table(marked).to_pylist()
     assert to_example(row, Rules(where=domain.allowed)).text == "good"
-
-
-def test_a_replayed_domain_is_measured_on_records_of_its_own() -> None:
-    domains = {"law": {"train": "a.jsonl"}, "general": {"train": "b.jsonl"}}
-    given = {"model": {"path": "m"}, "domains": domains}
-    config = parse(given | {"training": {"keep": {"replay": {"general": 0.2}}}})
-    with pytest.raises(UserError, match=r"domains.general.validation: missing"):
-        semantics.check(config, ["law", "general"])
 
 
 def test_a_soup_is_the_weighted_mean_of_its_models(tiny_model: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from versatune_ray.domains.chat import (
     load_tokenizer,
 )
 from versatune_ray.domains.fingerprint import fingerprint
+from versatune_ray.domains.loading import DomainPaths, load_domains
 from versatune_ray.domains.readers import Located, read_records, read_texts
 from versatune_ray.domains.records import (
     BadRecord,
@@ -29,14 +30,7 @@ from versatune_ray.domains.records import (
     to_example,
 )
 from versatune_ray.domains.spec import Input, expand
-from versatune_ray.domains.split import (
-    DomainData,
-    DomainPaths,
-    DomainStores,
-    load_domains,
-    longest,
-    split,
-)
+from versatune_ray.domains.split import DomainData, DomainStores, longest, split
 from versatune_ray.domains.store import CopiedRecords, Records, TokenStore
 from versatune_ray.domains.store_writer import Batch, TokenStoreWriter
 

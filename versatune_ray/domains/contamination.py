@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from versatune_ray.domains.example import Example, prompt_key
 from versatune_ray.domains.keys import identity
+from versatune_ray.domains.loading import DomainPaths
 from versatune_ray.domains.records import Question, Rules, read_questions
-from versatune_ray.domains.split import DomainPaths
 from versatune_ray.domains.store import TokenStore
 from versatune_ray.runs.cache import cached, write_json
 from versatune_ray.settings import Config

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from versatune_ray.domains.contamination import grams
 from versatune_ray.domains.keys import identity
-from versatune_ray.domains.split import SIMILAR, DomainPaths
+from versatune_ray.domains.loading import SIMILAR, DomainPaths
 from versatune_ray.domains.store import TokenStore
 from versatune_ray.runs.cache import cached
 

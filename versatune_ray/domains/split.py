@@ -9,66 +9,50 @@ each domain; ``near_duplicates_removed``, which ask what is held out, are part o
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from versatune_ray.domains.keys import identity
-from versatune_ray.domains.store import CopiedRecords, Records, TokenStore, mapped
+from versatune_ray.domains.store import Records, TokenStore
 from versatune_ray.errors import UserError
-from versatune_ray.runs.cache import cached, write_json
-from versatune_ray.runs.storage import fetch
 from versatune_ray.settings import Data
 
 Indices = NDArray[np.int64]
-_FORMAT = 2  # of a split that is kept
-_COLUMNS = ("lengths", "response_tokens", "response_bytes", "weights")  # of records, kept with it
-_MANY = 1 << 20  # records whose split takes longer than a moment, and memory in every worker
-SIMILAR = "similar.npy"  # bool [n], of a training store
 _GENERAL = 10  # records that ask the same and are still taken for duplicates
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
-class DomainPaths(NamedTuple):
-    """Folders of one domain's token stores; ``validation`` is None where a part of ``train`` is to
-    be held out. ``sources``: where sources have weights, the weight of each and the number of its
-    inputs, in the order of the store. ``without``: the folder that says which training records hold
-    what is asked (see ``contamination``), where they are left out. ``similar``: the one that says
-    which resemble another (see ``near_duplicates``).
+class SourcePart(NamedTuple):
+    """A source of ``train``: its weight, which all of a domain have or none; how many inputs of the
+    store are its; whether its records may be held out.
     """
 
-    train: Path
-    validation: Path | None
-    sources: tuple[tuple[float, int], ...] | None = None
-    without: Path | None = None
-    similar: Path | None = None
-
-    @property
-    def folders(self) -> list[Path]:
-        """Those that are there."""
-        return [self.train] if self.validation is None else [self.train, self.validation]
-
-    @property
-    def key(self) -> list[Any]:
-        """What stands for records and sources in a cache's key."""
-        stores: list[Any] = [identity(self.train), self.validation and identity(self.validation)]
-        stores += [] if self.sources is None else [self.sources]
-        stores += [] if self.without is None else [self.without.name]
-        return stores if self.similar is None else [*stores, self.similar.parts[-2:]]
+    weight: float | None
+    inputs: int
+    hold_out: bool
 
 
 class DomainStores(NamedTuple):
     train: TokenStore
     validation: TokenStore | None
-    sources: tuple[tuple[float, int], ...] | None = None
+    sources: tuple[SourcePart, ...] | None = None
     without: NDArray[np.bool_] | None = None
     similar: NDArray[np.bool_] | None = None
+
+    @property
+    def weights(self) -> list[float]:
+        """Of the sources; empty where the records of all count alike."""
+        return [one.weight for one in self.sources or () if one.weight is not None]
+
+    def per_record(self, of_sources: Sequence[Any]) -> NDArray[Any]:
+        """What ``of_sources`` has for the source of each training record, [n]."""
+        ends = np.cumsum([one.inputs for one in self.sources or ()])
+        source = np.searchsorted(ends, self.train.inputs, side="right")
+        return np.asarray(of_sources)[source]
 
 
 @dataclass(frozen=True)
@@ -90,79 +74,17 @@ def longest(data: DomainData) -> int:
     return max(int(part.lengths.max(initial=0)) for part in (data.train, data.validation))
 
 
-def load_domains(paths: Mapping[str, DomainPaths], data: Data) -> dict[str, DomainData]:
-    """Open the stores and split them: what every worker does, with the same result everywhere. Of
-    many records the split is kept in the cache that the stores are in, for all who need it.
-    """
-    stores = {
-        name: DomainStores(
-            TokenStore(path.train),
-            None if path.validation is None else TokenStore(path.validation),
-            path.sources,
-            None if path.without is None else np.load(fetch(path.without) / "contaminated.npy"),
-            None if path.similar is None else np.load(fetch(path.similar) / SIMILAR),
-        )
-        for name, path in paths.items()
-    }
-    found = _kept_split(paths, stores, data)
-    if data.shards_at_once is None:
-        return found
-    return {
-        name: replace(one, validation=CopiedRecords(one.validation.store, one.validation.indices))
-        for name, one in found.items()
-    }
-
-
-def _kept_split(
-    paths: Mapping[str, DomainPaths], stores: Mapping[str, DomainStores], data: Data
-) -> dict[str, DomainData]:
-    folders = {path.train.parent for path in paths.values()}
-    records = sum(len(one.train) + len(_validation_store(one)) for one in stores.values())
-    if records < _MANY or len(folders) > 1:
-        return split(stores, data)
-
-    def build(work: Path) -> None:
-        said = {}
-        for number, (name, found) in enumerate(split(stores, data).items()):
-            for side in ("train", "validation"):
-                indices = getattr(found, side).indices
-                small = indices.max() < 1 << 32
-                np.save(work / f"{number}.{side}.npy", indices.astype("u4" if small else "i8"))
-                for column in _COLUMNS:
-                    values = getattr(getattr(found, side), column)
-                    np.save(work / f"{number}.{side}.{column}.npy", values)
-            said[name] = [found.counts, found.account]
-        write_json(work / "domains.json", said)
-
-    parts = {name: [path.key, data.split(name)] for name, path in paths.items()}
-    (place,) = folders
-    kept, _ = cached(place.parent, "splits", {"format": _FORMAT, "domains": parts}, build)
-    said = json.loads((kept / "domains.json").read_text(encoding="utf-8"))
-    result = {}
-    for number, (name, one) in enumerate(stores.items()):
-        train, held_out = (
-            Records(
-                store,
-                mapped(kept / f"{number}.{side}.npy"),
-                {column: mapped(kept / f"{number}.{side}.{column}.npy") for column in _COLUMNS},
-            )
-            for side, store in (("train", one.train), ("validation", _validation_store(one)))
-        )
-        result[name] = DomainData(name, train, held_out, *said[name])
-    return result
-
-
 def split(domains: Mapping[str, DomainStores], data: Data) -> dict[str, DomainData]:
     """Decide for each record whether it trains, measures, or is left out.
 
     Where no validation is given, a record is held out iff its content hash / 2⁶⁴ <
-    ``data.validation_fraction``: independent of order and of any seed. Copies of a record, and
-    records that ask the same (see ``_groups``), share a side: that of one of them. (Where that
-    leaves one side empty, the lowest hash is held out, or the highest trains.) Held-out copies
-    count once, and the ``data.max_validation`` lowest hashes are measured. A training record whose
-    content or question is held out in any domain is removed from training, measured or not. Of the
-    others, the ``data.max_train`` lowest hashes train. Where sources have weights, each gives its
-    part of as many samples (see ``_weighted``).
+    ``data.validation_fraction``, and its source allows it: independent of order and of any seed.
+    Copies of a record, and records that ask the same (see ``_groups``), share a side: that of one
+    of them. (Where that leaves one side empty, the lowest hash is held out, or the highest trains.)
+    Held-out copies count once, and the ``data.max_validation`` lowest hashes are measured. A
+    training record whose content or question is held out in any domain is removed from training,
+    measured or not. Of the others, the ``data.max_train`` lowest hashes train. Where sources have
+    weights, each gives its part of as many samples (see ``_weighted``).
 
     Raises:
         UserError: a domain has too few distinct records for both sides.
@@ -171,10 +93,10 @@ def split(domains: Mapping[str, DomainStores], data: Data) -> dict[str, DomainDa
         name: _parts(name, stores, data.validation_fraction) for name, stores in domains.items()
     }
     unique = {
-        name: _first_of_each(_validation_store(domains[name]), held_out)
+        name: _first_of_each(validation_store(domains[name]), held_out)
         for name, (_, held_out) in parts.items()
     }
-    there = {name: _validation_store(stores) for name, stores in domains.items()}
+    there = {name: validation_store(stores) for name, stores in domains.items()}
     contents, prompts = (
         np.unique(np.concatenate([getattr(there[name], of)[rows] for name, rows in unique.items()]))
         for of in ("hashes", "prompts")
@@ -195,11 +117,11 @@ def split(domains: Mapping[str, DomainStores], data: Data) -> dict[str, DomainDa
                 f"domains.{name}.validation or domains.{name}.questions"
             )
         most = data.most_train(name)
-        if stores.sources is not None:
-            used = _weighted(name, stores, kept, stores.sources, most)
+        if stores.weights:
+            used = _weighted(name, stores, kept, most)
         else:
             used = kept if most is None else _lowest(stores.train, kept, most)
-        distinct = len(used) if stores.sources is None else len(np.unique(used))
+        distinct = len(np.unique(used)) if stores.weights else len(used)
         store = there[name]
         by_hash = unique[name][np.argsort(store.hashes[unique[name]])]
         measured = np.sort(by_hash[: data.max_validation])
@@ -248,10 +170,18 @@ def _parts(name: str, stores: DomainStores, fraction: float) -> tuple[Indices, I
             f"domain {name!r} has only {distinct} usable records that differ; it needs 2: one to "
             f"train on, one held out{_alike(stores)}"
         )
-    held_out = hashes < np.uint64(int(fraction * 2.0**64))
+    allowed = np.ones(len(everything), dtype=np.bool_)
+    if stores.sources is not None:
+        allowed = stores.per_record([one.hold_out for one in stores.sources])[everything]
+        if not allowed.any():
+            raise UserError(
+                f"domains.{name}: no source with usable records may be held out, so there is "
+                f"nothing to measure; name domains.{name}.validation"
+            )
+    held_out = allowed & (hashes < np.uint64(int(fraction * 2.0**64)))
     if not held_out.any():
-        held_out = hashes == hashes.min()
-    elif held_out.all():
+        held_out = allowed & (hashes == hashes[allowed].min())
+    if held_out.all():
         held_out = hashes != hashes.max()
     return everything[~held_out], everything[held_out]
 
@@ -271,7 +201,6 @@ def _weighted(
     name: str,
     stores: DomainStores,
     kept: Indices,
-    sources: tuple[tuple[float, int], ...],
     most: int | None,
 ) -> Indices:
     """Samples of which each source gives the part that its weight is of the sum of all: as many as
@@ -279,9 +208,8 @@ def _weighted(
     goes, and what is left of its part are its records of the lowest hashes; one that has too many
     gives those of the lowest hashes. No chance is involved.
     """
-    weights = np.array([weight for weight, _ in sources])
-    ends = np.cumsum([inputs for _, inputs in sources])
-    source_of = np.searchsorted(ends, stores.train.inputs, side="right")
+    weights = np.array(stores.weights)
+    source_of = stores.per_record(range(len(weights)))
     source = source_of[kept]
     total = len(kept) if most is None else min(most, len(kept))
     exact = total * weights / weights.sum()
@@ -293,7 +221,7 @@ def _weighted(
         rows = kept[source == place]
         if not len(rows):
             raise UserError(
-                f"domains.{name}.train: source {place + 1} of {len(sources)} has no record to "
+                f"domains.{name}.train: source {place + 1} of {len(weights)} has no record to "
                 f"train on, so it cannot give its part{_alike(stores, source_of == place)}"
             )
         passes, rest = divmod(int(count), len(rows))
@@ -333,7 +261,7 @@ def _groups(store: TokenStore) -> NDArray[np.uint64]:
     return found
 
 
-def _validation_store(stores: DomainStores) -> TokenStore:
+def validation_store(stores: DomainStores) -> TokenStore:
     return stores.train if stores.validation is None else stores.validation
 
 

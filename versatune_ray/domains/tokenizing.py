@@ -19,11 +19,12 @@ from versatune_ray.domains import chat, near_duplicates, records
 from versatune_ray.domains.encoding import Encoding, Item
 from versatune_ray.domains.example import tolerating
 from versatune_ray.domains.keys import store_folder
+from versatune_ray.domains.loading import DomainPaths
 from versatune_ray.domains.ranges import BREAKS, size_of
 from versatune_ray.domains.readers import remarks
 from versatune_ray.domains.shards import finish
 from versatune_ray.domains.spec import Input, expand
-from versatune_ray.domains.split import DomainPaths
+from versatune_ray.domains.split import SourcePart
 from versatune_ray.domains.store import STORE_FORMAT, TokenStore
 from versatune_ray.domains.tasks import alone, by_ray, items, shards
 from versatune_ray.errors import UserError
@@ -124,13 +125,19 @@ def build_stores(
         name: DomainPaths(
             jobs[name, "train"].folder,
             jobs[name, "validation"].folder if (name, "validation") in jobs else None,
-            None
-            if domain.weights is None
-            else tuple(zip(domain.weights, jobs[name, "train"].sizes, strict=True)),
+            _sources(domain, jobs[name, "train"].sizes),
         )
         for name, domain in domains.items()
     }
     return near_duplicates.mark(paths, data.near_duplicates, cache, distributed)
+
+
+def _sources(domain: Domain, sizes: Sequence[int]) -> tuple[SourcePart, ...] | None:
+    """What the split has to know of a domain's sources; None where all its records are alike."""
+    if domain.weights is None and all(domain.held_out):
+        return None
+    weights: Sequence[float | None] = domain.weights or [None] * len(sizes)
+    return tuple(map(SourcePart, weights, sizes, domain.held_out))
 
 
 def small_enough_for_a_look(domains: Mapping[str, Domain]) -> bool:

@@ -65,11 +65,11 @@ def with_written(
     }
 
 
-def _sources(domain: Domain, part: float, file: Path) -> list[Source]:
+def _sources(domain: Domain, part: float, file: Path) -> list[str | Source]:
     own = domain.weights or [1.0] * len(domain.train)
     total = sum(own)
     weighed = [
-        Source(path=spec, weight=(1 - part) * weight / total)
-        for spec, weight in zip(domain.specs("train"), own, strict=True)
+        Source(path=spec, weight=(1 - part) * weight / total, hold_out=held_out)
+        for spec, weight, held_out in zip(domain.specs("train"), own, domain.held_out, strict=True)
     ]
-    return [*weighed, Source(path=str(file), weight=part)]
+    return [*weighed, Source(path=str(file), weight=part, hold_out=False)]

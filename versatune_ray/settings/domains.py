@@ -10,10 +10,18 @@ from versatune_ray.settings.common import Paths, Section, as_list, setting
 
 
 class Source(Section):
-    """A source with a part of its own inside a domain."""
+    """A source with a part of its own inside a domain, or whose records only train."""
 
     path: str = setting(..., "file, folder, URI or Hugging Face dataset id")
-    weight: float = setting(1.0, "its part of the domain's samples, relative to the others", gt=0)
+    weight: float | None = setting(
+        None,
+        "its part of the domain's samples, relative to the others; none: 1, or, where no source "
+        "has one, by its records",
+        gt=0,
+    )
+    hold_out: bool = setting(
+        True, "whether a part of its records is held out; false for what a model wrote, say"
+    )
 
 
 Sources = Annotated[list[str | Source], BeforeValidator(as_list)]
@@ -24,7 +32,7 @@ class Domain(Section):
         list,
         "training records: files, folders, URIs or Hugging Face dataset ids "
         "(org/name:config@split@revision); a source may be {path: …, weight: …}, and then gives "
-        "that part of the domain's samples",
+        "that part of the domain's samples, or {path: …, hold_out: false}, and then only trains",
     )
     validation: Paths = setting(list, "held-out records; none: a stable hash split of `train`")
     questions: Paths = setting(
@@ -72,9 +80,15 @@ class Domain(Section):
     @property
     def weights(self) -> list[float] | None:
         """The weight of each source of ``train``, where at least one has one; the others have 1."""
-        if not any(isinstance(source, Source) for source in self.train):
+        given = [source.weight if isinstance(source, Source) else None for source in self.train]
+        if not any(given):
             return None
-        return [source.weight if isinstance(source, Source) else 1.0 for source in self.train]
+        return [1.0 if weight is None else weight for weight in given]
+
+    @property
+    def held_out(self) -> list[bool]:
+        """For each source of ``train`` whether its records may be held out."""
+        return [not isinstance(source, Source) or source.hold_out for source in self.train]
 
 
 class Data(Section):

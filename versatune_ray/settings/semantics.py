@@ -102,14 +102,9 @@ def check(config: Config, names: Sequence[str]) -> None:
     general = config.training.keep.kl_domain
     if general is not None and general not in names:
         raise UserError(f"training.keep.kl_domain: {general!r}; valid: {', '.join(names)}")
-    for name, replayed in config.training.keep.replay.items():
+    for name in config.training.keep.replay:
         if name not in names:
             raise UserError(f"training.keep.replay: {name!r}; valid: {', '.join(names)}")
-        if replayed and config.domains and not config.domains[name].validation:
-            raise UserError(
-                f"domains.{name}.validation: missing; what the base wrote itself may train "
-                f"(training.keep.replay) and must not measure"
-            )
     best = config.training.keep_best
     if best is not None and best not in ("loss", *(f"loss.{name}" for name in names)):
         raise UserError(

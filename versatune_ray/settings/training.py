@@ -86,7 +86,7 @@ class Keep(Section):
     replay: Shares = setting(
         dict,
         "domain → part of its samples that the base model wrote itself, from its start token "
-        "(detection's sequences), as {general: 0.2}; the domain needs `validation` of its own",
+        "(detection's sequences), as {general: 0.2}; they train and are never held out",
     )
     replay_samples: int = setting(
         1000, "replay: sequences; those of an earlier detection are there already", ge=1
