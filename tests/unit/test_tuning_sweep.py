@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from versatune_ray.domains import DomainPaths
 from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import write_json
 from versatune_ray.settings.loading import load, parse
-from versatune_ray.tuning.plan import Plan
+from versatune_ray.tuning.plan import Plan, with_artefacts
 from versatune_ray.tuning.results import _column, outcomes, write_results
 from versatune_ray.tuning.sweep import check_objective, check_sweep
 
@@ -198,16 +199,45 @@ def test_trials_stopped_early_failed_or_without_a_number_are_last_and_on_no_fron
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"training.keep.replay.law": 0.2}, "training.keep.replay.law"),
+        ({"training.keep.replay_samples": 9}, "training.keep.replay_samples"),
         ({"data.max_length": 64}, "data.max_length"),
         ({"domains.law.where.split": "train"}, "domains.law.where.split"),
         ({"domains.law.order": "given", "data.max_train": 9, "training.keep.kl": 1.0}, None),
     ],
 )
-def test_trials_share_their_records(changes: dict[str, Any], key: str | None) -> None:
+def test_trials_share_their_records_of_files(changes: dict[str, Any], key: str | None) -> None:
     plan = Plan(parse({"model": {"path": "m"}, "domains": {"law": "a", "code": "b"}}))
     if key is None:
         assert plan.config("one", changes).training.keep.kl == 1
         return
     with pytest.raises(UserError, match=rf"^{re.escape(key)}: all trials share the same records"):
         plan.config("one", changes)
+
+
+def test_a_trial_that_replays_what_the_base_wrote_has_stores_of_its_own() -> None:
+    base = parse({"model": {"path": "m"}, "domains": {"law": "a", "code": "b"}})
+    plain, other = ({"law": DomainPaths(Path(name), None)} for name in ("plain", "other"))
+    made: list[Any] = []
+
+    def replayed(keep: Any) -> Any:
+        made.append(keep.replay)
+        return other
+
+    run: Any = SimpleNamespace(
+        given_config=base,
+        prepare=lambda judge: base,
+        tokenize=lambda: plain,
+        replayed=replayed,
+    )
+    fixed = {"mixture.start": "uniform", "mixture.policy": "constant"}
+    changes = [fixed | {"training.keep.replay.law": part} for part in (0.0, 0.2, 0.2)]
+    configs = [Plan(base).config("check", one) for one in changes]
+    plan = with_artefacts(run, configs, [], {})
+    assert made == [{"law": 0.2}]  # once for all that replay alike
+    assert [plan.stores_of(one) for one in configs] == [plain, other, other]
+
+
+def test_a_sweep_over_what_is_replayed_is_told_what_to_do_instead() -> None:
+    config = load([], ["sweep.space.training.keep.replay.law=[0.1,0.2]"])
+    with pytest.raises(UserError, match=r"sweep.space.training.keep.replay.law: .* jobs/study.py"):
+        check_sweep(config)

@@ -20,6 +20,7 @@ from versatune_ray.runtime.models import check_length, model_fingerprint
 from versatune_ray.settings import Config
 from versatune_ray.settings.location import shown
 from versatune_ray.settings.recipe import Unit
+from versatune_ray.settings.training import Keep
 from versatune_ray.training.given_losses import given_losses
 
 Stores = Mapping[str, DomainPaths]
@@ -103,12 +104,11 @@ class Inputs:
             )
         return path
 
-    @once
-    def with_replay(self) -> Config:
+    def with_replay(self, keep: Keep) -> Config:
         """``prepare``, with what the base wrote itself among the records of the domains that
-        ``training.keep.replay`` names.
+        ``keep.replay`` names.
         """
-        config, keep = self.prepare(), self.given_config.training.keep
+        config = self.prepare()
         if not any(keep.replay.values()):
             return config
         from versatune_ray.detection.generate import generate, generator
@@ -177,7 +177,7 @@ class Inputs:
         """The token stores per domain; ``data.json`` accounts for every record."""
         from versatune_ray.training.inputs import check_rows
 
-        config = self.with_replay()
+        config = self.prepare()
         for name, domain in config.domains.items():
             if not domain.train:
                 raise UserError(
@@ -189,9 +189,7 @@ class Inputs:
             self.model(),
             config.model.trust_remote_code,
         )
-        stores: Stores = self.folder.step("token store", lambda: self._build_stores(self.model()))
-        loaded = tokenizer_of(config, self.model())
-        stores, contaminated = mark(config, stores, loaded, self.cache)
+        stores, contaminated = self._stores(config.training.keep)
         domains = load_domains(stores, config.data)
         check_rows(config, self.model(), domains)
         accounts = {
@@ -206,13 +204,24 @@ class Inputs:
             say("data", line)
         return stores
 
+    def replayed(self, keep: Keep) -> Stores:
+        """As ``tokenize``, with what ``keep.replay`` says instead, for a trial: no account."""
+        return self._stores(keep)[0]
+
+    def _stores(self, keep: Keep) -> tuple[Stores, Mapping[str, Mapping[str, int]]]:
+        config = self.with_replay(keep)
+        stores: Stores = self.folder.step(
+            "token store", lambda: self._build_stores(config, self.model())
+        )
+        return mark(config, stores, tokenizer_of(config, self.model()), self.cache)
+
     def _reference_model(self) -> str:
         return self.given_config.reference.model or self.model()
 
-    def _build_stores(self, tokenizer: str) -> Step:
+    def _build_stores(self, config: Config, tokenizer: str) -> Step:
         from versatune_ray.domains.tokenizing import build_stores
 
-        config, began = self.with_replay(), int(time.time())
+        began = int(time.time())
         paths = build_stores(config, config.domains, tokenizer, self.cache)
         stores = [folder for one in paths.values() for folder in one.folders]
         return Step(paths, all((folder / "meta.json").stat().st_mtime < began for folder in stores))

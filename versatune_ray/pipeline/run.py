@@ -131,7 +131,9 @@ class Run(Inputs):
 
             model, unit = self._reference_model(), self.unit()
             stores: Stores = (
-                self.tokenize() if unit == "nats/token" else self._build_stores(model).value
+                self.tokenize()
+                if unit == "nats/token"
+                else self._build_stores(self.with_replay(config.training.keep), model).value
             )
             fingerprint, gpu = model_fingerprint(model, self.cache), self.gpu()
             references = self.folder.step(

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from versatune_ray.domains import DomainPaths
 from versatune_ray.domains.choices import Choices
 from versatune_ray.domains.records import Question
 from versatune_ray.errors import UserError
 from versatune_ray.pipeline import Run
+from versatune_ray.pipeline.inputs import Stores
 from versatune_ray.runs.cache import key_of
 from versatune_ray.runs.storage import bring
 from versatune_ray.settings import Config, semantics
@@ -31,7 +31,6 @@ _SHARED = {
     "microworld": "base model and records",
     "domains": "records",
     "data": "records",
-    "training.keep.replay": "records",
     "training.keep.replay_samples": "records",
     "detection": "detection",
     "reference": "reference losses",
@@ -51,7 +50,8 @@ class Plan:
     """What all trials of a job share.
 
     base: the configuration that trials change, with model and artefacts filled in. stores: its
-    token stores. questions: as they were read.
+    token stores; replayed: those of trials that replay otherwise what the base wrote, by
+    ``_replay_of``. questions: as they were read.
     targets: domains that ``target_gain`` is of. weights: of the objectives in ``score``, by which
     trials are compared, where it is not 0. marks: samples from one comparison of running trials
     to the next (see ``pruning``); None: they are not compared before their end. choices: of each
@@ -59,7 +59,8 @@ class Plan:
     """
 
     base: Config
-    stores: Mapping[str, DomainPaths] = field(default_factory=dict)
+    stores: Stores = field(default_factory=dict)
+    replayed: Mapping[str, Stores] = field(default_factory=dict)
     questions: Mapping[str, Sequence[Question]] = field(default_factory=dict)
     targets: tuple[str, ...] = ()
     weights: Mapping[str, float] = field(default_factory=lambda: {"gain": 1.0})
@@ -83,6 +84,10 @@ class Plan:
                         f"jobs/report.py"
                     )
         return config
+
+    def stores_of(self, config: Config) -> Stores:
+        """The token stores of a trial."""
+        return self.replayed.get(_replay_of(config), self.stores)
 
     @property
     def trials(self) -> Path:
@@ -144,6 +149,12 @@ def with_artefacts(
     detect = any(semantics.needs_detection(one) for one in configs)
     ready = run.prepare(judge=detect and run.given_config.detection.distribution is None)
     stores, questions = run.tokenize(), load_questions(ready)
+    own = _replay_of(run.given_config)
+    replayed = {
+        replay: run.replayed(one.training.keep)
+        for replay, one in {_replay_of(one): one for one in configs}.items()
+        if replay != own
+    }
     tree = ready.model_dump(mode="json")
     if detect:
         run.detect()
@@ -156,10 +167,16 @@ def with_artefacts(
     return Plan(
         parse(tree),
         stores,
+        replayed,
         questions,
         tuple(targets),
         {aim: weight for aim, weight in weights.items() if weight},
     )
+
+
+def _replay_of(config: Config) -> str:
+    """Stands for what a run replays of what the base wrote."""
+    return key_of({name: part for name, part in config.training.keep.replay.items() if part})
 
 
 def name_of(changes: Mapping[str, Any]) -> str:

@@ -44,6 +44,11 @@ def check_sweep(config: Config) -> None:
                 f"sweep.space.{key}: a grid needs a list of values; sweep.search=random or optuna "
                 f"takes a range"
             )
+        if f"{key}.".startswith("training.keep.replay."):
+            raise UserError(
+                f"sweep.space.{key}: a sweep's trials share the same records; compare such runs "
+                f"as methods of a study, by jobs/study.py"
+            )
     nothing: list[dict[str, str]] = []
     for changes in _combinations(settings):
         changed = shared.config("check", changes)

@@ -55,7 +55,7 @@ def train(params: Mapping[str, Any], plan: Plan) -> None:
             fetch(config.mixture.trajectory)
         outcome = plan.outcome(name)
         if outcome is None:
-            run = Run(folder, _reports(config, plan), plan.stores)
+            run = Run(folder, _reports(config, plan), plan.stores_of(config))
             lines = [
                 json.loads(line)
                 for line in (run.finetune().parent / "adjustments.jsonl")
@@ -90,7 +90,7 @@ def _reports(config: Config, plan: Plan) -> list[Any]:
 
     if plan.marks is None:
         return []
-    marks = Marks(plan.marks, stages_of(config, plan.stores))
+    marks = Marks(plan.marks, stages_of(config, plan.stores_of(config)))
 
     class Reports(TuneReportCallback):  # type: ignore[misc]
         def after_report(
