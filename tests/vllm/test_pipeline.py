@@ -140,3 +140,23 @@ def test_the_same_command_does_nothing_again(run: Path, folder: Path, ray_cluste
 def test_other_settings_under_the_same_name_are_refused(run: Path, folder: Path) -> None:
     told = pipeline(folder, "mixture.sigma=3", status=2)
     assert "mixture.sigma: 1.0 → 3.0" in told and "run=" in told
+
+
+def test_a_study_replays_what_the_base_wrote_and_measures_on_the_same_records(
+    run: Path, folder: Path, ray_cluster: None
+) -> None:
+    uniform = {"mixture.start": "uniform", "mixture.policy": "constant"}
+    study = {
+        "seeds": [0],
+        "methods": {"plain": uniform, "replay": uniform | {"training.keep.replay.general": 0.5}},
+        "baseline": "plain",
+    }
+    shorter = SETTINGS | {"run": "replay", "study": study, "storage": str(folder)}
+    shorter["training"] = SETTINGS["training"] | {"epochs": 1, "keep": {"replay_samples": 300}}
+    said = call_job(shorter, "study.py", folder)
+    assert "300/300" not in said  # detection's sequences: none is written again
+    trials = [folder / "replay" / "trials" / f"{name}-0" for name in ("plain", "replay")]
+    plain, replayed = (json.loads((trial / "outcome.json").read_text()) for trial in trials)
+    # what the base wrote trains and never measures
+    assert replayed["before"] == plain["before"]
+    assert replayed["after"] != plain["after"]
