@@ -104,6 +104,7 @@ def _models(tuned: Tuned, names: Sequence[str], most: int, temperature: float, r
     from versatune_ray.domains.records import BadRecord
     from versatune_ray.runs.storage import fetch
     from versatune_ray.runtime.models import commit
+    from versatune_ray.training.adapters import peft
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -126,9 +127,8 @@ def _models(tuned: Tuned, names: Sequence[str], most: int, temperature: float, r
 
     loaded: dict[str, Any] = {}
     if tuned.adapter:
-        from peft import PeftModel
-
-        loaded["tuned"] = PeftModel.from_pretrained(load(tuned.base), str(tuned.model)).eval()
+        base = load(tuned.base)
+        loaded["tuned"] = peft().PeftModel.from_pretrained(base, str(tuned.model)).eval()
     else:
         loaded = {
             name: load(str(tuned.model) if name == "tuned" else tuned.base).eval() for name in names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ def whole_model(path: str, cache: Path, trust_remote_code: bool) -> str:
         raise UserError(f"{path}: an adapter for another model: {error}") from None
 
     def build(work: Path) -> None:
-        from peft import PeftModel
         from transformers import AutoConfig, AutoModelForCausalLM
 
         source: dict[str, Any] = {
@@ -43,10 +43,20 @@ def whole_model(path: str, cache: Path, trust_remote_code: bool) -> str:
         model = AutoModelForCausalLM.from_pretrained(
             base, dtype=torch.float32, use_safetensors=True, **source
         )
-        whole = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+        whole = peft().PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
         whole.to(stored or torch.float32).save_pretrained(work)
         for file in folder.iterdir():  # the tokenizer, and the template that it was trained with
             if file.is_file() and not file.name.startswith("adapter_") and file.suffix != ".md":
                 shutil.copy2(file, work / file.name)
 
     return str(cached(cache, "merged", parts, build)[0])
+
+
+def peft() -> Any:
+    """The library, without a warning at every use: it asks models for an attribute by the name that
+    transformers 4 had for it.
+    """
+    import peft as library
+
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    return library

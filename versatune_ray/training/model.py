@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from versatune_ray.errors import UserError
 from versatune_ray.runtime.models import commit
 from versatune_ray.settings import Lora, Trainable, Training
+from versatune_ray.training.adapters import peft
 from versatune_ray.training.attention import IMPLEMENTATION, Kind
 from versatune_ray.training.families import check_family, check_own_code
 from versatune_ray.training.trainable import check_importance, freeze, selected_modules
@@ -232,8 +233,6 @@ def _add_lora(
     """Freeze the model and put trainable low-rank matrices beside its ``targets`` (peft changes it
     in place).
     """
-    from peft import LoraConfig, get_peft_model
-
     assert settings.rank is not None
     targets: Any = settings.targets[0] if settings.targets == ["all-linear"] else settings.targets
     if not trainable.everything:
@@ -252,7 +251,7 @@ def _add_lora(
                 f"training.lora.targets: none of {', '.join(settings.targets)} is among "
                 f"training.trainable.modules"
             )
-    config = LoraConfig(
+    config = peft().LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
@@ -260,7 +259,7 @@ def _add_lora(
         task_type="CAUSAL_LM",
     )
     try:
-        wrapped = get_peft_model(model, config)  # type: ignore[arg-type]
+        wrapped = peft().get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"training.lora.targets: {' '.join(str(error).split())}") from None
     for name, part in (
@@ -274,7 +273,7 @@ def _add_lora(
     wrapped.to(torch.float32)
     if not next(wrapped.parameters()).is_meta:
         begin_adapters(wrapped, seed)
-    return wrapped  # type: ignore[return-value]
+    return wrapped  # type: ignore[no-any-return]
 
 
 def model_size(model: PreTrainedModel) -> tuple[int, int, int]:
