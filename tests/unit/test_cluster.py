@@ -20,6 +20,7 @@ from versatune_ray.runtime.cluster import connect, without_own_echo
     ("said", "kind", "told"),
     [
         ("The current node timed out during startup.", UserError, "run the same command again"),
+        ("System error: Failed to connect to GCS.", UserError, "run the same command again"),
         ("No space left.", OSError, "No space left"),
     ],
 )

@@ -20,6 +20,9 @@ import psutil
 from versatune_ray.errors import UserError
 from versatune_ray.settings.location import is_mirrored
 
+# of what Ray says where its own processes take longer than it waits
+_SLOW = ("timed out during startup", "Failed to connect to GCS")
+
 
 def connect(verbose: bool = False) -> None:
     """Join the cluster named by ``RAY_ADDRESS`` or made by ``ray start`` on this machine; else
@@ -107,7 +110,7 @@ def _start(folder: str, options: dict[str, Any]) -> None:
         try:
             ray.init("local", _temp_dir=folder, **options)
         except Exception as error:  # Ray has no class for it
-            if "timed out during startup" not in str(error):
+            if not any(words in str(error) for words in _SLOW):
                 raise
             ray.shutdown()
             _end_processes(folder)
