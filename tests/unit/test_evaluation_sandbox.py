@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import patience
 
 from versatune_ray.evaluation import jail, sandbox
 from versatune_ray.evaluation.sandbox import Unsafe, passes
@@ -74,7 +75,8 @@ def survivors() -> list[int]:
 def test_a_fork_bomb_is_ended_at_once() -> None:
     began = time.monotonic()
     assert not passes("import os\nwhile True: os.fork()", "", seconds=30)
-    assert time.monotonic() - began < 10 and not survivors()
+    # well before its time is over, on a busy machine too
+    assert time.monotonic() - began < min(patience(10), 25) and not survivors()
 
 
 def test_a_daemon_does_not_outlive_the_program() -> None:

@@ -141,7 +141,7 @@ def test_a_method_that_sets_what_does_nothing_is_refused() -> None:
         "model.path=other",
         "detection.samples=10",
         "reference.epochs=2",
-        "training.keep.replay={law: 0.2}",
+        "training.keep.replay_samples=9",
         "base.rows=10",
         "storage=elsewhere",
         "sweep.trials=3",
@@ -162,6 +162,7 @@ def test_a_trial_cannot_change_what_all_trials_share(key: str) -> None:
         "detection.distribution=d.json",
         "reference.losses=l.json",
         "training.keep.kl=0.1",
+        "training.keep.replay={law: 0.2}",
         "evaluation.limit=3",
     ],
 )
