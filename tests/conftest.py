@@ -16,7 +16,7 @@ import pytest
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 # as in a Ray that a job starts for itself: tests report nothing either, and spare an actor for it
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# A thread each: tests run beside each other, and ranks are forked off.
+# A thread each: tests run beside each other, and ranks too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray's own 15 would let its workers starve beside tests that need none, and beside a busy machine.
 os.environ.setdefault("RAY_worker_niceness", "0")

@@ -5,7 +5,6 @@ the machine has to do.
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import io
 import multiprocessing
 import os
@@ -155,26 +154,24 @@ def start_ranks(
     """``function(*arguments)`` in as many processes as ranks, with torchrun's environment; returns
     their exit statuses. What they print goes to ``log``.
 
-    They are forks of this one, which has torch and transformers loaded: torchrun would load them
-    once for each. No Ray is left running: forks share its sockets, and this process's next word to
-    Ray was then never answered. As with torchrun, the first that fails ends the others, and the
-    store under which they meet outlives them.
+    They are forks of a process that has loaded what they need and done nothing else: torchrun would
+    load it once for each, and a fork of this process, full of other tests' threads, once found its
+    memory broken. As with torchrun, the first that fails ends the others, and the store under which
+    they meet outlives them.
     """
     import torch.distributed as dist
 
-    if (ray := sys.modules.get("ray")) is not None:
-        ray.shutdown()
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    meeting = {
+    environment = os.environ | {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "WORLD_SIZE": str(ranks),
     }
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["transformers.models.llama.modeling_llama", "versatune_ray.training.local"])
     started = [
-        multiprocessing.get_context("fork").Process(
-            target=_rank, args=(function, arguments, meeting, rank, log)
-        )
+        context.Process(target=_rank, args=(function, arguments, environment, rank, log))
         for rank in range(ranks)
     ]
     for one in started:
@@ -200,21 +197,21 @@ def alive(process: Any) -> bool:
 def _rank(
     function: Callable[..., int | None],
     arguments: Sequence[Any],
-    meeting: Mapping[str, str],
+    environment: Mapping[str, str],
     rank: int,
     log: Path,
 ) -> NoReturn:
     import torch
 
     status: int | None = 1
-    faulthandler.disable()  # pytest's: a rank that is to be aborted would be told on the screen
     try:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.environ.update(meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        os.environ.clear()
+        os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
         torch.set_num_threads(1)
         status = function(*arguments) or 0
     except SystemExit as ended:
