@@ -169,7 +169,9 @@ def start_ranks(
         "WORLD_SIZE": str(ranks),
     }
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["transformers.models.llama.modeling_llama", "versatune_ray.training.local"])
+    context.set_forkserver_preload(
+        ["transformers.models.llama.modeling_llama", "versatune_ray.training.local"]
+    )
     started = [
         context.Process(target=_rank, args=(function, arguments, environment, rank, log))
         for rank in range(ranks)
