@@ -24,6 +24,23 @@ def test_later_files_win_over_earlier_ones_and_overrides_over_files(tmp_path: Pa
     assert (training.epochs, training.batch_size, training.learning_rate) == (2, 4, 1e-3)
 
 
+def test_null_takes_away_what_an_earlier_source_has_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "study: {baseline: a, methods: {a: {mixture.sigma: 0.5}, b: {training.lora.rank: null}, "
+        "c: {mixture.sigma: 1}}}\n"
+        "evaluation: {models: {one: /m/1, two: /m/2}}\n"
+        "domains: {law: a.jsonl, code: b.jsonl, art: {train: c.jsonl, questions: q.jsonl}}\n"
+        "model: {path: /m}\n"
+    )
+    taken = ["study.methods.c=null", "evaluation.models.two=null", "domains.law=null"]
+    config = load([file], [*taken, "domains.art.questions=null"])
+    assert list(config.study.methods) == ["a", "b"]
+    assert config.study.methods["b"] == {"training.lora.rank": None}
+    assert list(config.evaluation.models) == ["one"]
+    assert list(config.domains) == ["code", "art"] and config.domains["art"].questions == []
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

@@ -1,8 +1,8 @@
 """The configuration tree of ``settings``, read from YAML files and ``dotted.key=value`` overrides.
 
-Later files win over earlier ones, overrides win over files; null takes a domain, or a key of one,
-away. Relative paths count from the current folder. Errors name the key, the value, and the nearest
-valid key.
+Later files win over earlier ones, overrides win over files; null takes away a domain, a key of one,
+a study's method, a domain's benchmarks or a model to evaluate beside. Relative paths count from the
+current folder. Errors name the key, the value, and the nearest valid key.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from versatune_ray.settings.keys import as_declared, is_declared, names, without
 from versatune_ray.settings.location import resolve, shown
 from versatune_ray.settings.mistakes import check_values, mistakes_of
 from versatune_ray.settings.yaml12 import no_yaml, read_yaml
+
+# beside domains, of which each key may be taken away; in a method null is a value as any other
+_NAMED_BY_USERS = ("study.methods.", "evaluation.benchmarks.", "evaluation.models.")
 
 
 def load(
@@ -253,7 +256,11 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any], above: str = "") -> N
                         f"{whole}.{name}.KEY=VALUE"
                     )
                 _merge(named[name], changes, f"{whole}.{name}.")
-        elif value is None and key in into and above.startswith("domains."):
+        elif (
+            value is None
+            and key in into
+            and (above in _NAMED_BY_USERS or above.startswith("domains."))
+        ):
             del into[key]  # what an earlier source says is taken away
         else:
             into[key] = value
