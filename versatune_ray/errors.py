@@ -42,6 +42,9 @@ _CONTROL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
+# of a machine whose workers Ray has ended, in the midst of thousands of characters
+_NO_MEMORY = re.compile(r"running low on memory\..*? was ([\d.]+GB used / [\d.]+GB limit)")
+
 
 class UserError(Exception):
     """A mistake in configuration or data. Its message is one readable line: file, field, value, way
@@ -137,6 +140,11 @@ def _line(error: BaseException) -> str:
         where = f" ({name})" if (name := getattr(cause, "filename", None)) else ""
         return (
             f"no space left on the disk{where}; free some, and the same command goes on from here"
+        )
+    if no_memory := _NO_MEMORY.search(str(cause)):
+        return (
+            f"a machine ran out of memory ({no_memory[1]}), and Ray ended what ran there; let less "
+            f"run beside each other, or on larger machines, and the same command goes on from here"
         )
     lines = [
         line

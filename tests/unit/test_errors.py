@@ -114,3 +114,19 @@ def test_what_a_person_is_told_stays_whatever_it_was_raised_from() -> None:
         cause = UserError("law.jsonl: no record")
 
     assert one_line(Wrapped("ray::task() …")) == "law.jsonl: no record"
+
+
+def test_a_machine_without_memory_is_one_line_with_its_numbers_and_the_way_out() -> None:
+    told = one_line(
+        RuntimeError(
+            "6 worker(s) were killed due to the node running low on memory. Memory on the node "
+            "(IP: 192.0.2.2, ID: 7093) was 22.43GB used / 23.54GB limit (0.952955)\n"
+            "OOM kill reason: Memory usage 24166793216B exceeded threshold of 24012685312B\n"
+            "Refer to the documentation on how to address the out of memory issue: https://docs"
+        )
+    )
+    assert told == (
+        "a machine ran out of memory (22.43GB used / 23.54GB limit), and Ray ended what ran there; "
+        "let less run beside each other, or on larger machines, and the same command goes on from "
+        "here"
+    )
