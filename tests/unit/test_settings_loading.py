@@ -41,6 +41,17 @@ def test_null_takes_away_what_an_earlier_source_has_named(tmp_path: Path) -> Non
     assert list(config.domains) == ["code", "art"] and config.domains["art"].questions == []
 
 
+def test_a_name_with_a_dot_or_an_equals_sign_is_quoted_in_a_key(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("study: {baseline: a, methods: {a: {}, 'k = 1.5': {mixture.sigma: 1}}}\n")
+    quoted, plain = 'study.methods."k = 1.5"', "study.methods.a.training.output='b.c=d'"
+    changed = load([file], [f"{quoted}.mixture.sigma=0.5", plain]).study.methods
+    assert changed == {"a": {"training.output": "b.c=d"}, "k = 1.5": {"mixture.sigma": 0.5}}
+    assert list(load([file], [f"{quoted}=null"]).study.methods) == ["a"]
+    with pytest.raises(UserError, match="no override"):
+        load([file], ['study.methods."open=1'])
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

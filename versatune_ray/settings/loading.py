@@ -8,6 +8,7 @@ current folder. Errors name the key, the value, and the nearest valid key.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ from versatune_ray.settings.yaml12 import no_yaml, read_yaml
 # beside domains, of which each key may be taken away; in a method null is a value as any other
 _NAMED_BY_USERS = ("study.methods.", "evaluation.benchmarks.", "evaluation.models.")
 
+# a name that holds a dot or "=" stands in double quotes: study.methods."DMT, k = 1/4"=null
+_OVERRIDE = re.compile(r'((?:"[^"]*"|[^"=])+)=(.*)', re.DOTALL)
+_DOT = re.compile(r'\.(?=(?:[^"]*"[^"]*")*[^"]*$)')
+
 
 def load(
     files: Sequence[str | Path] = (),
@@ -33,7 +38,8 @@ def load(
     changes: Mapping[str, Any] | None = None,
 ) -> Config:
     """Read YAML ``files`` in order, apply ``overrides`` of the form ``a.b=value`` (value is YAML)
-    or ``changes``, dotted key → value, validate.
+    or ``changes``, dotted key → value, validate. In a key, a name with a dot or "=" in it stands in
+    double quotes.
 
     Raises:
         UserError: a file is missing or no YAML mapping, or a key is unknown or ill-typed (the
@@ -44,9 +50,9 @@ def load(
         _merge(tree, _with_preset(_read(Path(file))))
     given: dict[str, Any] = {}
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
+        if (parts := _OVERRIDE.fullmatch(override)) is None:
             raise UserError(_no_override(override))
+        key, text = parts.groups()
         try:
             value = read_yaml(text, key) if text else None
         except yaml.YAMLError:
@@ -88,8 +94,12 @@ def with_keys(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 
 def _branch(key: str, value: Any) -> dict[str, Any]:
-    for part in reversed(key.split(".")):
-        value = {part: value}
+    parts = _DOT.split(key)
+    if parts[:2] in (["study", "methods"], ["replay", "settings"]) and len(parts) > 3:
+        parts[3:] = [".".join(parts[3:])]  # what is under a name here are dotted keys themselves
+    for part in reversed(parts):
+        quoted = len(part) > 1 and part[0] == part[-1] == '"'
+        value = {part[1:-1] if quoted else part: value}
     branch: dict[str, Any] = value
     return branch
 
