@@ -62,7 +62,7 @@ def test_the_front_is_what_no_other_point_beats() -> None:
     assert pareto_front(table) == brute
 
 
-def test_losses_by_epoch_are_those_of_the_last_adjustment_up_to_its_end() -> None:
+def test_losses_by_epoch_are_those_of_the_last_adjustment_within_it() -> None:
     lines = [
         {"epoch": epoch, "loss": {"law": loss}, "feedback": feedback}
         for epoch, loss, feedback in [
@@ -73,6 +73,8 @@ def test_losses_by_epoch_are_those_of_the_last_adjustment_up_to_its_end() -> Non
     ]  # fmt: skip
     assert by_epoch(lines) == [{"law": 4.0}, {"law": 1.0}]
     assert by_epoch(lines[:2]) == []
+    # measured before and after three epochs alone: what the base has is not what it had after one
+    assert by_epoch([lines[0], lines[-1] | {"epoch": 3.0}]) == [None, None, {"law": 1.0}]
 
 
 def test_seconds_are_those_of_the_whole_run() -> None:

@@ -218,23 +218,32 @@ def test_a_trial_that_replays_what_the_base_wrote_has_stores_of_its_own() -> Non
     base = parse({"model": {"path": "m"}, "domains": {"law": "a", "code": "b"}})
     plain, other = ({"law": DomainPaths(Path(name), None)} for name in ("plain", "other"))
     made: list[Any] = []
+    checked: list[Any] = []
 
     def replayed(keep: Any) -> Any:
         made.append(keep.replay)
         return other
+
+    def check_stages(config: Any, stores: Any) -> None:
+        checked.append(stores)
+        if len(checked) > 3:
+            raise UserError("too few records")
 
     run: Any = SimpleNamespace(
         given_config=base,
         prepare=lambda judge: base,
         tokenize=lambda: plain,
         replayed=replayed,
+        check_stages=check_stages,
     )
     fixed = {"mixture.start": "uniform", "mixture.policy": "constant"}
     changes = [fixed | {"training.keep.replay.law": part} for part in (0.0, 0.2, 0.2)]
     configs = [Plan(base).config("check", one) for one in changes]
-    plan = with_artefacts(run, configs, [], {})
+    plan = with_artefacts(run, dict(zip("abc", configs, strict=True)), [], {})
     assert made == [{"law": 0.2}]  # once for all that replay alike
-    assert [plan.stores_of(one) for one in configs] == [plain, other, other]
+    assert [plan.stores_of(one) for one in configs] == checked == [plain, other, other]
+    with pytest.raises(UserError, match="mine: too few records"):
+        with_artefacts(run, {"mine": base}, [], {})
 
 
 def test_a_sweep_over_what_is_replayed_is_told_what_to_do_instead() -> None:

@@ -39,6 +39,9 @@ class StandIn:
     def tokenize(self) -> dict[str, Any]:
         return {}
 
+    def check_stages(self, config: Config, stores: Any) -> None:
+        """Every run has records enough."""
+
     def detect(self) -> None:
         """Was done before."""
 
@@ -64,7 +67,7 @@ def test_a_judge_is_made_where_a_trial_needs_it_and_nowhere_else(
     run = StandIn(load([], [*own, *base]))
     with_artefacts(
         run,
-        [load([], [*own, *base, f"mixture.start={start}"]) for start in starts],
+        {start: load([], [*own, *base, f"mixture.start={start}"]) for start in starts},
         [],
         {"gain": 1.0},
     )  # type: ignore[arg-type]

@@ -21,7 +21,6 @@ from versatune_ray.settings import Config
 from versatune_ray.settings.location import shown
 from versatune_ray.settings.recipe import Unit
 from versatune_ray.settings.training import Keep
-from versatune_ray.training.given_losses import given_losses
 
 Stores = Mapping[str, DomainPaths]
 _FEW = 20  # held-out records, below which a loss is mostly noise
@@ -163,14 +162,10 @@ class Inputs:
 
     @once
     def unit(self) -> Unit:
-        """Losses of models with different tokenizers are compared per byte."""
-        if self.given_config.reference.losses is not None:
-            found = given_losses(
-                self.given_config.reference.losses, self.domain_names(), self.tokenizer()
-            )
-            unit: Unit = found["unit"]
-            return unit
-        return loss_unit(self.given_config, self.model(), self._reference_model())
+        """What losses are measured in."""
+        from versatune_ray.training.inputs import loss_unit
+
+        return loss_unit(self.prepare(), self.model())
 
     @once
     def tokenize(self) -> Stores:
@@ -209,6 +204,8 @@ class Inputs:
         return self._stores(keep)[0]
 
     def _stores(self, keep: Keep) -> tuple[Stores, Mapping[str, Mapping[str, int]]]:
+        from versatune_ray.training.inputs import tokenizer_of
+
         config = self.with_replay(keep)
         stores: Stores = self.folder.step(
             "token store", lambda: self._build_stores(config, self.model())
@@ -228,26 +225,9 @@ class Inputs:
 
     def _tokenizer_of(self, model: str) -> str:
         from versatune_ray.domains.chat import tokenizer_fingerprint
+        from versatune_ray.training.inputs import tokenizer_of
 
         return tokenizer_fingerprint(tokenizer_of(self.given_config, model))
-
-
-def tokenizer_of(config: Config, model: str) -> Any:
-    """A model's tokenizer, with the template that ``config`` gives it."""
-    from versatune_ray.domains.chat import load_tokenizer
-
-    data, remote = config.data, config.model.trust_remote_code
-    return load_tokenizer(model, data.chat_template, remote, data.chat_template_kwargs)
-
-
-def loss_unit(config: Config, model: str, reference: str) -> Unit:
-    """Losses of models with different tokenizers are compared per byte."""
-    from versatune_ray.domains.chat import tokenizer_fingerprint
-
-    if model == reference:
-        return "nats/token"
-    found = {tokenizer_fingerprint(tokenizer_of(config, path)) for path in (model, reference)}
-    return "nats/token" if len(found) == 1 else "nats/byte"
 
 
 def _contaminated(counts: Mapping[str, Mapping[str, int]], policy: str) -> Iterator[str]:

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from versatune_ray.domains import DomainData, DomainPaths, load_domains
 from versatune_ray.domains.contamination import mark
 from versatune_ray.microworld.prepare import prepare
-from versatune_ray.pipeline.inputs import loss_unit, tokenizer_of
 from versatune_ray.runs.folder import check_unchanged
 from versatune_ray.settings import Config, Subject, semantics
 
@@ -43,6 +42,7 @@ def plan_reference(config: Config) -> str:
     from versatune_ray.runs.cache import have, key_of
     from versatune_ray.runtime.models import model_fingerprint
     from versatune_ray.training.budget import alone
+    from versatune_ray.training.inputs import loss_unit, tokenizer_of
     from versatune_ray.training.reference import reference_keys
 
     settings = config.reference
@@ -52,7 +52,7 @@ def plan_reference(config: Config) -> str:
     if config.model.path is None:
         return f"{_TINY}; then one of its kind is tuned on each domain, in less than a GiB"
     model = settings.model or config.model.path
-    unit = loss_unit(config, config.model.path, model)
+    unit = loss_unit(config, config.model.path)
     paths = _stores(config, config.model.path if unit == "nats/token" else model)
     lines = [
         f"reference losses of {model}: up to {settings.epochs} epochs on each domain alone, "

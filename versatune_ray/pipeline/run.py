@@ -154,7 +154,7 @@ class Run(Inputs):
         from versatune_ray.training.inputs import inputs_of
 
         config, stores = self.prepare(judge=self._asks_judge()), self.tokenize()
-        self._check_stages(config, stores)
+        self.check_stages(config, stores)
         detected = starting_share(self.detect()) if semantics.needs_detection(config) else None
         reference = self.measure_references() if semantics.needs_reference(config) else None
         self.folder.begin(inputs_of(config, self.fingerprint(), stores, detected, reference))
@@ -289,8 +289,10 @@ class Run(Inputs):
 
         return adapters.whole_model(model, self.cache, self.given_config.model.trust_remote_code)
 
-    def _check_stages(self, config: Config, stores: Stores) -> None:
-        """Raises ``UserError`` where the records do not last for the run, whatever is detected."""
+    def check_stages(self, config: Config, stores: Stores) -> None:
+        """Raises ``UserError`` where the records do not last for the run, whatever is detected, or
+        the run not for what its policy has to try.
+        """
         data, names = load_domains(stores, config.data), self.domain_names()
         sizes, k = [len(data[name].train) for name in names], len(names)
         semantics.stages(config, names, sizes, [1 / k] * k, self.unit())

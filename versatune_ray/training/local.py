@@ -23,7 +23,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from versatune_ray.domains import load_domains
-from versatune_ray.domains.chat import load_tokenizer, tokenizer_fingerprint
+from versatune_ray.domains.chat import tokenizer_fingerprint
 from versatune_ray.domains.contamination import mark
 from versatune_ray.domains.tokenizing import build_stores
 from versatune_ray.errors import UserError
@@ -39,7 +39,7 @@ from versatune_ray.training.adjustment import Decision, Report
 from versatune_ray.training.controller import WeightController
 from versatune_ray.training.given_losses import given_losses
 from versatune_ray.training.heartbeat import Heartbeat, Sign, held_up_by
-from versatune_ray.training.inputs import check_rows, inputs_of
+from versatune_ray.training.inputs import check_rows, inputs_of, loss_unit, tokenizer_of
 from versatune_ray.training.job import Job
 from versatune_ray.training.loggers import MetricLogger
 from versatune_ray.training.loop import run
@@ -104,12 +104,7 @@ def _finetune(
         folder.mkdir(parents=True, exist_ok=True)
         paths = build_stores(config, config.domains, model, config.cache_folder, distributed=False)
         names = list(paths)
-        loaded = load_tokenizer(
-            model,
-            config.data.chat_template,
-            config.model.trust_remote_code,
-            config.data.chat_template_kwargs,
-        )
+        loaded = tokenizer_of(config, model)
         paths, _ = mark(config, paths, loaded, config.cache_folder)
         data = load_domains(paths, config.data)
         check_rows(config, model, data)
@@ -121,7 +116,7 @@ def _finetune(
             if semantics.needs_reference(config)
             else None
         )
-        unit: Unit = reference["unit"] if reference else "nats/token"
+        unit: Unit = reference["unit"] if reference else loss_unit(config, model)
         stages = semantics.stages(config, names, sizes, detected, unit)
         controller = WeightController(
             **semantics.controller_arguments(config, names, stages, reference)

@@ -56,7 +56,9 @@ def cofitune(run: Run) -> Path:
     """
     config, settings = run.prepare(), run.given_config.cofitune
     _check_model(run, settings)
-    shared = with_artefacts(run, [config], config.mixture.targets, config.sweep.objective)
+    shared = with_artefacts(
+        run, {"every trial": config}, config.mixture.targets, config.sweep.objective
+    )
     failed: dict[str, Failure] = {}
 
     def train(children: Mapping[str, Changes]) -> dict[str, float]:

@@ -56,13 +56,16 @@ def accuracies(scores: Mapping[str, float], targets: Sequence[str] = ()) -> dict
     }
 
 
-def by_epoch(lines: Sequence[Mapping[str, Any]]) -> list[Losses]:
+def by_epoch(lines: Sequence[Mapping[str, Any]]) -> list[Losses | None]:
     """Held-out losses at the end of each epoch, from ``adjustments.jsonl``: of the last adjustment
-    up to it that measured them.
+    within it that measured them; ``None`` where none did.
     """
-    measured = [line for line in lines if line["feedback"] == "held_out"]
-    ends = range(1, math.floor(lines[-1]["epoch"] + 1e-6) + 1)
-    return [[line["loss"] for line in measured if line["epoch"] <= end + 1e-6][-1] for end in ends]
+    measured = {
+        math.ceil(line["epoch"] - 1e-6): line["loss"]
+        for line in lines
+        if line["feedback"] == "held_out"
+    }
+    return [measured.get(end) for end in range(1, math.floor(lines[-1]["epoch"] + 1e-6) + 1)]
 
 
 def seconds_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -136,32 +136,46 @@ def leaves(changes: Mapping[str, Any], above: str = "") -> Iterator[str]:
 
 
 def with_artefacts(
-    run: Run, configs: Sequence[Config], targets: Sequence[str], weights: Mapping[str, float]
+    run: Run,
+    configs: Mapping[str, Config],
+    targets: Sequence[str],
+    weights: Mapping[str, float],
 ) -> Plan:
     """The plan of a run's trials: what ``configs`` need of token stores, detection and reference
     losses, made once for all of them.
 
     So trials with other seeds share them as well: what differs between two seeds is the fine-tuning
     alone.
+
+    Args:
+        configs: by what a person calls them.
+
+    Raises:
+        UserError: one of them cannot run to its end with the records that there are.
     """
     from versatune_ray.evaluation.questions import load_questions
 
-    detect = any(semantics.needs_detection(one) for one in configs)
+    detect = any(semantics.needs_detection(one) for one in configs.values())
     ready = run.prepare(judge=detect and run.given_config.detection.distribution is None)
     stores, questions = run.tokenize(), load_questions(ready)
     own = _replay_of(run.given_config)
     replayed = {
         replay: run.replayed(one.training.keep)
-        for replay, one in {_replay_of(one): one for one in configs}.items()
+        for replay, one in {_replay_of(one): one for one in configs.values()}.items()
         if replay != own
     }
+    for name, one in configs.items():
+        try:
+            run.check_stages(one, replayed.get(_replay_of(one), stores))
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
     tree = ready.model_dump(mode="json")
     if detect:
         run.detect()
         tree["detection"]["distribution"] = str(
             run.folder.path / "detection" / Path(run.model()).name / "distribution.json"
         )
-    if any(semantics.needs_reference(one) for one in configs):
+    if any(semantics.needs_reference(one) for one in configs.values()):
         run.measure_references()
         tree["reference"]["losses"] = str(run.folder.path / "reference" / "losses.json")
     return Plan(

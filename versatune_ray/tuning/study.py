@@ -89,7 +89,10 @@ def study(run: Run) -> Path:
     """
     config, settings = run.given_config, run.given_config.study
     listed = trials_of(config)
-    configs = [Plan(config).config("check", alone(one)) for one in settings.chosen.values()]
+    configs = {
+        f"study.methods.{name}": Plan(config).config("check", alone(changes))
+        for name, changes in settings.chosen.items()
+    }
     # before anything is made: a broken record is told at once
     choices = load_choices(config)
     shared = with_artefacts(run, configs, config.mixture.targets, {"gain": 1.0})

@@ -164,11 +164,16 @@ def _beside_training(found: Found, baseline: str) -> Table:
 
 
 def _per_epoch(found: Found, targets: Sequence[str], baseline: str) -> list[Table]:
-    """What the targets gained and the others lost up to the end of each epoch (Figures 2 and 4 of
-    the paper).
+    """What the targets gained and the others lost up to the end of each epoch in which that was
+    measured (Figures 2 and 4 of the paper).
     """
-    counts = [len(one["by_epoch"]) for seeds in found.values() for one in seeds.values()]
-    epochs = max(counts, default=0)
+    measured = {
+        number
+        for seeds in found.values()
+        for one in seeds.values()
+        for number, losses in enumerate(one["by_epoch"], 1)
+        if losses is not None
+    }
     titles = {
         "target_gain": f"Gain of {', '.join(targets)} by epoch (%)",
         "forgetting": "Forgetting of the other domains by epoch (%)",
@@ -180,12 +185,13 @@ def _per_epoch(found: Found, targets: Sequence[str], baseline: str) -> list[Tabl
             lambda one: {
                 f"epoch {number}": 100 * achieved(one["before"], losses, targets)[objective]
                 for number, losses in enumerate(one["by_epoch"], 1)
+                if losses is not None
             },
         )
 
-    columns = [f"epoch {number}" for number in range(1, epochs + 1)]
+    columns = [f"epoch {number}" for number in sorted(measured)]
     return [
         table(title, values(objective), columns, columns[-1], baseline, 2)
         for objective, title in titles.items()
-        if epochs > 1
+        if len(measured) > 1
     ]

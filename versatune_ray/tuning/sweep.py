@@ -113,10 +113,13 @@ def sweep(run: Run) -> Path:
         Incomplete: some trials failed; the others are in the table.
     """
     config, settings = run.given_config, run.given_config.sweep
-    alternatives = [_plan(config).config("check", one) for one in _combinations(settings)]
-    shared = with_artefacts(
-        run, [config, *alternatives], config.mixture.targets, settings.objective
-    )
+    alternatives = {
+        f"sweep.space: {', '.join(f'{key}={value}' for key, value in changes.items())}": (
+            _plan(config).config("check", changes)
+        )
+        for changes in _combinations(settings)
+    }
+    shared = with_artefacts(run, alternatives, config.mixture.targets, settings.objective)
     search, stopping = None, None
     listed: dict[str, dict[str, Any]] = {}
     if settings.search in ("grid", "random"):
@@ -135,7 +138,7 @@ def sweep(run: Run) -> Path:
     more = 0 if search is None else max(0, settings.trials - len(listed))
     if settings.prune:
         # of one of the trials: the configuration itself need not be one that trains
-        every = between_marks(stages_of(alternatives[0], shared.stores))
+        every = between_marks(stages_of(next(iter(alternatives.values())), shared.stores))
         shared, stopping = replace(shared, marks=every), scheduler(every, settings.grace)
     failed = run_trials(
         run,
