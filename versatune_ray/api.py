@@ -21,6 +21,7 @@ from versatune_ray.evaluation.scores import Score, scores
 from versatune_ray.pipeline import Run
 from versatune_ray.pipeline.checks import TUNING, Use, check_models, check_named, tell_idle
 from versatune_ray.runs.folder import RunFolder
+from versatune_ray.runs.training_log import TrainingLog, read_log
 from versatune_ray.runtime.cluster import check_storage, connect
 from versatune_ray.runtime.gguf import with_folders
 from versatune_ray.runtime.progress import Display
@@ -95,16 +96,18 @@ class References(_Shown):
 
 @dataclass(frozen=True, repr=False)
 class Tuned(_Shown):
-    """A tuned model. model: its folder. adjustments: the lines of ``adjustments.jsonl``; losses in
-    ``unit``.
+    """A tuned model. model: its folder, of optimizer step ``step``. adjustments: the lines of
+    ``adjustments.jsonl``; losses in ``unit``.
     """
 
     model: Path
     adjustments: list[dict[str, Any]]
     unit: str
+    step: int
 
     def _rows(self) -> Table:
-        first, last = self.adjustments[0], self.adjustments[-1]
+        log = TrainingLog(self.adjustments, self.step)
+        first, last = log.base, log.tuned
         rows = [("domain", f"loss before ({self.unit})", "after", "share at first", "at last")]
         for name, loss in last["loss"].items():
             shares = (f"{100 * line['share'][name]:.1f} %" for line in (first, last))
@@ -202,8 +205,8 @@ def finetune(config: Settings, changes: Mapping[str, Any] | None = None) -> Tune
     """
     with _run(config, changes) as run:
         model = run.finetune()
-        lines = (model.parent / "adjustments.jsonl").read_text(encoding="utf-8").splitlines()
-        return Tuned(model, [json.loads(line) for line in lines], run.unit())
+        log = read_log(run.folder.path)
+        return Tuned(model, log.lines, run.unit(), log.step)
 
 
 def sweep(config: Settings, changes: Mapping[str, Any] | None = None) -> Swept:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -13,6 +11,7 @@ from versatune_ray.detection.distribution_file import Distribution
 from versatune_ray.evaluation.results import results
 from versatune_ray.runs.artefacts import Adjustment, Detection, Evaluation
 from versatune_ray.runs.comparisons import Mean, Replay, StudyTable
+from versatune_ray.runs.training_log import TrainingLog
 from versatune_ray.tuning.tables import Table as WrittenTable
 
 
@@ -25,10 +24,9 @@ def test_what_is_written_has_every_field_that_is_read() -> None:
     assert set(StudyTable.model_fields) <= names(WrittenTable)
 
 
-def test_an_evaluation_is_read_as_it_was_written(tmp_path: Path) -> None:
-    log = tmp_path / "adjustments.jsonl"
+def test_an_evaluation_is_read_as_it_was_written() -> None:
     lines = [{"step": step, "loss": {"law": loss}} for step, loss in ((0, 2.0), (8, 1.5))]
-    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    log = TrainingLog(lines, 8)
     found = Evaluation.model_validate(results({}, {}, log, {"law": 9}, "nats/byte"))
     assert [(one.model, one.value, one.n) for one in found.results] == [
         *(("base", 2.0, 9), ("tuned", 1.5, 9))

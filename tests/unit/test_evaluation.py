@@ -14,6 +14,7 @@ from versatune_ray.errors import UserError
 from versatune_ray.evaluation.questions import exact_match, is_match
 from versatune_ray.evaluation.results import results
 from versatune_ray.evaluation.scores import metric_of
+from versatune_ray.runs.training_log import read_log
 
 
 @pytest.mark.parametrize(
@@ -102,9 +103,18 @@ def test_a_metric_that_is_no_score_is_refused(
         metric_of(numbers, better, wanted, "exam")
 
 
-def test_before_is_the_first_line_and_after_the_last(tmp_path: Path) -> None:
-    log = tmp_path / "adjustments.jsonl"
-    log.write_text("".join(json.dumps({"loss": {"law": loss}}) + "\n" for loss in (3.0, 2.5, 2.0)))
+@pytest.mark.parametrize(("exported", "after"), [(None, 2.0), (4, 1.5)])
+def test_before_is_the_first_line_and_after_that_of_the_model_left(
+    tmp_path: Path, exported: int | None, after: float
+) -> None:
+    folder = tmp_path / "finetune"
+    folder.mkdir()
+    rows = ((0, 3.0), (4, 1.5), (8, 2.0))
+    lines = (json.dumps({"step": step, "loss": {"law": loss}}) for step, loss in rows)
+    (folder / "adjustments.jsonl").write_text("\n".join(lines) + "\n")
+    if exported is not None:
+        (folder / "exported.json").write_text(json.dumps({"step": exported}))
+    log = read_log(tmp_path)
     answers = {"base": {"law": ["no"]}, "tuned": {"law": ["yes"]}}
     found = results({"law": [Question("is it?", "yes")]}, answers, log, {"law": 7}, "nats/token")
     losses = {
@@ -112,7 +122,7 @@ def test_before_is_the_first_line_and_after_the_last(tmp_path: Path) -> None:
         for row in found["results"]
         if row["metric"] == "loss"
     }
-    assert losses == {"base": (3.0, 7), "tuned": (2.0, 7)}
+    assert losses == {"base": (3.0, 7), "tuned": (after, 7)}
     assert found["answers"] == [
         {"domain": "law", "question": "is it?", "expected": "yes", "base": "no", "tuned": "yes"}
     ]

@@ -59,7 +59,7 @@ def test_a_value_that_is_none_any_more_is_one_line(tmp_path: Path) -> None:
 
 def test_what_may_change_may_and_the_rest_is_named(tmp_path: Path) -> None:
     begun(tmp_path)
-    check(tmp_path, "training.workers=5", "evaluation.limit=3", "training.keep_best=loss")
+    check(tmp_path, "training.workers=5", "evaluation.limit=3")
     with pytest.raises(UserError, match=r"training\.learning_rate: 2e-05 → 0\.1.*; and 1 more"):
         check(
             tmp_path,

@@ -21,7 +21,7 @@ from versatune_ray.tuning.trials import _whole_paths
     [
         ("training.learning_rate", False, True),
         ("training.workers", True, False),
-        ("training.keep_best", True, True),
+        ("training.keep_best", False, True),
         ("evaluation.benchmarks.law", True, True),
         ("detection.judge.http.retries", True, False),
         ("detection.models", True, True),

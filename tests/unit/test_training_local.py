@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from versatune_ray.domains import DomainPaths, load_domains
 from versatune_ray.mixture import DomainSampler
+from versatune_ray.runs.training_log import read_log
 from versatune_ray.settings import semantics
 from versatune_ray.settings.loading import parse
 from versatune_ray.training.adjustment import Decision, Refused, Report
@@ -199,7 +200,9 @@ def test_only_what_the_controller_refuses_is_final(
 
 
 def test_the_best_checkpoint_is_kept_and_exported(
-    attempt: Callable[..., tuple[list[Any], list[Any], Any]], tiny_model: Path
+    attempt: Callable[..., tuple[list[Any], list[Any], Any]],
+    tiny_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """At this rate losses fall, then rise; adjustments and checkpoints meet at steps 6 and 9."""
     log, _, best = attempt("best", learning_rate=0.05, keep_best="loss", keep_checkpoints=1)
@@ -208,6 +211,10 @@ def test_the_best_checkpoint_is_kept_and_exported(
     assert loss[6] != loss[9]
     same = all(torch.equal(best[name], last[name]) for name in best)
     assert same == (loss[9] < loss[6])
+    (run,) = tmp_path_factory.getbasetemp().glob("alone0/best")
+    told = read_log(run)
+    assert told.step == (9 if same else 6)
+    assert np.mean(list(told.tuned["loss"].values())) == min(loss[6], loss[9])
 
 
 TWO_STAGES = (

@@ -15,6 +15,7 @@ from versatune_ray.commands.runs import Tuned, is_folder
 from versatune_ray.report.page import ONLY
 from versatune_ray.report.read import read_run
 from versatune_ray.report.verdict import verdict
+from versatune_ray.runs.training_log import read_log
 
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 _SETTINGS = (
@@ -60,9 +61,8 @@ def card(tuned: Tuned, repository: str, base: str) -> str:
 def _domains(
     run: Path, data: dict[str, Any], right: dict[tuple[str, str], str]
 ) -> Iterator[dict[str, Any]]:
-    log = run / "finetune" / "adjustments.jsonl"
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    first, last = lines[0], lines[-1]
+    log = read_log(run)
+    first, last = log.base, log.tuned
     for name in first["loss"]:
         counts = data.get("domains", {}).get(name, {})
         yield {

@@ -4,19 +4,18 @@ after.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from versatune_ray.domains.records import Question
 from versatune_ray.evaluation.questions import exact_match
+from versatune_ray.runs.training_log import TrainingLog
 
 
 def results(
     questions: Mapping[str, Sequence[Question]],
     answers: Mapping[str, Mapping[str, Sequence[str]]],
-    adjustments: Path,
+    log: TrainingLog,
     held_out_records: Mapping[str, int],
     unit: str,
 ) -> dict[str, Any]:
@@ -25,13 +24,11 @@ def results(
 
     Args:
         answers: per model name ("base", "tuned"), per domain, in question order.
-        adjustments: ``adjustments.jsonl``; its first and last lines are the held-out losses before
-            and after.
+        log: has the held-out losses before and after.
         held_out_records: number of records measured per domain.
     """
     rows: list[dict[str, Any]] = []
-    lines = [json.loads(line) for line in adjustments.read_text(encoding="utf-8").splitlines()]
-    for model, line in (("base", lines[0]), ("tuned", lines[-1])):
+    for model, line in (("base", log.base), ("tuned", log.tuned)):
         for domain, loss in line["loss"].items():
             shown = {
                 "benchmark": "held_out",

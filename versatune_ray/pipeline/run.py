@@ -17,6 +17,7 @@ from versatune_ray.pipeline.inputs import Inputs, Stores, once
 from versatune_ray.runs.artefacts import FAILED, Evaluation, Reference
 from versatune_ray.runs.folder import Step, say
 from versatune_ray.runs.storage import fetch, push
+from versatune_ray.runs.training_log import read_log
 from versatune_ray.runtime.models import model_fingerprint
 from versatune_ray.settings import Config, Subject, semantics
 from versatune_ray.training.given_losses import given_losses
@@ -179,6 +180,10 @@ class Run(Inputs):
             return Step(tuned, False)
 
         tuned: Path = self.folder.step("fine-tuning", train)
+        log = read_log(self.folder.path)
+        if log.step != (last := log.lines[-1]["step"]):
+            best = config.training.keep_best
+            say("fine-tuning", f"the model is that of step {log.step} of {last}: lowest {best}")
         return tuned
 
     @once
@@ -198,7 +203,7 @@ class Run(Inputs):
             answers, reused = ask_both(models, questions, config, self.cache, gpu=self.gpu())
             domains = load_domains(self.tokenize(), config.data)
             held_out = {name: len(domain.validation) for name, domain in domains.items()}
-            log = self.folder.path / "finetune" / "adjustments.jsonl"
+            log = read_log(self.folder.path)
             return Step(results(questions, answers, log, held_out, self.unit()), reused)
 
         content: dict[str, Any] = self.folder.step("evaluation", evaluate)

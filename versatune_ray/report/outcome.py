@@ -102,11 +102,16 @@ def outcomes(run: RunData) -> Outcomes:
 
     evaluated = any(one.benchmark == "held_out" and one.metric == "loss" for one in run.results)
     measured = [one.loss for one in run.adjustments if one.loss]
+    tuned = [
+        one.loss
+        for one in run.adjustments
+        if one.loss and (run.exported is None or one.step == run.exported.step)
+    ]
     rows = []
     for domain in run.domains:
         loss = change(domain, "held_out", "loss")
-        if not evaluated and len(measured) > 1:
-            loss = Change(measured[0].get(domain), measured[-1].get(domain))
+        if not evaluated and tuned and len(measured) > 1:
+            loss = Change(measured[0].get(domain), tuned[-1].get(domain))
         rows.append(Outcome(domain, loss, change(domain, "questions", "exact_match")))
     rows = [row for row in rows if row.loss.known or row.exact.known]
     losses = [row.loss for row in rows if row.loss.relative is not None]

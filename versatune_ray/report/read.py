@@ -27,6 +27,7 @@ from versatune_ray.runs.artefacts import (
     Counts,
     Detection,
     Evaluation,
+    Exported,
     Reference,
     Result,
     Timings,
@@ -69,6 +70,7 @@ class RunData:
     unmeasured: dict[str, str] = field(default_factory=dict)
     reference: Reference | None = None
     adjustments: tuple[Adjustment, ...] = ()
+    exported: Exported | None = None
     evaluation: Evaluation | None = None
     timings: Timings | None = None
     sweep: Sweep | None = None
@@ -276,6 +278,7 @@ def read_run(folder: Path, baseline: bool = True) -> RunData:
         "counts": files.json("data", Counts.FILE, Counts),
         "reference": files.json("reference", Reference.FILE, Reference),
         "adjustments": files.read("adjustments", Adjustment.FILE, files.adjustments) or (),
+        "exported": files.json("adjustments", Exported.FILE, Exported, optional=True),
         "evaluation": files.json("evaluation", Evaluation.FILE, Evaluation),
         "timings": files.json("timings", Timings.FILE, Timings),
         "sweep": files.read("sweep", Sweep.FILE, files.sweep, optional=True),

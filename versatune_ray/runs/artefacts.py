@@ -241,6 +241,13 @@ class Adjustment(Artefact):
     warnings: list[str] = Field(default_factory=list)
 
 
+class Exported(Artefact):
+    """The step whose model a fine-tuning left, where ``training.keep_best`` chose it."""
+
+    FILE: ClassVar[str] = "finetune/exported.json"
+    step: int
+
+
 class Result(Artefact):
     """One measured number of one model in one domain."""
 

@@ -212,8 +212,7 @@ class Training(Section):
     keep_best: str | None = setting(
         None,
         "keep those of the lowest held-out loss instead, and the newest: `loss` (mean over "
-        "domains) or `loss.NAME` of one",
-        resumable=True,
+        "domains) or `loss.NAME` of one; the best one is the tuned model",
     )
     metrics: Loggers = setting(
         lambda: ["tensorboard"],

@@ -19,6 +19,7 @@ import torch
 from versatune_ray.domains import load_domains
 from versatune_ray.domains.chat import end_of_turn, load_tokenizer, served_template
 from versatune_ray.mixture import LossSums, needs
+from versatune_ray.runs.artefacts import Exported
 from versatune_ray.runs.storage import fetch, here, push
 from versatune_ray.settings.recipe import Execution, StagePlan
 from versatune_ray.training.adjustment import Refused, Report
@@ -144,6 +145,10 @@ class _Run:
         with self.runtime.best() as folder:
             if folder is not None:
                 self.checkpoints.load_weights(folder)
+                if self.runtime.rank == 0:
+                    file = self.job.folder / Path(Exported.FILE).name
+                    file.write_text(json.dumps({"step": steps_in(folder)}))
+                    push(file)
         weights = self.checkpoints.weights()
         if self.runtime.rank == 0:
             self.export(weights)

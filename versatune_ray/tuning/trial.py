@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from versatune_ray.errors import Incomplete, one_line
 from versatune_ray.pipeline import Run
 from versatune_ray.runs.folder import RunFolder
 from versatune_ray.runs.storage import fetch, remove
+from versatune_ray.runs.training_log import read_log
 from versatune_ray.settings import Config
 from versatune_ray.settings.tuning import BY_ACCURACY
 from versatune_ray.tuning.objectives import accuracies, achieved, by_epoch, seconds_of
@@ -56,20 +56,16 @@ def train(params: Mapping[str, Any], plan: Plan) -> None:
         outcome = plan.outcome(name)
         if outcome is None:
             run = Run(folder, _reports(config, plan), plan.stores_of(config))
-            lines = [
-                json.loads(line)
-                for line in (run.finetune().parent / "adjustments.jsonl")
-                .read_text(encoding="utf-8")
-                .splitlines()
-            ]
-            before, after = lines[0]["loss"], lines[-1]["loss"]
+            run.finetune()
+            log = read_log(folder.path)
+            before, after = log.base["loss"], log.tuned["loss"]
             accuracy = _accuracy(run, plan)
             outcome = {
                 "changes": changes,
                 "before": before,
                 "after": after,
-                "by_epoch": by_epoch(lines),
-                "seconds": seconds_of(lines),
+                "by_epoch": by_epoch(log.lines),
+                "seconds": seconds_of(log.lines),
                 "accuracy": accuracy or None,
                 "choices": _choices(run, plan) or None,
                 "objectives": plan.scored(
