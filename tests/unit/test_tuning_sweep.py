@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import yaml
 from versatune_ray.domains import DomainPaths
 from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import write_json
+from versatune_ray.runs.folder import RunFolder
 from versatune_ray.settings.loading import load, parse
 from versatune_ray.tuning.plan import Plan, with_artefacts
 from versatune_ray.tuning.results import _column, outcomes, write_results
@@ -152,6 +154,38 @@ def test_keys_that_need_each_other_are_checked_together() -> None:
     check_sweep(load([], [*domains, objective, many % (ninety, ninety)]))
     with pytest.raises(UserError, match=r"mixture\.tau: 0 is not valid"):
         check_sweep(load([], [*domains, objective, many % ([*ninety, 0], ninety)]))
+
+
+def test_trials_of_other_settings_are_left_out_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def plan(*overrides: str) -> Plan:
+        return Plan(load([], [*OWN, f"storage={tmp_path}", *overrides]))
+
+    for name, epochs, changes in (("old", 4, {"seed": 1}), ("new", 8, {"seed": 2})):
+        config = plan(f"training.epochs={epochs}").config(name, changes)
+        with RunFolder(config) as folder:
+            folder.begin({"model": "m"})
+            folder.write(
+                "outcome.json", {"changes": changes, "objectives": {"gain": 1}, "pruned_at": None}
+            )
+    now = plan("training.epochs=8", "training.workers=3")
+    assert [name for name, _ in outcomes(now, ["seed"])] == ["new"]
+    assert "1 earlier trial(s) had other settings, left out: old" in capsys.readouterr().out
+
+
+def test_a_trial_that_was_stopped_early_is_done_as_long_as_trials_are_stopped(
+    tmp_path: Path,
+) -> None:
+    plan = Plan(load([], [*OWN, f"storage={tmp_path}"]), marks=8)
+    for name, pruned in (("whole", None), ("stopped", 40)):
+        write_json(
+            plan.trials / name / "outcome.json",
+            {"changes": {"seed": 1}, "objectives": {"gain": 0.5}, "pruned_at": pruned},
+        )
+    names = ("whole", "stopped", "none")
+    assert [plan.is_done(name) for name in names] == [True, True, False]
+    assert [replace(plan, marks=None).is_done(name) for name in names] == [True, False, False]
 
 
 def test_trials_stopped_early_failed_or_without_a_number_are_last_and_on_no_front(

@@ -142,14 +142,15 @@ def test_a_trial_that_another_machine_did_is_done(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = machine("worker")
-    left = {"changes": {"a.b": 1}, "objectives": {"gain": 0.5}, "pruned_at": None}
+    left = {"changes": {"mixture.sigma": 1}, "objectives": {"gain": 0.5}, "pruned_at": None}
     leave(plan.trials / "t1" / "outcome.json", left)
     plan = machine("driver")
     account = Account(plan, "sweep", 1, 0)
-    trial = SimpleNamespace(config={"trial": ("t1", {"a.b": 1})}, last_result={"gain": 0.5})
+    changes = {"mixture.sigma": 1}
+    trial = SimpleNamespace(config={"trial": ("t1", changes)}, last_result={"gain": 0.5})
     account.on_trial_complete(0, [], trial)
-    assert "1/1 done: t1 (b=1)" in capsys.readouterr().out and not account.pruned
-    assert [name for name, _ in outcomes(plan, ["a.b"])] == ["t1"]
+    assert "1/1 done: t1 (sigma=1)" in capsys.readouterr().out and not account.pruned
+    assert [name for name, _ in outcomes(plan, ["mixture.sigma"])] == ["t1"]
 
 
 def test_what_trials_share_is_read_on_every_machine(machine: Machine) -> None:

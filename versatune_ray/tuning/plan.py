@@ -116,6 +116,13 @@ class Plan:
             )
         return found
 
+    def is_done(self, name: str) -> bool:
+        """Whether a trial need not be run: it is finished, or was stopped early in a search that
+        still stops trials.
+        """
+        outcome = self.outcome(name)
+        return outcome is not None and (outcome["pruned_at"] is None or self.marks is not None)
+
     def scored(self, objectives: Mapping[str, float]) -> dict[str, float]:
         """Objectives with their ``score``, or without one where a weighted one is not there
         (yet).

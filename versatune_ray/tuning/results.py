@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from versatune_ray.errors import Incomplete
+from versatune_ray.errors import Incomplete, UserError
 from versatune_ray.pipeline import Run
 from versatune_ray.runs.comparisons import Sweep
-from versatune_ray.runs.folder import say
+from versatune_ray.runs.folder import check_unchanged, say
 from versatune_ray.runs.storage import push
 from versatune_ray.settings.loading import dump
 from versatune_ray.settings.tuning import OBJECTIVES
@@ -28,13 +28,28 @@ from versatune_ray.tuning.trials import first_failures
 
 def outcomes(shared: Plan, keys: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Finished and pruned trials that change these keys: earlier ones, which came with the run's
-    folder, and this time's, whose outcomes were asked for as they ended.
+    folder, and this time's, whose outcomes were asked for as they ended. Those are left out, and
+    told, that differ from today's by more than what they change.
     """
+    others: list[str] = []
     for file in sorted(shared.trials.glob("*/outcome.json")):
-        if json.loads(file.read_text(encoding="utf-8"))["changes"].keys() == set(keys) and (
-            outcome := shared.outcome(file.parent.name)
-        ):
-            yield file.parent.name, outcome
+        name, changes = file.parent.name, json.loads(file.read_text(encoding="utf-8"))["changes"]
+        if changes.keys() != set(keys):
+            continue
+        try:
+            check_unchanged(shared.config(name, changes))
+        except UserError:
+            others.append(name)
+            continue
+        if outcome := shared.outcome(name):
+            yield name, outcome
+    if others:
+        more = ", …" if len(others) > 3 else ""
+        say(
+            "sweep",
+            f"{len(others)} earlier trial(s) had other settings, left out: "
+            f"{', '.join(others[:3])}{more}",
+        )
 
 
 def _rank(trial: tuple[str, Mapping[str, Any]]) -> tuple[bool, bool, float]:

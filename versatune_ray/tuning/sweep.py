@@ -131,7 +131,7 @@ def sweep(run: Run) -> Path:
         known = {
             name: one
             for name, one in outcomes(shared, settings.space)
-            if _within(one["changes"], settings)
+            if _within(one["changes"], settings) and (settings.prune or one["pruned_at"] is None)
         }
         listed = {name: one["changes"] for name, one in known.items()}
         search = _optuna(settings, config.seed, list(known.values()))

@@ -54,7 +54,7 @@ def train(params: Mapping[str, Any], plan: Plan) -> None:
         if config.mixture.trajectory is not None:
             fetch(config.mixture.trajectory)
         outcome = plan.outcome(name)
-        if outcome is None:
+        if outcome is None or not plan.is_done(name):
             run = Run(folder, _reports(config, plan), plan.stores_of(config))
             run.finetune()
             log = read_log(folder.path)

@@ -81,7 +81,7 @@ def run_trials(
     left = {
         name: _whole_paths(plan.config(name, changes), changes)
         for name, changes in listed.items()
-        if plan.outcome(name) is None
+        if not plan.is_done(name)
     }
     for name in listed.keys() - left.keys():
         check_unchanged(plan.config(name, listed[name]))
