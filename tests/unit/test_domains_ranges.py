@@ -18,7 +18,7 @@ from tiny import byte_tokenizer
 from versatune_ray.domains import TokenStore, expand, read_records, sample
 from versatune_ray.domains import ranges as module
 from versatune_ray.domains.delimited import NotByLines
-from versatune_ray.domains.labelled import labelled_texts
+from versatune_ray.domains.labelled import labelled_sources, labelled_texts
 from versatune_ray.domains.ranges import in_one_piece, ranges, read_range, step_for
 from versatune_ray.domains.sample import some_records
 from versatune_ray.domains.spec import Input
@@ -171,3 +171,12 @@ def test_of_large_sources_some_records_are_read_from_all_over_them(
     assert set(few) != set(everything)
     assert few == labelled_texts({"law": domain}, Data(), 20)["law"]
     assert len(labelled_texts({"law": domain}, Data(), 10_000)["law"]) > 150  # a twentieth
+
+
+def test_a_judge_is_measured_on_no_source_that_only_trains() -> None:
+    own = {"path": "own.jsonl"}
+    written = {"path": "written.jsonl", "hold_out": False}
+    assert labelled_sources(Domain(train=[own, written])) == ("train", ["own.jsonl"])
+    assert labelled_sources(Domain(train=[written])) == ("labelled", [])
+    both = Domain(train=[own], validation=["held.jsonl"])
+    assert labelled_sources(both) == ("validation", ["held.jsonl"])

@@ -213,6 +213,11 @@ def test_a_key_that_a_task_does_not_heed_is_refused_and_labels_place_its_engine(
     engine = Engine(labels={"market-type": "spot"})
     assert _resources(engine, gpu=False)["label_selector"] == {"market-type": "spot"}
     assert "label_selector" not in _resources(Engine(), gpu=False)
+    wide = Engine(
+        tensor_parallel=4, cpus=2, resources={"x": 1}, options={"pipeline_parallel_size": 2}
+    )
+    taken = _resources(wide, gpu=True)
+    assert (taken["num_cpus"], taken["num_gpus"], taken["resources"]) == (16, 8, {"x": 8})
 
 
 def test_the_papers_benchmarks_are_all_known_tasks(tmp_path: Path) -> None:

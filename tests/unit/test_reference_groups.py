@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
-from versatune_ray.training.reference import in_turn
+from versatune_ray.domains import DomainPaths
+from versatune_ray.runs.cache import key_of
+from versatune_ray.settings.loading import load
+from versatune_ray.training.reference import in_turn, reference_keys
 
 
 class Worker:
@@ -57,3 +61,15 @@ def test_what_any_worker_raises_is_told(awaited: None) -> None:
     with pytest.raises(ValueError, match="a1 on law"):
         in_turn([[Worker(told, "a0"), Worker(told, "a1", "law")]], ["law", "code"])
     assert ("a0", "code") not in told
+
+
+def test_a_cached_loss_is_that_of_the_precision_and_order_it_was_made_with() -> None:
+    stores = {"law": DomainPaths(Path("law"), None)}
+
+    def key(*overrides: str, gpu: bool = False) -> str:
+        config = load([], ["model.path=m", "domains.law=a", "domains.code=b", *overrides])
+        return key_of(reference_keys("m", stores, config, "nats/token", gpu)["law"])
+
+    assert key("training.precision=fp32") == key("training.learning_rate=1e-3") == key()
+    assert key(gpu=True) == key("training.precision=bf16") != key()
+    assert key("data.shards_at_once=1") != key("data.shards_at_once=2") != key()

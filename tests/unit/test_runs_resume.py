@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,6 @@ def test_without_ray_changed_settings_data_and_lengths_are_refused_as_with_it(
         tune("data.max_length=2048")
     model = tune()
     assert (model.parent / "done").is_file()  # what jobs look for before they train or evaluate
-    weights = (model / "model.safetensors").read_bytes()
     with pytest.raises(UserError, match=r"was begun with other settings \(training\.learning_rate"):
         tune("training.learning_rate=0.5")
     records("code", " w8")  # as many
@@ -121,4 +121,8 @@ def test_without_ray_changed_settings_data_and_lengths_are_refused_as_with_it(
         tune("run=long", "data.too_long=keep")
     records("law")
     records("code", " w7")
-    assert (tune("training.max_failures=1") / "model.safetensors").read_bytes() == weights
+    # what is done is not trained again, with or without checkpoints
+    shutil.rmtree(model.parent / "checkpoints")
+    (model / "model.safetensors").write_bytes(b"as it was left")
+    assert tune("training.max_failures=1") == model
+    assert (model / "model.safetensors").read_bytes() == b"as it was left"

@@ -211,7 +211,7 @@ def test_the_best_checkpoint_is_kept_and_exported(
     assert loss[6] != loss[9]
     same = all(torch.equal(best[name], last[name]) for name in best)
     assert same == (loss[9] < loss[6])
-    (run,) = tmp_path_factory.getbasetemp().glob("alone0/best")
+    (run,) = tmp_path_factory.getbasetemp().glob("alone[0-9]/best")
     told = read_log(run)
     assert told.step == (9 if same else 6)
     assert np.mean(list(told.tuned["loss"].values())) == min(loss[6], loss[9])

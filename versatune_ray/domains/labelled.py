@@ -16,21 +16,23 @@ _TIMES = 8  # texts to choose from, where not all are read
 
 def labelled_sources(domain: Domain) -> tuple[str, list[str]]:
     """The key under which a domain's texts are named, and the texts: ``labelled``, else
-    ``validation``, else part of ``train``.
+    ``validation``, else those sources of ``train`` that may be held out.
     """
-    sides = ("labelled", "validation", "train")
-    return next(
-        ((side, specs) for side in sides if (specs := domain.specs(side))), ("labelled", [])
-    )
+    for side in ("labelled", "validation"):
+        if specs := domain.specs(side):
+            return side, specs
+    sources = zip(domain.specs("train"), domain.held_out, strict=True)
+    held_out = [spec for spec, may_be in sources if may_be]
+    return ("train", held_out) if held_out else ("labelled", [])
 
 
 def labelled_texts(domains: Mapping[str, Domain], data: Data, limit: int) -> dict[str, list[str]]:
     """Up to ``limit`` distinct texts per domain, those with the lowest content hashes.
 
-    A record becomes one text of its questions and answers. Of ``train`` only the records are taken
-    that ``split`` holds out. Sources of more than 64 MiB are read in pieces from all over them
-    until there are eight times as many. Records that cannot be read are left to the token store to
-    count.
+    A record becomes one text of its questions and answers. Of ``train`` only those hashes are taken
+    that ``split`` holds out, which takes one for all records that ask the same. Sources of more
+    than 64 MiB are read in pieces from all over them until there are eight times as many. Records
+    that cannot be read are left to the token store to count.
 
     Raises:
         UserError: a source is missing or unreadable.

@@ -18,7 +18,7 @@ from versatune_ray.evaluation.catalogue import task_manager
 from versatune_ray.evaluation.scores import metric_of, standard_error
 from versatune_ray.runs.cache import cached, have, key_of, set_aside, write_json
 from versatune_ray.runs.storage import fetch
-from versatune_ray.runtime.engine import cpu_environment, engine_key, engine_options
+from versatune_ray.runtime.engine import cpu_environment, engine_key, engine_options, needs
 from versatune_ray.runtime.models import model_fingerprint
 from versatune_ray.runtime.progress import Bar
 from versatune_ray.settings import Config, Engine
@@ -118,7 +118,8 @@ def _parts(
     """
     import ray
 
-    room = int(ray.cluster_resources().get("GPU", 0) // engine.tensor_parallel) if gpu else models
+    gpus = ray.cluster_resources().get("GPU", 0)
+    room = int(gpus // needs(engine, gpu)["GPU"]) if gpu else models
     parts = min(max(1, room // models), len(benchmarks))
     return [benchmarks[start::parts] for start in range(parts)]
 
@@ -145,11 +146,13 @@ def _template(config: Config) -> str | None:
 
 
 def _resources(engine: Engine, gpu: bool) -> dict[str, Any]:
-    options: dict[str, Any] = {"num_cpus": engine.cpus, "resources": engine.resources}
+    taken = needs(engine, gpu)
+    options: dict[str, Any] = {"num_cpus": taken.pop("CPU"), "num_gpus": taken.pop("GPU", 0.0)}
+    options |= {"resources": taken}
     options |= {"label_selector": engine.labels} if engine.labels else {}
     environment = {"LMEVAL_LOG_LEVEL": "ERROR", "TQDM_DISABLE": "1"}
     if gpu:
-        options |= {"num_gpus": engine.tensor_parallel, "accelerator_type": engine.accelerator}
+        options |= {"accelerator_type": engine.accelerator}
     else:
         environment |= cpu_environment(engine)
     return options | {"runtime_env": {"env_vars": environment}}

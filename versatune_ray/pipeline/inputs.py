@@ -203,6 +203,14 @@ class Inputs:
         """As ``tokenize``, with what ``keep.replay`` says instead, for a trial: no account."""
         return self._stores(keep)[0]
 
+    def stores_read_by(self, model: str) -> Stores:
+        """As ``tokenize``, with the tokenizer of another model."""
+        from versatune_ray.training.inputs import tokenizer_of
+
+        config = self.with_replay(self.prepare().training.keep)
+        stores: Stores = self._build_stores(config, model).value
+        return mark(config, stores, tokenizer_of(config, model), self.cache)[0]
+
     def _stores(self, keep: Keep) -> tuple[Stores, Mapping[str, Mapping[str, int]]]:
         from versatune_ray.training.inputs import tokenizer_of
 

@@ -40,6 +40,7 @@ def plan_reference(config: Config) -> str:
     take.
     """
     from versatune_ray.runs.cache import have, key_of
+    from versatune_ray.runtime.cluster import gpus_here
     from versatune_ray.runtime.models import model_fingerprint
     from versatune_ray.training.budget import alone
     from versatune_ray.training.inputs import loss_unit, tokenizer_of
@@ -53,16 +54,21 @@ def plan_reference(config: Config) -> str:
         return f"{_TINY}; then one of its kind is tuned on each domain, in less than a GiB"
     model = settings.model or config.model.path
     unit = loss_unit(config, config.model.path)
-    paths = _stores(config, config.model.path if unit == "nats/token" else model)
+    reads = config.model.path if unit == "nats/token" else model
+    written = any(config.training.keep.replay.values())
+    paths = None if written else _stores(config, reads)
     lines = [
         f"reference losses of {model}: up to {settings.epochs} epochs on each domain alone, "
         f"{settings.workers} domain(s) at a time"
     ]
     if paths is None:
-        return "\n".join([*lines, f"  {_UNREAD}", *alone(config, model, {})])
-    if unit == "nats/token" and config.data.contaminated == "remove":
-        paths, _ = mark(config, paths, tokenizer_of(config, config.model.path), config.cache_folder)
-    keys = reference_keys(model_fingerprint(model, config.cache_folder), paths, config, unit)
+        why = _UNWRITTEN if written else _UNREAD
+        return "\n".join([*lines, f"  {why}", *alone(config, model, {})])
+    if config.data.contaminated == "remove":
+        paths, _ = mark(config, paths, tokenizer_of(config, reads), config.cache_folder)
+    keys = reference_keys(
+        model_fingerprint(model, config.cache_folder), paths, config, unit, gpus_here(config.device)
+    )
     left: dict[str, tuple[DomainData, int]] = {}
     for name, data in load_domains(paths, config.data).items():
         size = min(len(data.train), settings.max_records or len(data.train))
@@ -156,6 +162,7 @@ def plan_base(config: Config) -> str:
     return "\n".join([*lines, "minutes on a CPU and less than a GiB each, side by side"])
 
 
+_UNWRITTEN = "what is cached shows once the base has written what training.keep.replay asks for"
 _UNREAD = "records are not read yet: they are counted once a run has read them"
 
 

@@ -131,11 +131,7 @@ class Run(Inputs):
             from versatune_ray.training.reference import reference_losses
 
             model, unit = self._reference_model(), self.unit()
-            stores: Stores = (
-                self.tokenize()
-                if unit == "nats/token"
-                else self._build_stores(self.with_replay(config.training.keep), model).value
-            )
+            stores = self.tokenize() if unit == "nats/token" else self.stores_read_by(model)
             fingerprint, gpu = model_fingerprint(model, self.cache), self.gpu()
             references = self.folder.step(
                 "reference losses",

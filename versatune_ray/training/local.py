@@ -28,7 +28,7 @@ from versatune_ray.domains.contamination import mark
 from versatune_ray.domains.tokenizing import build_stores
 from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import write_json
-from versatune_ray.runs.folder import RunFolder
+from versatune_ray.runs.folder import RunFolder, say
 from versatune_ray.runtime.cluster import gpus_here
 from versatune_ray.runtime.gguf import with_folders
 from versatune_ray.runtime.models import check_length, find_model, model_fingerprint
@@ -125,6 +125,13 @@ def _finetune(
             fingerprint = model_fingerprint(model, config.cache_folder)
             kept.begin(inputs_of(config, fingerprint, paths, detected, reference))
         job = Job(config, model, paths, stages, folder, read_importance(config.training.soft_mask))
+    done = [(folder / "done").is_file()]
+    if world > 1:
+        dist.broadcast_object_list(done)
+    if done[0]:
+        if rank == 0:
+            say("fine-tuning", "was done before")
+        return folder / "model"
     runtime = LocalRuntime(job, controller, rank, world, device)
     with runtime.heartbeat:
         run(job, runtime)

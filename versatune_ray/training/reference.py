@@ -21,17 +21,23 @@ from versatune_ray.settings.recipe import Execution, Unit
 
 
 def reference_keys(
-    fingerprint: str, paths: Mapping[str, DomainPaths], config: Config, unit: Unit
+    fingerprint: str, paths: Mapping[str, DomainPaths], config: Config, unit: Unit, gpu: bool
 ) -> dict[str, dict[str, Any]]:
     """What the cached loss of each domain depends on."""
-    settings = config.reference
+    settings, training, at_once = config.reference, config.training, config.data.shards_at_once
+    others: dict[str, Any] = {} if at_once is None else {"shards_at_once": at_once}
+    if training.optimizer != "adamw":
+        others["optimizer"] = training.optimizer
+    if Execution.of(training).in_bf16("cuda" if gpu else "cpu"):
+        others["precision"] = "bf16"
     common = {
         "model": fingerprint,
         "settings": settings.deciding("losses", "model"),
-        "micro_batch_tokens": config.training.micro_batch_tokens,
+        "micro_batch_tokens": training.micro_batch_tokens,
         "seed": config.seed,
         "unit": unit,
-    } | ({} if config.training.optimizer == "adamw" else {"optimizer": config.training.optimizer})
+        **others,
+    }
     # Every domain's validation may remove records from any domain's training set: all the stores
     # are part of each key.
     stores = {name: path.key for name, path in paths.items()}
@@ -59,7 +65,7 @@ def reference_losses(
     from versatune_ray.runtime.cluster import fitting
 
     settings = config.reference
-    keys = reference_keys(fingerprint, paths, config, unit)
+    keys = reference_keys(fingerprint, paths, config, unit, gpu)
 
     class Worker:
         """A ``ReferenceWorker``, which the driver does not load."""

@@ -24,6 +24,8 @@ from versatune_ray.training.attention import choose
 from versatune_ray.training.model import fill, load_model
 from versatune_ray.training.trainer import Trainer
 
+_MADE_ELSEWHERE = timedelta(days=1)  # longest wait for another job that makes the same loss
+
 
 class ReferenceWorker:
     """One rank of a group that tunes one domain after another; imports, data and cores are set up
@@ -51,6 +53,7 @@ class ReferenceWorker:
         self._rank, self._world = rank, world
         self._data = load_domains(paths, config.data)
         self._device = torch.device("cuda", 0) if gpu else torch.device("cpu")
+        self._patient: dist.ProcessGroup | None = None
 
     def meeting_point(self, host: str) -> str:
         """A free port on this machine, for the group."""
@@ -64,6 +67,8 @@ class ReferenceWorker:
         dist.init_process_group(
             backend, init_method=address, rank=self._rank, world_size=self._world, timeout=timeout
         )
+        # where another job makes the same loss, the first rank waits for it, and they for this one
+        self._patient = dist.new_group(timeout=_MADE_ELSEWHERE, backend="gloo")
 
     def tune(self, name: str) -> None:
         """Measure a domain's reference loss and leave it in the cache, unless it is there."""
@@ -101,7 +106,7 @@ class ReferenceWorker:
         """What rank 0 says: whether there is something to measure."""
         said = [begin]
         if self._world > 1:
-            dist.broadcast_object_list(said)
+            dist.broadcast_object_list(said, group=self._patient)
         return said[0]
 
 
