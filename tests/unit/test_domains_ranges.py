@@ -23,7 +23,7 @@ from versatune_ray.domains.ranges import in_one_piece, ranges, read_range, step_
 from versatune_ray.domains.sample import some_records
 from versatune_ray.domains.spec import Input
 from versatune_ray.domains.tokenizing import build_stores
-from versatune_ray.settings import Data
+from versatune_ray.settings import Data, Domain
 from versatune_ray.settings.loading import parse
 
 JSONL = (

@@ -163,6 +163,7 @@ def stages(
             start[places] = starting_shares(
                 alone, own, None if detected is None else _among(detected, places), counts
             )
+            part.check_start(dict(zip(own, start[places], strict=True)))
             found.append(
                 StagePlan(
                     name=part.name,

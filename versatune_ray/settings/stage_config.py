@@ -50,6 +50,22 @@ class StageConfig:
 
         return {name: count(self.stage, name) for name in self.sources}
 
+    def check_start(self, shares: Mapping[str, float]) -> None:
+        """
+        Args:
+            shares: the stage starts with, of each source that has records.
+
+        Raises:
+            UserError: they stay as they are, and all is for what is rehearsed.
+        """
+        own = [name for name in shares if name not in self.rehearsed]
+        mixture = self.config.mixture
+        if own and mixture.policy == "constant" and not any(shares[name] for name in own):
+            raise UserError(
+                f"start={mixture.start} gives nothing to {', '.join(own)}, which this stage is "
+                f"for; write another, such as start: proportional"
+            )
+
     def over(self, sources: Sequence[str]) -> Config:
         """The configuration over some of the sources: the others' starting shares are left out."""
         start = self.config.mixture.start
