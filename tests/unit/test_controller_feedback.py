@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from controllers import controller, drawn, exchange, report, stage
 
-from versatune_ray.mixture import Constant, DoGE, VersaTune
+from versatune_ray.mixture import Constant, DoGE, Feedback, VersaTune
 from versatune_ray.training.adjustment import Gradients, Refused, Report
 from versatune_ray.training.controller import WeightController
 
@@ -61,6 +61,36 @@ def test_training_feedback_is_a_moving_average_of_the_losses_of_drawn_domains() 
     ]
     assert [line["train_loss"]["law"] for line in lines] == [4.0, 2.0, None, 5.5]
     assert [line["feedback"] for line in lines] == ["train"] * 4
+
+
+def test_training_losses_are_compared_with_training_losses_alone() -> None:
+    """Each domain's first one is also what it was before: 9, 9 was measured on other records."""
+    told: list[Feedback] = []
+
+    class Noting(Constant):
+        def update(self, shares: Any, feedback: Feedback) -> Any:
+            told.append(feedback)
+            return super().update(shares, feedback)
+
+    actor = controller(Noting(), smoothing=0.0)
+    actor.begin(1, None)
+    exchange(actor, report(0, [9, 9], [1, 1]))
+    rows = [(10, 12.0, None, (1, 0)), (20, 6.0, 3.0, (2, 1)), (30, 9.0, 6.0, (3, 2))]
+    lines = [exchange(actor, drawn(*row))[0].line for row in rows]
+    assert [one.history.tolist() for one in told] == [
+        [[12, 9]],
+        [[12, 3], [12, 3]],
+        [[12, 3], [12, 3], [6, 3]],
+    ]
+    # Eq. 3, (ℓ(t) − ℓ(t−1)) / ℓ(t−1) where that is above 0
+    assert [list(line["forgetting_degree"].values()) for line in lines] == [
+        [0, 0],
+        [0, 0],
+        [0.5, 1],
+    ]
+    (last,) = exchange(actor, report(40, [4, 12], [1, 1]))
+    assert told[-1].history.tolist() == [[9, 9]] * 4
+    assert last.line["forgetting_degree"] == {"law": 0, "code": pytest.approx(1 / 3)}
 
 
 def test_held_out_feedback_is_not_averaged() -> None:

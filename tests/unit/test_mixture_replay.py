@@ -113,3 +113,14 @@ def test_a_plan_that_does_not_fit_the_log_is_told_in_one_line():
         UserError, match=r"replay: .*at 0, 90 of 10 steps; the last is past the end"
     ):
         _answers(config, recorded(0, 5, 10), ["law", "code"], None, np.array([0.5, 0.5]))
+
+
+def test_losses_that_were_measured_otherwise_are_not_compared_with() -> None:
+    """Held out, both domains had 1.0 before; the first training losses would look forgotten."""
+    policy = Expansion(targets=(0,), delta=0.1, epsilon=0.1)
+    losses, ceiling = [[2.0, 2.0], [1.5, 1.8]], [0.5, 0.5]
+    kinds = [[False, False], [True, True], [True, True]]
+    told = replay(policy, [0.5, 0.5], losses, ceiling, [1.0, 1.0], trained=kinds)
+    alike = replay(policy, [0.5, 0.5], losses, ceiling, losses[0])
+    np.testing.assert_array_equal(told, alike)
+    assert told[1][0] > 0.5 == replay(policy, [0.5, 0.5], losses, ceiling, [1.0, 1.0])[1][0]

@@ -19,7 +19,7 @@ from versatune_ray.mixture.baselines import (
     SkillIt,
 )
 from versatune_ray.mixture.diagnostics import new_warnings
-from versatune_ray.mixture.feedback import Budget, Feedback, LossSums
+from versatune_ray.mixture.feedback import Budget, Feedback, LossSums, comparable
 from versatune_ray.mixture.metrics import forgetting_degree, learnable_potential
 from versatune_ray.mixture.policies import (
     Balanced,
@@ -91,6 +91,7 @@ __all__ = [
     "apply_policy",
     "chameleon",
     "check_shares",
+    "comparable",
     "fixed_subset",
     "forgetting_degree",
     "inverse",

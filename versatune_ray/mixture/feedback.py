@@ -224,6 +224,22 @@ class Feedback:
         return metrics.forgetting_degree(self.loss, self.previous_loss, self.names)
 
 
+def comparable(history: npt.ArrayLike, loss: npt.ArrayLike, trained: npt.ArrayLike) -> FloatArray:
+    """``history`` [t, k] as ``loss`` [k] is to be compared with: what was measured otherwise, as
+    the held-out losses before step 1 are where training losses are gone by, is given as the first
+    that was measured alike (``loss`` itself, where none was before).
+
+    Args:
+        trained: which are training losses, [t + 1, k], those of ``loss`` last.
+    """
+    table = np.vstack([np.reshape(history, (-1, np.size(loss))), loss])
+    kinds = np.asarray(trained, dtype=np.bool_)
+    alike = kinds == kinds[-1]
+    first = table[alike.argmax(axis=0), np.arange(table.shape[1])]
+    found: FloatArray = np.where(alike, table, first)[:-1]
+    return found
+
+
 @dataclass(frozen=True)
 class LossSums:
     """Per domain, shape [k]: summed negative log-likelihood in nats, and what it is divided by

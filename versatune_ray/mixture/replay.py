@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from versatune_ray.mixture.arrays import FloatArray, vector
-from versatune_ray.mixture.feedback import Budget, Feedback
+from versatune_ray.mixture.feedback import Budget, Feedback, comparable
 from versatune_ray.mixture.policies import Policy, apply_policy
 from versatune_ray.mixture.shares import check_shares
 
@@ -29,6 +29,7 @@ def replay(
     budget: Budget | None = None,
     gradient_variances: npt.ArrayLike | None = None,
     held_out_products: npt.ArrayLike | None = None,
+    trained: npt.ArrayLike | None = None,
 ) -> FloatArray:
     """Return shares [t+1, k]: row 0 is ``shares``, row i what the policy makes of row i−1 and of
     the losses of adjustment i.
@@ -49,6 +50,7 @@ def replay(
         passes: [t, k], over the domains' records up to each adjustment; None if unknown.
         budget: of the whole run, ``drawn`` at each adjustment, [t, k]; None if unknown.
         gradient_variances, held_out_products: [t, k], as ``gradient_products``.
+        trained: [t + 1, k], which losses, ``initial_loss`` first, are training losses; None: none.
 
     Raises:
         ValueError: no valid shares; a loss is NaN, infinite, negative or missing (step and domain
@@ -80,9 +82,14 @@ def replay(
         [None] * len(table) if values is None else np.asarray(values, dtype=np.float64)
         for values in (passes, gradient_variances, held_out_products)
     )
+    kinds = None if trained is None else np.asarray(trained, dtype=np.bool_)
     told = zip(at, table, products, seen, variances, held_out, strict=True)
     earlier = np.zeros((len(history), start.size))
     for row, (step, loss, product, passed, variance, out) in enumerate(told):
+        known = history
+        if kinds is not None and history:
+            known = list(comparable(history, loss, kinds[: row + 2][-len(history) - 1 :]))
+            previous = known[-1]
         rows.append(
             apply_policy(
                 policy,
@@ -93,7 +100,7 @@ def replay(
                     previous,
                     reference_loss,
                     names,
-                    history,
+                    known,
                     product,
                     passed,
                     budget and replace(budget, drawn=np.vstack([earlier, budget.drawn[: row + 1]])),

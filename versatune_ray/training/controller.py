@@ -236,8 +236,8 @@ class WeightController:
         )
         forgetting = (
             None
-            if self.previous_loss is None
-            else forgetting_degree(loss, self.previous_loss, self.domains)
+            if feedback.previous_loss is None
+            else forgetting_degree(loss, feedback.previous_loss, self.domains)
         )
         self.previous_loss = loss
         line: dict[str, Any] = {

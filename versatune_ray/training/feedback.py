@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from versatune_ray.mixture import Budget, Feedback
+from versatune_ray.mixture import Budget, Feedback, comparable
 from versatune_ray.settings.recipe import StagePlan
 from versatune_ray.training.adjustment import Array, Gradients, Report
 
@@ -25,22 +25,26 @@ def feedback_of(
 
     Args:
         report: of any rank. lines: of the stage, so far. before: passes of earlier stages, [k].
-        losses: now, and at the adjustment before.
+        losses: now, and at the adjustment before, which may be of an earlier stage.
 
     Raises:
         ValueError: as ``Feedback``.
     """
     passes = report.passes + before
+    history = np.array([list(line["loss"].values()) for line in lines]).reshape(-1, len(domains))
+    now = (report.passes > 0) & (report.loss_sums is None)
+    trained = [*(trained_in(line, domains, before) for line in lines), now]
+    history = comparable(history, losses[0], trained)
     rows = np.stack([*(passes_in(line, domains) for line in lines), passes]) - before
     sizes, recipe = np.array(stage.records, dtype=np.float64), stage.recipe
     gradients = report.gradients or Gradients(None)
     return Feedback(
         report.step,
         losses[0],
-        losses[1],
+        history[-1] if lines else losses[1],
         reference,
         domains,
-        [list(line["loss"].values()) for line in lines],
+        history,
         gradients.products,
         passes,
         Budget(recipe.steps, recipe.batch_size, sizes, np.rint(rows * sizes)),
@@ -52,6 +56,13 @@ def feedback_of(
         gradients.variances,
         gradients.held_out,
     )
+
+
+def trained_in(line: Mapping[str, Any], domains: Sequence[str], before: Array | float) -> Array:
+    """Which losses of a line of the log are training losses, [k]: until a stage has drawn from a
+    domain, its loss is still a held-out one. ``before``: passes of earlier stages.
+    """
+    return (passes_in(line, domains) > before) & (line.get("feedback") == "train")
 
 
 def measured(domains: Sequence[str], gradients: Gradients | None) -> dict[str, Any]:

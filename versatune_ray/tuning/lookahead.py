@@ -31,6 +31,7 @@ from versatune_ray.settings import Config, mixing, semantics
 from versatune_ray.settings.given import in_epochs
 from versatune_ray.settings.idle import idle
 from versatune_ray.settings.loading import parse, with_keys
+from versatune_ray.training.feedback import trained_in
 from versatune_ray.tuning.plan import leaves
 
 CAVEAT = (
@@ -165,6 +166,12 @@ def _answers(
             [[line["gradient_products"][one][other] for other in names] for one in names]
             for line in told
         ]
+    variances, held_out = (
+        [[line[key][name] for name in names] for line in told]
+        if all(key in line for line in told)
+        else None
+        for key in ("gradient_variances", "held_out_products")
+    )
     try:
         return replay(
             policy,
@@ -177,12 +184,9 @@ def _answers(
             products,
             _passes(told, names),
             budget,
-            *(
-                [[line[key][name] for name in names] for line in told]
-                if all(key in line for line in told)
-                else None
-                for key in ("gradient_variances", "held_out_products")
-            ),
+            variances,
+            held_out,
+            [trained_in(line, names, 0.0) for line in lines],
         )
     except ValueError as error:
         raise UserError(f"replay: {error}") from None
