@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from versatune_ray.domains import DomainPaths
+from versatune_ray.domains.records import Question
 from versatune_ray.errors import UserError
 from versatune_ray.runs.cache import write_json
 from versatune_ray.runs.folder import RunFolder
@@ -174,7 +175,7 @@ def test_trials_of_other_settings_are_left_out_and_told(
     assert "1 earlier trial(s) had other settings, left out: old" in capsys.readouterr().out
 
 
-def test_a_trial_that_was_stopped_early_is_done_as_long_as_trials_are_stopped(
+def test_a_trial_is_done_that_was_asked_the_same_or_stopped_where_trials_are_stopped(
     tmp_path: Path,
 ) -> None:
     plan = Plan(load([], [*OWN, f"storage={tmp_path}"]), marks=8)
@@ -183,6 +184,13 @@ def test_a_trial_that_was_stopped_early_is_done_as_long_as_trials_are_stopped(
             plan.trials / name / "outcome.json",
             {"changes": {"seed": 1}, "objectives": {"gain": 0.5}, "pruned_at": pruned},
         )
+    now = Question("is it?", "yes")
+    write_json(
+        plan.trials / "other" / "outcome.json",
+        {"changes": {}, "objectives": {"gain": 0.5}, "pruned_at": None, "asked": plan.asked},
+    )
+    assert plan.is_done("other")
+    assert not replace(plan, questions={"law": [now]}).is_done("other")  # asked other things
     names = ("whole", "stopped", "none")
     assert [plan.is_done(name) for name in names] == [True, True, False]
     assert [replace(plan, marks=None).is_done(name) for name in names] == [True, False, False]

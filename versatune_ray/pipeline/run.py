@@ -192,7 +192,7 @@ class Run(Inputs):
         # a mistake in questions or benchmarks is told before the training and not after it
         config = self.prepare(judge=self._asks_judge())
         questions = load_questions(config)
-        self._benchmarks_asked()
+        self.benchmarks_asked()
         models = {"base": self.model(), "tuned": self.whole_model(str(self.finetune()))}
 
         def evaluate() -> Step:
@@ -211,7 +211,7 @@ class Run(Inputs):
     @once
     def measure_benchmarks(self) -> Benchmarks:
         """Base, tuned (where this run has it) and ``evaluation.models`` on every benchmark."""
-        asked = self._benchmarks_asked()
+        asked = self.benchmarks_asked()
         if not asked:
             return Benchmarks([], {})
         from versatune_ray.evaluation.harness import measure
@@ -276,7 +276,7 @@ class Run(Inputs):
         return page
 
     @once
-    def _benchmarks_asked(self) -> list[Any]:
+    def benchmarks_asked(self) -> list[Any]:
         """The benchmarks, read and checked."""
         if not self.given_config.evaluation.benchmarks:
             return []

@@ -21,6 +21,7 @@ from versatune_ray.runs.storage import bring
 from versatune_ray.settings import Config, semantics
 from versatune_ray.settings.loading import parse, with_keys
 from versatune_ray.settings.location import shown
+from versatune_ray.settings.tuning import BY_ACCURACY
 from versatune_ray.tuning.objectives import score
 
 _FREE_TREE = ("sweep", "study", "cofitune", "replay")  # what a trial does not depend on
@@ -55,7 +56,8 @@ class Plan:
     targets: domains that ``target_gain`` is of. weights: of the objectives in ``score``, by which
     trials are compared, where it is not 0. marks: samples from one comparison of running trials
     to the next (see ``pruning``); None: they are not compared before their end. choices: of each
-    domain's benchmarks, where trials are measured on them.
+    domain's benchmarks, where trials are measured on them. benchmarks: what stands for those by
+    which trials are scored.
     """
 
     base: Config
@@ -66,6 +68,7 @@ class Plan:
     weights: Mapping[str, float] = field(default_factory=lambda: {"gain": 1.0})
     marks: int | None = None
     choices: Mapping[str, Sequence[Sequence[Choices]]] = field(default_factory=dict)
+    benchmarks: tuple[Mapping[str, Any], ...] = ()
 
     def config(self, name: str, changes: Mapping[str, Any]) -> Config:
         """The configuration of one trial: ``changes`` are dotted keys.
@@ -116,12 +119,23 @@ class Plan:
             )
         return found
 
+    @property
+    def asked(self) -> str:
+        """Stands for all that a trained model is asked."""
+        return key_of(
+            {"questions": self.questions, "choices": self.choices, "benchmarks": self.benchmarks}
+        )
+
     def is_done(self, name: str) -> bool:
-        """Whether a trial need not be run: it is finished, or was stopped early in a search that
-        still stops trials.
+        """Whether a trial need not be run: it is finished, and was asked what is asked now (else
+        its model is, without another training); or it was stopped early in a search that still
+        stops trials.
         """
         outcome = self.outcome(name)
-        return outcome is not None and (outcome["pruned_at"] is None or self.marks is not None)
+        if outcome is None or outcome["pruned_at"] is not None:
+            return outcome is not None and self.marks is not None
+        # versions before did not say
+        return bool(outcome.get("asked", self.asked) == self.asked)
 
     def scored(self, objectives: Mapping[str, float]) -> dict[str, float]:
         """Objectives with their ``score``, or without one where a weighted one is not there
@@ -162,6 +176,9 @@ def with_artefacts(
     """
     from versatune_ray.evaluation.questions import load_questions
 
+    evaluation = run.given_config.evaluation
+    weights = {aim: weight for aim, weight in weights.items() if weight}
+    scored = run.benchmarks_asked() if weights.keys() & set(BY_ACCURACY) else []
     detect = any(semantics.needs_detection(one) for one in configs.values())
     ready = run.prepare(judge=detect and run.given_config.detection.distribution is None)
     stores, questions = run.tokenize(), load_questions(ready)
@@ -191,7 +208,12 @@ def with_artefacts(
         replayed,
         questions,
         tuple(targets),
-        {aim: weight for aim, weight in weights.items() if weight},
+        weights,
+        benchmarks=tuple(
+            {"one": one.identity, "shots": one.shots, "metric": one.metric}
+            | {"limit": evaluation.limit, "chat": evaluation.chat}
+            for one in scored
+        ),
     )
 
 

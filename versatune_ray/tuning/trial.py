@@ -68,6 +68,7 @@ def train(params: Mapping[str, Any], plan: Plan) -> None:
                 "seconds": seconds_of(log.lines),
                 "accuracy": accuracy or None,
                 "choices": _choices(run, plan) or None,
+                "asked": plan.asked,
                 "objectives": plan.scored(
                     achieved(before, after, plan.targets) | accuracies(accuracy, plan.targets)
                 ),
