@@ -8,6 +8,8 @@ import bz2
 import gzip
 import json
 import lzma
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -130,16 +132,26 @@ def test_what_is_no_such_file_is_named_in_one_line(
         read(write(tmp_path / name, content))
 
 
-def test_all_compressions_are_read(tmp_path: Path) -> None:
+def zstd(content: bytes) -> bytes:
+    packed: bytes = pa.compress(content, codec="zstd", asbytes=True)
+    return packed
+
+
+@pytest.mark.parametrize(
+    ("suffix", "squeeze"),
+    [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress), ("zst", zstd)],
+)
+def test_all_compressions_are_read_and_what_was_cut_off_is_told(
+    tmp_path: Path, suffix: str, squeeze: Callable[[bytes], bytes]
+) -> None:
     whole = LINES.encode()
-    for suffix, squeezed in (
-        ("gz", gzip.compress(whole[:30]) + gzip.compress(whole[30:])),
-        ("bz2", bz2.compress(whole)),
-        ("xz", lzma.compress(whole)),
-        ("zst", pa.compress(whole, codec="zstd", asbytes=True)),
-    ):
-        file = write(tmp_path / f"a.jsonl.{suffix}", squeezed)
-        assert [record for _, record in read(file)] == ROWS, suffix
+    parts = write(tmp_path / f"a.jsonl.{suffix}", squeeze(whole[:30]) + squeeze(whole[30:]))
+    assert [record for _, record in read(parts)] == ROWS
+    many = squeeze("".join(json.dumps({"n": n * n}) + "\n" for n in range(20_000)).encode())
+    for kept in (len(many) // 2, len(many) - 3):
+        for name in (f"cut.jsonl.{suffix}", f"cut.txt.{suffix}"):
+            with pytest.raises(UserError, match=f"{name}: cannot be read"):
+                read(write(tmp_path / name, many[:kept]))
 
 
 def test_json_is_read_in_whichever_way_it_is_laid_out(tmp_path: Path) -> None:
@@ -259,3 +271,22 @@ def test_a_slice_of_a_split_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     write(tmp_path / "data" / "train.jsonl", LINES)
     source = Input(str(tmp_path / "data"), "org/law", "hub", split="train[:50%]")
     assert [item.record for item in read_records(source)] == ROWS[:1]
+
+
+def test_what_a_folder_holds_beside_its_records_is_named(tmp_path: Path) -> None:
+    names = ("doc.txt", "b.zip", "c.jsonl.lz4", "_d.jsonl", "README.md", ".DS_Store", "_SUCCESS")
+    for name in names:
+        write(tmp_path / "some" / name, "x")
+    write(tmp_path / "some" / "a.jsonl", LINES)
+    inputs = expand(str(tmp_path / "some"), KEY)
+    assert [Path(one.path).name for one in inputs] == ["a.jsonl"]
+    assert remarks(inputs) == [
+        f"{tmp_path}/some: leaves _d.jsonl, b.zip, c.jsonl.lz4 and 1 more",
+    ]
+
+
+def test_a_pipe_among_the_files_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", LINES)
+    os.mkfifo(tmp_path / "b.jsonl")
+    with pytest.raises(UserError, match=r"b\.jsonl: a pipe, socket or device and no file"):
+        expand(str(tmp_path), KEY)

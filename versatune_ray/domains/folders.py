@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Collection, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -25,7 +26,7 @@ def walk(fs: Any, root: str) -> list[str]:
     folder is read once, so that a circle of links ends.
 
     Raises:
-        UserError: a link leads nowhere.
+        UserError: a link leads nowhere, or what has a name is no file but a pipe, say.
     """
     if "file" not in fs.protocol:
         return list(fs.find(root))
@@ -41,6 +42,8 @@ def walk(fs: Any, root: str) -> list[str]:
             path = f"{folder}/{name}"
             if not os.path.exists(path):  # noqa: PTH110 - fsspec's paths are texts
                 raise UserError(f"{path}: a link to nothing")
+            if not os.path.isfile(path):  # noqa: PTH113 - reading one may wait for ever
+                raise UserError(f"{path}: a pipe, socket or device and no file; take it away")
             found.append(path)
     return found
 
@@ -74,9 +77,27 @@ def of_split(names: list[str], root: str, side: str) -> tuple[list[str], str]:
     kept = [
         name for name in names if splits[name] in (wanted, None if wanted == "train" else wanted)
     ]
-    left = [name.removeprefix(root).lstrip("/") for name in names if name not in kept]
-    shown = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
-    return kept, f"takes its {wanted} split and leaves {shown}"
+    left = [name for name in names if name not in kept]
+    return kept, f"takes its {wanted} split and leaves {listed(left, root)}"
+
+
+def unread(names: Sequence[str], taken: Collection[str], root: str) -> str:
+    """Words for the files of a folder that are not ``taken``, but those that no records are
+    expected in: hidden ones, what says something of the others, and marks such as ``_SUCCESS``.
+    """
+    left = []
+    for name in sorted(set(names) - set(taken)):
+        path = PurePosixPath(name.removeprefix(root))
+        told = path.suffix.lower() in (".md", "") or path.name in METADATA
+        if not told and not any(part.startswith(".") for part in path.parts):
+            left.append(name)
+    return f"leaves {listed(left, root)}" if left else ""
+
+
+def listed(names: Sequence[str], root: str) -> str:
+    """The first of them, as they lie in the folder."""
+    shown = [name.removeprefix(root).lstrip("/") for name in names]
+    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
 
 
 def _split(path: PurePosixPath) -> str | None:

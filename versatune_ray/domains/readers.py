@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import IO, Any, NamedTuple, cast
 
+import pyarrow as pa
+
 from versatune_ray.domains import delimited, json_records, tables
 from versatune_ray.domains.remote import locate, open_file
 from versatune_ray.domains.spec import Input, expand, reason_of
@@ -146,10 +148,8 @@ def open_source(source: Input, seekable: bool = False) -> Any:
 
 
 def _zstd(file: IO[bytes]) -> IO[bytes]:
-    import zstandard
-
-    reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-    return io.BufferedReader(cast(io.RawIOBase, reader))
+    # Python's own zstandard ends in silence where a file was cut off
+    return io.BufferedReader(cast(io.RawIOBase, pa.input_stream(file, compression="zstd")))
 
 
 _COMPRESSIONS: dict[str, Callable[[IO[bytes]], Any]] = {

@@ -68,8 +68,8 @@ def expand(spec: str, key: str, texts: bool = False) -> list[Input]:
 
     In folders, hidden files, those starting with ``_``, what datasets say of themselves
     (``dataset_infos.json``) and other formats are skipped; links are followed. Of a folder that
-    holds several splits, as the hub stores them, only those are taken that ``key`` is for, and
-    ``note`` names the others. ``.txt`` files count where a folder holds nothing else, and with
+    holds several splits, as the hub stores them, only those are taken that ``key`` is for. ``note``
+    names what was left. ``.txt`` files count where a folder holds nothing else, and with
     ``texts`` always. ``key`` is the configuration key named in errors. Only dataset ids touch the
     network (to pin the commit).
 
@@ -123,9 +123,14 @@ def reason_of(error: BaseException) -> str:
 
 
 def _in_folder(fs: Any, root: str, key: str, texts: bool) -> tuple[list[str], str]:
-    """Files of a folder that hold what ``key`` is for, and which splits were left."""
-    names = folders.saved_files(fs, root) or _visible(folders.walk(fs, root), root, texts)
-    return folders.of_split(names, root, key.rpartition(".")[2])
+    """Files of a folder that hold what ``key`` is for, and which others were left."""
+    side = key.rpartition(".")[2]
+    if saved := folders.saved_files(fs, root):
+        return folders.of_split(saved, root, side)
+    there = folders.walk(fs, root)
+    names = _visible(there, root, texts)
+    kept, note = folders.of_split(names, root, side)
+    return kept, "; ".join(filter(None, (note, folders.unread(there, names, root))))
 
 
 def _format(name: str, suffixes: dict[str, Format]) -> Format | None:
