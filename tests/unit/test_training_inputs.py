@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from chat_families import tokenizer_of
 
 from versatune_ray.errors import UserError
 from versatune_ray.settings.loading import load
+from versatune_ray.training.given_losses import given_losses
 from versatune_ray.training.inputs import loss_unit
 
 
@@ -47,3 +49,26 @@ def test_given_losses_say_what_they_are_measured_in(models: Path) -> None:
     file.write_text(json.dumps({"unit": "nats/token", "tokenizer": "?", "domains": domains}))
     with pytest.raises(UserError, match="another tokenizer"):
         loss_unit(load([], given), base)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"unit": "banana", "domains": %s}', "unit: 'banana'; valid: nats/token, nats/byte"),
+        ('{"unit": "nats/byte", "domains": {"law": {"loss": "1"}, "code": {"loss": 1}}}', "law"),
+        ('{"unit": "nats/byte", "domains": {"law": {"loss": 1}, "code": {"loss": true}}}', "code"),
+        ('{"unit": "nats/byte", "domains": {"law": {"loss": 1}, "code": {"loss": -1}}}', "no loss"),
+        ('{"unit": "nats/byte", "domains": {"law": {"loss": NaN}, "code": {"loss": 1}}}', "nan is"),
+        ('{"unit": "nats/byte", "domains": {"law": 3, "code": {"loss": 1}}}', "no losses.json"),
+        ('{"domains": %s}', "no 'unit' in it"),
+        ("null", "no losses.json"),
+        ("[]", "no losses.json"),
+    ],
+)
+def test_what_are_no_losses_is_told_before_anything_starts(
+    tmp_path: Path, content: str, told: str
+) -> None:
+    file = tmp_path / "losses.json"
+    file.write_text(content.replace("%s", '{"law": {"loss": 1}, "code": {"loss": 2}}'))
+    with pytest.raises(UserError, match=re.escape(told)):
+        given_losses(str(file), ["law", "code"])

@@ -265,7 +265,7 @@ def given(source: str, domains: Sequence[str]) -> dict[str, Any]:
                 found["share"] = found["corrected"]["share"]
             values = [float(value) for value in found["share"]]
             names = [str(name) for name in found["domains"]]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path}: no distribution (needs `domains` and `share`): {error}"
             ) from None

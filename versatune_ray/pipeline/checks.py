@@ -8,7 +8,7 @@ makes.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,11 +18,11 @@ from versatune_ray.domains import expand, load_tokenizer
 from versatune_ray.errors import UserError
 from versatune_ray.microworld.prepare import check_judge
 from versatune_ray.runs.folder import say
-from versatune_ray.runs.storage import fetch
 from versatune_ray.runtime.models import check_length, find_model
 from versatune_ray.settings import Config, idle, semantics
 from versatune_ray.settings.location import is_mirrored
 from versatune_ray.training.finetune import checked_importance
+from versatune_ray.training.given_losses import given_losses
 
 Use = Literal["records", "mixture", "detection", "reference", "models"]
 TUNING: tuple[Use, ...] = ("records", "mixture")
@@ -49,7 +49,7 @@ def check_named(config: Config, uses: Collection[Use] = TUNING) -> None:
         _check_records(config)
     mixes = "mixture" in uses and bool(own)
     if "reference" in uses or (mixes and semantics.needs_reference(config)):
-        _check_reference(config)
+        _check_reference(config, names)
     if _detects(config, uses):
         _check_detection(config, own)
     for name, model in config.evaluation.models.items() if "models" in uses else ():
@@ -102,10 +102,10 @@ def _check_records(config: Config) -> None:
             raise UserError(f"data.chat_template: {data.chat_template}: no such file")
 
 
-def _check_reference(config: Config) -> None:
+def _check_reference(config: Config, names: Sequence[str]) -> None:
     losses, model = config.reference.losses, config.reference.model
-    if losses is not None and not Path(fetch(losses)).expanduser().is_file():
-        raise UserError(f"reference.losses: {losses}: no such file")
+    if losses is not None:
+        given_losses(losses, names)
     if losses is None and model is not None:
         find_model("reference.model", model)
 
