@@ -28,6 +28,7 @@ def test_one_name_is_a_list_of_one_and_a_resumed_run_may_change_it(tmp_path: Pat
     with RunFolder(config):
         (config.run_folder / "finetune").mkdir()
         (config.run_folder / "finetune" / "inputs.json").write_text("{}")
+        (config.run_folder / "finetune" / "adjustments.jsonl").write_text('{"step": 0}\n')
     with RunFolder(other):
         pass
     with pytest.raises(UserError, match=r"training\.metrics.*'mail' is not valid"):

@@ -156,7 +156,7 @@ def test_a_begun_run_of_the_microworld_is_compared_by_what_was_given(
     (finetune / "checkpoints").mkdir(parents=True)
     (config.run_folder / "config.yaml").write_text(dump(config))
     (finetune / "inputs.json").write_text("{}")
-    (finetune / "adjustments.jsonl").write_text("")
+    (finetune / "adjustments.jsonl").write_text('{"step": 0}\n')
     path = {"model": config.model.model_copy(update={"path": str(tiny_model)})}
     filled = config.model_copy(update=path)  # as with a tiny base model that is there
     monkeypatch.setattr(plans, "prepare", lambda *_, **__: (filled, True))

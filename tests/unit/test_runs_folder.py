@@ -69,6 +69,7 @@ def test_a_run_goes_on_with_the_settings_that_its_training_uses(
     begun = [f"storage={tmp_path}", *begun]
     with RunFolder(load([], begun)) as folder:
         folder.write("finetune/inputs.json", {})
+        (folder.path / "finetune" / "adjustments.jsonl").write_text('{"step": 0}\n')
     if refused:
         with pytest.raises(
             UserError, match=rf"was begun with other settings \({change.partition('=')[0]}: "

@@ -20,6 +20,7 @@ def begun(tmp_path: Path, *overrides: str) -> Path:
     """A run whose fine-tuning was begun; its saved configuration."""
     with RunFolder(load([], [f"storage={tmp_path}", *BEGUN, *overrides])) as folder:
         folder.begin({"model": "m"})
+        (folder.path / "finetune" / "adjustments.jsonl").write_text('{"step": 0}\n')
         return folder.path / "config.yaml"
 
 
@@ -68,6 +69,17 @@ def test_what_may_change_may_and_the_rest_is_named(tmp_path: Path) -> None:
             "training.lora.rank=4",
             "seed=3",
         )
+
+
+def test_a_run_that_has_measured_nothing_can_be_begun_with_other_settings(tmp_path: Path) -> None:
+    log = begun(tmp_path, "training.lora.targets=[nope]").parent / "finetune" / "adjustments.jsonl"
+    with pytest.raises(UserError, match=r"training\.lora\.targets: \['nope'\] → "):
+        check(tmp_path)
+    for unbegun in (lambda: log.write_text(""), log.unlink):
+        unbegun()
+        check(tmp_path)
+        with RunFolder(load([], [f"storage={tmp_path}", *BEGUN])) as folder:
+            folder.begin({"model": "another"})
 
 
 def test_other_data_or_another_model_are_refused(tmp_path: Path) -> None:

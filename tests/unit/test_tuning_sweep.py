@@ -167,6 +167,7 @@ def test_trials_of_other_settings_are_left_out_and_told(
         config = plan(f"training.epochs={epochs}").config(name, changes)
         with RunFolder(config) as folder:
             folder.begin({"model": "m"})
+            (folder.path / "finetune" / "adjustments.jsonl").write_text('{"step": 0}\n')
             folder.write(
                 "outcome.json", {"changes": changes, "objectives": {"gain": 1}, "pruned_at": None}
             )

@@ -21,7 +21,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from versatune_ray.errors import UserError, printable, redacted
-from versatune_ray.runs.artefacts import Timings
+from versatune_ray.runs.artefacts import Adjustment, Timings
 from versatune_ray.runs.cache import write_json
 from versatune_ray.runs.lock import Lease
 from versatune_ray.runs.names import private
@@ -93,8 +93,7 @@ class RunFolder:
         Raises:
             UserError: it was begun with something else.
         """
-        begun = self.path / "finetune" / "inputs.json"
-        if begun.is_file():
+        if begun := _begun(self.path):
             before = json.loads(begun.read_text(encoding="utf-8"))
             now = json.loads(json.dumps(inputs))
             changed = [name for name in now if before.get(name) != now[name]]
@@ -205,8 +204,8 @@ def check_unchanged(config: Config) -> None:
         UserError: its fine-tuning was begun with others; they are named.
     """
     folder = config.run_folder
-    saved, begun = folder / "config.yaml", folder / "finetune" / "inputs.json"
-    if not saved.is_file() or not begun.is_file():
+    saved, begun = folder / "config.yaml", _begun(folder)
+    if not saved.is_file() or begun is None:
         return
     way_out = f"choose another name with run=…, or delete {shown(folder)}"
     try:
@@ -238,6 +237,14 @@ def check_unchanged(config: Config) -> None:
             f"run {config.run!r} was begun with other settings "
             f"({'; '.join(changed[:5])}{more}); {way_out}"
         )
+
+
+def _begun(folder: Path) -> Path | None:
+    """What a run's fine-tuning is made from, if it has come to measure anything: one that was
+    refused before, for a mistake in its settings, can be begun with others.
+    """
+    inputs, log = folder / "finetune" / "inputs.json", folder / Adjustment.FILE
+    return inputs if inputs.is_file() and log.is_file() and log.stat().st_size else None
 
 
 def _no_place(storage: str, folder: Path, error: OSError) -> str:
