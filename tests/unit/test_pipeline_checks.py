@@ -87,3 +87,22 @@ def test_detection_is_checked_where_the_start_needs_it(
 
 def test_trials_may_have_a_mixture_that_needs_less(given: list[str]) -> None:
     check(load([], [*given, "mixture.start=detected"]), ("records",))
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("detection.distribution", r"no distribution \(needs `domains` and `share`\)"),
+        ("reference.losses", "no losses.json"),
+        ("domains.law.questions", r"bad\.jsonl:.* \(domains\.law\.questions\)"),
+    ],
+)
+def test_files_that_hold_something_else_are_told_before_anything_starts(
+    tmp_path: Path, given: list[str], key: str, words: str
+) -> None:
+    wants = ["mixture.start=detected", "mixture.policy=versatune", "detection.judge.path=m"]
+    for content in ("null", "[]", "[1, 2]"):
+        bad = tmp_path / "bad.jsonl"
+        bad.write_text(content + "\n")
+        with pytest.raises(UserError, match=words):
+            check_named(load([], [*given, *wants, f"{key}={bad}"]))

@@ -67,6 +67,10 @@ def test_a_name_with_a_dot_or_an_equals_sign_is_quoted_in_a_key(tmp_path: Path) 
         ("run=../elsewhere", ["run", "'../elsewhere'"]),
         ("domains.law=a.jsonl", ["'law'", "at least two"]),
         ("epochs", ["epochs", "dotted.key=value"]),
+        ("run=a b", ["run: 'a b'", "use letters from a to z"]),
+        ("domains.a=[x, {path: y, wieght: 1}]", ["domains.a.train.1.wieght", "mean 'weight'"]),
+        ("domains.a=[x, {path: y, weight: -1}]", ["a.train.1.weight: -1", "greater than 0"]),
+        ("mixture.targets=[code, code]", ["mixture.targets", "code is there more than once"]),
     ],
 )
 def test_a_mistake_names_the_key_the_value_and_the_way_out(override: str, words: list[str]) -> None:

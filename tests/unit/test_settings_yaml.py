@@ -155,3 +155,11 @@ def test_an_option_that_there_is_not_says_what_to_type() -> None:
         no_option(["--foo"])
         == "--foo: no such option; --help lists options, --keys what a configuration may say"
     )
+
+
+def test_names_that_stand_for_more_values_than_there_can_be_are_refused() -> None:
+    lines = ["a0: &a0 [" + ",".join("1" * 9) + "]"]
+    lines += [f"a{n}: &a{n} [" + ",".join([f"*a{n - 1}"] * 9) + "]" for n in range(1, 9)]
+    assert len(read_yaml("\n".join(lines[:3]))["a2"]) == 9
+    with pytest.raises(yaml.YAMLError, match="stand for more than 1,000,000 values"):
+        read_yaml("\n".join(lines))

@@ -149,7 +149,7 @@ def read_questions(
 
     Raises:
         UserError: with file and line, where a record is broken or is no single question with its
-            answer.
+            answer; or there is none.
     """
     questions: list[Question] = []
     for source in (source for spec in specs for source in expand(spec, key)):
@@ -172,4 +172,6 @@ def read_questions(
             others = dict.fromkeys(other.strip() for other in reading.answers if other.strip())
             others.pop(answer, None)
             questions.append(Question(turns[0]["content"], answer, tuple(others)))
+    if not questions:
+        raise UserError(f"{', '.join(specs)}: no question in it ({key})")
     return questions

@@ -15,6 +15,7 @@ from typing import Literal
 from versatune_ray.detection.distribution import given
 from versatune_ray.detection.prompt import DEFAULT_PROMPT, Question
 from versatune_ray.domains import expand, load_tokenizer
+from versatune_ray.domains.records import Rules, read_questions
 from versatune_ray.errors import UserError
 from versatune_ray.microworld.prepare import check_judge
 from versatune_ray.runs.folder import say
@@ -96,6 +97,9 @@ def _check_records(config: Config) -> None:
         for key in ("train", "validation", "questions"):
             for spec in domain.specs(key):
                 expand(spec, f"domains.{name}.{key}")
+        if domain.questions:  # they are few, and are asked after the training
+            key, limit = f"domains.{name}.questions", config.evaluation.limit
+            read_questions(domain.questions, limit, key, Rules(domain.fields))
     if data.chat_template is not None and not is_mirrored(data.chat_template):
         file = Path(data.chat_template).expanduser()
         if not file.is_file():

@@ -71,7 +71,7 @@ def _domains(folder: Path) -> tuple[dict[str, dict[str, str]], list[str]]:
                 f"{path}: named for a split and not for a domain; put it into a folder of its "
                 f"domain's name"
             )
-        domain = re.sub(r"[^A-Za-z0-9_-]+", "-", domain).strip("-") or "domain"
+        domain = re.sub(r"[^\w-]+", "-", domain).strip("-") or "domain"
         parts = found.setdefault(domain, {})
         part = "validation" if held_out else "train"
         if part in parts:
@@ -120,7 +120,11 @@ def _context(model: str) -> list[str]:
 
 def _text(folder: Path, model: str, found: dict[str, dict[str, str]]) -> str:
     def line(value: object) -> str:
-        return yaml.safe_dump(value, default_flow_style=True, width=1000).split("\n...")[0].strip()
+        return (
+            yaml.safe_dump(value, default_flow_style=True, width=1000, allow_unicode=True)
+            .split("\n...")[0]
+            .strip()
+        )
 
     domains = [
         f"  {line(name)}: {line(parts['train'] if len(parts) == 1 else parts)}"

@@ -15,10 +15,12 @@ from pydantic import ValidationError
 from versatune_ray.errors import UserError
 from versatune_ray.settings import Config
 from versatune_ray.settings.common import nearest
+from versatune_ray.settings.domains import Source
 from versatune_ray.settings.keys import keys, names
 
 _TYPE = re.compile(
-    r"int|float|str|bool|constrained-\w+|function-\w+\[.*\]|(list|dict|literal)\[.*\]", re.DOTALL
+    r"int|float|str|bool|constrained-\w+|function-\w+\[.*\]|(list|dict|literal)\[.*\]|Source",
+    re.DOTALL,
 )  # pydantic's names of a union's members
 _OF_USER = re.compile(r"~[^\s/]+/\S*")
 _LONG = 100  # characters of a value that are shown
@@ -62,6 +64,9 @@ def mistakes_of(error: ValidationError) -> str:
 
 def unknown(key: str) -> str:
     """Of a key that there is not, with the nearest one at any depth."""
+    parent, _, last = key.rpartition(".")
+    if re.fullmatch(r"domains\..+\.train\.\d+", parent):
+        return f"{_printable(key)}: unknown key; {nearest(last, list(Source.model_fields))}"
     near = nearest(key, names())
     if near.startswith("valid: "):
         near = f"valid: {', '.join(Config.model_fields)}"
@@ -84,7 +89,12 @@ def _mistakes(error: ValidationError) -> list[dict[str, Any]]:
             )
         else:
             found[key or str(len(found))] = {**item, "loc": loc}
-    return list(found.values())
+    # of what may be a text or have keys, and has keys, those are what is wrong
+    return [
+        item
+        for key, item in found.items()
+        if item["type"] != "string_type" or not any(one.startswith(f"{key}.") for one in found)
+    ]
 
 
 def _explain(error: dict[str, Any]) -> str:
@@ -101,6 +111,8 @@ def _explain(error: dict[str, Any]) -> str:
         return unknown(key)
     if not key:
         return reason
+    if error["type"] == "string_pattern_mismatch":
+        reason = "use letters from a to z, digits, _ and -, with a letter or digit first"
     if error["type"] == "missing":
         return f"{_printable(key)}: missing; it has no default"
     if error["type"] == "value_error" and isinstance(error["input"], Mapping):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from versatune_ray.mixture import POLICIES, STARTS
 from versatune_ray.settings.common import OneOf, Paths, WithPreset, setting
@@ -174,3 +175,11 @@ class Mixture(WithPreset):
             "passes",
         )
     )
+
+    @field_validator("targets")
+    @classmethod
+    def _each_once(cls, value: list[str]) -> list[str]:
+        twice = [name for name, times in Counter(value).items() if times > 1]
+        if twice:
+            raise ValueError(f"{', '.join(twice)} is there more than once; name each domain once")
+        return value

@@ -11,6 +11,7 @@ import yaml
 
 from versatune_ray.errors import UserError
 
+_MOST = 1_000_000  # values of a file; the largest configurations have some thousands
 _TAG = "tag:yaml.org,2002:"
 _WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+")
 _REAL = re.compile(
@@ -45,7 +46,7 @@ def read_yaml(text: str, where: str = "") -> Any:
     loader.where = where
     try:
         value = loader.get_single_data()
-        _whole(value, ())
+        _whole(value, (), [_MOST])
         return value
     except RecursionError:
         raise yaml.YAMLError("too many levels, or a value that holds itself") from None
@@ -75,13 +76,18 @@ def plain(value: Any) -> Any:
     return value.number if isinstance(value, Number) else value
 
 
-def _whole(value: Any, above: tuple[int, ...]) -> None:
-    """Raises ``RecursionError`` where a value holds itself, as ``&a [*a]`` does."""
+def _whole(value: Any, above: tuple[int, ...], left: list[int]) -> None:
+    """Raises ``RecursionError`` where a value holds itself, as ``&a [*a]`` does; ``ValueError``
+    where names of names stand for more values than are ``left``.
+    """
+    left[0] -= 1
+    if left[0] < 0:
+        raise ValueError(f"its aliases (*name) stand for more than {_MOST:,} values")
     if isinstance(value, dict | list):
         if id(value) in above:
             raise RecursionError
         for one in value.values() if isinstance(value, dict) else value:
-            _whole(one, (*above, id(value)))
+            _whole(one, (*above, id(value)), left)
 
 
 def _mapping(loader: Any, node: Any) -> Any:
