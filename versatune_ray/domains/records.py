@@ -172,6 +172,6 @@ def read_questions(
             others = dict.fromkeys(other.strip() for other in reading.answers if other.strip())
             others.pop(answer, None)
             questions.append(Question(turns[0]["content"], answer, tuple(others)))
-    if not questions:
+    if specs and not questions:
         raise UserError(f"{', '.join(specs)}: no question in it ({key})")
     return questions
