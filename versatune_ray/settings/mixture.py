@@ -141,7 +141,9 @@ class Mixture(WithPreset):
         "records; else a scarce domain that overfits is given ever more",
     )
     feedback: Literal["held_out", "train"] = setting(
-        "held_out", "loss that drives the shares; `train` costs nothing"
+        "held_out",
+        "loss that drives the shares; `train`: that of the training batches, with nothing measured "
+        "but before and after",
     )
     gradient_records: int = setting(
         16,
