@@ -22,6 +22,7 @@ from versatune_ray.runs.folder import RunFolder
 from versatune_ray.settings.loading import load, parse
 from versatune_ray.tuning.plan import Plan, with_artefacts
 from versatune_ray.tuning.results import _column, outcomes, write_results
+from versatune_ray.tuning.study import check_study
 from versatune_ray.tuning.sweep import check_objective, check_sweep
 
 
@@ -123,6 +124,8 @@ def test_a_search_asks_nothing_of_the_trials_of_another(tmp_path: Path) -> None:
         ("mixture.epsilon", [-0.5], r"mixture.epsilon: -0.5 is not valid: it has to be at least 0"),
         ("mixture.targets", [["lew"]], "mixture.targets: unknown domain 'lew'; did you mean 'law'"),
         ("mixture.sgima", [1.0], "mixture.sgima: unknown key; did you mean 'mixture.sigma'"),
+        ("training.epochs", [1, 2, 1.0], "space.training.epochs: 1.* is there more than once"),
+        ("training.epochs", [1, "1"], "epochs='1': the same settings as .*epochs=1; leave one"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_before_anything_starts(
@@ -155,6 +158,13 @@ def test_keys_that_need_each_other_are_checked_together() -> None:
     check_sweep(load([], [*domains, objective, many % (ninety, ninety)]))
     with pytest.raises(UserError, match=r"mixture\.tau: 0 is not valid"):
         check_sweep(load([], [*domains, objective, many % ([*ninety, 0], ninety)]))
+
+
+def test_two_methods_of_a_study_that_are_one_are_refused() -> None:
+    methods = "study={baseline: a, methods: {a: {mixture.sigma: 2}, b: {mixture.sigma: 2.0}}}"
+    told = "study.methods.b: the same settings as study.methods.a; leave one of them out"
+    with pytest.raises(UserError, match=told):
+        check_study(load([], [*OWN, "mixture.start=uniform", methods]))
 
 
 def test_trials_of_other_settings_are_left_out_and_told(

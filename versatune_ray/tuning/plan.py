@@ -147,6 +147,21 @@ class Plan:
         )
 
 
+def check_differ(members: Mapping[str, Config]) -> None:
+    """
+    Args:
+        members: of a sweep or study, by what a person calls them.
+
+    Raises:
+        UserError: two of them come to the same settings, and would be the same run.
+    """
+    named: dict[str, str] = {}
+    for name, config in members.items():
+        other = named.setdefault(config.model_dump_json(exclude={"run"}), name)
+        if other != name:
+            raise UserError(f"{name}: the same settings as {other}; leave one of them out")
+
+
 def leaves(changes: Mapping[str, Any], above: str = "") -> Iterator[str]:
     """Dotted keys of changes, which may be written as branches."""
     for name, value in changes.items():

@@ -21,7 +21,7 @@ from versatune_ray.runs.comparisons import StudyTable, trial_name
 from versatune_ray.runs.storage import push
 from versatune_ray.settings import Config, semantics
 from versatune_ray.settings.idle import idle
-from versatune_ray.tuning.plan import Plan, leaves, with_artefacts
+from versatune_ray.tuning.plan import Plan, check_differ, leaves, with_artefacts
 from versatune_ray.tuning.study_tables import NOTE, above_chance, absent, study_tables
 from versatune_ray.tuning.trial import where_it_is_fast
 from versatune_ray.tuning.trials import finish, run_trials
@@ -53,6 +53,7 @@ def check_study(config: Config) -> None:
             f"study.methods: {times} names differ in signs only and would share the folder "
             f"{folder}; use other letters"
         )
+    members: dict[str, Config] = {}
     for name, changes in settings.chosen.items():
         source = _source(changes)
         if source is not None and (
@@ -66,12 +67,15 @@ def check_study(config: Config) -> None:
             raise UserError(f"study.methods.{name}: seed: study.seeds has the seeds of all methods")
         changed = Plan(config).config(trial_name(name, 0), alone(changes))
         semantics.check(changed, semantics.domain_names(changed))
+        if source is None:
+            members[f"study.methods.{name}"] = changed
         given = [f"{key}." for key in leaves(alone(changes))]
         for key, why in idle(changed).items():
             if any(one.startswith(f"{key}.") for one in given) and _differs(config, changed, key):
                 raise UserError(
                     f"study.methods.{name}: {key} does nothing there: {why}; leave it out"
                 )
+    check_differ(members)
 
 
 def _differs(config: Config, changed: Config, key: str) -> bool:

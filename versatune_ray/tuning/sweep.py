@@ -16,7 +16,7 @@ from versatune_ray.pipeline import Run
 from versatune_ray.settings import Config, semantics
 from versatune_ray.settings.idle import idle
 from versatune_ray.settings.tuning import BY_ACCURACY, Sweep
-from versatune_ray.tuning.plan import Plan, name_of, with_artefacts
+from versatune_ray.tuning.plan import Plan, check_differ, name_of, with_artefacts
 from versatune_ray.tuning.pruning import between_marks, scheduler, stages_of
 from versatune_ray.tuning.results import outcomes, write_results
 from versatune_ray.tuning.trials import finish, run_trials
@@ -50,15 +50,21 @@ def check_sweep(config: Config) -> None:
                 f"as methods of a study, by jobs/study.py"
             )
     nothing: list[dict[str, str]] = []
+    members: dict[str, Config] = {}
     for changes in _combinations(settings):
         changed = shared.config("check", changes)
         semantics.check(changed, semantics.domain_names(changed))
         nothing.append(idle(changed))
+        for key, values in settings.space.items():
+            if isinstance(values, list) and values.count(changes[key]) > 1:
+                raise UserError(f"sweep.space.{key}: {changes[key]!r} is there more than once")
+        members[_called(changes)] = changed
     for key in settings.space:
         if all(key in one for one in nothing):
             raise UserError(
                 f"sweep.space.{key}: trials would not differ by it: {nothing[0][key]}; leave it out"
             )
+    check_differ(members)
     check_objective(config, semantics.domain_names(config))
 
 
@@ -114,9 +120,7 @@ def sweep(run: Run) -> Path:
     """
     config, settings = run.given_config, run.given_config.sweep
     alternatives = {
-        f"sweep.space: {', '.join(f'{key}={value}' for key, value in changes.items())}": (
-            _plan(config).config("check", changes)
-        )
+        _called(changes): _plan(config).config("check", changes)
         for changes in _combinations(settings)
     }
     shared = with_artefacts(run, alternatives, config.mixture.targets, settings.objective)
@@ -168,6 +172,10 @@ def _combinations(settings: Sweep) -> Iterator[dict[str, Any]]:
         return
     for place in range(max(map(len, space.values()))):
         yield {key: values[place % len(values)] for key, values in space.items()}
+
+
+def _called(changes: Mapping[str, Any]) -> str:
+    return f"sweep.space: {', '.join(f'{key}={value!r}' for key, value in changes.items())}"
 
 
 def _plan(config: Config) -> Plan:
