@@ -148,7 +148,7 @@ def open_source(source: Input, seekable: bool = False) -> Any:
 
 
 def _zstd(file: IO[bytes]) -> IO[bytes]:
-    # Python's own zstandard ends in silence where a file was cut off
+    # the package zstandard ends in silence where a file was cut off
     return io.BufferedReader(cast(io.RawIOBase, pa.input_stream(file, compression="zstd")))
 
 
