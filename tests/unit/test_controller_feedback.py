@@ -93,6 +93,15 @@ def test_training_losses_are_compared_with_training_losses_alone() -> None:
     assert last.line["forgetting_degree"] == {"law": 0, "code": pytest.approx(1 / 3)}
 
 
+def test_a_line_is_json_where_a_loss_rises_from_nothing() -> None:
+    actor = controller(Constant())
+    actor.begin(1, None)
+    exchange(actor, report(0, [0, 4], [1, 1]))
+    (rising,) = exchange(actor, report(10, [1, 5], [1, 1]))
+    assert rising.line["forgetting_degree"] == {"law": None, "code": 0.25}
+    json.dumps(rising.line, allow_nan=False)
+
+
 def test_held_out_feedback_is_not_averaged() -> None:
     actor = controller(smoothing=0.75)
     actor.begin(1, None)

@@ -286,10 +286,11 @@ class WeightController:
         return np.where(np.isnan(train_loss), self.previous_loss, average)
 
     def _named(self, values: Any) -> dict[str, float | None] | None:
-        if values is None or np.isnan(values).all():
+        """Numbers by domain; one that is none, or infinite, is null, for JSON has no such."""
+        if values is None or not np.isfinite(values).any():
             return None
         return {
-            name: None if np.isnan(v) else float(v)
+            name: float(v) if np.isfinite(v) else None
             for name, v in zip(self.domains, values, strict=True)
         }
 
