@@ -36,7 +36,7 @@ def train(what: str, *arguments: str) -> int:
         return step(self, shares, ahead)
 
     if what == "mistake" and rank == 1:
-        local.load_tokenizer = mistaken  # type: ignore[assignment]
+        local.tokenizer_of = mistaken  # type: ignore[assignment]
     elif what == "later" and rank == 1:
         loop.load_domains = mistaken  # type: ignore[assignment]
     elif what == "blind" and rank == 1:

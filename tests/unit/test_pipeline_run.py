@@ -96,6 +96,7 @@ def test_a_given_distribution_is_noted_and_read_once(tmp_path: Path) -> None:
 def test_a_fine_tuning_that_was_begun_on_something_else_is_refused(tmp_path: Path) -> None:
     with RunFolder(config_of(tmp_path)) as folder:
         folder.begin({"model": "a", "detected": None})
+        (folder.path / "finetune" / "adjustments.jsonl").write_text('{"step": 0}\n')
         folder.begin({"model": "a", "detected": None})
         with pytest.raises(UserError, match="finetune: model changed since this fine-tuning began"):
             folder.begin({"model": "b", "detected": None})

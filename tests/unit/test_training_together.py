@@ -116,6 +116,9 @@ def test_a_checkpoint_that_one_rank_does_not_see_is_told_and_nobody_begins_anew(
 ) -> None:
     good, printed = on_two("nothing", settings, "seen")
     assert good, printed
+    (
+        settings.parent / "runs" / "seen" / "finetune" / "done"
+    ).unlink()  # as if it had not come so far
     good, printed = on_two("blind", settings, "seen")
     assert not good and "error: rank 1: storage: no " in printed, printed
     assert "has to be a folder that every node sees" in printed

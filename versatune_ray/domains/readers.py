@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import IO, Any, NamedTuple, cast
 
-import pyarrow as pa
-
 from versatune_ray.domains import delimited, json_records, tables
 from versatune_ray.domains.remote import locate, open_file
 from versatune_ray.domains.spec import Input, expand, reason_of
@@ -148,6 +146,8 @@ def open_source(source: Input, seekable: bool = False) -> Any:
 
 
 def _zstd(file: IO[bytes]) -> IO[bytes]:
+    import pyarrow as pa
+
     # the package zstandard ends in silence where a file was cut off
     return io.BufferedReader(cast(io.RawIOBase, pa.input_stream(file, compression="zstd")))
 
