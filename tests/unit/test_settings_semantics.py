@@ -247,8 +247,7 @@ def test_stages_of_one_schedule_share_its_steps() -> None:
         (
             "[{name: s, sources: law}, {name: g, sources: code, rehearse: 1/4, policy: constant, "
             "start: {law: 1, code: 0}}]",
-            "stages.g: start={'law': 1, 'code': 0} gives nothing to code, which this stage is "
-            "for; write another",
+            "stages.g: start={'law': 1, 'code': 0} gives nothing to code, which this stage is for",
         ),
         ("[{epochs: 1}]", "stages.0.name"),
     ],

@@ -330,27 +330,3 @@ def test_policies_that_ask_for_more_go_on_and_are_replayed_as_they_decided(
     reference = dict(zip(NAMES, REFERENCE, strict=True))
     replayed = lookahead._answers(config, log, NAMES, reference, np.array(shares[0]))
     np.testing.assert_allclose(replayed, shares, atol=1e-12)
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_what_the_first_rank_cannot_decide_on_is_raised_on_every_rank(
-    rank: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[Any] = []
-
-    def broadcast(answer: list[Any]) -> None:
-        told.append(answer[0])
-        answer[0] = Refused("law: loss is nan")
-
-    class Controller:
-        def decide(self, reports: Any) -> Decision:
-            raise Refused("law: loss is nan")
-
-    monkeypatch.setattr("torch.distributed.gather_object", lambda *_: None)
-    monkeypatch.setattr("torch.distributed.broadcast_object_list", broadcast)
-    runtime = object.__new__(LocalRuntime)
-    runtime.rank, runtime.world = rank, 2
-    runtime._controller = Controller()  # type: ignore[assignment]
-    with pytest.raises(Refused, match="law: loss is nan"):
-        runtime.exchange(None)  # type: ignore[arg-type]
-    assert isinstance(told[0], Refused) == (rank == 0)

@@ -5,6 +5,7 @@ rank and why.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,7 +13,9 @@ from local_ranks import train
 from processes import start_ranks
 from tiny import write_records
 
+from versatune_ray.training.adjustment import Decision, Refused
 from versatune_ray.training.heartbeat import Heartbeat, Sign, held_up_by
+from versatune_ray.training.local import LocalRuntime
 
 TIMEOUT = 6
 
@@ -122,3 +125,27 @@ def test_a_checkpoint_that_one_rank_does_not_see_is_told_and_nobody_begins_anew(
     good, printed = on_two("blind", settings, "seen")
     assert not good and "error: rank 1: storage: no " in printed, printed
     assert "has to be a folder that every node sees" in printed
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_the_first_rank_cannot_decide_on_is_raised_on_every_rank(
+    rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+
+    def broadcast(answer: list[Any]) -> None:
+        told.append(answer[0])
+        answer[0] = Refused("law: loss is nan")
+
+    class Controller:
+        def decide(self, reports: Any) -> Decision:
+            raise Refused("law: loss is nan")
+
+    monkeypatch.setattr("torch.distributed.gather_object", lambda *_: None)
+    monkeypatch.setattr("torch.distributed.broadcast_object_list", broadcast)
+    runtime = object.__new__(LocalRuntime)
+    runtime.rank, runtime.world = rank, 2
+    runtime._controller = Controller()  # type: ignore[assignment]
+    with pytest.raises(Refused, match="law: loss is nan"):
+        runtime.exchange(None)  # type: ignore[arg-type]
+    assert isinstance(told[0], Refused) == (rank == 0)

@@ -29,7 +29,7 @@ from versatune_ray.mixture import (
 )
 from versatune_ray.settings.recipe import StagePlan
 from versatune_ray.training.adjustment import Array, Decision, Refused, Report
-from versatune_ray.training.feedback import feedback_of, measured, passes_in
+from versatune_ray.training.feedback import feedback_of, measured, passes_in, trained_in
 from versatune_ray.training.heartbeat import Sign, held_up_by
 
 
@@ -280,7 +280,7 @@ class WeightController:
             return train_loss
         # Until a stage has drawn from a domain, the previous loss is a held-out one: a mean with
         # that would be of two different quantities.
-        drawn = passes_in(self.lines[-1], self.domains) > self._passed(stage)
+        drawn = trained_in(self.lines[-1], self.domains, self._passed(stage))
         weight = np.where(drawn, self.smoothing, 0.0)
         average = weight * self.previous_loss + (1 - weight) * train_loss
         return np.where(np.isnan(train_loss), self.previous_loss, average)
